@@ -1,0 +1,1 @@
+"""Making the converted network good, and proving it."""

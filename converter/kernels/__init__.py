@@ -1,0 +1,1 @@
+"""One convolution: its mathematics; no networks, no files."""

@@ -1,0 +1,274 @@
+"""``Conv``, one convolution as data, and ``Chain``, the sequence that stands in for one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from converter.errors import ConverterError
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution over 1, 2 or 3 spatial axes, free of any framework.
+
+    Attributes:
+        kernel: (O, I/groups, *k); for a transposed convolution (I, O/groups, *k), as torch and
+            ONNX store it. Any float type; arithmetic happens in float32 or float64.
+        bias: (O,) or None.
+        stride: One per axis.
+        padding: (begin, end) per axis; for a transposed convolution, what is cut off the output.
+        dilation: One per axis.
+        padding_mode: One of ``PADDING_MODES``.
+        groups: Divides both I and O.
+        transposed: Whether the convolution is transposed.
+        output_padding: One per axis; used by transposed convolutions only.
+
+    Raises:
+        ConverterError: When the fields contradict each other.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray | None
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    padding_mode: str = "zeros"
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit together."""
+        axes = self.kernel.ndim - 2
+        if not 1 <= axes <= 3 or 0 in self.kernel.shape:
+            raise ConverterError(f"A kernel of shape {self.kernel.shape} is not a convolution's.")
+        if not len(self.stride) == len(self.padding) == len(self.dilation) == axes:
+            raise ConverterError(
+                f"Stride {self.stride}, padding {self.padding} and dilation {self.dilation} must "
+                f"each have {axes} entries for a kernel of shape {self.kernel.shape}."
+            )
+        if min((*self.stride, *self.dilation)) < 1 or self.groups < 1:
+            raise ConverterError("Stride, dilation and groups must be at least 1.")
+        if self.padding_mode not in PADDING_MODES:
+            raise ConverterError(
+                f"Padding mode {self.padding_mode!r} is unknown; use one of {PADDING_MODES}."
+            )
+        if self.kernel.shape[0] % self.groups:
+            raise ConverterError(
+                f"{self.groups} groups do not divide {self.kernel.shape[0]} filters."
+            )
+        if self.bias is not None and self.bias.shape != (self.O,):
+            raise ConverterError(f"A bias of shape {self.bias.shape} must have shape ({self.O},).")
+
+    @property
+    def O(self) -> int:  # noqa: E743
+        """Output channels."""
+        return self.kernel.shape[1] * self.groups if self.transposed else self.kernel.shape[0]
+
+    @property
+    def I(self) -> int:  # noqa: E743
+        """Input channels."""
+        return self.kernel.shape[0] if self.transposed else self.kernel.shape[1] * self.groups
+
+    @property
+    def k(self) -> tuple[int, ...]:
+        """Kernel size per axis."""
+        return self.kernel.shape[2:]
+
+    @property
+    def params(self) -> int:
+        """Number of weights, bias included."""
+        return self.kernel.size + (0 if self.bias is None else self.bias.size)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial output size for a spatial input ``size``, one entry per axis."""
+        out = []
+        for axis, n in enumerate(size):
+            span = self.dilation[axis] * (self.k[axis] - 1)
+            if self.transposed:
+                extra = self.output_padding[axis] if self.output_padding else 0
+                out.append((n - 1) * self.stride[axis] + span + 1 + extra - sum(self.padding[axis]))
+            else:
+                out.append((n + sum(self.padding[axis]) - span - 1) // self.stride[axis] + 1)
+        return tuple(out)
+
+    def macs(self, size: Sequence[int]) -> int:
+        """Multiply-accumulates for one example of spatial input ``size``."""
+        return self.kernel.size * math.prod(size if self.transposed else self.output_size(size))
+
+    def geometry(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON values; ``blank`` is the inverse."""
+        return {
+            "kernel_shape": list(self.kernel.shape),
+            "bias": self.bias is not None,
+            "stride": list(self.stride),
+            "padding": [list(pair) for pair in self.padding],
+            "dilation": list(self.dilation),
+            "padding_mode": self.padding_mode,
+            "groups": self.groups,
+        }
+
+    @classmethod
+    def blank(cls, geometry: dict[str, Any]) -> Conv:
+        """Build a convolution of zeros from what ``geometry`` wrote."""
+        shape, groups = tuple(geometry["kernel_shape"]), geometry["groups"]
+        return cls(
+            kernel=np.zeros(shape, np.float32),
+            bias=np.zeros(shape[0], np.float32) if geometry["bias"] else None,
+            stride=tuple(geometry["stride"]),
+            padding=tuple((begin, end) for begin, end in geometry["padding"]),
+            dilation=tuple(geometry["dilation"]),
+            padding_mode=geometry["padding_mode"],
+            groups=groups,
+        )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The plain convolutions that, one after the other, stand in for one ``Conv``.
+
+    Raises:
+        ConverterError: When channels do not match or a step before the last has a bias.
+    """
+
+    steps: tuple[Conv, ...]
+
+    def __post_init__(self) -> None:
+        """Check that each step takes what the one before it gives."""
+        for before, after in zip(self.steps, self.steps[1:]):
+            if before.O != after.I:
+                raise ConverterError(f"A step gives {before.O} channels, the next takes {after.I}.")
+            if before.bias is not None:
+                raise ConverterError("Only the last step of a chain carries a bias.")
+
+    @property
+    def params(self) -> int:
+        """Number of weights, bias included."""
+        return sum(step.params for step in self.steps)
+
+    def macs(self, size: Sequence[int]) -> int:
+        """Multiply-accumulates for one example of spatial input ``size``."""
+        total = 0
+        for step in self.steps:
+            total += step.macs(size)
+            size = step.output_size(size)
+        return total
+
+    def dense(self) -> Conv:
+        """Compose the steps into the one convolution that they compute (in float64).
+
+        Padding of the steps is added up, which is exact when each axis is padded at the first
+        step that covers it, as every form does.
+        """
+        result = self.steps[0]
+        for step in self.steps[1:]:
+            result = _compose(result, step)
+        return result
+
+    def scaled(self, scale: np.ndarray) -> Chain:
+        """Multiply what each output channel's kernel computes by ``scale`` (O,); not the bias."""
+        *head, last = self.steps
+        factor = scale.reshape(-1, *[1] * (last.kernel.ndim - 1))
+        kernel = (last.kernel.astype(np.float64) * factor).astype(last.kernel.dtype)
+        return Chain((*head, replace(last, kernel=kernel)))
+
+    def with_bias(self, bias: np.ndarray | None) -> Chain:
+        """Return the same chain with another ``bias`` (O,) on its last step."""
+        *head, last = self.steps
+        return Chain((*head, replace(last, bias=bias)))
+
+
+def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
+    """Give factor kernels the geometry of ``conv`` and make a chain of them.
+
+    Stride, padding and dilation of an axis go on the first step whose kernel covers it (on the
+    first step for an axis of size 1), the bias on the last. The kernels are cast to the type of
+    ``conv``'s.
+
+    Args:
+        conv: The convolution that the chain stands in for.
+        kernels: (kernel (O, I/groups, *k), groups) of each step.
+    """
+    owner = [
+        next((n for n, (kernel, _) in enumerate(kernels) if kernel.shape[2 + axis] > 1), 0)
+        for axis in range(len(conv.k))
+    ]
+    steps = []
+    for n, (kernel, groups) in enumerate(kernels):
+        own = [first == n for first in owner]
+        last = n == len(kernels) - 1
+        steps.append(
+            Conv(
+                kernel=np.ascontiguousarray(kernel).astype(conv.kernel.dtype),
+                bias=conv.bias if last else None,
+                stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, own)),
+                padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, own)),
+                dilation=tuple(d if mine else 1 for d, mine in zip(conv.dilation, own)),
+                padding_mode=conv.padding_mode,
+                groups=groups,
+            )
+        )
+    return Chain(tuple(steps))
+
+
+def _expand(conv: Conv, groups: int) -> np.ndarray:
+    """Write a kernel (O, I/conv.groups, *k) as (groups, O/groups, I/groups, *k), zeros filled in.
+
+    ``groups`` divides ``conv.groups``.
+    """
+    inner = conv.groups // groups
+    O, i = conv.kernel.shape[:2]
+    o = O // conv.groups
+    blocks = np.zeros((groups, inner, o, inner, i, *conv.k))
+    parts = conv.kernel.astype(np.float64).reshape(groups, inner, o, i, *conv.k)
+    for n in range(inner):
+        blocks[:, n, :, n] = parts[:, n]
+    return blocks.reshape(groups, inner * o, inner * i, *conv.k)
+
+
+def _compose(first: Conv, second: Conv) -> Conv:
+    """Compose two convolutions: tap t1 of the first and t2 of the second meet at d1 t1 + s1 d2 t2.
+
+    The result keeps the groups that both share, and the largest dilation that fits all taps.
+    """
+    groups = math.gcd(first.groups, second.groups)
+    a, b = _expand(first, groups), _expand(second, groups)  # (g, M, I, *k1), (g, O, M, *k2)
+    far = tuple(s * d for s, d in zip(first.stride, second.dilation))
+    dilation, k = [], []
+    for axis in range(len(first.k)):
+        spans = (first.dilation[axis], first.k[axis]), (far[axis], second.k[axis])
+        unit = math.gcd(*(step if size > 1 else 0 for step, size in spans)) or 1
+        dilation.append(unit)
+        k.append(sum(step * (size - 1) for step, size in spans) // unit + 1)
+    kernel = np.zeros((groups, b.shape[1], a.shape[2], *k))
+    flat = a.reshape(groups, a.shape[1], -1)
+    for tap in np.ndindex(*second.k):
+        product = (b[(..., *tap)] @ flat).reshape(groups, b.shape[1], *a.shape[2:])
+        where = tuple(
+            slice(
+                (start := far[axis] * tap[axis] // dilation[axis]),
+                start + first.dilation[axis] * (first.k[axis] - 1) // dilation[axis] + 1,
+                max(first.dilation[axis] // dilation[axis], 1) if first.k[axis] > 1 else 1,
+            )
+            for axis in range(len(k))
+        )
+        kernel[(slice(None), slice(None), slice(None), *where)] += product
+    return Conv(
+        kernel=kernel.reshape(-1, a.shape[2], *k),
+        bias=second.bias,
+        stride=tuple(x * y for x, y in zip(first.stride, second.stride)),
+        padding=tuple(
+            (p[0] + s * q[0], p[1] + s * q[1])
+            for p, q, s in zip(first.padding, second.padding, first.stride)
+        ),
+        dilation=tuple(dilation),
+        padding_mode=first.padding_mode,
+        groups=groups,
+    )

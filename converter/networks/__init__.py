@@ -1,0 +1,1 @@
+"""A whole network: where convolutions come from and go back to."""
