@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -103,32 +102,6 @@ class Conv:
         """Multiply-accumulates for one example of spatial input ``size``."""
         return self.kernel.size * math.prod(size if self.transposed else self.output_size(size))
 
-    def geometry(self) -> dict[str, Any]:
-        """Everything but the weights, as JSON values; ``blank`` is the inverse."""
-        return {
-            "kernel_shape": list(self.kernel.shape),
-            "bias": self.bias is not None,
-            "stride": list(self.stride),
-            "padding": [list(pair) for pair in self.padding],
-            "dilation": list(self.dilation),
-            "padding_mode": self.padding_mode,
-            "groups": self.groups,
-        }
-
-    @classmethod
-    def blank(cls, geometry: dict[str, Any]) -> Conv:
-        """Build a convolution of zeros from what ``geometry`` wrote."""
-        shape, groups = tuple(geometry["kernel_shape"]), geometry["groups"]
-        return cls(
-            kernel=np.zeros(shape, np.float32),
-            bias=np.zeros(shape[0], np.float32) if geometry["bias"] else None,
-            stride=tuple(geometry["stride"]),
-            padding=tuple((begin, end) for begin, end in geometry["padding"]),
-            dilation=tuple(geometry["dilation"]),
-            padding_mode=geometry["padding_mode"],
-            groups=groups,
-        )
-
 
 @dataclass(frozen=True)
 class Chain:
@@ -206,7 +179,7 @@ def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
         last = n == len(kernels) - 1
         steps.append(
             Conv(
-                kernel=np.ascontiguousarray(kernel).astype(conv.kernel.dtype),
+                kernel=kernel.astype(conv.kernel.dtype, copy=False),
                 bias=conv.bias if last else None,
                 stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, own)),
                 padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, own)),
@@ -250,16 +223,13 @@ def _compose(first: Conv, second: Conv) -> Conv:
     kernel = np.zeros((groups, b.shape[1], a.shape[2], *k))
     flat = a.reshape(groups, a.shape[1], -1)
     for tap in np.ndindex(*second.k):
-        product = (b[(..., *tap)] @ flat).reshape(groups, b.shape[1], *a.shape[2:])
-        where = tuple(
-            slice(
-                (start := far[axis] * tap[axis] // dilation[axis]),
-                start + first.dilation[axis] * (first.k[axis] - 1) // dilation[axis] + 1,
-                max(first.dilation[axis] // dilation[axis], 1) if first.k[axis] > 1 else 1,
-            )
-            for axis in range(len(k))
-        )
-        kernel[(slice(None), slice(None), slice(None), *where)] += product
+        at, where = (..., *tap), [slice(None)] * 3
+        product = (b[at] @ flat).reshape(groups, b.shape[1], *a.shape[2:])
+        for axis, unit in enumerate(dilation):
+            start = far[axis] * tap[axis] // unit
+            step = max(first.dilation[axis] // unit, 1)
+            where.append(slice(start, start + step * (first.k[axis] - 1) + 1, step))
+        kernel[tuple(where)] += product
     return Conv(
         kernel=kernel.reshape(-1, a.shape[2], *k),
         bias=second.bias,

@@ -7,6 +7,7 @@ its business: ``decompose`` deals with them for all forms.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from converter.kernels.solve.svd import tail_errors, truncated_svd
 from converter.kernels.solve.tucker import tucker2
 
 Rank = tuple[int, ...]
+Shape = tuple[int, ...]
 Kernels = list[tuple[np.ndarray, int]]
 Solve = Callable[[np.ndarray, Rank, int], Kernels]
 ErrorAt = Callable[[Rank], float]
@@ -32,6 +34,7 @@ class Form:
     Attributes:
         name: As the user writes it.
         solve: (kernel (O, I, *k), rank, seed) -> kernels of the steps with their groups.
+        shapes: ((O, I, *k), rank) -> shapes of those kernels with their groups.
         max_rank: (O, I, *k) -> the rank at which the form is exact.
         default: The rank used when the user names the form only, as text for ``parse_rank``.
         refuses: kernel size k -> why the form has nothing to offer for it, or None.
@@ -42,7 +45,8 @@ class Form:
 
     name: str
     solve: Solve
-    max_rank: Callable[[tuple[int, ...]], Rank]
+    shapes: Callable[[Shape, Rank], list[tuple[Shape, int]]]
+    max_rank: Callable[[Shape], Rank]
     default: str
     refuses: Callable[[tuple[int, ...]], str | None]
     per_channel: bool = False
@@ -72,7 +76,7 @@ def refusal(form: Form, conv: Conv) -> str | None:
     """Say why ``form`` cannot stand in for ``conv``, or None if it can."""
     if conv.transposed:
         return "transposed convolutions cannot be converted yet"
-    if conv.I == conv.groups:
+    if conv.groups == conv.I:
         return "it is depthwise and has no channels to separate"
     return form.refuses(conv.k)
 
@@ -85,25 +89,23 @@ def full_rank(form: Form, conv: Conv) -> Rank:
 
 
 def parse_rank(text: str, form: Form, conv: Conv) -> Rank:
-    """Turn what the user wrote into a rank, which may exceed the full one.
+    """Turn what the user wrote into a rank, which need not fit ``conv``.
 
     ``16`` is an integer; ``1.0`` a fraction of O (for ``tucker`` of I and O, for ``decoupled``
-    of the kernel's size); ``0.5,0.5`` or ``16,32`` a pair for ``tucker``. A fraction is rounded
-    to the nearest rank that the groups divide.
+    of the kernel's size); ``0.5,0.5`` or ``16,32`` a pair for ``tucker``.
 
     Raises:
-        ConverterError: When ``text`` is neither, is not positive, or is not divided by groups.
+        ConverterError: When ``text`` is not a number (or a pair), or not above 0.
     """
-    full = full_rank(form, conv)
+    count = len(full_rank(form, conv))
     parts = text.split(",")
     if len(parts) == 1:
-        parts = parts * len(full)
-    if len(parts) != len(full):
-        raise ConverterError(f"Rank {text!r} has {len(parts)} parts; {form.name} takes {len(full)}.")
-    whole = (conv.I, conv.O) if len(full) == 2 else (conv.O,)
+        parts = parts * count
+    if len(parts) != count:
+        raise ConverterError(f"Rank {text!r} has {len(parts)} parts; {form.name} takes {count}.")
+    whole = (conv.I, conv.O) if count == 2 else (conv.O,)
     if form.per_channel:
         whole = (math.prod(conv.k),)
-    unit = 1 if form.per_channel else conv.groups
     rank = []
     for part, size in zip(parts, whole):
         try:
@@ -114,20 +116,52 @@ def parse_rank(text: str, form: Form, conv: Conv) -> Rank:
             ) from None
         if not (math.isfinite(value) and value > 0):
             raise ConverterError(f"Rank {text!r} must be above 0.")
-        if isinstance(value, float):
-            value = max(round(value * size / unit), 1) * unit
-        if value % unit:
-            raise ConverterError(f"Rank {value} must be a multiple of the layer's {unit} groups.")
-        rank.append(value)
+        rank.append(value if isinstance(value, int) else max(round(value * size), 1))
     return tuple(rank)
+
+
+def fit_rank(rank: Rank, form: Form, conv: Conv) -> Rank:
+    """Bring ``rank`` to the nearest that ``conv`` takes: a multiple of groups, not above full."""
+    unit = 1 if form.per_channel else conv.groups
+    full = full_rank(form, conv)
+    return tuple(min(max(round(r / unit), 1) * unit, most) for r, most in zip(rank, full))
 
 
 def rank_grid(form: Form, conv: Conv, block: int) -> list[Rank]:
     """List the ranks worth asking for: multiples of the runtime's ``block``, and the full one."""
-    full = full_rank(form, conv)
     unit = 1 if form.per_channel else math.lcm(block, conv.groups)
-    axes = [sorted({*range(unit, r, unit), r}) for r in full]
-    return [tuple(r) for r in np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(full))]
+    axes = [[*range(unit, most, unit), most] for most in full_rank(form, conv)]
+    return list(itertools.product(*axes))
+
+
+def skeleton(conv: Conv, form: Form, rank: Rank) -> Chain:
+    """Give the chain that ``decompose`` would, with zeros for weights: its shapes and its cost."""
+    rank = _group_rank(conv, form, rank)
+    shape = (conv.kernel.shape[0] // conv.groups, *conv.kernel.shape[1:])
+    zero = np.zeros((), conv.kernel.dtype)
+    return assemble(
+        conv,
+        [
+            (np.broadcast_to(zero, (s[0] * conv.groups, *s[1:])), groups * conv.groups)
+            for s, groups in form.shapes(shape, rank)
+        ],
+    )
+
+
+def estimate_errors(conv: Conv, form: Form) -> ErrorAt | None:
+    """Give the relative Frobenius error of ``conv`` as a function of the rank, if it is cheap."""
+    if form.errors is None:
+        return None
+    parts = np.split(conv.kernel.astype(np.float64), conv.groups)
+    curves = [form.errors(part) for part in parts]
+    power = np.array([np.sum(part**2) for part in parts])
+    weights = power / max(power.sum(), np.finfo(np.float64).tiny)
+
+    def error_at(rank: Rank) -> float:
+        rank = _group_rank(conv, form, rank)
+        return math.sqrt(sum(w * curve(rank) ** 2 for w, curve in zip(weights, curves)))
+
+    return error_at
 
 
 def decompose(conv: Conv, form: Form, rank: Rank, seed: int = 0) -> Chain:
@@ -138,6 +172,20 @@ def decompose(conv: Conv, form: Form, rank: Rank, seed: int = 0) -> Chain:
     Raises:
         ConverterError: When the form cannot stand in for ``conv``, or the rank does not fit.
     """
+    per_group = _group_rank(conv, form, rank)
+    parts = np.split(conv.kernel.astype(np.float64), conv.groups)
+    solved = [form.solve(part, per_group, seed) for part in parts]
+    return assemble(
+        conv,
+        [
+            (np.concatenate([kernel for kernel, _ in step]), step[0][1] * conv.groups)
+            for step in zip(*solved)
+        ],
+    )
+
+
+def _group_rank(conv: Conv, form: Form, rank: Rank) -> Rank:
+    """Check that ``form`` takes ``rank`` for ``conv``, and give the rank of one group."""
     reason = refusal(form, conv)
     if reason:
         raise ConverterError(f"{form.name} cannot stand in for this convolution: {reason}.")
@@ -149,15 +197,7 @@ def decompose(conv: Conv, form: Form, rank: Rank, seed: int = 0) -> Chain:
     unit = 1 if form.per_channel else conv.groups
     if any(r % unit for r in rank):
         raise ConverterError(f"Rank {show_rank(rank)} must be a multiple of {unit} groups.")
-    parts = np.split(conv.kernel.astype(np.float64), conv.groups)
-    solved = [form.solve(part, tuple(r // unit for r in rank), seed) for part in parts]
-    return assemble(
-        conv,
-        [
-            (np.concatenate([kernel for kernel, _ in step]), step[0][1] * conv.groups)
-            for step in zip(*solved)
-        ],
-    )
+    return tuple(r // unit for r in rank)
 
 
 def relative_error(conv: Conv, chain: Chain) -> float:
@@ -189,9 +229,9 @@ def _covered(k: tuple[int, ...]) -> list[int]:
 
 def _lvh(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
     """Give each filter its best rank-1 chain: lateral, vertical, horizontal (arXiv 1412.5474)."""
-    O, I, *k = kernel.shape
+    O, _, *k = kernel.shape
     axes = _covered(tuple(k))
-    lateral, *spatial = rank_one(kernel.reshape(O, I, *(k[axis] for axis in axes)))
+    lateral, *spatial = rank_one(kernel.reshape(_squeezed(kernel.shape)))
     steps: Kernels = [(_pointwise(lateral, len(k)), 1)]
     steps += [(_along(f.T, axis, len(k)), O) for f, axis in zip(spatial, axes)]
     return steps
@@ -199,10 +239,11 @@ def _lvh(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
 
 def _flattened(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
     """CP over all modes: R rank-1 filters shared by all outputs (arXiv 1412.6553)."""
-    O, I, *k = kernel.shape
-    axes = _covered(tuple(k))
-    squeezed = kernel.reshape(O, I, *(k[axis] for axis in axes))
-    out, lateral, *spatial = cp(squeezed, rank[0], seed)  # (O, R), (I, R), (K, R) ...
+    k = kernel.shape[2:]
+    axes = _covered(k)
+    out, lateral, *spatial = cp(
+        kernel.reshape(_squeezed(kernel.shape)), rank[0], seed
+    )  # (O, R), (I, R), (K, R) ...
     steps: Kernels = [(_pointwise(lateral.T, len(k)), 1)]
     steps += [(_along(f, axis, len(k)), rank[0]) for f, axis in zip(spatial, axes)]
     return [*steps, (_pointwise(out, len(k)), 1)]
@@ -287,60 +328,110 @@ def _needs_two_axes(k: tuple[int, ...]) -> str | None:
     return None
 
 
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _squeezed(shape: Shape) -> Shape:
     return (*shape[:2], *(size for size in shape[2:] if size > 1))
 
 
-register(
-    Form("flattened", _flattened, lambda s: (exact_rank(_squeezed(s)),), "1.0", _needs_window)
-)
+def _ones(shape: Shape) -> Shape:
+    return (1,) * (len(shape) - 2)
+
+
+def _one_axis(shape: Shape, R: int) -> list[tuple[Shape, int]]:
+    """Shapes of the depthwise 1-D steps, one for each axis that the kernel covers."""
+    k = shape[2:]
+    return [((R, 1, *(k[a] if a == axis else 1 for a in range(len(k)))), R) for axis in _covered(k)]
+
+
 register(
     Form(
-        "separable",
-        _separable,
-        lambda s: (exact_rank((s[0], s[1], math.prod(s[2:]))),),
-        "1.0",
-        _needs_window,
+        name="flattened",
+        solve=_flattened,
+        shapes=lambda s, r: [
+            ((r[0], s[1], *_ones(s)), 1),
+            *_one_axis(s, r[0]),
+            ((s[0], r[0], *_ones(s)), 1),
+        ],
+        max_rank=lambda s: (exact_rank(_squeezed(s)),),
+        default="1.0",
+        refuses=_needs_window,
     )
 )
-register(Form("lvh", _lvh, lambda s: (1,), "1", _needs_window, per_channel=True))
 register(
     Form(
-        "decoupled",
-        _decoupled,
-        lambda s: (min(s[0], math.prod(s[2:])),),
-        "2",
-        _needs_window,
+        name="separable",
+        solve=_separable,
+        shapes=lambda s, r: [
+            ((r[0], s[1], *_ones(s)), 1),
+            ((r[0], 1, *s[2:]), r[0]),
+            ((s[0], r[0], *_ones(s)), 1),
+        ],
+        max_rank=lambda s: (exact_rank((s[0], s[1], math.prod(s[2:]))),),
+        default="1.0",
+        refuses=_needs_window,
+    )
+)
+register(
+    Form(
+        name="lvh",
+        solve=_lvh,
+        shapes=lambda s, r: [((s[0], s[1], *_ones(s)), 1), *_one_axis(s, s[0])],
+        max_rank=lambda s: (1,),
+        default="1",
+        refuses=_needs_window,
         per_channel=True,
     )
 )
 register(
     Form(
-        "spatial",
-        _spatial,
-        lambda s: (min(s[1] * s[2], s[0] * s[3]),),
-        "0.5",
-        _needs_two_axes,
+        name="decoupled",
+        solve=_decoupled,
+        shapes=lambda s, r: [
+            ((s[1] * r[0], 1, *s[2:]), s[1]),
+            ((s[0], s[1] * r[0], *_ones(s)), 1),
+        ],
+        max_rank=lambda s: (min(s[0], math.prod(s[2:])),),
+        default="2",
+        refuses=_needs_window,
+        per_channel=True,
+    )
+)
+register(
+    Form(
+        name="spatial",
+        solve=_spatial,
+        shapes=lambda s, r: [((r[0], s[1], s[2], 1), 1), ((s[0], r[0], 1, s[3]), 1)],
+        max_rank=lambda s: (min(s[1] * s[2], s[0] * s[3]),),
+        default="0.5",
+        refuses=_needs_two_axes,
         errors=_matrix_errors(_spatial_matrix),
     )
 )
 register(
     Form(
-        "tucker",
-        _tucker,
-        lambda s: (min(s[1], s[0] * math.prod(s[2:])), min(s[0], s[1] * math.prod(s[2:]))),
-        "0.5,0.5",
-        _needs_window,
+        name="tucker",
+        solve=_tucker,
+        shapes=lambda s, r: [
+            ((r[0], s[1], *_ones(s)), 1),
+            ((r[1], r[0], *s[2:]), 1),
+            ((s[0], r[1], *_ones(s)), 1),
+        ],
+        max_rank=lambda s: (
+            min(s[1], s[0] * math.prod(s[2:])),
+            min(s[0], s[1] * math.prod(s[2:])),
+        ),
+        default="0.5,0.5",
+        refuses=_needs_window,
         errors=_tucker_errors,
     )
 )
 register(
     Form(
-        "channel",
-        _channel,
-        lambda s: (min(s[0], math.prod(s[1:])),),
-        "0.5",
-        lambda k: None,
+        name="channel",
+        solve=_channel,
+        shapes=lambda s, r: [((r[0], *s[1:]), 1), ((s[0], r[0], *_ones(s)), 1)],
+        max_rank=lambda s: (min(s[0], math.prod(s[1:])),),
+        default="0.5",
+        refuses=lambda k: None,
         errors=_matrix_errors(lambda kernel: kernel.reshape(len(kernel), -1)),
     )
 )

@@ -25,7 +25,7 @@ def cp(tensor: np.ndarray, R: int, seed: int) -> list[np.ndarray]:
     Returns:
         d factors (n_j, R), each term's norm spread evenly over its factors.
     """
-    if R >= exact_rank(tensor.shape):
+    if exact_rank(tensor.shape) <= R:
         factors = _exact(tensor, R)
     else:
         with tl.backend_context("pytorch"):

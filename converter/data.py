@@ -1,0 +1,362 @@
+"""Sample, training and evaluation data, as dictionaries of arrays by input name."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from converter.config import ConvertConfig
+from converter.errors import ConverterError
+
+Arrays = dict[str, np.ndarray]
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs that are read when needed.
+
+    Attributes:
+        count: Number of examples.
+        read: Indices (n,) -> arrays (n, ...) by input name, ready for the network.
+        labels: (count,) integers, or None.
+        source: What the user named.
+    """
+
+    count: int
+    read: Callable[[np.ndarray], Arrays]
+    labels: np.ndarray | None
+    source: str
+
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, Arrays]]:
+        """Iterate over (indices, arrays), in order."""
+        for start in range(0, self.count, size):
+            indices = np.arange(start, min(start + size, self.count))
+            yield indices, self.read(indices)
+
+    def sample(self, count: int, seed: int) -> Data:
+        """Choose ``count`` examples at random, or all if there are fewer."""
+        if count >= self.count:
+            return self
+        picked = np.sort(np.random.default_rng(seed).permutation(self.count)[:count])
+        return self.take(picked)
+
+    def take(self, picked: np.ndarray) -> Data:
+        """Restrict to the examples ``picked``."""
+        labels = None if self.labels is None else self.labels[picked]
+        read = self.read
+        return replace(
+            self, count=len(picked), labels=labels, read=lambda indices: read(picked[indices])
+        )
+
+
+@dataclass(frozen=True)
+class Images:
+    """How uint8 images become a network's input.
+
+    Attributes:
+        mean: Per channel, subtracted after scaling to 0..1.
+        std: Per channel, divided by.
+        resize: Short side in pixels, image files only; None leaves it.
+        crop: Side of the square cut from the middle, image files only.
+        bgr: Whether the network takes blue first.
+        nhwc: Whether the network takes channels last.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: int | None = None
+    crop: int | None = None
+    bgr: bool = False
+    nhwc: bool = False
+
+    @classmethod
+    def of(cls, config: ConvertConfig) -> Images:
+        """Take the image options of ``config``."""
+        return cls(
+            mean=_numbers(config.mean, "--mean"),
+            std=_numbers(config.std, "--std"),
+            resize=config.resize,
+            crop=config.crop,
+            bgr=config.channels == "bgr",
+            nhwc=config.layout == "nhwc",
+        )
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """Turn uint8 RGB images (N, H, W, C) into float32 (N, C, H, W), or (N, H, W, C)."""
+        for name, values in (("--mean", self.mean), ("--std", self.std)):
+            if values and len(values) not in (1, images.shape[-1]):
+                raise ConverterError(
+                    f"{name} has {len(values)} values; the images have {images.shape[-1]} channels."
+                )
+        x = images.astype(np.float32) / np.float32(255)
+        if self.mean:
+            x -= np.array(self.mean, np.float32)
+        if self.std:
+            x /= np.array(self.std, np.float32)
+        if self.bgr:
+            x = x[..., ::-1]
+        return np.ascontiguousarray(x if self.nhwc else x.transpose(0, 3, 1, 2))
+
+    def open(self, path: Path) -> np.ndarray:
+        """Read an image file as uint8 (H, W, 3)."""
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise ConverterError(f"Image {path} cannot be read: {error}.") from None
+        if self.resize:
+            scale = self.resize / min(image.size)
+            width, height = (max(round(n * scale), 1) for n in image.size)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        if self.crop:
+            left, top = ((n - self.crop) // 2 for n in image.size)
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        return np.asarray(image)
+
+
+def load(
+    source: str,
+    names: Sequence[str],
+    images: Images,
+    find: Callable[[str, str], Callable[[], object]],
+) -> Data:
+    """Read data from what the user named.
+
+    Args:
+        source: An .npz file, a folder of images, or ``module:function`` that yields dictionaries
+            of arrays.
+        names: The network's inputs; ``x`` in a file stands for the first.
+        images: How uint8 images are prepared.
+        find: Imports ``module:function``.
+
+    Raises:
+        ConverterError: When there is no such data, or it lacks an input.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path, names[0], images)
+    if path.suffix == ".npz":
+        return _from_npz(path, names, images)
+    if ":" in source and not path.exists():
+        return _from_function(source, names, find)
+    if not path.exists():
+        raise ConverterError(f"Data {source} does not exist.")
+    raise ConverterError(f"Data {source} is neither .npz, a folder of images, nor module:function.")
+
+
+def random_data(
+    shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, np.dtype], count: int, seed: int
+) -> Data:
+    """Make ``count`` random examples: normal floats; zeros where the type is not a float.
+
+    Args:
+        shapes: By input name; the first axis is the batch's and not used.
+        dtypes: By input name.
+        count: Number of examples.
+        seed: Of the numbers.
+    """
+
+    def read(indices: np.ndarray) -> Arrays:
+        rows = [np.random.default_rng((seed, int(index))) for index in indices]
+        return {
+            name: np.stack(
+                [
+                    rng.standard_normal(tuple(shape[1:]))
+                    if np.issubdtype(dtypes[name], np.floating)
+                    else np.zeros(tuple(shape[1:]))
+                    for rng in rows
+                ]
+            ).astype(dtypes[name])
+            for name, shape in shapes.items()
+        }
+
+    return Data(count, read, None, "random numbers")
+
+
+def conform(
+    data: Data, shapes: Mapping[str, Sequence[int | None]], dtypes: Mapping[str, np.dtype]
+) -> Data:
+    """Check data against a network's inputs and cast it to their types.
+
+    Args:
+        data: What was read.
+        shapes: By input name; None where a size is free. The first axis is the batch's.
+        dtypes: By input name.
+
+    Raises:
+        ConverterError: When an input's shape does not fit.
+    """
+    first = data.read(np.arange(1))
+    for name, shape in shapes.items():
+        got = first[name].shape[1:]
+        if len(got) != len(shape) - 1 or any(
+            want not in (None, n) for want, n in zip(shape[1:], got)
+        ):
+            wanted = ",".join("?" if n is None else str(n) for n in shape[1:])
+            raise ConverterError(
+                f"Data {data.source} has examples of shape {','.join(map(str, got))} for input "
+                f"{name!r}; the network takes {wanted}."
+            )
+    read = data.read
+
+    def cast(indices: np.ndarray) -> Arrays:
+        return {
+            name: array.astype(dtypes[name], copy=False) for name, array in read(indices).items()
+        }
+
+    return replace(data, read=cast)
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Data:
+    """Wrap arrays (N, ...) by input name; ``y``, if there, is the labels."""
+    found = {name: np.asarray(array) for name, array in arrays.items()}
+    labels = found.pop("y", None)
+    count = len(next(iter(found.values())))
+    if labels is not None:
+        labels = _check_labels(labels, count, source)
+    return Data(count, lambda indices: {n: a[indices] for n, a in found.items()}, labels, source)
+
+
+def _from_npz(path: Path, names: Sequence[str], images: Images) -> Data:
+    if not path.exists():
+        raise ConverterError(f"Data {path} does not exist.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stored = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ConverterError(f"Data {path} is not a sound .npz file: {error}.") from None
+    labels = stored.pop("y", None) if "y" not in names else None
+    arrays = {
+        name: stored.get(name, stored.get("x") if name == names[0] else None) for name in names
+    }
+    lacking = [name for name, array in arrays.items() if array is None]
+    if lacking:
+        raise ConverterError(
+            f"Data {path} has arrays {', '.join(sorted(stored)) or 'none'}; it lacks the network's "
+            f"input {lacking[0]!r} (or x for the first)."
+        )
+    found = {name: array for name, array in arrays.items() if array is not None}
+    counts = {len(array) if array.ndim else 0 for array in found.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ConverterError(
+            f"Data {path} must hold the same number of examples, above 0, per input."
+        )
+    count = counts.pop()
+    if labels is not None:
+        labels = _check_labels(labels, count, path)
+
+    def read(indices: np.ndarray) -> Arrays:
+        return {
+            name: images.prepare(array[indices])
+            if array.dtype == np.uint8 and array.ndim == 4
+            else array[indices]
+            for name, array in found.items()
+        }
+
+    return Data(count, read, labels, str(path))
+
+
+def _from_folder(folder: Path, name: str, images: Images) -> Data:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ConverterError(f"Folder {folder} holds no images.")
+    classes = sorted({p.parent.name for p in paths if p.parent != folder})
+    labelled = bool(classes) and all(p.parent.parent == folder for p in paths)
+    labels = np.array([classes.index(p.parent.name) for p in paths]) if labelled else None
+
+    def read(indices: np.ndarray) -> Arrays:
+        opened = [images.open(paths[index]) for index in indices]
+        if len({image.shape for image in opened}) > 1:
+            raise ConverterError(
+                f"The images in {folder} differ in size; give --resize and --crop."
+            )
+        return {name: images.prepare(np.stack(opened))}
+
+    return Data(len(paths), read, labels, str(folder))
+
+
+def _from_function(
+    source: str, names: Sequence[str], find: Callable[[str, str], Callable[[], object]]
+) -> Data:
+    produced = find(source, "Data")()
+    if not isinstance(produced, Iterator):
+        raise ConverterError(f"Data {source} must be a generator of dictionaries of arrays.")
+    chunks = []
+    for chunk in produced:
+        if not isinstance(chunk, Mapping) or any(name not in chunk for name in names):
+            raise ConverterError(
+                f"Data {source} must yield dictionaries with the inputs {', '.join(names)}."
+            )
+        chunks.append({str(key): np.asarray(value) for key, value in chunk.items()})
+    if not chunks:
+        raise ConverterError(f"Data {source} yields nothing.")
+    arrays = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    return from_arrays({n: arrays[n] for n in (*names, "y") if n in arrays}, source)
+
+
+def _check_labels(labels: np.ndarray, count: int, source: object) -> np.ndarray:
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ConverterError(
+            f"The labels y of {source} must be {count} integers, not {labels.dtype} "
+            f"of shape {labels.shape}."
+        )
+    return labels
+
+
+def parse_shapes(texts: Sequence[str], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Read ``[NAME:]1,3,32,32`` for each input; a shape without a name is the first input's.
+
+    Raises:
+        ConverterError: When a shape is not a list of positive integers or names no input.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, numbers = text.rpartition(":")
+        name = name or names[0]
+        if name not in names:
+            raise ConverterError(
+                f"--input-shape {text!r}: there is no input {name!r}, only {', '.join(names)}."
+            )
+        try:
+            shape = tuple(int(part) for part in numbers.split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            raise ConverterError(f"--input-shape {text!r} must be written [NAME:]1,3,32,32.")
+        if name in shapes:
+            raise ConverterError(f"--input-shape gives two shapes for input {name!r}; give one.")
+        shapes[name] = shape
+    return shapes
+
+
+def parse_arguments(text: str) -> dict[str, object]:
+    """Read ``--factory-args``.
+
+    Raises:
+        ConverterError: When ``text`` is not a JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConverterError(f"--factory-args is not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise ConverterError('--factory-args must be a JSON object such as {"classes": 10}.')
+    return found
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...]:
+    if not text:
+        return ()
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConverterError(
+            f"{option} {text!r} must be numbers such as 0.485,0.456,0.406."
+        ) from None

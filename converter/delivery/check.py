@@ -1,0 +1,81 @@
+"""Whether a rewritten network computes what its chains say, and where it began to differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from converter.kernels.conv import Chain
+from converter.networks.onnx_network import Arrays, observe, replace_kernels
+from converter.networks.survey import Layer
+
+# Relative difference of two float32 (float16) computations of the same network.
+TOLERANCE = {"float32": 1e-3, "float64": 1e-6, "float16": 3e-2}
+
+
+def check(
+    original: ir.Model,
+    converted: ir.Model,
+    layers: Sequence[Layer],
+    chains: Mapping[str, Chain],
+    samples: Mapping[str, Arrays],
+) -> str | None:
+    """Hold a rewritten network against the original with each chain's dense kernel in its place.
+
+    Args:
+        original: The network before.
+        converted: The network after.
+        layers: The layers of the original, in graph order.
+        chains: What replaced them, by layer name.
+        samples: Inputs, by the words that say what they are.
+
+    Returns:
+        The sentence that names the layer where the two first differ, or None.
+    """
+    problem = check_graph(converted)
+    if problem:
+        return problem
+    replaced = [layer for layer in layers if layer.name in chains]
+    kernels = {
+        layer.output: chains[layer.name]
+        .dense()
+        .kernel.reshape(layer.conv.kernel.shape)
+        .astype(layer.conv.kernel.dtype)
+        for layer in replaced
+        if layer.conv is not None
+    }
+    twin = replace_kernels(original, kernels)
+    outputs = [str(value.name) for value in original.graph.outputs]
+    places = {layer.output: f"layer {layer.name}" for layer in replaced}
+    names = [*places, *(name for name in outputs if name not in places)]
+    for what, feeds in samples.items():
+        expected, got = observe(twin, names, feeds), observe(converted, names, feeds)
+        for name in names:
+            error = difference(expected[name], got[name])
+            if not error <= TOLERANCE.get(expected[name].dtype.name, 0.0):
+                return (
+                    f"The rewritten network differs from its own dense kernels by {error:.1e} on "
+                    f"{what}, beginning at {places.get(name, f'output {name}')}."
+                )
+    return None
+
+
+def check_graph(model: ir.Model) -> str | None:
+    """Run ONNX's checker with full shape inference; return what it found, or None."""
+    try:
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return f"The rewritten network is not valid ONNX: {str(error).strip().splitlines()[0]}"
+    return None
+
+
+def difference(expected: np.ndarray, got: np.ndarray) -> float:
+    """Relative difference |got - expected| / |expected|; infinite where shapes differ."""
+    if expected.shape != got.shape:
+        return float("inf")
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    norm = float(np.linalg.norm(a))
+    return float(np.linalg.norm(b - a)) / (norm or 1.0)

@@ -1,0 +1,224 @@
+"""Two or more ONNX networks side by side: speed, accuracy, cost, size."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.data import Data, conform, random_data
+from converter.errors import ConverterError
+from converter.networks.onnx_network import Arrays, Input, inputs, open_session, run
+from converter.networks.survey import count_macs, count_params
+from converter.planning.measure import (
+    Interval,
+    Score,
+    cpu_model,
+    drop_interval,
+    fixed_batch,
+    race,
+    renamed,
+    score,
+)
+
+Evaluate = Callable[[Callable[[Arrays], Arrays]], float]
+Progress = Callable[[str, float], None]
+SCORING_BATCH = 100
+RANDOM_EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one network; the last five are beside the first network.
+
+    Attributes:
+        name: File or role.
+        params: Floating-point weights.
+        macs: Multiply-accumulates for one example.
+        bytes: Size of the file.
+        latency_ms: Time of one call.
+        accuracy: Share of correct labels, or what ``evaluate`` returned; None without either.
+        speedup: Latency of the first over this one's.
+        drop_points: Percentage points of accuracy lost.
+        agreement: Share of examples with the same largest output.
+        rel_output_error: |output - first| / |first|.
+    """
+
+    name: str
+    params: int
+    macs: int
+    bytes: int
+    latency_ms: Interval
+    accuracy: float | None
+    speedup: Interval
+    drop_points: Interval | None
+    agreement: float | None
+    rel_output_error: float
+
+    @property
+    def verdict(self) -> str:
+        """Say whether it is faster than the first, as far as the interval allows."""
+        if self.speedup.low > 1:
+            return f"{self.speedup.median:.2f}x faster"
+        if self.speedup.high < 1:
+            return f"{1 / self.speedup.median:.2f}x slower"
+        return "no difference"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of several networks, and the conditions they were measured under."""
+
+    networks: tuple[Figures, ...]
+    data: str
+    examples: int
+    rounds: int
+    threads: int
+    provider: str
+    batch_size: int
+    input_shapes: Mapping[str, tuple[int, ...]]
+    cpu: str
+    versions: Mapping[str, str]
+
+
+def compare_models(
+    models: Mapping[str, ir.Model],
+    *,
+    data: Data | None = None,
+    evaluate: Evaluate | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    threads: int = 1,
+    provider: str = "CPUExecutionProvider",
+    batch_size: int = 1,
+    seed: int = 0,
+    progress: Progress = lambda stage, done: None,
+) -> Comparison:
+    """Race networks in onnxruntime and score them on the same data.
+
+    Args:
+        models: By name, at least two; the first is what the others are held against.
+        data: Inputs, with labels for accuracy; random numbers without.
+        evaluate: Higher is better; takes the place of the accuracy on ``data``.
+        shapes: Input shapes for timing, by name; the batch axis is not used.
+        threads: Threads of onnxruntime.
+        provider: Its execution provider.
+        batch_size: Examples a call when timing.
+        seed: Of random inputs.
+        progress: Called with a stage and the share of it that is done.
+
+    Raises:
+        ConverterError: When the networks' inputs or outputs differ, or the data does not fit.
+    """
+    specs = {name: inputs(model) for name, model in models.items()}
+    reference = next(iter(specs.values()))
+    for name, spec in specs.items():
+        if [len(i.shape) for i in spec] != [len(i.shape) for i in reference]:
+            raise ConverterError(f"{name} takes other inputs than {next(iter(specs))}.")
+    if len({len(model.graph.outputs) for model in models.values()}) > 1:
+        raise ConverterError("The networks differ in the number of their outputs.")
+    shapes = example_shapes(reference, shapes or {}, data)
+    dtypes = {i.name: i.dtype for i in reference}
+    noise = random_data(shapes, dtypes, max(RANDOM_EXAMPLES, batch_size), seed)
+    sessions = [open_session(model, threads, provider) for model in models.values()]
+    insisted = next((b for s in sessions if (b := fixed_batch(s))), None)
+    batch_size = insisted or batch_size
+    examples = noise if data is None else conform(data, shapes, dtypes)
+    if insisted and examples.count % insisted:
+        examples = examples.take(np.arange(examples.count - examples.count % insisted))
+    feeds = examples.read(np.arange(batch_size) % examples.count)
+    outcome = race(
+        sessions, [renamed(feeds, s) for s in sessions], lambda done: progress("timing", done)
+    )
+    scores = score(
+        sessions, examples, insisted or SCORING_BATCH, lambda done: progress("scoring", done)
+    )
+    accuracies = [s.accuracy for s in scores]
+    if evaluate is not None:
+        accuracies = [float(evaluate(lambda feeds, s=s: run(s, feeds))) for s in sessions]
+    single = noise.read(np.arange(1))
+    figures = [
+        Figures(
+            name=name,
+            params=count_params(model),
+            macs=count_macs(model, dict(zip((i.name for i in specs[name]), single.values()))),
+            bytes=ir.to_proto(model).ByteSize(),
+            latency_ms=outcome.latency_ms[n],
+            accuracy=accuracies[n],
+            speedup=outcome.speedup[n],
+            drop_points=_drop(scores[0], scores[n], accuracies[0], accuracies[n], evaluate),
+            agreement=scores[n].agreement,
+            rel_output_error=scores[n].rel_output_error,
+        )
+        for n, (name, model) in enumerate(models.items())
+    ]
+    return Comparison(
+        networks=tuple(figures),
+        data=examples.source,
+        examples=examples.count,
+        rounds=outcome.rounds,
+        threads=threads,
+        provider=provider,
+        batch_size=batch_size,
+        input_shapes={name: (batch_size, *shape[1:]) for name, shape in shapes.items()},
+        cpu=cpu_model(),
+        versions=versions(),
+    )
+
+
+def example_shapes(
+    spec: Sequence[Input], given: Mapping[str, tuple[int, ...]], data: Data | None
+) -> dict[str, tuple[int, ...]]:
+    """Settle the shape of every input: as given, else as the data, else as the network says.
+
+    Raises:
+        ConverterError: When a size stays open or contradicts the network.
+    """
+    seen = {} if data is None else data.read(np.arange(1))
+    shapes = {}
+    for item in spec:
+        shape = given.get(item.name)
+        if shape is None and item.name in seen:
+            shape = seen[item.name].shape
+        if shape is None:
+            if None in item.shape[1:]:
+                wanted = ",".join("?" if n is None else str(n) for n in item.shape)
+                raise ConverterError(
+                    f"Input {item.name!r} has free sizes ({wanted}); give --input-shape "
+                    f"{item.name}:... or data."
+                )
+            shape = tuple(n or 1 for n in item.shape)
+        fits = len(shape) == len(item.shape) and all(
+            want in (None, got) for want, got in zip(item.shape[1:], shape[1:])
+        )
+        if not fits:
+            wanted = ",".join("?" if n is None else str(n) for n in item.shape)
+            raise ConverterError(
+                f"Input {item.name!r} takes shape {wanted}, not {','.join(map(str, shape))}."
+            )
+        shapes[item.name] = shape
+    return shapes
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    packages = ("flatconv", "onnxruntime", "onnx", "torch", "tensorly", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _drop(
+    first: Score,
+    other: Score,
+    accuracy_before: float | None,
+    accuracy_after: float | None,
+    evaluate: Evaluate | None,
+) -> Interval | None:
+    if evaluate is None and first.hits is not None and other.hits is not None:
+        return drop_interval(first.hits, other.hits)
+    if accuracy_before is None or accuracy_after is None:
+        return None
+    points = 100 * (accuracy_before - accuracy_after)
+    return Interval(points, points, points)

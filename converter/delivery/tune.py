@@ -1,0 +1,138 @@
+"""Fine-tuning: distillation from the original, with or without labels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.nn import functional
+
+from converter.data import Data
+from converter.errors import ConverterError
+from converter.networks.onnx_network import open_session, run
+
+TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
+HELD_OUT, BATCH = 0.1, 128
+MAX_GRADIENT_NORM = 1.0  # chains of 1-D filters multiply their gradients (arXiv 1412.5474)
+
+
+def tune(
+    student: nn.Module,
+    teacher: ir.Model,
+    data: Data,
+    *,
+    epochs: int,
+    lr: float = 1e-3,
+    device: str = "cpu",
+    seed: int = 0,
+    threads: int = 1,
+    progress: Callable[[float], None] = lambda done: None,
+) -> nn.Module:
+    """Train a copy of ``student`` to give the outputs of ``teacher`` (and the labels, if any).
+
+    AdamW, one cycle, clipped gradients; the weights kept are the best on a tenth of the data
+    that is held out, those given included: tuning never makes that part worse.
+
+    Args:
+        student: The converted model; left as it is.
+        teacher: The original network.
+        data: Training inputs, in the order of the student's parameters.
+        epochs: Passes over the data.
+        lr: Highest learning rate.
+        device: torch device to train on.
+        seed: Of the order of the examples.
+        threads: Threads of onnxruntime for the teacher.
+        progress: Called with the share done.
+
+    Raises:
+        ConverterError: When there is too little data, or the device is not there.
+    """
+    held_count = max(int(HELD_OUT * data.count), 1)
+    if data.count - held_count < 2:
+        raise ConverterError(f"Data {data.source} has {data.count} examples; too few to train on.")
+    order = np.random.default_rng(seed).permutation(data.count)
+    held, train = data.take(np.sort(order[:held_count])), data.take(np.sort(order[held_count:]))
+    try:
+        model = copy.deepcopy(student).to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConverterError(f"Device {device!r} cannot be used: {error}") from None
+    session = open_session(teacher, threads)
+
+    def batch(source: Data, indices: np.ndarray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        feeds = source.read(indices)
+        targets = list(run(session, feeds).values())
+        arrays = (list(feeds.values()), targets)
+        return tuple([torch.from_numpy(a).to(device) for a in part] for part in arrays)  # type: ignore[return-value]
+
+    def loss_of(source: Data, indices: np.ndarray) -> torch.Tensor:
+        feeds, targets = batch(source, indices)
+        outputs = _tensors(model(*feeds))
+        loss = sum(distance(out, target) for out, target in zip(outputs, targets))
+        if source.labels is not None:
+            labels = torch.from_numpy(source.labels[indices]).to(device)
+            loss = loss + functional.cross_entropy(outputs[0], labels)
+        return torch.as_tensor(loss)
+
+    @torch.no_grad()
+    def held_out_loss() -> float:
+        model.eval()
+        parts = np.array_split(np.arange(held.count), -(-held.count // BATCH))
+        return float(sum(loss_of(held, p).item() * len(p) for p in parts)) / held.count
+
+    steps = max(train.count // BATCH, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=epochs * steps + 1, pct_start=0.1
+    )
+    best_loss, best = held_out_loss(), copy.deepcopy(model.state_dict())
+    for epoch in range(epochs):
+        shuffled = np.random.default_rng((seed, epoch)).permutation(train.count)
+        for step, indices in enumerate(np.array_split(shuffled, steps)):
+            training_mode(model)
+            loss = loss_of(train, indices)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+            optimizer.step()
+            schedule.step()
+            progress((epoch + (step + 1) / steps) / epochs)
+        found = held_out_loss()
+        if found < best_loss:
+            best_loss, best = found, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best)
+    return model.cpu().eval()
+
+
+def distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """KL divergence of softened class outputs (N, classes); relative squared error otherwise."""
+    if output.ndim == 2 and output.shape[1] > 1:
+        return TEMPERATURE**2 * functional.kl_div(
+            functional.log_softmax(output / TEMPERATURE, 1),
+            functional.log_softmax(target / TEMPERATURE, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+    return functional.mse_loss(output, target) / target.square().mean().clamp_min(1e-12)
+
+
+def training_mode(model: nn.Module) -> None:
+    """Train with the BatchNorm statistics of the batches, but without dropout."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+
+
+def _tensors(output: object) -> list[torch.Tensor]:
+    """Flatten what a model returns, in the order of the exported outputs."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, dict):
+        return _tensors(list(output.values()))
+    if isinstance(output, Iterable):
+        return [tensor for part in output for tensor in _tensors(part)]
+    return []

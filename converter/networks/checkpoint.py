@@ -1,0 +1,149 @@
+"""Weights from files, as data: never as code unless the user says so."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from converter.errors import ConverterError
+
+NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
+PREFIXES = ("module.", "_orig_mod.")
+# Counters that old checkpoints lack and inference never reads.
+OPTIONAL_SUFFIX = "num_batches_tracked"
+
+
+def load_state(path: Path, trust_pickle: bool = False) -> dict[str, torch.Tensor]:
+    """Read a state dict: safetensors, or any of torch's formats with ``weights_only=True``.
+
+    Weights nested under one of ``NESTED_UNDER`` are found, and the prefixes that wrappers add
+    to every key are removed.
+
+    Args:
+        path: The file.
+        trust_pickle: Also unpickle whole modules, which runs code from the file.
+
+    Raises:
+        ConverterError: When the file is missing, unreadable, holds no weights, or NaN.
+    """
+    found = read_file(path, trust_pickle)
+    if isinstance(found, nn.Module):
+        found = found.state_dict()
+    for key in NESTED_UNDER:
+        inner = found.get(key) if isinstance(found, Mapping) else None
+        if isinstance(inner, nn.Module):
+            inner = inner.state_dict()
+        if isinstance(inner, Mapping):
+            found = inner
+            break
+    if not isinstance(found, Mapping):
+        raise ConverterError(f"{path} holds a {type(found).__name__}, not a state dict of tensors.")
+    state = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    if not state:
+        raise ConverterError(f"{path} holds no tensors; give a state dict saved with torch.save.")
+    state = _without_prefixes(state)
+    broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise ConverterError(
+            f"{path} holds NaN or infinite values in {_first_few(broken)}; use a sound checkpoint."
+        )
+    return state
+
+
+def read_file(path: Path, trust_pickle: bool) -> Any:
+    """Read whatever ``path`` holds, on the CPU.
+
+    Raises:
+        ConverterError: When it is missing, a folder, empty, damaged, or holds pickled code.
+    """
+    if not path.exists():
+        raise ConverterError(f"Checkpoint {path} does not exist.")
+    if path.is_dir():
+        raise ConverterError(f"Checkpoint {path} is a folder; name a file of weights.")
+    if path.stat().st_size == 0:
+        raise ConverterError(f"Checkpoint {path} is empty.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) and _looks_like_torch(path):
+            raise ConverterError(
+                f"Checkpoint {path} holds pickled code, not only weights; save "
+                "model.state_dict() instead, or pass --trust-pickle if you trust its author."
+            ) from None
+        raise ConverterError(f"Checkpoint {path} is not a torch checkpoint.") from None
+    except SafetensorError as error:
+        raise ConverterError(
+            f"Checkpoint {path} is not a sound safetensors file: {error}."
+        ) from None
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        ImportError,
+    ) as e:
+        first = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise ConverterError(f"Checkpoint {path} is truncated or damaged: {first}") from None
+
+
+def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Fill ``model`` with ``state``; every key must fit.
+
+    Raises:
+        ConverterError: When keys are missing, unexpected or misshapen; it names the first few.
+    """
+    own = model.state_dict()
+    missing = [n for n in own if n not in state and not n.endswith(OPTIONAL_SUFFIX)]
+    unexpected = [n for n in state if n not in own and not n.endswith(OPTIONAL_SUFFIX)]
+    misshapen = [
+        f"{n} ({_shape(state[n])} in the file, {_shape(own[n])} in the model)"
+        for n in own
+        if n in state and own[n].shape != state[n].shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    parts = [f"{len(names)} keys are {kind}: {_first_few(names)}" for kind, names in kinds if names]
+    if parts:
+        raise ConverterError(f"Checkpoint {path} does not fit the model: {'; '.join(parts)}.")
+    model.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
+
+
+def sha256(path: Path) -> str:
+    """Hash a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _without_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None)
+    if prefix is None:
+        return state
+    return _without_prefixes({name.removeprefix(prefix): v for name, v in state.items()})
+
+
+def _looks_like_torch(path: Path) -> bool:
+    """Tell a zip archive or a pickle from, say, a text file."""
+    if zipfile.is_zipfile(path):
+        return True
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
+
+
+def _first_few(names: Sequence[str], count: int = 3) -> str:
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

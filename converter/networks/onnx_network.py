@@ -1,0 +1,339 @@
+"""An ONNX graph: load, list its convolutions, observe, rewrite a copy, run, save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from google.protobuf.message import DecodeError
+
+from converter.errors import ConverterError
+from converter.kernels.conv import PADDING_MODES, Chain, Conv
+
+Arrays = dict[str, np.ndarray]
+ONNX_PAD_MODES = dict(zip(PADDING_MODES, ("constant", "reflect", "edge", "wrap")))
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a network: ``shape`` has None where a size is free; ``dtype`` is numpy's."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype
+
+
+def load(path: Path) -> ir.Model:
+    """Read and check an ONNX file.
+
+    Raises:
+        ConverterError: When ``path`` is not a readable, valid ONNX file.
+    """
+    if not path.exists():
+        raise ConverterError(f"{path} does not exist.")
+    if path.is_dir():
+        raise ConverterError(f"{path} is a folder; name an .onnx file.")
+    try:
+        onnx.checker.check_model(str(path))
+        model = ir.load(path)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, KeyError, TypeError) as error:
+        raise ConverterError(
+            f"{path} is not a valid ONNX file (empty, truncated or of another kind): "
+            f"{_first_line(error)}"
+        ) from None
+    except OSError as error:
+        raise ConverterError(f"{path} cannot be read: {_first_line(error)}") from None
+    if not model.graph.outputs:
+        raise ConverterError(f"{path} is not a valid ONNX file: its graph has no outputs.")
+    return model
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write ``model`` to ``path``, weights inside."""
+    ir.save(model, path)
+
+
+def inputs(model: ir.Model) -> tuple[Input, ...]:
+    """List the inputs that a caller must feed (initializers listed as inputs are left out)."""
+    found = []
+    for value in model.graph.inputs:
+        if value.name in model.graph.initializers:
+            continue
+        if value.shape is None or value.dtype is None:
+            raise ConverterError(
+                f"Input {value.name!r} of the network has no tensor type or shape."
+            )
+        shape = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+        found.append(Input(str(value.name), shape, value.dtype.numpy()))
+    return tuple(found)
+
+
+def free_batch(model: ir.Model, name: str = "batch") -> ir.Model:
+    """Return a copy in which the symbol of the inputs' free first axes is called ``name``."""
+    copy = model.clone()
+    shapes = [v.shape for v in copy.graph.inputs if v.shape is not None and len(v.shape)]
+    symbols = {shape[0].value for shape in shapes if not isinstance(shape[0], int)} - {None}
+    for value in [*copy.graph.inputs, *(v for node in copy.graph for v in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [
+                    name if isinstance(dim, ir.SymbolicDim) and dim.value in symbols else dim
+                    for dim in value.shape
+                ]
+            )
+    return copy
+
+
+def open_session(
+    model: ir.Model | Path, threads: int = 1, provider: str = "CPUExecutionProvider"
+) -> onnxruntime.InferenceSession:
+    """Open a network in onnxruntime; denormals are flushed to zero.
+
+    Raises:
+        ConverterError: When the provider is not there or onnxruntime cannot run the network.
+    """
+    if provider not in onnxruntime.get_available_providers():
+        raise ConverterError(
+            f"Provider {provider!r} is not available here; use one of "
+            f"{', '.join(onnxruntime.get_available_providers())}."
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    source = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=[provider])
+    except Exception as error:  # onnxruntime raises its own unexported classes
+        raise ConverterError(f"onnxruntime cannot open the network: {_first_line(error)}") from None
+
+
+def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    """Run a session and return its outputs by name.
+
+    Raises:
+        ConverterError: When onnxruntime refuses the inputs or fails.
+    """
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, dict(feeds))))
+    except Exception as error:  # onnxruntime raises its own unexported classes
+        raise ConverterError(
+            f"onnxruntime cannot run the network on inputs of shape "
+            f"{ {name: array.shape for name, array in feeds.items()} }: {_first_line(error)}"
+        ) from None
+
+
+def observe(model: ir.Model, names: Iterable[str], feeds: Mapping[str, np.ndarray]) -> Arrays:
+    """Run ``model`` and return the values of the inner tensors ``names``."""
+    copy = model.clone()
+    values = _values(copy)
+    present = {value.name for value in copy.graph.outputs}
+    copy.graph.outputs.extend(values[n] for n in dict.fromkeys(names) if n not in present)
+    outputs = run(open_session(copy), feeds)
+    return {name: outputs[name] for name in names}
+
+
+def observe_shapes(
+    model: ir.Model, names: Sequence[str], feeds: Mapping[str, np.ndarray]
+) -> dict[str, tuple[int, ...]]:
+    """Run ``model`` and return the shapes of the tensors ``names``."""
+    copy = model.clone()
+    values = _values(copy)
+    copy.graph.outputs.clear()
+    for number, name in enumerate(names):
+        shape = ir.node("Shape", [values[name]])
+        shape.outputs[0].name = f"shape_of_{number}"
+        shape.outputs[0].dtype = ir.DataType.INT64
+        copy.graph.append(shape)
+        copy.graph.outputs.append(shape.outputs[0])
+    outputs = run(open_session(copy), feeds)
+    return {name: tuple(map(int, outputs[f"shape_of_{n}"])) for n, name in enumerate(names)}
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """Return the array behind an initializer or Constant node, or None for anything else."""
+    if value is None or (value.is_graph_input() and not value.is_initializer()):
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def read_conv(node: ir.Node, size: Sequence[int]) -> Conv:
+    """Read a Conv node with constant weights.
+
+    Args:
+        node: The node.
+        size: Spatial size of its input, which ``auto_pad`` needs.
+    """
+    kernel = constant(node.inputs[1])
+    if kernel is None:
+        raise ConverterError(f"The weight of node {node.name!r} is not a constant.")
+    axes = kernel.ndim - 2
+    attributes = node.attributes
+    stride = tuple(attributes.get_ints("strides", [1] * axes))
+    dilation = tuple(attributes.get_ints("dilations", [1] * axes))
+    pads = tuple(attributes.get_ints("pads", [0] * 2 * axes))
+    padding = tuple(zip(pads[:axes], pads[axes:]))
+    auto_pad = attributes.get_string("auto_pad", "NOTSET")
+    if auto_pad == "VALID":
+        padding = ((0, 0),) * axes
+    elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        padding = tuple(
+            _same_padding(n, k, s, d, upper=auto_pad == "SAME_UPPER")
+            for n, k, s, d in zip(size, kernel.shape[2:], stride, dilation)
+        )
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    return Conv(kernel, bias, stride, padding, dilation, groups=attributes.get_int("group", 1) or 1)
+
+
+def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Model:
+    """Return a copy of ``model`` with Conv nodes replaced by chains.
+
+    The value that a replaced node gave keeps its name.
+
+    Args:
+        model: Left as it is.
+        chains: By the name of the replaced node's output: (prefix of the new names, chain).
+    """
+    copy = model.clone()
+    for node in list(copy.graph):
+        key = node.outputs[0].name
+        if node.op_type != "Conv" or key not in chains:
+            continue
+        prefix, chain = chains[str(key)]
+        weights = [value for value in node.inputs[1:] if value is not None]
+        source = node.inputs[0]
+        assert source is not None
+        nodes = _chain_nodes(copy.graph, source, chain, prefix)
+        ir.convenience.replace_nodes_and_values(
+            copy.graph, node, [node], nodes, [node.outputs[0]], [nodes[-1].outputs[0]]
+        )
+        nodes[-1].outputs[0].name = key
+        for value in weights:
+            if not value.uses():
+                copy.graph.initializers.pop(str(value.name), None)
+    return copy
+
+
+def replace_kernels(model: ir.Model, kernels: Mapping[str, np.ndarray]) -> ir.Model:
+    """Return a copy with other kernels (of the same shapes) in Conv nodes, by output name."""
+    copy = model.clone()
+    for node in copy.graph:
+        key = str(node.outputs[0].name)
+        if node.op_type == "Conv" and key in kernels:
+            node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", kernels[key]))
+    return copy
+
+
+def _chain_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
+    """Build the nodes of a chain; a depthwise step that widens becomes several and a Concat."""
+    nodes: list[ir.Node] = []
+    value = source
+    interleaved = 1  # how many copies of the channels the Concat before this step laid in a row
+    for number, step in enumerate(chain.steps):
+        name = f"{prefix}.{number}"
+        if step.padding_mode != "zeros" and any(map(sum, step.padding)):
+            nodes.append(_pad_node(graph, value, step, name))
+            value = nodes[-1].outputs[0]
+        kernel = step.kernel
+        if interleaved > 1:
+            kernel = _by_copy(kernel.swapaxes(0, 1), interleaved).swapaxes(0, 1)
+        wider = step.O // step.I if step.groups == step.I else 1
+        following = chain.steps[number + 1].groups if number + 1 < len(chain.steps) else 0
+        if wider > 1 and following == 1:
+            parts = np.split(_by_copy(kernel, wider), wider)
+            copies = [
+                _conv_node(graph, value, step, part, f"{name}.{n}") for n, part in enumerate(parts)
+            ]
+            nodes += copies
+            nodes.append(
+                ir.node(
+                    "Concat", [c.outputs[0] for c in copies], {"axis": 1}, name=f"{name}.concat"
+                )
+            )
+            nodes[-1].outputs[0].name = f"{name}.concat"
+        else:
+            nodes.append(_conv_node(graph, value, step, kernel, name))
+        interleaved = wider if wider > 1 and following == 1 else 1
+        value = nodes[-1].outputs[0]
+    return nodes
+
+
+def _by_copy(kernel: np.ndarray, copies: int) -> np.ndarray:
+    """Reorder channels on axis 0 from (channel, copy) to (copy, channel)."""
+    split = kernel.reshape(-1, copies, *kernel.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(0, 1)).reshape(kernel.shape)
+
+
+def _conv_node(
+    graph: ir.Graph, source: ir.Value, step: Conv, kernel: np.ndarray, name: str
+) -> ir.Node:
+    values = [source, _initializer(graph, f"{name}.weight", kernel)]
+    if step.bias is not None:
+        values.append(_initializer(graph, f"{name}.bias", step.bias))
+    padding = step.padding if step.padding_mode == "zeros" else ((0, 0),) * len(step.k)
+    node = ir.node(
+        "Conv",
+        values,
+        {
+            "kernel_shape": list(step.k),
+            "strides": list(step.stride),
+            "pads": [p[0] for p in padding] + [p[1] for p in padding],
+            "dilations": list(step.dilation),
+            "group": step.groups,
+        },
+        name=name,
+    )
+    node.outputs[0].name = name
+    return node
+
+
+def _pad_node(graph: ir.Graph, source: ir.Value, step: Conv, name: str) -> ir.Node:
+    pads = np.array(
+        [0, 0, *(p[0] for p in step.padding), 0, 0, *(p[1] for p in step.padding)], np.int64
+    )
+    node = ir.node(
+        "Pad",
+        [source, _initializer(graph, f"{name}.pads", pads)],
+        {"mode": ONNX_PAD_MODES[step.padding_mode]},
+        name=f"{name}.pad",
+    )
+    node.outputs[0].name = f"{name}.pad"
+    return node
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Add a new initializer to ``graph``."""
+    if name in graph.initializers:
+        raise ConverterError(f"The network already has a tensor named {name!r}; rename it.")
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    value.const_value = tensor
+    graph.register_initializer(value)
+    return value
+
+
+def _same_padding(n: int, k: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:
+    """ONNX's SAME_UPPER and SAME_LOWER: output ceil(n / stride), the odd pixel last or first."""
+    total = max((math.ceil(n / stride) - 1) * stride + dilation * (k - 1) + 1 - n, 0)
+    small, large = total // 2, total - total // 2
+    return (small, large) if upper else (large, small)
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    """All named values of the main graph."""
+    found = {str(value.name): value for value in model.graph.inputs}
+    found |= {str(value.name): value for node in model.graph for value in node.outputs}
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,138 @@
+"""Every convolution of a network, with its geometry and cost, or why it cannot be converted."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.errors import ConverterError
+from converter.kernels.conv import Conv
+from converter.networks.onnx_network import constant, observe_shapes, read_conv
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution of a network.
+
+    Attributes:
+        name: The weight's name without ``.weight``, else the node's.
+        output: Name of the tensor that the node gives; it identifies the node in the graph.
+        weight: Name of its weight.
+        conv: The convolution; None where ``reason`` says that it cannot be read.
+        size: Spatial size of its input for the surveyed input shape.
+        params: Weights and bias.
+        macs: Multiply-accumulates for one example.
+        reason: Why the layer cannot be converted; None if it can.
+    """
+
+    name: str
+    output: str
+    weight: str
+    conv: Conv | None
+    size: tuple[int, ...]
+    params: int
+    macs: int
+    reason: str | None = None
+
+    def kept(self, reason: str) -> Layer:
+        """Return the layer with ``reason`` not to convert it, unless it has one already."""
+        return self if self.reason else replace(self, reason=reason)
+
+
+def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...]:
+    """List the convolutions of ``model`` in graph order.
+
+    Args:
+        model: The network.
+        feeds: Inputs to run it on once, for the shapes.
+
+    Raises:
+        ConverterError: When the network cannot run, or a weight is NaN or infinite.
+    """
+    nodes = [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose")]
+    ends = [
+        str(value.name) for node in nodes for value in (node.inputs[0], node.outputs[0]) if value
+    ]
+    shapes = observe_shapes(model, list(dict.fromkeys(ends)), feeds)
+    users = Counter(str(node.inputs[1].name) for node in nodes if node.inputs[1] is not None)
+    names = Counter(_name(node) for node in nodes)
+    layers = []
+    for node in nodes:
+        source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
+        assert source is not None and weight is not None
+        name = _name(node) if names[_name(node)] == 1 else str(node.name or output.name)
+        in_shape, out_shape = shapes[str(source.name)], shapes[str(output.name)]
+        kernel = constant(weight)
+        layer = Layer(name, str(output.name), str(weight.name), None, in_shape[2:], 0, 0)
+        if kernel is None:
+            layers.append(layer.kept("its weight is not a constant of the graph"))
+            continue
+        if not np.isfinite(kernel.astype(np.float32)).all():
+            raise ConverterError(
+                f"The weight of layer {name} holds NaN or infinite values; use a sound checkpoint."
+            )
+        positions = in_shape if node.op_type == "ConvTranspose" else out_shape
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        layer = replace(
+            layer,
+            params=kernel.size + (0 if bias is None else bias.size),
+            macs=kernel.size * math.prod(positions[2:]),
+        )
+        if node.op_type == "ConvTranspose":
+            layer = layer.kept("transposed convolutions cannot be converted yet")
+        elif kernel.ndim != 4:
+            layer = layer.kept(f"convolutions over {kernel.ndim - 2} axes cannot be converted yet")
+        elif len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+            layer = layer.kept("its bias is not a constant of the graph")
+        elif users[str(weight.name)] > 1:
+            layer = layer.kept(f"its weight is shared by {users[str(weight.name)]} layers")
+        else:
+            layer = replace(layer, conv=read_conv(node, in_shape[2:]))
+        layers.append(layer)
+    inner = [
+        n for n in model.graph.all_nodes() if n.op_type == "Conv" and n.graph is not model.graph
+    ]
+    layers += [
+        Layer(str(n.name or n.outputs[0].name), "", "", None, (), 0, 0, "it is inside a subgraph")
+        for n in inner
+    ]
+    return tuple(layers)
+
+
+def count_params(model: ir.Model) -> int:
+    """Count the floating-point weights of the network."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(t.size for t in tensors if t is not None and t.dtype.is_floating_point())
+
+
+def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
+    """Count multiply-accumulates of convolutions and constant-weight matrix products.
+
+    For one example: the batch axis of ``feeds`` must be 1.
+    """
+    layers = sum(layer.macs for layer in survey(model, feeds))
+    products = [
+        n for n in model.graph if n.op_type in ("Gemm", "MatMul") and n.inputs[1] is not None
+    ]
+    names = list(dict.fromkeys(str(node.outputs[0].name) for node in products))
+    shapes = observe_shapes(model, names, feeds) if names else {}
+    for node in products:
+        weight = constant(node.inputs[1])
+        if weight is not None:
+            out = shapes[str(node.outputs[0].name)]
+            layers += weight.size * math.prod(out) // out[-1]
+    return layers
+
+
+def _name(node: ir.Node) -> str:
+    """Name a layer by its weight; exporters' counters (``onnx::Conv_12``) say nothing."""
+    weight = node.inputs[1]
+    name = str(weight.name) if weight is not None else ""
+    if not name or "::" in name:
+        return str(node.name or node.outputs[0].name)
+    return name.removesuffix(".weight")

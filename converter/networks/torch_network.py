@@ -1,0 +1,295 @@
+"""A torch model: built from a factory, exported to ONNX, mapped to it, rewritten as a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import inspect
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from converter.errors import ConverterError
+from converter.kernels.conv import Chain, Conv, assemble
+from converter.kernels.forms import Form, Rank, skeleton
+from converter.networks.checkpoint import load_into, load_state, read_file
+from converter.networks.onnx_network import free_batch
+from converter.networks.survey import Layer
+
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+PADS: dict[str, dict[int, type[nn.Module]]] = {
+    "zeros": {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d},
+    "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
+    "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
+    "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
+}
+
+
+def find_callable(spec: str, what: str) -> Any:
+    """Import ``package.module:name``; the current folder is importable.
+
+    Raises:
+        ConverterError: When there is no such thing, or importing it fails.
+    """
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
+        raise ConverterError(f"{what} {spec!r} must be written package.module:name.")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        raise ConverterError(
+            f"{what} {spec!r}: module {module_name!r} cannot be imported: {_short(error)}"
+        ) from None
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ConverterError(f"{what} {spec!r}: {module_name} has no callable named {name!r}.")
+    return found
+
+
+def build(
+    factory: str, arguments: Mapping[str, Any], checkpoint: Path | None, trust_pickle: bool
+) -> nn.Module:
+    """Build a model from ``package.module:factory`` and fill it from a checkpoint.
+
+    Raises:
+        ConverterError: When the factory fails or gives no module, or the checkpoint does not fit.
+    """
+    function = find_callable(factory, "Factory")
+    try:
+        model = function(**arguments)
+    except Exception as error:  # the user's factory may raise anything
+        raise ConverterError(f"Factory {factory!r} failed: {_short(error)}") from None
+    if not isinstance(model, nn.Module):
+        raise ConverterError(
+            f"Factory {factory!r} gave a {type(model).__name__}, not an nn.Module."
+        )
+    if checkpoint is not None:
+        load_into(model, load_state(checkpoint, trust_pickle), checkpoint)
+    return model.eval()
+
+
+def unpickle(path: Path, trust_pickle: bool) -> nn.Module:
+    """Read a pickled module, which runs code from the file.
+
+    Raises:
+        ConverterError: Without ``trust_pickle``, or when the file holds no module.
+    """
+    if path.exists() and not trust_pickle:
+        raise ConverterError(
+            f"{path} is not an ONNX file; name a factory (package.module:factory) with "
+            "--checkpoint, or pass --trust-pickle to unpickle a whole module."
+        )
+    model = read_file(path, trust_pickle)
+    if not isinstance(model, nn.Module):
+        raise ConverterError(f"{path} holds a {type(model).__name__}, not a pickled nn.Module.")
+    return model.eval()
+
+
+def input_names(model: nn.Module) -> tuple[str, ...]:
+    """List the parameters of ``forward`` that must be given."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
+    return tuple(names) or ("input",)
+
+
+def export(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> ir.Model:
+    """Export ``model`` in evaluation mode, with a free batch axis where the model allows it.
+
+    Args:
+        model: Left as it is.
+        feeds: Example inputs by name, each (N, ...).
+
+    Raises:
+        ConverterError: When the model cannot run on ``feeds`` or torch cannot export it.
+    """
+    twin = copy.deepcopy(model).cpu().eval()
+    # torch.export takes a batch of one for a constant.
+    tensors = tuple(
+        torch.from_numpy(np.concatenate([a, a]) if len(a) == 1 else a) for a in feeds.values()
+    )
+    try:
+        with torch.no_grad():
+            twin(*tensors)
+    except Exception as error:  # the user's model may raise anything
+        shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+        raise ConverterError(
+            f"The model does not run on inputs of shape {shapes}: {_short(error)}"
+        ) from None
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                twin,
+                tensors,
+                input_names=list(feeds),
+                dynamic_shapes=[{0: torch.export.Dim.AUTO} for _ in tensors],
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # torch.export raises many classes
+        raise ConverterError(f"torch cannot export the model to ONNX: {_short(error)}") from None
+    assert program is not None
+    return free_batch(program.model)
+
+
+def match(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Keep the layers that are not a plain convolution module of ``model``, with the reason."""
+    return tuple(
+        layer.kept(reason) if (reason := _mismatch(model, layer)) else layer for layer in layers
+    )
+
+
+def apply(model: nn.Module, layers: Sequence[Layer], chains: Mapping[str, Chain]) -> nn.Module:
+    """Return a copy of ``model`` with convolution modules replaced by chains.
+
+    The exporter folds BatchNorm into the convolutions, the copy keeps it: the folded kernel is
+    the module's times a scale per output channel, which is taken out of the chain again.
+    """
+    result = copy.deepcopy(model)
+    for layer in layers:
+        if layer.name in chains:
+            assert layer.conv is not None
+            module = result.get_submodule(layer.name)
+            own = read_module(module)
+            scale = _channel_scale(own.kernel, layer.conv.kernel)
+            inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
+            steps = chains[layer.name].scaled(inverse).steps
+            chain = assemble(own, [(step.kernel, step.groups) for step in steps])
+            replace_module(result, layer.name, chain, module)
+    return result
+
+
+def rebuild(model: nn.Module, shapes: Mapping[str, tuple[Form, Rank]]) -> nn.Module:
+    """Return a copy of ``model`` with modules replaced by chains of zeros of these shapes."""
+    result = copy.deepcopy(model)
+    for name, (form, rank) in shapes.items():
+        module = result.get_submodule(name)
+        replace_module(result, name, skeleton(read_module(module), form, rank), module)
+    return result
+
+
+def read_module(module: nn.Module) -> Conv:
+    """Read a torch convolution as a ``Conv``."""
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
+        padding = tuple((total // 2, total - total // 2) for total in totals)
+    elif module.padding == "valid":
+        padding = ((0, 0),) * len(module.kernel_size)
+    else:
+        padding = tuple((int(p), int(p)) for p in module.padding)
+    return Conv(
+        kernel=_to_numpy(module.weight),
+        bias=None if module.bias is None else _to_numpy(module.bias),
+        stride=tuple(module.stride),
+        padding=padding,
+        dilation=tuple(module.dilation),
+        padding_mode=module.padding_mode,
+        groups=module.groups,
+    )
+
+
+def to_modules(chain: Chain) -> nn.Sequential:
+    """Write a chain as plain torch modules; a pad in front only where a convolution has none."""
+    modules: list[nn.Module] = []
+    for step in chain.steps:
+        symmetric = all(begin == end for begin, end in step.padding)
+        if not symmetric:
+            flat = [p for pair in reversed(step.padding) for p in pair]  # last axis first
+            modules.append(PADS[step.padding_mode][len(step.k)](tuple(flat)))
+        module = CONVOLUTIONS[len(step.k)](
+            step.I,
+            step.O,
+            step.k,
+            stride=step.stride,
+            padding=tuple(begin for begin, _ in step.padding) if symmetric else 0,
+            dilation=step.dilation,
+            groups=step.groups,
+            bias=step.bias is not None,
+            padding_mode=step.padding_mode if symmetric else "zeros",
+        )
+        module.weight = nn.Parameter(_to_torch(step.kernel))
+        if step.bias is not None:
+            module.bias = nn.Parameter(_to_torch(step.bias))
+        modules.append(module)
+    return nn.Sequential(*modules)
+
+
+def replace_module(root: nn.Module, name: str, chain: Chain, old: nn.Module) -> None:
+    """Put a chain in the place of ``old``, with its device and mode."""
+    weight = next(old.parameters())
+    root.set_submodule(name, to_modules(chain).to(weight.device).train(old.training))
+
+
+def _mismatch(model: nn.Module, layer: Layer) -> str | None:
+    """Say why a layer of the exported graph is not a convolution module, or None."""
+    if layer.conv is None:
+        return layer.reason
+    try:
+        module = model.get_submodule(layer.weight.removesuffix(".weight"))
+    except AttributeError:
+        return (
+            "it is not a convolution module of the model (called as a function, or reparametrised)"
+        )
+    if type(module) not in CONVOLUTIONS.values():
+        return f"its module is a {type(module).__name__}, not a plain convolution"
+    own = read_module(module).kernel
+    if own.shape != layer.conv.kernel.shape:
+        return "its module's kernel has another shape than the exported one"
+    folded = layer.conv.kernel.astype(np.float64)
+    scale = _channel_scale(own, folded).reshape(-1, *[1] * (own.ndim - 1))
+    if np.linalg.norm(own * scale - folded) > 1e-4 * np.linalg.norm(folded):
+        return "its module's kernel is not the exported one up to a scale per output channel"
+    return None
+
+
+def _channel_scale(own: np.ndarray, folded: np.ndarray) -> np.ndarray:
+    """Least-squares scale s (O,) with s own = folded."""
+    a, b = (kernel.astype(np.float64).reshape(len(kernel), -1) for kernel in (own, folded))
+    power = (a * a).sum(1)
+    return np.divide((a * b).sum(1), power, out=np.zeros_like(power), where=power > 0)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Copy a tensor; bfloat16 becomes ml_dtypes' type of that name."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return ir.tensor(tensor).numpy().copy()
+    return tensor.numpy().copy()
+
+
+def _to_torch(array: np.ndarray) -> torch.Tensor:
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes about itself off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _short(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [""])[0][:300]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

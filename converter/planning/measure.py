@@ -1,0 +1,208 @@
+"""Racing onnxruntime sessions fairly, and scoring networks on data."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from scipy.stats import quantile_test
+
+from converter.data import Data
+from converter.networks.onnx_network import Arrays, run
+
+CONFIDENCE = 0.99
+# A sleeping block lets the other session's threads stop spinning; a block is long against the
+# clock and short against the drift of a shared machine.
+PAUSE_S, BLOCK_S, BUDGET_S = 0.02, 0.03, 4.0
+FEWEST_ROUNDS, MOST_ROUNDS = 15, 60
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with its 99 % confidence interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> Interval:
+        """Take median and interval from order statistics (no assumption on the distribution)."""
+        test = quantile_test(values, q=0, p=0.5)
+        found = test.confidence_interval(confidence_level=CONFIDENCE)
+        # Below 8 values no order statistic is wide enough: the whole range, then.
+        low = float(np.min(values)) if math.isnan(found.low) else float(found.low)
+        high = float(np.max(values)) if math.isnan(found.high) else float(found.high)
+        return cls(float(np.median(values)), low, high)
+
+
+@dataclass(frozen=True)
+class Race:
+    """Latencies of several sessions, and their speedups over the first, both per session."""
+
+    latency_ms: tuple[Interval, ...]
+    speedup: tuple[Interval, ...]
+    rounds: int
+
+
+def race(
+    sessions: Sequence[onnxruntime.InferenceSession],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    progress: Progress = lambda done: None,
+) -> Race:
+    """Time sessions against one another in short blocks, in turn, with a pause between blocks.
+
+    Every round gives each session one block of calls, its first call not counted, in an order
+    that rotates; a speedup is a ratio of two blocks of the same round.
+
+    Args:
+        sessions: At least one.
+        feeds: Inputs of each session.
+        progress: Called with the share done.
+    """
+    outputs = [[output.name for output in session.get_outputs()] for session in sessions]
+
+    def block(n: int, calls: int) -> float:
+        session, feed, names = sessions[n], dict(feeds[n]), outputs[n]
+        session.run(names, feed)
+        start = time.perf_counter()
+        for _ in range(calls):
+            session.run(names, feed)
+        return (time.perf_counter() - start) / calls
+
+    first = [min(block(n, 1) for _ in range(2)) for n in range(len(sessions))]
+    calls = [max(1, round(BLOCK_S / seconds)) for seconds in first]
+    round_s = sum((c + 1) * s + PAUSE_S for c, s in zip(calls, first))
+    budget_s = BUDGET_S * len(sessions)
+    rounds = int(np.clip(budget_s / round_s, FEWEST_ROUNDS, MOST_ROUNDS))
+    order = list(range(len(sessions)))
+    times = np.zeros((rounds, len(sessions)))
+    for number in range(rounds):
+        shift = number % len(order)
+        for n in order[shift:] + order[:shift]:
+            time.sleep(PAUSE_S)
+            times[number, n] = block(n, calls[n]) * 1e3
+        progress((number + 1) / rounds)
+    ratios = times[:, :1] / times
+    return Race(
+        latency_ms=tuple(Interval.of(column) for column in times.T),
+        speedup=tuple(Interval.of(column) for column in ratios.T),
+        rounds=rounds,
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a network gives on data, beside the first network of the comparison.
+
+    Attributes:
+        hits: (N,) whether each example's label was the largest output, or None without labels.
+        agreement: Share of examples whose largest output is the first network's; None where
+            the output is no vector per example.
+        rel_output_error: |output - first| / |first| over all data, of the worst output.
+    """
+
+    hits: np.ndarray | None
+    agreement: float | None
+    rel_output_error: float
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of hits."""
+        return None if self.hits is None else float(self.hits.mean())
+
+
+def score(
+    sessions: Sequence[onnxruntime.InferenceSession],
+    data: Data,
+    batch_size: int,
+    progress: Progress = lambda done: None,
+) -> tuple[Score, ...]:
+    """Run every session over ``data`` and compare each with the first.
+
+    Args:
+        sessions: At least one; all take the same inputs.
+        data: With labels for accuracy.
+        batch_size: Examples a call.
+        progress: Called with the share done.
+    """
+    hits: list[list[np.ndarray]] = [[] for _ in sessions]
+    same: list[list[np.ndarray]] = [[] for _ in sessions]
+    squares = [np.zeros(len(session.get_outputs())) for session in sessions]
+    power = np.zeros(len(sessions[0].get_outputs()))
+    for indices, feeds in data.batches(batch_size):
+        outputs = [list(run(s, renamed(feeds, s)).values()) for s in sessions]
+        power += [_square(array) for array in outputs[0]]
+        for n, arrays in enumerate(outputs):
+            squares[n] += [_square(a - b) for a, b in zip(_floats(arrays), _floats(outputs[0]))]
+            if arrays[0].ndim == 2:
+                choice = arrays[0].argmax(1)
+                same[n].append(choice == outputs[0][0].argmax(1))
+                if data.labels is not None:
+                    hits[n].append(choice == data.labels[indices])
+        progress((int(indices[-1]) + 1) / data.count)
+    tiny = np.finfo(np.float64).tiny
+    return tuple(
+        Score(
+            hits=np.concatenate(hits[n]) if hits[n] else None,
+            agreement=float(np.concatenate(same[n]).mean()) if same[n] else None,
+            rel_output_error=float(np.sqrt(squares[n] / np.maximum(power, tiny)).max()),
+        )
+        for n in range(len(sessions))
+    )
+
+
+def drop_interval(before: np.ndarray, after: np.ndarray) -> Interval:
+    """Drop of accuracy in percentage points, with a paired 99 % interval.
+
+    The examples are the same for both, so only those that changed count (McNemar); normal
+    approximation of their mean.
+
+    Args:
+        before: (N,) hits of the original.
+        after: (N,) hits of the other network.
+    """
+    change = before.astype(np.float64) - after.astype(np.float64)
+    mean = 100 * float(change.mean())
+    half = 2.576 * 100 * float(change.std()) / math.sqrt(len(change))
+    return Interval(mean, mean - half, mean + half)
+
+
+def fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
+    """Return the batch size that a network insists on, or None if it takes any."""
+    sizes = [i.shape[0] for i in session.get_inputs() if i.shape]
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def cpu_model() -> str:
+    """Name the processor."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def renamed(feeds: Mapping[str, np.ndarray], session: onnxruntime.InferenceSession) -> Arrays:
+    """Give a session its inputs: by name, else in order."""
+    names = [i.name for i in session.get_inputs()]
+    if all(name in feeds for name in names):
+        return {name: feeds[name] for name in names}
+    return dict(zip(names, feeds.values()))
+
+
+def _floats(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [array.astype(np.float64) for array in arrays]
+
+
+def _square(array: np.ndarray) -> float:
+    return float(np.sum(array.astype(np.float64) ** 2))
