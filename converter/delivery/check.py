@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
+from torch import nn
 
 from converter.kernels.conv import Chain
-from converter.networks.onnx_network import Arrays, observe, replace_kernels
+from converter.networks.onnx_network import Arrays, observe, open_session, run
+from converter.networks.onnx_rewrite import replace_kernels
 from converter.networks.survey import Layer
+from converter.networks.torch_network import flat_outputs
 
 # Relative difference of two float32 (float16) computations of the same network.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6, "float16": 3e-2}
@@ -79,3 +83,23 @@ def difference(expected: np.ndarray, got: np.ndarray) -> float:
     a, b = expected.astype(np.float64), got.astype(np.float64)
     norm = float(np.linalg.norm(a))
     return float(np.linalg.norm(b - a)) / (norm or 1.0)
+
+
+def check_twin(module: nn.Module, network: ir.Model, samples: Mapping[str, Arrays]) -> str | None:
+    """Hold the converted torch model against the converted ONNX network.
+
+    Returns:
+        The sentence that says by how much they differ, or None.
+    """
+    session = open_session(network)
+    for what, feeds in samples.items():
+        with torch.no_grad():
+            outputs = flat_outputs(module(*(torch.from_numpy(a) for a in feeds.values())))
+        for (name, got), expected in zip(run(session, feeds).items(), outputs):
+            error = difference(expected.numpy(), got)
+            if not error <= TOLERANCE.get(got.dtype.name, 0.0):
+                return (
+                    f"The converted torch model and its ONNX twin differ by {error:.1e} on {what}, "
+                    f"at output {name}."
+                )
+    return None

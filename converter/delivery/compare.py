@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -12,7 +13,8 @@ import onnx_ir as ir
 
 from converter.data import Data, conform, random_data
 from converter.errors import ConverterError
-from converter.networks.onnx_network import Arrays, Input, inputs, open_session, run
+from converter.networks.onnx_network import Arrays, inputs, open_session, run
+from converter.networks.source import example_shapes
 from converter.networks.survey import count_macs, count_params
 from converter.planning.measure import (
     Interval,
@@ -138,8 +140,8 @@ def compare_models(
     )
     accuracies = [s.accuracy for s in scores]
     if evaluate is not None:
-        accuracies = [float(evaluate(lambda feeds, s=s: run(s, feeds))) for s in sessions]
-    single = noise.read(np.arange(1))
+        accuracies = [float(evaluate(partial(run, session))) for session in sessions]
+    single = noise.read(np.arange(insisted or 1))
     figures = [
         Figures(
             name=name,
@@ -167,40 +169,6 @@ def compare_models(
         cpu=cpu_model(),
         versions=versions(),
     )
-
-
-def example_shapes(
-    spec: Sequence[Input], given: Mapping[str, tuple[int, ...]], data: Data | None
-) -> dict[str, tuple[int, ...]]:
-    """Settle the shape of every input: as given, else as the data, else as the network says.
-
-    Raises:
-        ConverterError: When a size stays open or contradicts the network.
-    """
-    seen = {} if data is None else data.read(np.arange(1))
-    shapes = {}
-    for item in spec:
-        shape = given.get(item.name)
-        if shape is None and item.name in seen:
-            shape = seen[item.name].shape
-        if shape is None:
-            if None in item.shape[1:]:
-                wanted = ",".join("?" if n is None else str(n) for n in item.shape)
-                raise ConverterError(
-                    f"Input {item.name!r} has free sizes ({wanted}); give --input-shape "
-                    f"{item.name}:... or data."
-                )
-            shape = tuple(n or 1 for n in item.shape)
-        fits = len(shape) == len(item.shape) and all(
-            want in (None, got) for want, got in zip(item.shape[1:], shape[1:])
-        )
-        if not fits:
-            wanted = ",".join("?" if n is None else str(n) for n in item.shape)
-            raise ConverterError(
-                f"Input {item.name!r} takes shape {wanted}, not {','.join(map(str, shape))}."
-            )
-        shapes[item.name] = shape
-    return shapes
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from torch.nn import functional
 from converter.data import Data
 from converter.errors import ConverterError
 from converter.networks.onnx_network import open_session, run
+from converter.networks.torch_network import flat_outputs
 
 TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
 HELD_OUT, BATCH = 0.1, 128
@@ -62,20 +63,17 @@ def tune(
         raise ConverterError(f"Device {device!r} cannot be used: {error}") from None
     session = open_session(teacher, threads)
 
-    def batch(source: Data, indices: np.ndarray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        feeds = source.read(indices)
-        targets = list(run(session, feeds).values())
-        arrays = (list(feeds.values()), targets)
-        return tuple([torch.from_numpy(a).to(device) for a in part] for part in arrays)  # type: ignore[return-value]
-
     def loss_of(source: Data, indices: np.ndarray) -> torch.Tensor:
-        feeds, targets = batch(source, indices)
-        outputs = _tensors(model(*feeds))
-        loss = sum(distance(out, target) for out, target in zip(outputs, targets))
+        feeds = source.read(indices)
+        targets = [torch.from_numpy(target).to(device) for target in run(session, feeds).values()]
+        outputs = flat_outputs(
+            model(*(torch.from_numpy(feed).to(device) for feed in feeds.values()))
+        )
+        loss = torch.stack([distance(o, t) for o, t in zip(outputs, targets)]).sum()
         if source.labels is not None:
             labels = torch.from_numpy(source.labels[indices]).to(device)
             loss = loss + functional.cross_entropy(outputs[0], labels)
-        return torch.as_tensor(loss)
+        return loss
 
     @torch.no_grad()
     def held_out_loss() -> float:
@@ -95,7 +93,7 @@ def tune(
             training_mode(model)
             loss = loss_of(train, indices)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
             schedule.step()
@@ -125,14 +123,3 @@ def training_mode(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
-
-
-def _tensors(output: object) -> list[torch.Tensor]:
-    """Flatten what a model returns, in the order of the exported outputs."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, dict):
-        return _tensors(list(output.values()))
-    if isinstance(output, Iterable):
-        return [tensor for part in output for tensor in _tensors(part)]
-    return []

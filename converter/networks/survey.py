@@ -113,7 +113,7 @@ def count_params(model: ir.Model) -> int:
 def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
     """Count multiply-accumulates of convolutions and constant-weight matrix products.
 
-    For one example: the batch axis of ``feeds`` must be 1.
+    For one example, whatever the batch size of ``feeds``.
     """
     layers = sum(layer.macs for layer in survey(model, feeds))
     products = [
@@ -121,11 +121,12 @@ def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
     ]
     names = list(dict.fromkeys(str(node.outputs[0].name) for node in products))
     shapes = observe_shapes(model, names, feeds) if names else {}
+    batch = len(next(iter(feeds.values())))
     for node in products:
         weight = constant(node.inputs[1])
         if weight is not None:
             out = shapes[str(node.outputs[0].name)]
-            layers += weight.size * math.prod(out) // out[-1]
+            layers += weight.size * math.prod(out) // out[-1] // batch
     return layers
 
 

@@ -10,7 +10,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import nn
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv, assemble
-from converter.kernels.forms import Form, Rank, skeleton
+from converter.kernels.form import Form, Rank, skeleton
 from converter.networks.checkpoint import load_into, load_state, read_file
 from converter.networks.onnx_network import free_batch
 from converter.networks.survey import Layer
@@ -231,6 +231,39 @@ def replace_module(root: nn.Module, name: str, chain: Chain, old: nn.Module) -> 
     """Put a chain in the place of ``old``, with its device and mode."""
     weight = next(old.parameters())
     root.set_submodule(name, to_modules(chain).to(weight.device).train(old.training))
+
+
+def flat_outputs(output: object) -> list[torch.Tensor]:
+    """Flatten what a model returns, in the order of the exported outputs."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, dict):
+        return flat_outputs(list(output.values()))
+    if isinstance(output, Iterable):
+        return [tensor for part in output for tensor in flat_outputs(part)]
+    return []
+
+
+def save_program(module: nn.Module, shapes: Mapping[str, Sequence[int]], path: Path) -> None:
+    """Write ``module`` as a .pt2 program that runs without its Python class.
+
+    Args:
+        module: In evaluation mode.
+        shapes: By input name; the batch axis is left free where the model allows it.
+        path: Where to.
+    """
+    parameters = [p for p in module.parameters()]
+    dtype = parameters[0].dtype if parameters else torch.float32
+    tensors = tuple(torch.zeros(2, *shape[1:], dtype=dtype) for shape in shapes.values())
+    free = tuple({0: torch.export.Dim.AUTO} for _ in tensors)
+    with _quiet():
+        torch.export.save(torch.export.export(module, tensors, dynamic_shapes=free), path)
+
+
+def load_program(path: Path) -> nn.Module:
+    """Read what ``save_program`` wrote."""
+    with _quiet():
+        return torch.export.load(path).module()
 
 
 def _mismatch(model: nn.Module, layer: Layer) -> str | None:

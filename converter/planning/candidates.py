@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from converter.kernels.forms import (
-    FORMS,
-    Rank,
-    estimate_errors,
-    full_rank,
-    rank_grid,
-    refusal,
-    skeleton,
-)
+from converter.kernels.form import Rank, estimate_errors, full_rank, rank_grid, refusal, skeleton
+from converter.kernels.forms import FORMS
 from converter.networks.survey import Layer
 
 BLOCK = 16  # channels that onnxruntime computes together on x86 with AVX-512

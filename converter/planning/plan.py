@@ -13,16 +13,8 @@ from pathlib import Path
 from converter.config import ConvertConfig
 from converter.errors import ConverterError
 from converter.kernels.conv import Conv
-from converter.kernels.forms import (
-    Form,
-    Rank,
-    find_form,
-    fit_rank,
-    parse_rank,
-    refusal,
-    show_rank,
-    skeleton,
-)
+from converter.kernels.form import Form, Rank, fit_rank, parse_rank, refusal, show_rank, skeleton
+from converter.kernels.forms import find_form
 from converter.networks.survey import Layer
 from converter.planning.candidates import candidates
 

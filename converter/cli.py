@@ -1,0 +1,256 @@
+"""The command line: ``ConvertConfig`` as flags, and nothing that the library cannot do."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from converter.config import ConvertConfig
+from converter.errors import ConverterError
+
+app = App(
+    name="flatconv",
+    help="Make a trained convolutional network faster: ONNX out, measured in onnxruntime.",
+    version_flags=["--version"],
+    default_parameter=Parameter(negative=()),
+)
+Config = Annotated[ConvertConfig, Parameter(name="*")]
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"])]
+Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"])]
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+
+
+@app.command
+def convert(
+    model: str,
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    config: Config = ConvertConfig(),
+    evaluate: str | None = None,
+    dry_run: bool = False,
+    json: bool = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> int:
+    """Convert a trained network and show what became of it.
+
+    Args:
+        model: net.onnx, or package.module:factory (with --checkpoint).
+        output: Folder for the converted network and the report.
+        config: Options of the conversion.
+        evaluate: module:function, called as evaluate(predict) -> float; higher is better.
+        dry_run: Show the plan and write nothing.
+        json: Print the report (with --dry-run the plan) as JSON.
+        verbose: Also show every layer.
+        quiet: Print nothing but errors.
+    """
+    from converter.delivery.report import comparison_table, layer_table
+    from converter.delivery.result import writable_folder
+    from converter.networks.torch_network import find_callable
+    from converter.pipeline import convert as run
+    from converter.pipeline import dry_run as plan_only
+
+    if dry_run:
+        with _progress(quiet or json) as progress:
+            plan, rows = plan_only(model, config, progress=progress)
+        _show(quiet, json, plan.to_json, layer_table(rows))
+        return 0
+    if output is None:
+        raise ConverterError("Name the output folder with -o, or pass --dry-run.")
+    folder = writable_folder(output)
+    score = find_callable(evaluate, "--evaluate") if evaluate else None
+    with _progress(quiet or json) as progress:
+        result = run(model, None, config, evaluate=score, command=_command(), progress=progress)
+        result.save(folder)
+    report = result.report
+    tables = [layer_table(report.layers)] if verbose else []
+    _show(
+        quiet, json, lambda: _dump(report.to_dict()), *tables, comparison_table(report.comparison)
+    )
+    return _finish(report.met, report.reason, output, quiet or json)
+
+
+@app.command
+def finetune(
+    directory: Path,
+    *,
+    train: str,
+    epochs: int,
+    eval: str | None = None,
+    lr: float | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    json: bool = False,
+    quiet: Quiet = False,
+) -> int:
+    """Train a converted torch model further, toward its original.
+
+    Args:
+        directory: What convert wrote.
+        train: Training inputs, labelled or not: .npz, folder of images, or module:function.
+        epochs: Passes over them.
+        eval: Labelled inputs for accuracy; as at the conversion if left out.
+        lr: Highest learning rate.
+        device: Where to train: cpu, cuda, cuda:1.
+        seed: Seed of every random choice.
+        json: Print the report as JSON.
+        quiet: Print nothing but errors.
+    """
+    from converter.delivery.report import comparison_table
+    from converter.pipeline import finetune as run
+
+    if epochs < 1:
+        raise ConverterError("--epochs must be at least 1.")
+    changes = {"eval": eval, "lr": lr, "device": device, "seed": seed}
+    given = {name: value for name, value in changes.items() if value is not None}
+    with _progress(quiet or json) as progress:
+        result = run(
+            directory, progress=progress, command=_command(), train=train, finetune=epochs, **given
+        )
+        result.save(directory)
+    report = result.report
+    _show(quiet, json, lambda: _dump(report.to_dict()), comparison_table(report.comparison))
+    return _finish(report.met, report.reason, directory, quiet or json)
+
+
+@app.command
+def export(directory: Path, *, output: Output) -> int:
+    """Write the converted network of an output folder as one ONNX file.
+
+    Args:
+        directory: What convert wrote.
+        output: The .onnx file to write.
+    """
+    from converter.pipeline import export as run
+
+    with _progress(False) as progress:
+        run(directory, output, progress=progress)
+    Console().print(f"Wrote {output}", soft_wrap=True)
+    return 0
+
+
+@app.command
+def inspect(
+    model: str,
+    *,
+    config: Config = ConvertConfig(),
+    json: bool = False,
+) -> int:
+    """List a network's convolutions: shapes, cost, and which can be converted.
+
+    Args:
+        model: net.onnx, or package.module:factory (with --checkpoint).
+        config: Options of the conversion.
+        json: Print the list as JSON.
+    """
+    from converter.delivery.report import survey_dicts, survey_table
+    from converter.pipeline import inspect as run
+
+    with _progress(json) as progress:
+        layers = run(model, config, progress=progress)
+    _show(False, json, lambda: _dump(survey_dicts(layers)), survey_table(layers))
+    return 0
+
+
+@app.command
+def compare(
+    *models: Path,
+    data: str | None = None,
+    html: Path | None = None,
+    json: Path | None = None,
+    config: Config = ConvertConfig(),
+    quiet: Quiet = False,
+) -> int:
+    """Race ONNX networks in onnxruntime and score them on the same data.
+
+    Args:
+        models: Two or more .onnx files; the first is what the others are held against.
+        data: Inputs, labelled for accuracy: .npz, folder of images, or module:function.
+        html: Write a page here.
+        json: Write the figures here.
+        config: Options; those of timing and images are used.
+        quiet: Print nothing but errors.
+    """
+    from converter.delivery.report import comparison_dict, comparison_html, comparison_table
+    from converter.pipeline import compare as run
+
+    for path in (html, json):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise ConverterError(f"{path} cannot be written: its folder does not exist.")
+    with _progress(quiet) as progress:
+        comparison = run(*models, data=data, config=config, progress=progress)
+    if json is not None:
+        json.write_text(_dump(comparison_dict(comparison)) + "\n")
+    if html is not None:
+        html.write_text(comparison_html(comparison))
+    _show(quiet, False, str, comparison_table(comparison))
+    return 0
+
+
+def main() -> None:
+    """Run the command line; errors are one sentence and status 2."""
+    errors = Console(stderr=True)
+    try:
+        status = app(exit_on_error=False, print_error=False, result_action="return_value")
+    except (ConverterError, CycloptsError) as error:
+        errors.print(f"flatconv: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("flatconv: interrupted; nothing was written.", style="red")
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _finish(met: bool, reason: str | None, folder: Path, silent: bool) -> int:
+    """Say how it ended, and give the exit status."""
+    if reason:
+        Console(stderr=True).print(reason, style="yellow", markup=False, soft_wrap=True)
+    if not silent:
+        Console().print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    return 0 if met else 1
+
+
+def _show(quiet: bool, as_json: bool, text: Callable[[], str], *tables: Any) -> None:
+    if as_json:
+        sys.stdout.write(text().rstrip() + "\n")
+    elif not quiet:
+        Console().print(*tables, sep="\n")
+
+
+def _dump(document: Any) -> str:
+    return json.dumps(document, indent=2)
+
+
+def _command() -> str:
+    return shlex.join(["flatconv", *sys.argv[1:]])
+
+
+@contextmanager
+def _progress(silent: bool) -> Iterator[Callable[[str, float], None]]:
+    """Draw a bar a stage, on standard error."""
+    bars = Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=silent,
+    )
+    stages: dict[str, TaskID] = {}
+
+    def update(stage: str, done: float) -> None:
+        if stage not in stages:
+            stages[stage] = bars.add_task(stage, total=1.0)
+        bars.update(stages[stage], completed=done)
+
+    with bars:
+        yield update

@@ -1,0 +1,144 @@
+"""What a conversion gives: kept together, written whole or not at all, and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from converter.delivery.compare import Comparison
+from converter.delivery.report import Report, report_html
+from converter.errors import ConverterError
+from converter.networks import onnx_network, torch_network
+from converter.planning.plan import Plan
+
+OUTPUTS = (
+    "original.onnx", "model.onnx", "plan.json", "report.json", "report.html",
+    "source.json", "model.safetensors", "model.pt2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """A converted network and what was measured of it.
+
+    Attributes:
+        model: The converted torch model, or for an ONNX input the converted ONNX model.
+        plan: What was done to each layer.
+        comparison: Original and converted, side by side.
+        report: All of it, as told to the user.
+    """
+
+    model: nn.Module | onnx.ModelProto
+    plan: Plan
+    comparison: Comparison
+    report: Report
+    original: ir.Model = dataclasses.field(repr=False)
+    converted: ir.Model = dataclasses.field(repr=False)
+    origin: dict[str, Any] = dataclasses.field(repr=False)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the output folder, whole or not at all.
+
+        Raises:
+            ConverterError: When the folder cannot be written or is not flatconv's to replace.
+        """
+        target = writable_folder(Path(directory))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            built = Path(scratch) / "new"
+            built.mkdir()
+            onnx_network.save(self.original, built / "original.onnx")
+            onnx_network.save(self.converted, built / "model.onnx")
+            (built / "plan.json").write_text(self.plan.to_json())
+            (built / "report.json").write_text(json.dumps(self.report.to_dict(), indent=2) + "\n")
+            (built / "report.html").write_text(report_html(self.report))
+            (built / "source.json").write_text(json.dumps(self.origin, indent=2) + "\n")
+            if isinstance(self.model, nn.Module):
+                save_model(self.model, str(built / "model.safetensors"))
+                torch_network.save_program(self.model, self.plan.input_shapes, built / "model.pt2")
+            if target.exists():
+                target.rename(Path(scratch) / "old")
+            built.rename(target)
+
+
+def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
+    """Give back the converted network of an output folder.
+
+    Returns:
+        The torch model in evaluation mode, built by its factory (without one, what
+        ``torch.export`` saved of it); for an ONNX input the ONNX model.
+
+    Raises:
+        ConverterError: When the folder is not one that ``Result.save`` wrote.
+    """
+    folder = Path(directory)
+    origin, plan = read_origin(folder), read_plan(folder)
+    if "factory" in origin:
+        original = torch_network.build(origin["factory"], origin["factory_args"], None, False)
+        module = torch_network.rebuild(original, plan.chosen())
+        load_model(module, folder / "model.safetensors")
+        return module.eval()
+    if (folder / "model.pt2").exists():
+        return torch_network.load_program(folder / "model.pt2")
+    return ir.to_proto(onnx_network.load(folder / "model.onnx"))
+
+
+def writable_folder(folder: Path) -> Path:
+    """Check that ``folder`` can be written, and holds nothing but an earlier output.
+
+    Raises:
+        ConverterError: When it cannot.
+    """
+    folder = folder.resolve()
+    if folder.exists():
+        if not folder.is_dir():
+            raise ConverterError(f"{folder} is a file; name a folder for the output.")
+        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in OUTPUTS)
+        if foreign:
+            raise ConverterError(
+                f"{folder} holds other files ({', '.join(foreign[:3])}); name an empty folder or "
+                "an earlier output."
+            )
+    parent = folder.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConverterError(f"{folder} cannot be written: {parent} is not a writable folder.")
+    return folder
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """Read how the torch model of an output folder is built.
+
+    Raises:
+        ConverterError: When ``folder`` is not an output of flatconv.
+    """
+    try:
+        found = json.loads((folder / "source.json").read_text())
+    except (OSError, ValueError):
+        raise ConverterError(f"{folder} is not an output folder of flatconv.") from None
+    if not isinstance(found, dict):
+        raise ConverterError(f"{folder / 'source.json'} is damaged.")
+    return found
+
+
+def read_plan(folder: Path) -> Plan:
+    """Read the plan of an output folder.
+
+    Raises:
+        ConverterError: When it is missing or damaged.
+    """
+    try:
+        return Plan.from_json((folder / "plan.json").read_text())
+    except OSError:
+        raise ConverterError(f"{folder} is not an output folder of flatconv.") from None

@@ -1,0 +1,186 @@
+"""``Form``: a way to write one ``Conv`` as a ``Chain``, and what can be asked of any form."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from converter.errors import ConverterError
+from converter.kernels.conv import Chain, Conv, assemble
+
+Rank = tuple[int, ...]
+Shape = tuple[int, ...]
+Kernels = list[tuple[np.ndarray, int]]
+Solve = Callable[[np.ndarray, Rank, int], Kernels]
+ErrorAt = Callable[[Rank], float]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to factor a kernel.
+
+    Attributes:
+        name: As the user writes it.
+        solve: (kernel (O, I, *k), rank, seed) -> kernels of the steps with their groups.
+        shapes: ((O, I, *k), rank) -> shapes of those kernels with their groups.
+        max_rank: (O, I, *k) -> the rank at which the form is exact.
+        default: The rank used when the user names the form only, as text for ``parse_rank``.
+        refuses: kernel size k -> why the form has nothing to offer for it, or None.
+        per_channel: The rank counts per channel (lvh, decoupled), not over the whole layer.
+        errors: kernel (O, I, *k) -> a function from rank to relative error, where that has a
+            closed form (for tucker an upper bound); None where only solving tells.
+    """
+
+    name: str
+    solve: Solve
+    shapes: Callable[[Shape, Rank], list[tuple[Shape, int]]]
+    max_rank: Callable[[Shape], Rank]
+    default: str
+    refuses: Callable[[tuple[int, ...]], str | None]
+    per_channel: bool = False
+    errors: Callable[[np.ndarray], ErrorAt] | None = None
+
+
+def refusal(form: Form, conv: Conv) -> str | None:
+    """Say why ``form`` cannot stand in for ``conv``, or None if it can."""
+    if conv.transposed:
+        return "transposed convolutions cannot be converted yet"
+    if conv.groups == conv.I:
+        return "it is depthwise and has no channels to separate"
+    return form.refuses(conv.k)
+
+
+def full_rank(form: Form, conv: Conv) -> Rank:
+    """Return the rank at which ``form`` reproduces ``conv`` exactly."""
+    O, I = conv.kernel.shape[:2]
+    per_group = form.max_rank((O // conv.groups, I, *conv.k))
+    return per_group if form.per_channel else tuple(r * conv.groups for r in per_group)
+
+
+def parse_rank(text: str, form: Form, conv: Conv) -> Rank:
+    """Turn what the user wrote into a rank, which need not fit ``conv``.
+
+    ``16`` is an integer; ``1.0`` a fraction of O (for ``tucker`` of I and O, for ``decoupled``
+    of the kernel's size); ``0.5,0.5`` or ``16,32`` a pair for ``tucker``.
+
+    Raises:
+        ConverterError: When ``text`` is not a number (or a pair), or not above 0.
+    """
+    count = len(full_rank(form, conv))
+    parts = text.split(",")
+    if len(parts) == 1:
+        parts = parts * count
+    if len(parts) != count:
+        raise ConverterError(f"Rank {text!r} has {len(parts)} parts; {form.name} takes {count}.")
+    whole = (conv.I, conv.O) if count == 2 else (conv.O,)
+    if form.per_channel:
+        whole = (math.prod(conv.k),)
+    rank = []
+    for part, size in zip(parts, whole):
+        try:
+            value = int(part) if part.strip().lstrip("+-").isdigit() else float(part)
+        except ValueError:
+            raise ConverterError(
+                f"Rank {text!r} is not a number; write 16 or 0.5 (tucker: 0.5,0.5)."
+            ) from None
+        if not (math.isfinite(value) and value > 0):
+            raise ConverterError(f"Rank {text!r} must be above 0.")
+        rank.append(value if isinstance(value, int) else max(round(value * size), 1))
+    return tuple(rank)
+
+
+def fit_rank(rank: Rank, form: Form, conv: Conv) -> Rank:
+    """Bring ``rank`` to the nearest that ``conv`` takes: a multiple of groups, not above full."""
+    unit = 1 if form.per_channel else conv.groups
+    full = full_rank(form, conv)
+    return tuple(min(max(round(r / unit), 1) * unit, most) for r, most in zip(rank, full))
+
+
+def rank_grid(form: Form, conv: Conv, block: int) -> list[Rank]:
+    """List the ranks worth asking for: multiples of the runtime's ``block``, and the full one."""
+    unit = 1 if form.per_channel else math.lcm(block, conv.groups)
+    axes = [[*range(unit, most, unit), most] for most in full_rank(form, conv)]
+    return list(itertools.product(*axes))
+
+
+def skeleton(conv: Conv, form: Form, rank: Rank) -> Chain:
+    """Give the chain that ``decompose`` would, with zeros for weights: its shapes and its cost."""
+    rank = _group_rank(conv, form, rank)
+    shape = (conv.kernel.shape[0] // conv.groups, *conv.kernel.shape[1:])
+    zero = np.zeros((), conv.kernel.dtype)
+    return assemble(
+        conv,
+        [
+            (np.broadcast_to(zero, (s[0] * conv.groups, *s[1:])), groups * conv.groups)
+            for s, groups in form.shapes(shape, rank)
+        ],
+    )
+
+
+def estimate_errors(conv: Conv, form: Form) -> ErrorAt | None:
+    """Give the relative Frobenius error of ``conv`` as a function of the rank, if it is cheap."""
+    if form.errors is None:
+        return None
+    parts = np.split(conv.kernel.astype(np.float64), conv.groups)
+    curves = [form.errors(part) for part in parts]
+    power = np.array([np.sum(part**2) for part in parts])
+    weights = power / max(power.sum(), np.finfo(np.float64).tiny)
+
+    def error_at(rank: Rank) -> float:
+        rank = _group_rank(conv, form, rank)
+        return math.sqrt(sum(w * curve(rank) ** 2 for w, curve in zip(weights, curves)))
+
+    return error_at
+
+
+def decompose(conv: Conv, form: Form, rank: Rank, seed: int = 0) -> Chain:
+    """Write ``conv`` as a chain of ``form`` at ``rank``, each group by itself.
+
+    Computed in float64; the chain's kernels have the type of ``conv``'s.
+
+    Raises:
+        ConverterError: When the form cannot stand in for ``conv``, or the rank does not fit.
+    """
+    per_group = _group_rank(conv, form, rank)
+    parts = np.split(conv.kernel.astype(np.float64), conv.groups)
+    solved = [form.solve(part, per_group, seed) for part in parts]
+    return assemble(
+        conv,
+        [
+            (np.concatenate([kernel for kernel, _ in step]), step[0][1] * conv.groups)
+            for step in zip(*solved)
+        ],
+    )
+
+
+def _group_rank(conv: Conv, form: Form, rank: Rank) -> Rank:
+    """Check that ``form`` takes ``rank`` for ``conv``, and give the rank of one group."""
+    reason = refusal(form, conv)
+    if reason:
+        raise ConverterError(f"{form.name} cannot stand in for this convolution: {reason}.")
+    full = full_rank(form, conv)
+    if len(rank) != len(full) or any(not 1 <= r <= most for r, most in zip(rank, full)):
+        raise ConverterError(
+            f"Rank {show_rank(rank)} does not fit; {form.name} takes 1 to {show_rank(full)} here."
+        )
+    unit = 1 if form.per_channel else conv.groups
+    if any(r % unit for r in rank):
+        raise ConverterError(f"Rank {show_rank(rank)} must be a multiple of {unit} groups.")
+    return tuple(r // unit for r in rank)
+
+
+def relative_error(conv: Conv, chain: Chain) -> float:
+    """Relative Frobenius error of the chain's dense kernel against ``conv``'s."""
+    kernel = conv.kernel.astype(np.float64)
+    norm = float(np.linalg.norm(kernel))
+    error = float(np.linalg.norm(chain.dense().kernel.reshape(kernel.shape) - kernel))
+    return error / norm if norm else error
+
+
+def show_rank(rank: Rank) -> str:
+    """Write a rank as the user would: ``16`` or ``16,32``."""
+    return ",".join(map(str, rank))

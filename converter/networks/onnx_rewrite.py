@@ -1,0 +1,140 @@
+"""Surgery on a copy of an ONNX graph: chains, or other kernels, in the place of convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.errors import ConverterError
+from converter.kernels.conv import PADDING_MODES, Chain, Conv
+
+ONNX_PAD_MODES = dict(zip(PADDING_MODES, ("constant", "reflect", "edge", "wrap")))
+
+
+def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Model:
+    """Return a copy of ``model`` with Conv nodes replaced by chains.
+
+    The value that a replaced node gave keeps its name.
+
+    Args:
+        model: Left as it is.
+        chains: By the name of the replaced node's output: (prefix of the new names, chain).
+    """
+    copy = model.clone()
+    for node in list(copy.graph):
+        key = node.outputs[0].name
+        if node.op_type != "Conv" or key not in chains:
+            continue
+        prefix, chain = chains[str(key)]
+        weights = [value for value in node.inputs[1:] if value is not None]
+        source = node.inputs[0]
+        assert source is not None
+        nodes = _chain_nodes(copy.graph, source, chain, prefix)
+        ir.convenience.replace_nodes_and_values(
+            copy.graph, node, [node], nodes, [node.outputs[0]], [nodes[-1].outputs[0]]
+        )
+        nodes[-1].outputs[0].name = key
+        for value in weights:
+            if not value.uses():
+                copy.graph.initializers.pop(str(value.name), None)
+    return copy
+
+
+def replace_kernels(model: ir.Model, kernels: Mapping[str, np.ndarray]) -> ir.Model:
+    """Return a copy with other kernels (of the same shapes) in Conv nodes, by output name."""
+    copy = model.clone()
+    for node in copy.graph:
+        key = str(node.outputs[0].name)
+        if node.op_type == "Conv" and key in kernels:
+            node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", kernels[key]))
+    return copy
+
+
+def _chain_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
+    """Build the nodes of a chain; a depthwise step that widens becomes several and a Concat."""
+    nodes: list[ir.Node] = []
+    value = source
+    interleaved = 1  # how many copies of the channels the Concat before this step laid in a row
+    for number, step in enumerate(chain.steps):
+        name = f"{prefix}.{number}"
+        if step.padding_mode != "zeros" and any(map(sum, step.padding)):
+            nodes.append(_pad_node(graph, value, step, name))
+            value = nodes[-1].outputs[0]
+        kernel = step.kernel
+        if interleaved > 1:
+            kernel = _by_copy(kernel.swapaxes(0, 1), interleaved).swapaxes(0, 1)
+        wider = step.O // step.I if step.groups == step.I else 1
+        following = chain.steps[number + 1].groups if number + 1 < len(chain.steps) else 0
+        if wider > 1 and following == 1:
+            parts = np.split(_by_copy(kernel, wider), wider)
+            copies = [
+                _conv_node(graph, value, step, part, f"{name}.{n}") for n, part in enumerate(parts)
+            ]
+            nodes += copies
+            nodes.append(
+                ir.node(
+                    "Concat", [c.outputs[0] for c in copies], {"axis": 1}, name=f"{name}.concat"
+                )
+            )
+            nodes[-1].outputs[0].name = f"{name}.concat"
+        else:
+            nodes.append(_conv_node(graph, value, step, kernel, name))
+        interleaved = wider if wider > 1 and following == 1 else 1
+        value = nodes[-1].outputs[0]
+    return nodes
+
+
+def _by_copy(kernel: np.ndarray, copies: int) -> np.ndarray:
+    """Reorder channels on axis 0 from (channel, copy) to (copy, channel)."""
+    split = kernel.reshape(-1, copies, *kernel.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(0, 1)).reshape(kernel.shape)
+
+
+def _conv_node(
+    graph: ir.Graph, source: ir.Value, step: Conv, kernel: np.ndarray, name: str
+) -> ir.Node:
+    values = [source, _initializer(graph, f"{name}.weight", kernel)]
+    if step.bias is not None:
+        values.append(_initializer(graph, f"{name}.bias", step.bias))
+    padding = step.padding if step.padding_mode == "zeros" else ((0, 0),) * len(step.k)
+    node = ir.node(
+        "Conv",
+        values,
+        {
+            "kernel_shape": list(step.k),
+            "strides": list(step.stride),
+            "pads": [p[0] for p in padding] + [p[1] for p in padding],
+            "dilations": list(step.dilation),
+            "group": step.groups,
+        },
+        name=name,
+    )
+    node.outputs[0].name = name
+    return node
+
+
+def _pad_node(graph: ir.Graph, source: ir.Value, step: Conv, name: str) -> ir.Node:
+    pads = np.array(
+        [0, 0, *(p[0] for p in step.padding), 0, 0, *(p[1] for p in step.padding)], np.int64
+    )
+    node = ir.node(
+        "Pad",
+        [source, _initializer(graph, f"{name}.pads", pads)],
+        {"mode": ONNX_PAD_MODES[step.padding_mode]},
+        name=f"{name}.pad",
+    )
+    node.outputs[0].name = f"{name}.pad"
+    return node
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Add a new initializer to ``graph``."""
+    if name in graph.initializers:
+        raise ConverterError(f"The network already has a tensor named {name!r}; rename it.")
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    value.const_value = tensor
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,220 @@
+"""What is to be converted: the network as ONNX, the torch model behind it, its sample inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from converter.config import ConvertConfig
+from converter.data import (
+    Data,
+    Images,
+    conform,
+    from_arrays,
+    parse_arguments,
+    parse_shapes,
+    random_data,
+)
+from converter.data import load as load_data
+from converter.errors import ConverterError
+from converter.networks import onnx_network, torch_network
+from converter.networks.checkpoint import sha256
+from converter.networks.onnx_network import Arrays, Input
+
+CHECKED_EXAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be converted.
+
+    Attributes:
+        network: The original as ONNX.
+        module: The torch model it came from, or None.
+        inputs: The network's inputs.
+        shapes: The input shapes worked with.
+        calib: Sample inputs, or None.
+        origin: How to build the torch model again, as JSON values.
+    """
+
+    network: ir.Model
+    module: nn.Module | None
+    inputs: tuple[Input, ...]
+    shapes: dict[str, tuple[int, ...]]
+    calib: Data | None
+    origin: dict[str, Any]
+
+
+def open_source(
+    model: nn.Module | str | Path,
+    example_input: object,
+    config: ConvertConfig,
+    calib: object,
+) -> Source:
+    """Load what the user named, export it if it is a torch model, and settle the input shapes."""
+    module, origin = _torch_model(model, config)
+    origin["config"] = _json_fields(config)
+    if module is None:
+        network = onnx_network.load(Path(str(model)))
+        spec = onnx_network.inputs(network)
+        shapes, calibration = _settle(spec, example_input, config, calib)
+        return Source(network, None, spec, shapes, calibration, origin)
+    unknown = [Input(n, (), np.dtype(np.float32)) for n in torch_network.input_names(module)]
+    shapes, calibration = _settle(unknown, example_input, config, calib)
+    noise = random_data(shapes, {item.name: item.dtype for item in unknown}, 2, config.seed)
+    sample = calibration or noise
+    network = torch_network.export(module, sample.read(np.arange(2) % sample.count))
+    spec = onnx_network.inputs(network)
+    if calibration is not None:
+        calibration = _conformed(calibration, spec)
+    return Source(network, module, spec, shapes, calibration, origin)
+
+
+def examples(source: Source, seed: int, count: int) -> Arrays:
+    """Give ``count`` sample inputs, or as many as the network insists on; random without data."""
+    count = source.inputs[0].shape[0] or count
+    dtypes = {item.name: item.dtype for item in source.inputs}
+    data = source.calib or random_data(source.shapes, dtypes, count, seed)
+    return data.read(np.arange(count) % data.count)
+
+
+def samples(source: Source, seed: int) -> dict[str, Arrays]:
+    """Give the inputs that a conversion is checked on."""
+    found = {"random inputs": examples(replace(source, calib=None), seed, CHECKED_EXAMPLES)}
+    if source.calib is not None:
+        found["real inputs"] = examples(source, seed, CHECKED_EXAMPLES)
+    return found
+
+
+def read_data(text: str, spec: Sequence[Input], config: ConvertConfig) -> Data:
+    """Read data for the inputs ``spec``."""
+    names = [item.name for item in spec]
+    data = load_data(text, names, Images.of(config), torch_network.find_callable)
+    return _conformed(data, spec)
+
+
+def example_shapes(
+    spec: Sequence[Input], given: Mapping[str, tuple[int, ...]], data: Data | None
+) -> dict[str, tuple[int, ...]]:
+    """Settle the shape of every input: as given, else as the data, else as the network says.
+
+    Raises:
+        ConverterError: When a size stays open or contradicts the network.
+    """
+    seen = {} if data is None else data.read(np.arange(1))
+    shapes = {}
+    for item in spec:
+        shape = given.get(item.name)
+        if shape is None and item.name in seen:
+            shape = seen[item.name].shape
+        if shape is None:
+            if None in item.shape[1:]:
+                wanted = ",".join("?" if n is None else str(n) for n in item.shape)
+                raise ConverterError(
+                    f"Input {item.name!r} has free sizes ({wanted}); give --input-shape "
+                    f"{item.name}:... or data."
+                )
+            shape = tuple(n or 1 for n in item.shape)
+        fits = len(shape) == len(item.shape) and all(
+            want in (None, got) for want, got in zip(item.shape[1:], shape[1:])
+        )
+        if not fits:
+            wanted = ",".join("?" if n is None else str(n) for n in item.shape)
+            raise ConverterError(
+                f"Input {item.name!r} takes shape {wanted}, not {','.join(map(str, shape))}."
+            )
+        shapes[item.name] = shape
+    return shapes
+
+
+def _torch_model(
+    model: nn.Module | str | Path, config: ConvertConfig
+) -> tuple[nn.Module | None, dict[str, Any]]:
+    """Build or read a torch model, and say how it is built again; None for an ONNX file."""
+    if isinstance(model, nn.Module):
+        return model, {}
+    path = Path(model)
+    if ":" in str(model) and not path.exists():
+        arguments = parse_arguments(config.factory_args)
+        origin: dict[str, Any] = {"factory": str(model), "factory_args": arguments}
+        if config.checkpoint is not None and config.checkpoint.is_file():
+            origin["checkpoint"] = str(config.checkpoint.resolve())
+            origin["checkpoint_sha256"] = sha256(config.checkpoint)
+        built = torch_network.build(str(model), arguments, config.checkpoint, config.trust_pickle)
+        return built, origin
+    if path.suffix in (".pt", ".pth", ".th", ".tar"):
+        return torch_network.unpickle(path, config.trust_pickle), {}
+    return None, {}
+
+
+def _settle(
+    spec: Sequence[Input], example_input: object, config: ConvertConfig, calib: object
+) -> tuple[dict[str, tuple[int, ...]], Data | None]:
+    """Read the sample inputs and settle the input shapes.
+
+    A ``spec`` whose shapes are empty is that of a torch model, which says nothing of its inputs.
+    """
+    names = [item.name for item in spec]
+    given = parse_shapes(config.input_shape, names)
+    data = None
+    if calib is not None:
+        data = from_arrays(_as_arrays(calib, names), "the given calibration inputs")
+    elif config.calib:
+        data = load_data(config.calib, names, Images.of(config), torch_network.find_callable)
+    if example_input is not None:
+        given |= {n: a.shape for n, a in _as_arrays(example_input, names).items()}
+    known = all(item.shape for item in spec)
+    if not known:
+        seen = data.read(np.arange(1)) if data else {}
+        for name in names:
+            if name not in given and name not in seen:
+                raise ConverterError(
+                    f"The shape of input {name!r} is not known; give "
+                    f"--input-shape {name}:1,3,32,32."
+                )
+        spec = [
+            replace(
+                item,
+                shape=(None, *given.get(item.name, seen.get(item.name, np.empty(0)).shape)[1:]),
+            )
+            for item in spec
+        ]
+    shapes = example_shapes(spec, given, data)
+    if data is not None:
+        data = (_conformed(data, spec) if known else data).sample(config.samples, config.seed)
+    return shapes, data
+
+
+def _conformed(data: Data, spec: Sequence[Input]) -> Data:
+    return conform(data, {i.name: i.shape for i in spec}, {i.name: i.dtype for i in spec})
+
+
+def _as_arrays(values: object, names: Sequence[str]) -> Arrays:
+    """Take an array, a tensor, a tuple of them, or a dictionary, as inputs by name."""
+    if isinstance(values, Mapping):
+        items = {str(name): value for name, value in values.items()}
+    elif isinstance(values, (tuple, list)):
+        items = dict(zip(names, values))
+    else:
+        items = {names[0]: values}
+    return {
+        name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        for name, value in items.items()
+    }
+
+
+def _json_fields(config: ConvertConfig) -> dict[str, Any]:
+    """Write a configuration as JSON values."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+        if value is not None
+    }

@@ -1,0 +1,324 @@
+"""The whole story: a network goes in, a faster one comes out, with the proof."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from converter.config import ConvertConfig
+from converter.data import parse_shapes, random_data
+from converter.delivery.check import check, check_graph, check_twin
+from converter.delivery.compare import Comparison, Evaluate, compare_models
+from converter.delivery.report import LayerRow, Report, layer_rows
+from converter.delivery.result import Result, load, read_origin, read_plan
+from converter.delivery.tune import tune
+from converter.errors import ConverterError
+from converter.kernels.conv import Chain
+from converter.kernels.form import decompose
+from converter.networks import onnx_network, torch_network
+from converter.networks.onnx_rewrite import rewrite
+from converter.networks.source import Source, examples, open_source, read_data, samples
+from converter.networks.survey import Layer, survey
+from converter.planning.plan import Plan, make_plan
+
+Progress = Callable[[str, float], None]
+
+
+def convert(
+    model: nn.Module | str | Path,
+    example_input: object = None,
+    config: ConvertConfig | None = None,
+    *,
+    calib: object = None,
+    evaluate: Evaluate | None = None,
+    command: str = "converter.convert",
+    progress: Progress = lambda stage, done: None,
+) -> Result:
+    """Convert a trained network.
+
+    Args:
+        model: A torch model (left as it is), the path of an .onnx file, or
+            ``package.module:factory`` (with ``config.checkpoint``).
+        example_input: An array or tensor (N, ...), or a dictionary of them; may be left out
+            where ``calib``, the configuration or the network itself says the shapes.
+        config: Options; the defaults if left out.
+        calib: Sample inputs, as ``example_input``; takes the place of ``config.calib``.
+        evaluate: ``evaluate(predict) -> float``, higher is better; ``predict`` takes and returns
+            dictionaries of arrays. Without it accuracy is measured on ``config.eval``.
+        command: Written into the report.
+        progress: Called with a stage and the share of it that is done.
+
+    Returns:
+        The converted network with its plan and its measured comparison.
+
+    Raises:
+        ConverterError: When the input or an option is wrong; nothing is written.
+    """
+    config = config or ConvertConfig()
+    progress("loading", 0.0)
+    source = open_source(model, example_input, config, calib)
+    progress("loading", 1.0)
+    layers, plan = survey_and_plan(source, config)
+    chains = solve(plan, layers, progress)
+    by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
+    converted = rewrite(source.network, by_output)
+    problem = check(source.network, converted, layers, chains, samples(source, config.seed))
+    module = None
+    if source.module is not None:
+        module = torch_network.apply(source.module, layers, chains)
+        if config.finetune:
+            module = fine_tune(module, source, config, progress)
+            converted = torch_network.export(module, examples(source, config.seed, 1))
+            problem = check_graph(converted)
+        problem = problem or check_twin(module, converted, samples(source, config.seed))
+    elif config.finetune:
+        raise ConverterError("Fine-tuning needs a torch model; name a factory, not an ONNX file.")
+    comparison = side_by_side(source, converted, config, evaluate, progress)
+    rows = layer_rows(layers, plan, chains)
+    if problem is None and not config.manual and chains and comparison.networks[1].speedup.low <= 1:
+        reason = f"the converted network was no faster ({comparison.networks[1].verdict})"
+        plan, converted, module = plan.withdrawn(reason), source.network, source.module
+        comparison = side_by_side(source, converted, config, evaluate, progress)
+        rows = layer_rows(layers, plan, {})
+    report = Report(
+        comparison=comparison,
+        layers=rows,
+        plan=plan,
+        met=problem is None,
+        reason=problem or notice(comparison, plan),
+        budget={},
+        seed=config.seed,
+        command=command,
+    )
+    return Result(
+        model=module if module is not None else ir.to_proto(converted),
+        plan=plan,
+        comparison=comparison,
+        report=report,
+        original=source.network,
+        converted=converted,
+        origin=source.origin,
+    )
+
+
+def finetune(
+    directory: str | Path,
+    *,
+    progress: Progress = lambda stage, done: None,
+    command: str = "converter.finetune",
+    **changes: Any,
+) -> Result:
+    """Train the network in an output folder further, toward its original.
+
+    Args:
+        directory: What ``Result.save`` wrote, from a torch model with a factory.
+        progress: Called with a stage and the share of it that is done.
+        command: Written into the report.
+        changes: Fields of ``ConvertConfig`` other than those of the conversion: ``train``,
+            ``finetune`` (the epochs), ``lr``, ``eval``, ``device``, ``seed``.
+
+    Raises:
+        ConverterError: When the folder or the data cannot be used.
+    """
+    folder = Path(directory)
+    origin, plan = read_origin(folder), read_plan(folder)
+    student = load(folder)
+    if not isinstance(student, nn.Module) or "factory" not in origin:
+        raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")
+    recorded = {n: tuple(v) if isinstance(v, list) else v for n, v in origin["config"].items()}
+    config = ConvertConfig(**{**recorded, **changes})
+    network = onnx_network.load(folder / "original.onnx")
+    spec = onnx_network.inputs(network)
+    calib = read_data(config.calib, spec, config) if config.calib else None
+    source = Source(network, student, spec, dict(plan.input_shapes), calib, origin)
+    module = fine_tune(student, source, config, progress)
+    converted = torch_network.export(module, examples(source, config.seed, 1))
+    problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
+    comparison = side_by_side(source, converted, config, None, progress)
+    before = json.loads((folder / "report.json").read_text())
+    report = Report(
+        comparison=comparison,
+        layers=tuple(LayerRow(**row) for row in before["layers"]),
+        plan=plan,
+        met=problem is None,
+        reason=problem or notice(comparison, plan),
+        budget={},
+        seed=config.seed,
+        command=command,
+    )
+    return Result(module, plan, comparison, report, network, converted, origin)
+
+
+def dry_run(
+    model: nn.Module | str | Path,
+    config: ConvertConfig,
+    *,
+    progress: Progress = lambda stage, done: None,
+) -> tuple[Plan, tuple[LayerRow, ...]]:
+    """Plan a conversion, and tell what would become of each layer; nothing is written."""
+    source = open_source(model, None, config, None)
+    layers, plan = survey_and_plan(source, config)
+    return plan, layer_rows(layers, plan, solve(plan, layers, progress))
+
+
+def inspect(
+    model: nn.Module | str | Path,
+    config: ConvertConfig,
+    *,
+    progress: Progress = lambda stage, done: None,
+) -> tuple[Layer, ...]:
+    """List a network's convolutions."""
+    progress("loading", 0.0)
+    source = open_source(model, None, config, None)
+    layers = survey(source.network, examples(source, config.seed, 1))
+    progress("loading", 1.0)
+    return layers if source.module is None else torch_network.match(source.module, layers)
+
+
+def compare(
+    *paths: str | Path,
+    data: str | None = None,
+    config: ConvertConfig | None = None,
+    progress: Progress = lambda stage, done: None,
+) -> Comparison:
+    """Race ONNX files in onnxruntime and score them on the same data.
+
+    Args:
+        paths: At least two; the first is what the others are held against.
+        data: Inputs, as ``ConvertConfig.calib``; with labels for accuracy.
+        config: Options of timing and of images.
+        progress: Called with a stage and the share of it that is done.
+
+    Raises:
+        ConverterError: When a file cannot be read, or the networks take other inputs.
+    """
+    config = config or ConvertConfig()
+    if len(paths) < 2:
+        raise ConverterError("Name at least two .onnx files to compare.")
+    models = {str(path): onnx_network.load(Path(path)) for path in paths}
+    if len(models) < len(paths):
+        raise ConverterError("Each file can be named once.")
+    spec = onnx_network.inputs(next(iter(models.values())))
+    return compare_models(
+        models,
+        data=read_data(data, spec, config) if data else None,
+        shapes=parse_shapes(config.input_shape, [item.name for item in spec]),
+        threads=config.threads,
+        provider=config.provider,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=progress,
+    )
+
+
+def export(
+    directory: str | Path, path: str | Path, *, progress: Progress = lambda stage, done: None
+) -> None:
+    """Write the converted network of an output folder as one ONNX file.
+
+    Raises:
+        ConverterError: When ``directory`` is not an output folder or ``path`` cannot be written.
+    """
+    folder, target = Path(directory), Path(path)
+    if target.is_dir() or not target.resolve().parent.is_dir():
+        raise ConverterError(f"{target} cannot be written; name a file in an existing folder.")
+    progress("exporting", 0.0)
+    found = load(folder)
+    if isinstance(found, nn.Module):
+        shapes = read_plan(folder).input_shapes
+        dtypes = {name: np.dtype(np.float32) for name in shapes}
+        network = torch_network.export(found, random_data(shapes, dtypes, 2, 0).read(np.arange(2)))
+    else:
+        network = ir.from_proto(found)
+    problem = check_graph(network)
+    if problem:
+        raise ConverterError(problem)
+    scratch = target.with_name(f".{target.name}.partial")
+    onnx_network.save(network, scratch)
+    scratch.replace(target)
+    progress("exporting", 1.0)
+
+
+def survey_and_plan(source: Source, config: ConvertConfig) -> tuple[tuple[Layer, ...], Plan]:
+    """List the convolutions and choose what happens to each."""
+    layers = survey(source.network, examples(source, config.seed, 1))
+    if source.module is not None:
+        layers = torch_network.match(source.module, layers)
+    return layers, make_plan(layers, config, source.shapes)
+
+
+def solve(plan: Plan, layers: Sequence[Layer], progress: Progress) -> dict[str, Chain]:
+    """Decompose every chosen layer."""
+    chosen = plan.chosen()
+    convs = {layer.name: layer.conv for layer in layers}
+    chains = {}
+    for number, (name, (form, rank)) in enumerate(chosen.items()):
+        conv = convs[name]
+        if conv is None:
+            raise ConverterError(f"Layer {name} cannot be converted.")
+        try:
+            chains[name] = decompose(conv, form, rank, plan.seed)
+        except ConverterError as error:
+            raise ConverterError(f"Layer {name}: {error}") from None
+        progress("decomposing", (number + 1) / len(chosen))
+    return chains
+
+
+def fine_tune(
+    module: nn.Module, source: Source, config: ConvertConfig, progress: Progress
+) -> nn.Module:
+    """Distil from the original on ``--train``, or on the calibration inputs without it."""
+    data = read_data(config.train, source.inputs, config) if config.train else source.calib
+    if data is None:
+        raise ConverterError("Fine-tuning needs inputs to train on; give --train.")
+    return tune(
+        module,
+        source.network,
+        data,
+        epochs=config.finetune,
+        lr=config.lr,
+        device=config.device,
+        seed=config.seed,
+        threads=torch.get_num_threads(),
+        progress=lambda done: progress("fine-tuning", done),
+    )
+
+
+def side_by_side(
+    source: Source,
+    converted: ir.Model,
+    config: ConvertConfig,
+    evaluate: Evaluate | None,
+    progress: Progress,
+) -> Comparison:
+    """Race original and converted, and score them on ``--eval``, else on the sample inputs."""
+    data = read_data(config.eval, source.inputs, config) if config.eval else source.calib
+    return compare_models(
+        {"original": source.network, "converted": converted},
+        data=data,
+        evaluate=evaluate,
+        shapes=source.shapes,
+        threads=config.threads,
+        provider=config.provider,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=progress,
+    )
+
+
+def notice(comparison: Comparison, plan: Plan) -> str | None:
+    """Say what the user should know: nothing converted, or slower by their own choice."""
+    if not plan.chosen():
+        reasons = sorted({c.reason for c in plan.choices if c.reason})
+        return "No layer was converted: " + ("; ".join(reasons) or "there is no convolution") + "."
+    if comparison.networks[1].speedup.low <= 1:
+        verdict = comparison.networks[1].verdict
+        return f"The network is not faster in onnxruntime ({verdict}); the chosen forms were kept."
+    return None
