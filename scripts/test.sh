@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Installs what the tests need into .venv, then runs ruff, mypy and pytest (arguments go to pytest).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+setup test
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+exec .venv/bin/python -m pytest "$@"
