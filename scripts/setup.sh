@@ -10,7 +10,7 @@ setup() {
     fi
     echo "Installing into .venv (a few minutes the first time) ..."
     [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    .venv/bin/python -m pip install --disable-pip-version-check \
         --constraint constraints.txt --editable ".${extras:+[$extras]}"
     echo "$wanted" >"$stamp"
 }

@@ -53,22 +53,35 @@ class Result:
             ConverterError: When the folder cannot be written or is not flatconv's to replace.
         """
         target = writable_folder(Path(directory))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            built = Path(scratch) / "new"
-            built.mkdir()
-            onnx_network.save(self.original, built / "original.onnx")
-            onnx_network.save(self.converted, built / "model.onnx")
-            (built / "plan.json").write_text(self.plan.to_json())
-            (built / "report.json").write_text(json.dumps(self.report.to_dict(), indent=2) + "\n")
-            (built / "report.html").write_text(report_html(self.report))
-            (built / "source.json").write_text(json.dumps(self.origin, indent=2) + "\n")
-            if isinstance(self.model, nn.Module):
-                save_model(self.model, str(built / "model.safetensors"))
-                torch_network.save_program(self.model, self.plan.input_shapes, built / "model.pt2")
-            if target.exists():
-                target.rename(Path(scratch) / "old")
-            built.rename(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as tmp:
+                built, old = Path(tmp) / "new", Path(tmp) / "old"
+                built.mkdir()
+                self._write(built)
+                if target.exists():
+                    target.rename(old)
+                try:
+                    built.rename(target)
+                except OSError:
+                    if old.exists():
+                        old.rename(target)
+                    raise
+        except OSError as error:
+            raise ConverterError(f"{target} cannot be written: {error}.") from None
+
+    def _write(self, folder: Path) -> None:
+        """Write every file of the output into an empty folder."""
+        onnx_network.save(self.original, folder / "original.onnx")
+        onnx_network.save(self.converted, folder / "model.onnx")
+        (folder / "plan.json").write_text(self.plan.to_json())
+        (folder / "report.json").write_text(json.dumps(self.report.to_dict(), indent=2) + "\n")
+        (folder / "report.html").write_text(report_html(self.report))
+        (folder / "source.json").write_text(json.dumps(self.origin, indent=2) + "\n")
+        if isinstance(self.model, nn.Module):
+            save_model(self.model, str(folder / "model.safetensors"))
+            (folder / "model.safetensors").chmod(0o644)
+            torch_network.save_program(self.model, self.plan.input_shapes, folder / "model.pt2")
 
 
 def load(directory: str | Path) -> nn.Module | onnx.ModelProto:

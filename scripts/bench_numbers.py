@@ -1,0 +1,128 @@
+"""The README's figures: the sample network in several forms, and a check of exactness.
+
+Scores on the whole CIFAR-10 test set (``scripts/fetch_cifar10.py``) beside the 2,000 embedded
+images. Timing: batch 1, one thread, onnxruntime; original and converted race in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench_results import ROOT, write
+
+sys.path.insert(0, str(ROOT))
+
+import converter
+
+SAMPLE = "sample_models.paper_cifar10:build"
+EMBEDDED = ROOT / "sample_models"
+RESNET_IMAGES = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
+
+
+def convert(model: str, folder: Path, **options: Any) -> dict[str, Any]:
+    """Convert into ``folder`` and give the report."""
+    result = converter.convert(model, config=converter.ConvertConfig(**options))
+    result.save(folder)
+    return result.report.to_dict()
+
+
+def figures(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Take a row from a report."""
+    before, after = report["original"], report["converted"]
+    return {
+        "name": name,
+        "params_ratio": before["params"] / after["params"],
+        "macs_ratio": before["macs"] / after["macs"],
+        "latency_ms": after["latency_ms"]["median"],
+        "speedup": report["speedup"]["median"],
+        "speedup_low": report["speedup"]["low"],
+        "speedup_high": report["speedup"]["high"],
+        "accuracy": after["accuracy"],
+        "drop_points": report["drop_points"],
+    }
+
+
+def sample_rows(data: Path, runs: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Convert the sample network in each way that the README tells of."""
+    chosen: dict[str, dict[str, Any]] = {
+        "as in scripts/demo.sh": {},
+        "flattened, ranks 32/64/128": {
+            "form": ("flattened",),
+            "rank": ("conv1=32", "conv2=64", "conv3=128"),
+        },
+        "flattened, R = O": {"form": ("flattened",), "rank": ("1.0",)},
+        "lvh": {"form": ("lvh",)},
+    }
+    tuned = {"finetune": 3, "train": str(data / "train.npz")}
+    for name in ("flattened, ranks 32/64/128", "lvh"):
+        chosen[f"{name}, 3 epochs of fine-tuning"] = chosen[name] | tuned
+    rows: list[dict[str, Any]] = []
+    report: dict[str, Any] = {}
+    for number, (name, options) in enumerate(chosen.items()):
+        folder = runs / f"sample_{number}"
+        report = convert(
+            SAMPLE,
+            folder,
+            checkpoint=EMBEDDED / "paper_cifar10.safetensors",
+            calib=str(EMBEDDED / "cifar10_calib.npz"),
+            eval=str(data / "test.npz"),
+            **options,
+        )
+        few = converter.compare(
+            folder / "original.onnx",
+            folder / "model.onnx",
+            data=str(EMBEDDED / "cifar10_eval.npz"),
+        ).networks[1]
+        if not rows:
+            accuracy = report["original"]["accuracy"]
+            original = figures("original", report | {"converted": report["original"]})
+            original |= {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+            target = {"target": "accuracy 0.87", "met": accuracy >= 0.87}
+            rows.append(original | {"drop_points": 0.0, "drop_points_of_2000": 0.0} | target)
+        row = figures(name, report)
+        row["drop_points_of_2000"] = few.drop_points.median if few.drop_points else None
+        if not options:
+            row["target"] = "3x, 1 point of 2,000 images"
+            row["met"] = row["speedup"] >= 3 and row["drop_points_of_2000"] <= 1.0
+        rows.append(row)
+        print(row, flush=True)
+    return rows, report
+
+
+def exactness_row(checkpoint: Path, data: Path, runs: Path) -> dict[str, Any]:
+    """Convert ResNet-20 by Tucker at full rank, which must change nothing."""
+    report = convert(
+        "sample_models.resnet_cifar:resnet20",
+        runs / "resnet20_exact",
+        checkpoint=checkpoint,
+        input_shape=("1,3,32,32",),
+        eval=str(data / "test.npz"),
+        form=("tucker",),
+        rank=("1.0",),
+        **RESNET_IMAGES,
+    )
+    row = figures("ResNet-20, tucker at full rank", report)
+    row["target"] = "accuracy 0.9173 within 0.0002"
+    row["met"] = abs(row["accuracy"] - 0.9173) <= 0.0002
+    return row
+
+
+def main() -> int:
+    """Measure, write ``scripts/results/numbers.json``, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
+    parser.add_argument("--resnet20", type=Path, help="resnet20-12fca82f.th, for its row")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench_numbers")
+    options = parser.parse_args()
+    rows, seen = sample_rows(options.data, options.runs)
+    if options.resnet20:
+        rows.append(exactness_row(options.resnet20, options.data, options.runs))
+    write("numbers", seen, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What every benchmark shares: conditions, the results file, and the README's tables."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "scripts" / "results"
+
+
+def write(name: str, conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``scripts/results/NAME.json`` and print its rows as a table."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    document = {
+        "conditions": {
+            "cpu": conditions["cpu"],
+            "threads": conditions["threads"],
+            "versions": conditions["versions"],
+            "date": datetime.date.today().isoformat(),
+            "commit": commit,
+        },
+        "rows": list(rows),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+    print(table(name))
+
+
+def table(name: str) -> str:
+    """Draw ``scripts/results/NAME.json`` as a Markdown table with its conditions below."""
+    document = json.loads((RESULTS / f"{name}.json").read_text())
+    rows, conditions = document["rows"], document["conditions"]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [
+        "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
+    shown = ", ".join(f"{name} {number}" for name, number in conditions["versions"].items())
+    lines += [
+        "",
+        f"{conditions['cpu']}, {conditions['threads']} thread(s); {shown}; "
+        f"{conditions['date']}, commit {conditions['commit']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def main() -> int:
+    """Put the tables between the README's ``<!-- table: NAME -->`` and ``<!-- end -->``."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.parse_args()
+    readme = ROOT / "README.md"
+    text = re.sub(
+        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
+        lambda match: f"{match[1]}{table(match[2])}\n{match[3]}",
+        readme.read_text(),
+        flags=re.DOTALL,
+    )
+    readme.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
