@@ -53,8 +53,8 @@ def convert(
         verbose: Also show every layer.
         quiet: Print nothing but errors.
     """
-    from converter.delivery.report import comparison_table, layer_table
     from converter.delivery.result import writable_folder
+    from converter.delivery.tables import comparison_table, layer_table
     from converter.networks.torch_network import find_callable
     from converter.pipeline import convert as run
     from converter.pipeline import dry_run as plan_only
@@ -105,7 +105,7 @@ def finetune(
         json: Print the report as JSON.
         quiet: Print nothing but errors.
     """
-    from converter.delivery.report import comparison_table
+    from converter.delivery.tables import comparison_table
     from converter.pipeline import finetune as run
 
     if epochs < 1:
@@ -152,7 +152,8 @@ def inspect(
         config: Options of the conversion.
         json: Print the list as JSON.
     """
-    from converter.delivery.report import survey_dicts, survey_table
+    from converter.delivery.report import survey_dicts
+    from converter.delivery.tables import survey_table
     from converter.pipeline import inspect as run
 
     with _progress(json) as progress:
@@ -180,7 +181,9 @@ def compare(
         config: Options; those of timing and images are used.
         quiet: Print nothing but errors.
     """
-    from converter.delivery.report import comparison_dict, comparison_html, comparison_table
+    from converter.delivery.page import comparison_html
+    from converter.delivery.report import comparison_dict
+    from converter.delivery.tables import comparison_table
     from converter.pipeline import compare as run
 
     for path in (html, json):

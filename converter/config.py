@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +19,8 @@ class ConvertConfig:
         checkpoint: Weights for a factory: .pt, .pth, .th, .tar or .safetensors.
         factory_args: Keyword arguments of the factory, as JSON.
         trust_pickle: Unpickle whole modules; this runs code from the file.
-        input_shape: Shape of an input, [NAME:]1,3,32,32; repeatable, once per input.
+        input_shape: Shape of an input, [NAME:]1,3,32,32; repeatable: every input, and several
+            shapes of one, which are all timed.
         calib: Unlabelled sample inputs: .npz, folder of images, or module:function.
         samples: How many of the calibration inputs are used (a seeded choice).
         eval: Labelled inputs for accuracy: .npz with x and y, or a folder of images by class.
@@ -31,7 +34,7 @@ class ConvertConfig:
         lr: Highest learning rate of the fine-tuning.
         threads: Threads of onnxruntime when timing.
         provider: Execution provider of onnxruntime when timing.
-        batch_size: Batch size when timing.
+        batch_size: Batch size when timing; that of the input shape if left out.
         mean: Means for uint8 images scaled to 0..1, as 0.485,0.456,0.406.
         std: Standard deviations for uint8 images, as 0.229,0.224,0.225.
         resize: Resize the short side of each image file to this many pixels.
@@ -62,7 +65,7 @@ class ConvertConfig:
     lr: float = 1e-3
     threads: int = 1
     provider: str = "CPUExecutionProvider"
-    batch_size: int = 1
+    batch_size: int | None = None
     mean: str | None = None
     std: str | None = None
     resize: int | None = None
@@ -75,7 +78,7 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name, least in (("samples", 1), ("threads", 1), ("batch_size", 1), ("finetune", 0)):
-            if getattr(self, name) < least:
+            if (value := getattr(self, name)) is not None and value < least:
                 option = name.replace("_", "-")
                 raise ConverterError(f"--{option} must be at least {least}.")
         if not self.lr > 0:
@@ -87,3 +90,66 @@ class ConvertConfig:
     def manual(self) -> bool:
         """Whether the user chose forms, ranks or a plan by hand."""
         return bool(self.form or self.rank or self.plan)
+
+
+def parse_shapes(texts: Sequence[str], names: Sequence[str]) -> list[dict[str, tuple[int, ...]]]:
+    """Read ``[NAME:]1,3,32,32`` for each input; a shape without a name is the first input's.
+
+    Returns:
+        The shapes by input name; where inputs are given several shapes, one dictionary for the
+        first of each, one for the second, and so on (what is not given again stays).
+
+    Raises:
+        ConverterError: When a shape is not a list of positive integers or names no input.
+    """
+    given: dict[str, list[tuple[int, ...]]] = {}
+    for text in texts:
+        name, _, numbers = text.rpartition(":")
+        name = name or names[0]
+        if name not in names:
+            raise ConverterError(
+                f"--input-shape {text!r}: there is no input {name!r}, only {', '.join(names)}."
+            )
+        try:
+            shape = tuple(int(part) for part in numbers.split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            raise ConverterError(f"--input-shape {text!r} must be written [NAME:]1,3,32,32.")
+        given.setdefault(name, []).append(shape)
+    most = max(map(len, given.values()), default=1)
+    return [
+        {name: shapes[min(number, len(shapes) - 1)] for name, shapes in given.items()}
+        for number in range(most)
+    ]
+
+
+def parse_arguments(text: str) -> dict[str, object]:
+    """Read ``--factory-args``.
+
+    Raises:
+        ConverterError: When ``text`` is not a JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConverterError(f"--factory-args is not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise ConverterError('--factory-args must be a JSON object such as {"classes": 10}.')
+    return found
+
+
+def parse_numbers(text: str | None, option: str) -> tuple[float, ...]:
+    """Read ``0.485,0.456,0.406``; nothing given is no numbers.
+
+    Raises:
+        ConverterError: When ``text`` is not a list of numbers.
+    """
+    if not text:
+        return ()
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConverterError(
+            f"{option} {text!r} must be numbers such as 0.485,0.456,0.406."
+        ) from None

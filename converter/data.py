@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from converter.config import ConvertConfig
 from converter.errors import ConverterError
+from converter.images import Images
 
 Arrays = dict[str, np.ndarray]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -54,71 +52,6 @@ class Data:
         return replace(
             self, count=len(picked), labels=labels, read=lambda indices: read(picked[indices])
         )
-
-
-@dataclass(frozen=True)
-class Images:
-    """How uint8 images become a network's input.
-
-    Attributes:
-        mean: Per channel, subtracted after scaling to 0..1.
-        std: Per channel, divided by.
-        resize: Short side in pixels, image files only; None leaves it.
-        crop: Side of the square cut from the middle, image files only.
-        bgr: Whether the network takes blue first.
-        nhwc: Whether the network takes channels last.
-    """
-
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    resize: int | None = None
-    crop: int | None = None
-    bgr: bool = False
-    nhwc: bool = False
-
-    @classmethod
-    def of(cls, config: ConvertConfig) -> Images:
-        """Take the image options of ``config``."""
-        return cls(
-            mean=_numbers(config.mean, "--mean"),
-            std=_numbers(config.std, "--std"),
-            resize=config.resize,
-            crop=config.crop,
-            bgr=config.channels == "bgr",
-            nhwc=config.layout == "nhwc",
-        )
-
-    def prepare(self, images: np.ndarray) -> np.ndarray:
-        """Turn uint8 RGB images (N, H, W, C) into float32 (N, C, H, W), or (N, H, W, C)."""
-        for name, values in (("--mean", self.mean), ("--std", self.std)):
-            if values and len(values) not in (1, images.shape[-1]):
-                raise ConverterError(
-                    f"{name} has {len(values)} values; the images have {images.shape[-1]} channels."
-                )
-        x = images.astype(np.float32) / np.float32(255)
-        if self.mean:
-            x -= np.array(self.mean, np.float32)
-        if self.std:
-            x /= np.array(self.std, np.float32)
-        if self.bgr:
-            x = x[..., ::-1]
-        return np.ascontiguousarray(x if self.nhwc else x.transpose(0, 3, 1, 2))
-
-    def open(self, path: Path) -> np.ndarray:
-        """Read an image file as uint8 (H, W, 3)."""
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise ConverterError(f"Image {path} cannot be read: {error}.") from None
-        if self.resize:
-            scale = self.resize / min(image.size)
-            width, height = (max(round(n * scale), 1) for n in image.size)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        if self.crop:
-            left, top = ((n - self.crop) // 2 for n in image.size)
-            image = image.crop((left, top, left + self.crop, top + self.crop))
-        return np.asarray(image)
 
 
 def load(
@@ -308,55 +241,3 @@ def _check_labels(labels: np.ndarray, count: int, source: object) -> np.ndarray:
             f"of shape {labels.shape}."
         )
     return labels
-
-
-def parse_shapes(texts: Sequence[str], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Read ``[NAME:]1,3,32,32`` for each input; a shape without a name is the first input's.
-
-    Raises:
-        ConverterError: When a shape is not a list of positive integers or names no input.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, _, numbers = text.rpartition(":")
-        name = name or names[0]
-        if name not in names:
-            raise ConverterError(
-                f"--input-shape {text!r}: there is no input {name!r}, only {', '.join(names)}."
-            )
-        try:
-            shape = tuple(int(part) for part in numbers.split(","))
-        except ValueError:
-            shape = ()
-        if not shape or min(shape) < 1:
-            raise ConverterError(f"--input-shape {text!r} must be written [NAME:]1,3,32,32.")
-        if name in shapes:
-            raise ConverterError(f"--input-shape gives two shapes for input {name!r}; give one.")
-        shapes[name] = shape
-    return shapes
-
-
-def parse_arguments(text: str) -> dict[str, object]:
-    """Read ``--factory-args``.
-
-    Raises:
-        ConverterError: When ``text`` is not a JSON object.
-    """
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConverterError(f"--factory-args is not JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise ConverterError('--factory-args must be a JSON object such as {"classes": 10}.')
-    return found
-
-
-def _numbers(text: str | None, option: str) -> tuple[float, ...]:
-    if not text:
-        return ()
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConverterError(
-            f"{option} {text!r} must be numbers such as 0.485,0.456,0.406."
-        ) from None

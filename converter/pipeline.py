@@ -12,8 +12,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from converter.config import ConvertConfig
-from converter.data import parse_shapes, random_data
+from converter.config import ConvertConfig, parse_shapes
+from converter.data import random_data
 from converter.delivery.check import check, check_graph, check_twin
 from converter.delivery.compare import Comparison, Evaluate, compare_models
 from converter.delivery.report import LayerRow, Report, layer_rows
@@ -137,7 +137,10 @@ def finetune(
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
     calib = read_data(config.calib, spec, config) if config.calib else None
-    source = Source(network, student, spec, dict(plan.input_shapes), calib, origin)
+    shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
+    shapes = dict(plan.input_shapes) | shapes
+    further = tuple(shapes | other for other in more)
+    source = Source(network, student, spec, shapes, further, calib, origin)
     module = fine_tune(student, source, config, progress)
     converted = torch_network.export(module, examples(source, config.seed, 1))
     problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
@@ -206,10 +209,12 @@ def compare(
     if len(models) < len(paths):
         raise ConverterError("Each file can be named once.")
     spec = onnx_network.inputs(next(iter(models.values())))
+    shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
     return compare_models(
         models,
         data=read_data(data, spec, config) if data else None,
-        shapes=parse_shapes(config.input_shape, [item.name for item in spec]),
+        shapes=shapes,
+        more_shapes=[shapes | other for other in more],
         threads=config.threads,
         provider=config.provider,
         batch_size=config.batch_size,
@@ -305,6 +310,7 @@ def side_by_side(
         data=data,
         evaluate=evaluate,
         shapes=source.shapes,
+        more_shapes=source.more_shapes,
         threads=config.threads,
         provider=config.provider,
         batch_size=config.batch_size,

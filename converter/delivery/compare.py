@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -72,10 +72,20 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Latencies and speedups, one a network, at a further input shape."""
+
+    input_shapes: Mapping[str, tuple[int, ...]]
+    latency_ms: tuple[Interval, ...]
+    speedup: tuple[Interval, ...]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Figures of several networks, and the conditions they were measured under."""
 
     networks: tuple[Figures, ...]
+    further: tuple[Timing, ...]
     data: str
     examples: int
     rounds: int
@@ -93,9 +103,10 @@ def compare_models(
     data: Data | None = None,
     evaluate: Evaluate | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    more_shapes: Sequence[Mapping[str, tuple[int, ...]]] = (),
     threads: int = 1,
     provider: str = "CPUExecutionProvider",
-    batch_size: int = 1,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: Progress = lambda stage, done: None,
 ) -> Comparison:
@@ -105,10 +116,11 @@ def compare_models(
         models: By name, at least two; the first is what the others are held against.
         data: Inputs, with labels for accuracy; random numbers without.
         evaluate: Higher is better; takes the place of the accuracy on ``data``.
-        shapes: Input shapes for timing, by name; the batch axis is not used.
+        shapes: Input shapes for timing, by name.
+        more_shapes: Further input shapes that are timed.
         threads: Threads of onnxruntime.
         provider: Its execution provider.
-        batch_size: Examples a call when timing.
+        batch_size: Examples a call when timing; the first axis of ``shapes`` if left out.
         seed: Of random inputs.
         progress: Called with a stage and the share of it that is done.
 
@@ -124,10 +136,10 @@ def compare_models(
         raise ConverterError("The networks differ in the number of their outputs.")
     shapes = example_shapes(reference, shapes or {}, data)
     dtypes = {i.name: i.dtype for i in reference}
-    noise = random_data(shapes, dtypes, max(RANDOM_EXAMPLES, batch_size), seed)
     sessions = [open_session(model, threads, provider) for model in models.values()]
     insisted = next((b for s in sessions if (b := fixed_batch(s))), None)
-    batch_size = insisted or batch_size
+    batch_size = insisted or batch_size or next(iter(shapes.values()))[0]
+    noise = random_data(shapes, dtypes, max(RANDOM_EXAMPLES, batch_size), seed)
     examples = noise if data is None else conform(data, shapes, dtypes)
     if insisted and examples.count % insisted:
         examples = examples.take(np.arange(examples.count - examples.count % insisted))
@@ -135,6 +147,14 @@ def compare_models(
     outcome = race(
         sessions, [renamed(feeds, s) for s in sessions], lambda done: progress("timing", done)
     )
+    further = []
+    for number, other in enumerate(more_shapes):
+        full = example_shapes(reference, other, None)
+        noisy = random_data(full, dtypes, batch_size, seed).read(np.arange(batch_size))
+        timed = race(sessions, [renamed(noisy, s) for s in sessions])
+        sized = {name: (batch_size, *shape[1:]) for name, shape in full.items()}
+        further.append(Timing(sized, timed.latency_ms, timed.speedup))
+        progress("other shapes", (number + 1) / len(more_shapes))
     scores = score(
         sessions, examples, insisted or SCORING_BATCH, lambda done: progress("scoring", done)
     )
@@ -159,6 +179,7 @@ def compare_models(
     ]
     return Comparison(
         networks=tuple(figures),
+        further=tuple(further),
         data=examples.source,
         examples=examples.count,
         rounds=outcome.rounds,

@@ -1,24 +1,16 @@
-"""The report of a conversion: as JSON, as a table on the terminal, and as a page."""
+"""What is told of a conversion, as data and as JSON."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from typing import Any
 
-import plotly.graph_objects as go
-from jinja2 import Environment
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from converter.delivery.compare import Comparison, Figures
 from converter.kernels.conv import Chain
-from converter.kernels.form import relative_error, show_rank
+from converter.kernels.form import relative_error
 from converter.networks.survey import Layer
-from converter.planning.measure import Interval
 from converter.planning.plan import Plan
 
 
@@ -117,7 +109,15 @@ def conditions(comparison: Comparison) -> dict[str, Any]:
         "data": comparison.data,
         "examples": comparison.examples,
         "rounds": comparison.rounds,
-        "input_shapes": {name: list(shape) for name, shape in comparison.input_shapes.items()},
+        "input_shapes": _shapes(comparison.input_shapes),
+        "further_shapes": [
+            {
+                "input_shapes": _shapes(timing.input_shapes),
+                "latency_ms": [asdict(interval) for interval in timing.latency_ms],
+                "speedup": [asdict(interval) for interval in timing.speedup],
+            }
+            for timing in comparison.further
+        ],
     }
 
 
@@ -143,89 +143,6 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def comparison_table(comparison: Comparison) -> RenderableType:
-    """Draw networks side by side, one column each, with the conditions below."""
-    first, *others = comparison.networks
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("")
-    for network in comparison.networks:
-        table.add_column(network.name, justify="right", overflow="fold")
-    for label, cells in figure_rows(comparison):
-        table.add_row(label, *cells)
-    note = Text(_conditions_line(comparison), style="dim")
-    verdicts = [Text(f"{o.name} against {first.name}: {o.verdict}", style="bold") for o in others]
-    return Group(table, *verdicts, note)
-
-
-def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Rows of the table: a label and one cell a network."""
-    networks = comparison.networks
-    rows: list[tuple[str, list[str]]] = [
-        ("parameters", [_count(n.params) for n in networks]),
-        ("MACs", [_count(n.macs) for n in networks]),
-        ("file size", [f"{n.bytes / 1e6:.2f} MB" for n in networks]),
-        ("latency, ms", [_interval(n.latency_ms, 3) for n in networks]),
-        ("speedup", ["1", *(_interval(n.speedup, 2, "x") for n in networks[1:])]),
-    ]
-    if networks[0].accuracy is not None:
-        rows.append(("accuracy", [f"{n.accuracy:.4f}" for n in networks]))
-        drops = [_interval(n.drop_points, 2) if n.drop_points else "" for n in networks[1:]]
-        rows.append(("points lost", ["", *drops]))
-    if networks[0].agreement is not None:
-        rows.append(("agreement", ["", *(f"{n.agreement:.4f}" for n in networks[1:])]))
-    errors = ["", *(f"{n.rel_output_error:.2e}" for n in networks[1:])]
-    rows.append(("relative output error", errors))
-    return rows
-
-
-def layer_table(layers: Sequence[LayerRow]) -> Table:
-    """Draw one row a layer."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("layer", "form", "rank", "MACs before", "after", "weight error", "note"):
-        right = heading in ("rank", "MACs before", "after", "weight error")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for row in layers:
-        table.add_row(*layer_cells(row))
-    return table
-
-
-def layer_cells(row: LayerRow) -> list[str]:
-    """Write a layer's row."""
-    rank = [row.rank] if isinstance(row.rank, int) else row.rank
-    return [
-        row.name,
-        row.form or "kept",
-        show_rank(tuple(rank)) if rank else "",
-        _count(row.macs_before),
-        _count(row.macs_after),
-        "" if row.rel_error is None else f"{row.rel_error:.3f}",
-        row.reason or "",
-    ]
-
-
-def survey_table(layers: Sequence[Layer]) -> Table:
-    """Draw a network's convolutions, one row each."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    total = sum(layer.macs for layer in layers) or 1
-    for heading in ("layer", "kernel", "stride", "groups", "input", "params", "MACs", "share", ""):
-        right = heading in ("groups", "params", "MACs", "share")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for layer in layers:
-        conv = layer.conv
-        table.add_row(
-            layer.name,
-            "x".join(map(str, conv.kernel.shape)) if conv else "",
-            "x".join(map(str, conv.stride)) if conv else "",
-            str(conv.groups) if conv else "",
-            "x".join(map(str, layer.size)),
-            _count(layer.params),
-            _count(layer.macs),
-            f"{layer.macs / total:.1%}",
-            f"kept: {layer.reason}" if layer.reason else "",
-        )
-    return table
-
-
 def survey_dicts(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """Give a network's convolutions as JSON values."""
     return [
@@ -243,85 +160,6 @@ def survey_dicts(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     ]
 
 
-def report_html(report: Report) -> str:
-    """Draw the report as one page that needs nothing from outside."""
-    return _page(
-        report.comparison,
-        title="flatconv report",
-        notice=report.reason,
-        layers=[layer_cells(row) for row in report.layers],
-        charts=[_latency_chart(report.comparison), _layer_chart(report.layers)],
-        command=report.command,
-    )
-
-
-def comparison_html(comparison: Comparison) -> str:
-    """Draw a comparison as one page that needs nothing from outside."""
-    return _page(comparison, title="flatconv comparison", charts=[_latency_chart(comparison)])
-
-
-def _page(comparison: Comparison, charts: Sequence[go.Figure], **values: Any) -> str:
-    source = files("converter.delivery").joinpath("report.html.j2").read_text()
-    drawn = [
-        chart.to_html(full_html=False, include_plotlyjs=number == 0, config={"displaylogo": False})
-        for number, chart in enumerate(charts)
-    ]
-    first, *others = comparison.networks
-    return (
-        Environment(autoescape=True)
-        .from_string(source)
-        .render(
-            names=[network.name for network in comparison.networks],
-            rows=figure_rows(comparison),
-            verdicts=[f"{other.name} against {first.name}: {other.verdict}" for other in others],
-            conditions=_conditions_line(comparison),
-            charts=drawn,
-            **values,
-        )
-    )
-
-
-def _latency_chart(comparison: Comparison) -> go.Figure:
-    networks = comparison.networks
-    medians = [n.latency_ms.median for n in networks]
-    bars = go.Bar(
-        x=medians,
-        y=[n.name for n in networks],
-        orientation="h",
-        error_x={
-            "type": "data",
-            "array": [n.latency_ms.high - n.latency_ms.median for n in networks],
-            "arrayminus": [n.latency_ms.median - n.latency_ms.low for n in networks],
-        },
-        text=[f"{median:.3g} ms" for median in medians],
-    )
-    return _styled(
-        go.Figure(bars), "Latency of one call, ms (median, 99 % interval)", len(networks)
-    )
-
-
-def _layer_chart(layers: Sequence[LayerRow]) -> go.Figure:
-    names = [row.name for row in layers]
-    chart = go.Figure(
-        [
-            go.Bar(x=[row.macs_before for row in layers], y=names, name="before", orientation="h"),
-            go.Bar(x=[row.macs_after for row in layers], y=names, name="after", orientation="h"),
-        ]
-    )
-    return _styled(chart, "Multiply-accumulates by layer", 2 * len(layers))
-
-
-def _styled(chart: go.Figure, title: str, bars: int) -> go.Figure:
-    chart.update_layout(
-        title=title,
-        height=130 + 22 * bars,
-        margin={"l": 10, "r": 10, "t": 50, "b": 30},
-        template="plotly_white",
-        yaxis={"autorange": "reversed", "automargin": True},
-    )
-    return chart
-
-
 def _network(figures: Figures) -> dict[str, Any]:
     return {
         "params": figures.params,
@@ -332,25 +170,5 @@ def _network(figures: Figures) -> dict[str, Any]:
     }
 
 
-def _conditions_line(comparison: Comparison) -> str:
-    shown = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
-    shapes = "; ".join(
-        f"{name} {'x'.join(map(str, shape))}" for name, shape in comparison.input_shapes.items()
-    )
-    return (
-        f"{comparison.cpu}; {comparison.threads} thread(s), {comparison.provider}; {shapes}; "
-        f"medians with 99 % intervals of {comparison.rounds} paired blocks; scored on "
-        f"{comparison.examples} examples ({comparison.data}); {shown}"
-    )
-
-
-def _interval(interval: Interval, digits: int, unit: str = "") -> str:
-    median, low, high = (f"{v:.{digits}f}" for v in (interval.median, interval.low, interval.high))
-    return f"{median}{unit} ({low} to {high})"
-
-
-def _count(number: int) -> str:
-    if number < 10_000:
-        return str(number)
-    power = min(int(math.log10(number)) // 3, 4)
-    return f"{number / 1000**power:.4g} {('', 'k', 'M', 'G', 'T')[power]}"
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
+    return {name: list(shape) for name, shape in shapes.items()}

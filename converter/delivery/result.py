@@ -16,7 +16,8 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from converter.delivery.compare import Comparison
-from converter.delivery.report import Report, report_html
+from converter.delivery.page import report_html
+from converter.delivery.report import Report
 from converter.errors import ConverterError
 from converter.networks import onnx_network, torch_network
 from converter.planning.plan import Plan

@@ -13,18 +13,11 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from converter.config import ConvertConfig
-from converter.data import (
-    Data,
-    Images,
-    conform,
-    from_arrays,
-    parse_arguments,
-    parse_shapes,
-    random_data,
-)
+from converter.config import ConvertConfig, parse_arguments, parse_shapes
+from converter.data import Data, conform, from_arrays, random_data
 from converter.data import load as load_data
 from converter.errors import ConverterError
+from converter.images import Images
 from converter.networks import onnx_network, torch_network
 from converter.networks.checkpoint import sha256
 from converter.networks.onnx_network import Arrays, Input
@@ -41,6 +34,7 @@ class Source:
         module: The torch model it came from, or None.
         inputs: The network's inputs.
         shapes: The input shapes worked with.
+        more_shapes: Further input shapes, which are timed too.
         calib: Sample inputs, or None.
         origin: How to build the torch model again, as JSON values.
     """
@@ -49,6 +43,7 @@ class Source:
     module: nn.Module | None
     inputs: tuple[Input, ...]
     shapes: dict[str, tuple[int, ...]]
+    more_shapes: tuple[dict[str, tuple[int, ...]], ...]
     calib: Data | None
     origin: dict[str, Any]
 
@@ -65,17 +60,20 @@ def open_source(
     if module is None:
         network = onnx_network.load(Path(str(model)))
         spec = onnx_network.inputs(network)
-        shapes, calibration = _settle(spec, example_input, config, calib)
-        return Source(network, None, spec, shapes, calibration, origin)
+        shapes, more, calibration = _settle(spec, example_input, config, calib)
+        return Source(network, None, spec, shapes, more, calibration, origin)
     unknown = [Input(n, (), np.dtype(np.float32)) for n in torch_network.input_names(module)]
-    shapes, calibration = _settle(unknown, example_input, config, calib)
+    shapes, more, calibration = _settle(unknown, example_input, config, calib)
     noise = random_data(shapes, {item.name: item.dtype for item in unknown}, 2, config.seed)
     sample = calibration or noise
-    network = torch_network.export(module, sample.read(np.arange(2) % sample.count))
+    feeds = sample.read(np.arange(2) % sample.count)
+    network = torch_network.export(module, feeds, _varying(shapes, more))
     spec = onnx_network.inputs(network)
+    for other in more:
+        example_shapes(spec, other, None)
     if calibration is not None:
         calibration = _conformed(calibration, spec)
-    return Source(network, module, spec, shapes, calibration, origin)
+    return Source(network, module, spec, shapes, more, calibration, origin)
 
 
 def examples(source: Source, seed: int, count: int) -> Arrays:
@@ -157,13 +155,13 @@ def _torch_model(
 
 def _settle(
     spec: Sequence[Input], example_input: object, config: ConvertConfig, calib: object
-) -> tuple[dict[str, tuple[int, ...]], Data | None]:
-    """Read the sample inputs and settle the input shapes.
+) -> tuple[dict[str, tuple[int, ...]], tuple[dict[str, tuple[int, ...]], ...], Data | None]:
+    """Read the sample inputs and settle the input shapes: the main ones and further ones.
 
     A ``spec`` whose shapes are empty is that of a torch model, which says nothing of its inputs.
     """
     names = [item.name for item in spec]
-    given = parse_shapes(config.input_shape, names)
+    given, *further = parse_shapes(config.input_shape, names)
     data = None
     if calib is not None:
         data = from_arrays(_as_arrays(calib, names), "the given calibration inputs")
@@ -173,24 +171,40 @@ def _settle(
         given |= {n: a.shape for n, a in _as_arrays(example_input, names).items()}
     known = all(item.shape for item in spec)
     if not known:
-        seen = data.read(np.arange(1)) if data else {}
-        for name in names:
-            if name not in given and name not in seen:
-                raise ConverterError(
-                    f"The shape of input {name!r} is not known; give "
-                    f"--input-shape {name}:1,3,32,32."
-                )
-        spec = [
-            replace(
-                item,
-                shape=(None, *given.get(item.name, seen.get(item.name, np.empty(0)).shape)[1:]),
-            )
-            for item in spec
-        ]
+        spec = _free_spec(spec, given, data)
     shapes = example_shapes(spec, given, data)
+    more = tuple(shapes | other for other in further)
+    if known:
+        more = tuple(example_shapes(spec, other, None) for other in more)
     if data is not None:
         data = (_conformed(data, spec) if known else data).sample(config.samples, config.seed)
-    return shapes, data
+    return shapes, more, data
+
+
+def _free_spec(
+    spec: Sequence[Input], given: Mapping[str, tuple[int, ...]], data: Data | None
+) -> list[Input]:
+    """Give a torch model's inputs as many free axes as the shapes that are known of them."""
+    seen = {} if data is None else data.read(np.arange(1))
+    known = {name: array.ndim for name, array in seen.items()}
+    known |= {name: len(shape) for name, shape in given.items()}
+    for item in spec:
+        if item.name not in known:
+            raise ConverterError(
+                f"The shape of input {item.name!r} is not known; give "
+                f"--input-shape {item.name}:1,3,32,32."
+            )
+    return [replace(item, shape=(None,) * known[item.name]) for item in spec]
+
+
+def _varying(
+    shapes: Mapping[str, tuple[int, ...]], more: Sequence[Mapping[str, tuple[int, ...]]]
+) -> dict[str, set[int]]:
+    """List the axes of each input in which its shapes differ; the batch axis is always one."""
+    return {
+        name: {0} | {n for other in more for n, size in enumerate(other[name]) if size != shape[n]}
+        for name, shape in shapes.items()
+    }
 
 
 def _conformed(data: Data, spec: Sequence[Input]) -> Data:

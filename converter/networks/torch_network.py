@@ -105,12 +105,18 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(names) or ("input",)
 
 
-def export(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> ir.Model:
-    """Export ``model`` in evaluation mode, with a free batch axis where the model allows it.
+def export(
+    model: nn.Module,
+    feeds: Mapping[str, np.ndarray],
+    free_axes: Mapping[str, Iterable[int]] | None = None,
+) -> ir.Model:
+    """Export ``model`` in evaluation mode.
 
     Args:
         model: Left as it is.
         feeds: Example inputs by name, each (N, ...).
+        free_axes: Axes of each input that are left free where the model allows it; the batch
+            axis if left out.
 
     Raises:
         ConverterError: When the model cannot run on ``feeds`` or torch cannot export it.
@@ -134,7 +140,10 @@ def export(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> ir.Model:
                 twin,
                 tensors,
                 input_names=list(feeds),
-                dynamic_shapes=[{0: torch.export.Dim.AUTO} for _ in tensors],
+                dynamic_shapes=[
+                    {axis: torch.export.Dim.AUTO for axis in (free_axes or {}).get(name, (0,))}
+                    for name in feeds
+                ],
                 dynamo=True,
                 verbose=False,
             )

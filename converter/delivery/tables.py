@@ -1,0 +1,131 @@
+"""The same on the terminal: one column a network, one row a layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from converter.delivery.compare import Comparison
+from converter.delivery.report import LayerRow
+from converter.kernels.form import show_rank
+from converter.networks.survey import Layer
+from converter.planning.measure import Interval
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """Draw networks side by side, one column each, with the conditions below."""
+    first, *others = comparison.networks
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for network in comparison.networks:
+        table.add_column(network.name, justify="right", overflow="fold")
+    for label, cells in figure_rows(comparison):
+        table.add_row(label, *cells)
+    note = Text(conditions_line(comparison), style="dim")
+    verdicts = [Text(f"{o.name} against {first.name}: {o.verdict}", style="bold") for o in others]
+    return Group(table, *verdicts, note)
+
+
+def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Rows of the table: a label and one cell a network."""
+    networks = comparison.networks
+    rows: list[tuple[str, list[str]]] = [
+        ("parameters", [_count(n.params) for n in networks]),
+        ("MACs", [_count(n.macs) for n in networks]),
+        ("file size", [f"{n.bytes / 1e6:.2f} MB" for n in networks]),
+        ("latency, ms", [_interval(n.latency_ms, 3) for n in networks]),
+        ("speedup", ["1", *(_interval(n.speedup, 2, "x") for n in networks[1:])]),
+    ]
+    for timing in comparison.further:
+        where = f"at {_show_shapes(timing.input_shapes)}"
+        rows.append((f"latency {where}, ms", [_interval(i, 3) for i in timing.latency_ms]))
+        faster = [_interval(interval, 2, "x") for interval in timing.speedup[1:]]
+        rows.append((f"speedup {where}", ["1", *faster]))
+    if networks[0].accuracy is not None:
+        rows.append(("accuracy", [f"{n.accuracy:.4f}" for n in networks]))
+        drops = [_interval(n.drop_points, 2) if n.drop_points else "" for n in networks[1:]]
+        rows.append(("points lost", ["", *drops]))
+    if networks[0].agreement is not None:
+        rows.append(("agreement", ["", *(f"{n.agreement:.4f}" for n in networks[1:])]))
+    errors = ["", *(f"{n.rel_output_error:.2e}" for n in networks[1:])]
+    rows.append(("relative output error", errors))
+    return rows
+
+
+def layer_table(layers: Sequence[LayerRow]) -> Table:
+    """Draw one row a layer."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("layer", "form", "rank", "MACs before", "after", "weight error", "note"):
+        right = heading in ("rank", "MACs before", "after", "weight error")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for row in layers:
+        table.add_row(*layer_cells(row))
+    return table
+
+
+def layer_cells(row: LayerRow) -> list[str]:
+    """Write a layer's row."""
+    rank = [row.rank] if isinstance(row.rank, int) else row.rank
+    return [
+        row.name,
+        row.form or "kept",
+        show_rank(tuple(rank)) if rank else "",
+        _count(row.macs_before),
+        _count(row.macs_after),
+        "" if row.rel_error is None else f"{row.rel_error:.3f}",
+        row.reason or "",
+    ]
+
+
+def survey_table(layers: Sequence[Layer]) -> Table:
+    """Draw a network's convolutions, one row each."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    total = sum(layer.macs for layer in layers) or 1
+    for heading in ("layer", "kernel", "stride", "groups", "input", "params", "MACs", "share", ""):
+        right = heading in ("groups", "params", "MACs", "share")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for layer in layers:
+        conv = layer.conv
+        table.add_row(
+            layer.name,
+            "x".join(map(str, conv.kernel.shape)) if conv else "",
+            "x".join(map(str, conv.stride)) if conv else "",
+            str(conv.groups) if conv else "",
+            "x".join(map(str, layer.size)),
+            _count(layer.params),
+            _count(layer.macs),
+            f"{layer.macs / total:.1%}",
+            f"kept: {layer.reason}" if layer.reason else "",
+        )
+    return table
+
+
+def conditions_line(comparison: Comparison) -> str:
+    """Say in one line under which conditions a comparison was measured."""
+    shown = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
+    shapes = _show_shapes(comparison.input_shapes)
+    return (
+        f"{comparison.cpu}; {comparison.threads} thread(s), {comparison.provider}; {shapes}; "
+        f"medians with 99 % intervals of {comparison.rounds} paired blocks; scored on "
+        f"{comparison.examples} examples ({comparison.data}); {shown}"
+    )
+
+
+def _show_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def _interval(interval: Interval, digits: int, unit: str = "") -> str:
+    median, low, high = (f"{v:.{digits}f}" for v in (interval.median, interval.low, interval.high))
+    return f"{median}{unit} ({low} to {high})"
+
+
+def _count(number: int) -> str:
+    if number < 10_000:
+        return str(number)
+    power = min(int(math.log10(number)) // 3, 4)
+    return f"{number / 1000**power:.4g} {('', 'k', 'M', 'G', 'T')[power]}"

@@ -1,0 +1,109 @@
+"""What several tests share: convolutions drawn at random, what torch makes of them, graphs."""
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from converter.kernels.conv import Conv
+from converter.kernels.form import decompose, full_rank, refusal
+from converter.kernels.forms import FORMS
+
+FEW = settings(max_examples=150, deadline=None)
+SOME = settings(max_examples=25, deadline=None)
+
+# lvh gives each filter rank 1: it reproduces a layer only if the layer was made that way.
+EXACT_FORMS = [name for name in FORMS if name != "lvh"]
+
+TORCH_MODES = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "replicate",
+    "circular": "circular",
+}
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+HEADER = '<ir_version: 8, opset_import: ["" : 19]>\n'
+
+
+def make_conv(shape, seed=0, bias=True, dtype=np.float64, groups=1, **geometry):
+    """A convolution with a random kernel of ``shape``, stride 1, no padding unless told."""
+    rng = np.random.default_rng(seed)
+    axes = len(shape) - 2
+    plain = {"stride": (1,) * axes, "padding": ((0, 0),) * axes, "dilation": (1,) * axes}
+    return Conv(
+        kernel=rng.standard_normal(shape).astype(dtype),
+        bias=rng.standard_normal(shape[0]).astype(dtype) if bias else None,
+        groups=groups,
+        **(plain | geometry),
+    )
+
+
+@st.composite
+def convolutions(draw, axes=2, smallest=1, dtype=np.float64):
+    """Convolutions that are not depthwise, over ``axes`` axes, kernel sizes from ``smallest``."""
+    per_axis = [st.integers(smallest, 4)] * axes
+    pads = st.tuples(st.integers(0, 2), st.integers(0, 2))
+    groups = draw(st.integers(1, 2))
+    O, I = draw(st.integers(1, 5)), draw(st.integers(2, 4))
+    return make_conv(
+        (groups * O, I, *draw(st.tuples(*per_axis))),
+        seed=draw(st.integers(0, 1000)),
+        bias=draw(st.booleans()),
+        dtype=dtype,
+        groups=groups,
+        stride=draw(st.tuples(*[st.integers(1, 3)] * axes)),
+        padding=draw(st.tuples(*[pads] * axes)),
+        dilation=draw(st.tuples(*[st.integers(1, 2)] * axes)),
+    )
+
+
+def convolutions_for(name, dtype=np.float64):
+    """Convolutions that the form ``name`` does not refuse."""
+    drawn = convolutions(smallest=2 if name == "spatial" else 1, dtype=dtype)
+    return drawn.filter(lambda conv: refusal(FORMS[name], conv) is None)
+
+
+def input_for(conv, seed=0, batch=2):
+    """A random input, a little larger than the kernel's reach and of another size per axis."""
+    reach = [d * (k - 1) + 4 + axis for axis, (d, k) in enumerate(zip(conv.dilation, conv.k))]
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((batch, conv.I, *reach)).astype(conv.kernel.dtype)
+
+
+def compute(steps, x):
+    """What torch computes for the convolutions ``steps``, one after the other, on ``x``."""
+    value = torch.from_numpy(x)
+    for step in steps:
+        last_axis_first = [p for pair in reversed(step.padding) for p in pair]
+        value = CONVOLVE[len(step.k)](
+            F.pad(value, last_axis_first, mode=TORCH_MODES[step.padding_mode]),
+            torch.from_numpy(np.array(step.kernel)),
+            None if step.bias is None else torch.from_numpy(step.bias),
+            step.stride,
+            0,
+            step.dilation,
+            step.groups,
+        )
+    return value.numpy()
+
+
+def difference(found, wanted):
+    """Relative difference of two arrays, which must have one shape."""
+    assert found.shape == wanted.shape
+    return np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), np.finfo(float).tiny)
+
+
+def at_full_rank(conv, name):
+    """The chain of form ``name`` that loses nothing."""
+    return decompose(conv, FORMS[name], full_rank(FORMS[name], conv))
+
+
+def from_text(graph, **weights):
+    """An ONNX model from a graph written as text and the arrays of its initializers."""
+    model = onnx.parser.parse_model(HEADER + graph)
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name) for name, array in weights.items()
+    )
+    return model

@@ -1,0 +1,51 @@
+"""The order of the modules: each imports only from those before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import converter
+
+ROOT = Path(converter.__file__).parent
+ORDER = """
+errors config images data
+kernels.conv kernels.solve.cp kernels.solve.svd kernels.solve.tucker kernels.form kernels.forms
+networks.onnx_network networks.onnx_rewrite networks.survey networks.checkpoint
+networks.torch_network networks.source
+planning.measure planning.candidates planning.plan
+delivery.check delivery.tune delivery.compare delivery.report
+delivery.tables delivery.page delivery.result
+pipeline cli __main__
+""".split()
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("converter"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                parts = name.removeprefix("converter.").split(".")
+                found = [m for m in ORDER if parts[: len(m.split("."))] == m.split(".")]
+                assert found, f"{path.name} imports {name}, which ORDER does not list"
+                yield max(found, key=len)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_from_those_before_it(module):
+    path = ROOT / (module.replace(".", "/") + ".py")
+    before = ORDER[: ORDER.index(module)]
+    assert set(imported(path)) <= set(before)
+
+
+def test_every_module_has_its_place():
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in ROOT.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert modules == set(ORDER)
+
+
+def test_every_public_name_is_there():
+    assert all(hasattr(converter, name) for name in converter.__all__)

@@ -1,0 +1,276 @@
+"""``Conv`` and ``Chain``: what they refuse, and that they compute what torch computes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from networks_for_tests import (
+    FEW,
+    SOME,
+    compute,
+    convolutions,
+    difference,
+    input_for,
+    make_conv,
+)
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from converter.errors import ConverterError
+from converter.kernels.conv import PADDING_MODES, Chain, Conv, assemble
+
+MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+CONTRADICTIONS = {
+    "no spatial axis": ({"kernel": np.ones((4, 2))}, "is not a convolution's"),
+    "four spatial axes": ({"kernel": np.ones((4, 2, 1, 1, 1, 1))}, "is not a convolution's"),
+    "an empty axis": ({"kernel": np.ones((4, 2, 0, 3))}, "is not a convolution's"),
+    "no filters": ({"kernel": np.ones((0, 2, 3, 3))}, "is not a convolution's"),
+    "stride too short": ({"stride": (1,)}, "must each have 2 entries"),
+    "padding too long": ({"padding": ((0, 0),) * 3}, "must each have 2 entries"),
+    "dilation missing": ({"dilation": ()}, "must each have 2 entries"),
+    "stride 0": ({"stride": (0, 1)}, "must be at least 1"),
+    "negative stride": ({"stride": (1, -2)}, "must be at least 1"),
+    "dilation 0": ({"dilation": (1, 0)}, "must be at least 1"),
+    "groups 0": ({"groups": 0}, "must be at least 1"),
+    "unknown padding mode": ({"padding_mode": "mirror"}, "Padding mode 'mirror' is unknown"),
+    "groups that do not divide O": ({"groups": 3}, "3 groups do not divide 4 filters"),
+    "groups that do not divide I": (
+        {"groups": 3, "transposed": True},
+        "3 groups do not divide 4 filters",
+    ),
+    "a bias too short": ({"bias": np.ones(2)}, r"must have shape \(4,\)"),
+    "a bias of two axes": ({"bias": np.ones((4, 1))}, r"must have shape \(4,\)"),
+    "a bias per input of a transposed one": (
+        {"transposed": True, "bias": np.ones(4)},
+        r"must have shape \(2,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_contradiction_is_refused(case):
+    changes, sentence = CONTRADICTIONS[case]
+    fields = {
+        "kernel": np.ones((4, 2, 3, 3)),
+        "bias": None,
+        "stride": (1, 1),
+        "padding": ((0, 0), (0, 0)),
+        "dilation": (1, 1),
+    }
+    Conv(**fields)
+    with pytest.raises(ConverterError, match=sentence):
+        Conv(**(fields | changes))
+
+
+@SOME
+@given(conv=convolutions() | convolutions(axes=1) | convolutions(axes=3))
+def test_output_size_and_cost_are_those_of_torch(conv):
+    x = input_for(conv, batch=1)
+    with FlopCounterMode(display=False) as counter:
+        out = compute([conv], x)
+    assert conv.output_size(x.shape[2:]) == out.shape[2:]
+    assert out.shape[1] == conv.O
+    assert 2 * conv.macs(x.shape[2:]) == counter.get_total_flops()
+    module = MODULES[len(conv.k)](
+        conv.I, conv.O, conv.k, groups=conv.groups, bias=conv.bias is not None
+    )
+    assert conv.params == sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("output_padding", [(), (1, 0)])
+def test_a_transposed_convolution_is_sized_as_in_torch(groups, output_padding):
+    conv = Conv(
+        kernel=np.ones((4, 3, 3, 2)),
+        bias=np.ones(3 * groups),
+        stride=(2, 3),
+        padding=((1, 1), (0, 0)),
+        dilation=(1, 2),
+        groups=groups,
+        transposed=True,
+        output_padding=output_padding,
+    )
+    with FlopCounterMode(display=False) as counter:
+        out = F.conv_transpose2d(
+            torch.zeros(1, 4, 5, 6, dtype=torch.float64),
+            torch.from_numpy(conv.kernel),
+            torch.from_numpy(conv.bias),
+            conv.stride,
+            (1, 0),
+            output_padding or 0,
+            groups,
+            conv.dilation,
+        )
+    assert conv.I == 4
+    assert out.shape[1] == conv.O
+    assert conv.output_size((5, 6)) == tuple(out.shape[2:])
+    assert 2 * conv.macs((5, 6)) == counter.get_total_flops()
+    assert conv.params == 4 * 3 * 3 * 2 + 3 * groups
+
+
+@st.composite
+def chains(draw):
+    """Chains of one to three steps; each axis is padded at the first step that covers it."""
+    axes = draw(st.integers(1, 3))
+    channels = draw(st.sampled_from([2, 4, 6]))
+    covered = [False] * axes
+    steps = []
+    count = draw(st.integers(1, 3))
+    for number in range(count):
+        groups = draw(st.sampled_from([g for g in (1, 2, 3, 4, 6) if channels % g == 0]))
+        k = draw(st.tuples(*[st.integers(1, 2 if axes == 3 else 3)] * axes))
+        padding = []
+        for axis, size in enumerate(k):
+            pads = st.tuples(st.integers(0, 2), st.integers(0, 2))
+            first = size > 1 and not covered[axis]
+            padding.append(draw(pads) if first else (0, 0))
+            covered[axis] |= first
+        step = make_conv(
+            (groups * draw(st.integers(1, 2)), channels // groups, *k),
+            seed=draw(st.integers(0, 1000)),
+            bias=number == count - 1 and draw(st.booleans()),
+            groups=groups,
+            stride=draw(st.tuples(*[st.integers(1, 2)] * axes)),
+            padding=tuple(padding),
+            dilation=draw(st.tuples(*[st.integers(1, 3)] * axes)),
+        )
+        steps.append(step)
+        channels = step.O
+    return Chain(tuple(steps))
+
+
+def input_of(chain):
+    """A random input for which every step of ``chain`` gives at least two values per axis."""
+    size = [2] * len(chain.steps[0].k)
+    for step in reversed(chain.steps):
+        for axis, n in enumerate(size):
+            span = step.dilation[axis] * (step.k[axis] - 1)
+            size[axis] = max((n - 1) * step.stride[axis] + span + 1 - sum(step.padding[axis]), 2)
+    return np.random.default_rng(0).standard_normal((1, chain.steps[0].I, *size))
+
+
+@SOME
+@given(chain=chains())
+def test_the_dense_kernel_computes_what_the_steps_compute(chain):
+    x = input_of(chain)
+    dense = chain.dense()
+    assert difference(compute([dense], x), compute(chain.steps, x)) < 1e-5
+    assert dense.output_size(x.shape[2:]) == compute(chain.steps, x).shape[2:]
+
+
+@FEW
+@given(chain=chains())
+def test_a_chain_costs_what_its_steps_cost(chain):
+    x = input_of(chain)
+    with FlopCounterMode(display=False) as counter:
+        compute(chain.steps, x)
+    assert 2 * chain.macs(x.shape[2:]) == counter.get_total_flops()
+    biases = [step.bias for step in chain.steps if step.bias is not None]
+    assert chain.params == sum(step.kernel.size for step in chain.steps) + sum(map(len, biases))
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_the_dense_kernel_keeps_the_padding_mode(mode):
+    conv = make_conv(
+        (4, 3, 3, 4),
+        padding=((1, 2), (2, 1)),
+        stride=(2, 1),
+        dilation=(1, 2),
+        padding_mode=mode,
+    )
+    rng = np.random.default_rng(1)
+    chain = assemble(
+        conv, [(rng.standard_normal((5, 3, 3, 1)), 1), (rng.standard_normal((4, 5, 1, 4)), 1)]
+    )
+    x = input_for(conv)
+    assert chain.dense().padding == conv.padding
+    assert difference(compute([chain.dense()], x), compute(chain.steps, x)) < 1e-5
+
+
+def test_the_dense_kernel_of_depthwise_steps_stays_in_groups():
+    first = make_conv((4, 1, 3, 1), bias=False, groups=4)
+    second = make_conv((4, 1, 1, 3), groups=4)
+    assert Chain((first, second)).dense().kernel.shape == (4, 1, 3, 3)
+    assert Chain((first, make_conv((6, 2, 1, 3), groups=2))).dense().groups == 2
+
+
+def test_a_chain_of_one_step_is_that_step():
+    step = make_conv((4, 3, 3, 3), padding=((1, 1), (1, 1)))
+    assert Chain((step,)).dense() is step
+
+
+def test_steps_whose_channels_do_not_match_are_refused():
+    with pytest.raises(ConverterError, match="gives 4 channels, the next takes 5"):
+        Chain((make_conv((4, 3, 1, 1), bias=False), make_conv((4, 5, 1, 1))))
+
+
+def test_grouped_steps_whose_channels_do_not_match_are_refused():
+    with pytest.raises(ConverterError, match="gives 4 channels, the next takes 8"):
+        Chain((make_conv((4, 3, 1, 1), bias=False), make_conv((4, 4, 1, 1), groups=2)))
+
+
+def test_a_bias_before_the_last_step_is_refused():
+    with pytest.raises(ConverterError, match="Only the last step"):
+        Chain((make_conv((4, 3, 1, 1), bias=True), make_conv((4, 4, 1, 1))))
+
+
+@FEW
+@given(chain=chains(), seed=st.integers(0, 100))
+def test_scaling_reaches_the_kernel_and_not_the_bias(chain, seed):
+    scale = np.random.default_rng(seed).standard_normal(chain.steps[-1].O)
+    before, after = chain.dense(), chain.scaled(scale).dense()
+    factor = scale.reshape(-1, *[1] * (before.kernel.ndim - 1))
+    assert difference(after.kernel, before.kernel * factor) < 1e-5
+    assert after.bias is before.bias
+
+
+@pytest.mark.parametrize("bias", [None, np.arange(4.0)])
+def test_a_bias_can_be_exchanged(bias):
+    chain = Chain((make_conv((4, 3, 1, 1), bias=False), make_conv((4, 4, 3, 1))))
+    changed = chain.with_bias(bias)
+    assert changed.steps[-1].bias is bias
+    assert changed.steps[0] is chain.steps[0]
+    assert chain.steps[-1].bias is not None
+
+
+def test_geometry_goes_to_the_first_step_that_covers_the_axis():
+    conv = make_conv(
+        (4, 3, 3, 1, 5),
+        stride=(2, 3, 4),
+        padding=((1, 0), (2, 2), (3, 1)),
+        dilation=(2, 1, 3),
+    )
+    shapes = [((4, 3, 1, 1, 1), 1), ((4, 1, 3, 1, 1), 4), ((4, 1, 1, 1, 5), 4)]
+    steps = assemble(conv, [(np.ones(shape), groups) for shape, groups in shapes]).steps
+    assert [step.stride for step in steps] == [(1, 3, 1), (2, 1, 1), (1, 1, 4)]
+    assert [step.dilation for step in steps] == [(1, 1, 1), (2, 1, 1), (1, 1, 3)]
+    none = (0, 0)
+    assert [step.padding for step in steps] == [
+        (none, (2, 2), none),
+        ((1, 0), none, none),
+        (none, none, (3, 1)),
+    ]
+    assert [step.groups for step in steps] == [1, 4, 4]
+    assert [step.bias is None for step in steps] == [True, True, False]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_factors_take_the_type_of_the_convolution(dtype):
+    conv = make_conv((4, 3, 3, 3), dtype=dtype)
+    chain = assemble(conv, [(np.ones((2, 3, 3, 1)), 1), (np.ones((4, 2, 1, 3)), 1)])
+    assert [step.kernel.dtype for step in chain.steps] == [dtype, dtype]
+
+
+def test_assembling_steps_that_do_not_follow_each_other_is_refused():
+    conv = make_conv((4, 3, 3, 3))
+    with pytest.raises(ConverterError, match="gives 2 channels, the next takes 5"):
+        assemble(conv, [(np.ones((2, 3, 3, 1)), 1), (np.ones((4, 5, 1, 3)), 1)])
+
+
+def test_assembling_for_another_number_of_outputs_is_refused():
+    conv = make_conv((4, 3, 3, 3))
+    with pytest.raises(ConverterError, match=r"must have shape \(6,\)"):
+        assemble(conv, [(np.ones((2, 3, 3, 1)), 1), (np.ones((6, 2, 1, 3)), 1)])

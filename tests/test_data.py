@@ -1,0 +1,428 @@
+"""Data: what can be read, what becomes of it, and what is refused."""
+
+import numpy as np
+import pytest
+from conftest import noise
+from PIL import Image
+
+from converter.config import ConvertConfig, parse_arguments, parse_shapes
+from converter.data import conform, from_arrays, load, random_data
+from converter.errors import ConverterError
+from converter.images import Images
+from converter.networks.torch_network import find_callable
+
+PLAIN = Images()
+
+
+def read(source, names=("x",), images=PLAIN):
+    return load(str(source), names, images, find_callable)
+
+
+def everything(data):
+    return data.read(np.arange(data.count))
+
+
+def npz(folder, **arrays):
+    np.savez(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture
+def by_class(tmp_path):
+    """Two images of cats and one of a dog, 6 wide and 4 high, and what they show."""
+    folder = tmp_path / "images"
+    shown = pixels(3, 4, 6, 3)
+    for name, image in zip(("dog/a.png", "cat/c.png", "cat/b.png"), shown):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+    return folder, shown
+
+
+# npz
+
+
+def test_an_array_x_is_the_first_input(tmp_path):
+    x, mask, labels = noise(5, 3, 4, 4), noise(5, 7, seed=1), np.arange(5) % 2
+    data = read(npz(tmp_path, x=x, mask=mask, y=labels), ["image", "mask"])
+    assert data.count == 5
+    assert list(everything(data)) == ["image", "mask"]
+    np.testing.assert_array_equal(everything(data)["image"], x)
+    np.testing.assert_array_equal(data.read(np.array([3, 1]))["mask"], mask[[3, 1]])
+    np.testing.assert_array_equal(data.labels, labels)
+
+
+def test_an_array_of_the_input_s_name_goes_before_x(tmp_path):
+    data = read(npz(tmp_path, x=noise(2, 3), image=noise(2, 3, seed=1)), ["image"])
+    np.testing.assert_array_equal(everything(data)["image"], noise(2, 3, seed=1))
+
+
+def test_there_are_no_labels_without_y(tmp_path):
+    assert read(npz(tmp_path, x=noise(2, 3))).labels is None
+
+
+def test_an_input_named_y_is_not_the_labels(tmp_path):
+    data = read(npz(tmp_path, x=noise(2, 3), y=noise(2, 3, seed=1)), ["x", "y"])
+    assert data.labels is None
+    np.testing.assert_array_equal(everything(data)["y"], noise(2, 3, seed=1))
+
+
+def test_uint8_images_are_scaled_and_normalised(tmp_path):
+    x = pixels(4, 5, 6, 3)
+    images = Images.of(ConvertConfig(mean="0.5,0.25,0.125", std="0.5,1,2"))
+    found = everything(read(npz(tmp_path, x=x), images=images))["x"]
+    wanted = (x / 255 - [0.5, 0.25, 0.125]) / [0.5, 1, 2]
+    assert found.dtype == np.float32 and found.flags.c_contiguous
+    np.testing.assert_allclose(found, wanted.transpose(0, 3, 1, 2), atol=1e-6)
+
+
+def test_one_mean_serves_all_channels(tmp_path):
+    x = pixels(2, 4, 4, 3)
+    found = everything(read(npz(tmp_path, x=x), images=Images(mean=(0.5,), std=(0.25,))))["x"]
+    np.testing.assert_allclose(found, (x / 255 - 0.5).transpose(0, 3, 1, 2) / 0.25, atol=1e-6)
+
+
+def test_blue_comes_first_after_normalising(tmp_path):
+    x = pixels(2, 4, 4, 3)
+    images = Images.of(ConvertConfig(channels="bgr", mean="0.1,0.2,0.3"))
+    found = everything(read(npz(tmp_path, x=x), images=images))["x"]
+    wanted = (x / 255 - [0.1, 0.2, 0.3])[..., ::-1].transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_channels_stay_last_for_nhwc(tmp_path):
+    x = pixels(2, 4, 5, 3)
+    images = Images.of(ConvertConfig(layout="nhwc"))
+    found = everything(read(npz(tmp_path, x=x), images=images))["x"]
+    np.testing.assert_allclose(found, x / 255, atol=1e-6)
+
+
+def test_float_arrays_are_left_as_they_are(tmp_path):
+    images = Images(mean=(0.5,), std=(0.25,), bgr=True, nhwc=True)
+    found = everything(read(npz(tmp_path, x=noise(2, 3, 4, 4)), images=images))["x"]
+    np.testing.assert_array_equal(found, noise(2, 3, 4, 4))
+
+
+def test_what_is_no_npz_is_refused(tmp_path):
+    (tmp_path / "data.npz").write_text("x,y\n1,2\n")
+    with pytest.raises(ConverterError, match=r"data\.npz is not a sound \.npz file"):
+        read(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize("kept", [0, 100, 3000])
+def test_a_truncated_npz_is_refused(tmp_path, kept):
+    path = npz(tmp_path, x=noise(20, 3, 8, 8))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ConverterError, match="not a sound"):
+        read(path)
+
+
+def test_a_damaged_npz_is_refused(tmp_path):
+    path = npz(tmp_path, x=noise(20, 3, 8, 8))
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ConverterError, match="not a sound"):
+        read(path)
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    path = npz(tmp_path, x=np.array([{"run": "code"}, None], object))
+    with pytest.raises(ConverterError, match="not a sound"):
+        read(path)
+
+
+def test_a_missing_input_is_named(tmp_path):
+    path = npz(tmp_path, x=noise(2, 3), depth=noise(2, 3))
+    with pytest.raises(ConverterError, match=r"depth, x; it lacks the network's input 'mask'"):
+        read(path, ["image", "mask"])
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_inputs_must_have_equally_many_examples(tmp_path, count):
+    path = npz(tmp_path, x=noise(3, 2), mask=noise(count, 2))
+    with pytest.raises(ConverterError, match="same number of examples"):
+        read(path, ["x", "mask"])
+
+
+def test_no_examples_are_refused(tmp_path):
+    with pytest.raises(ConverterError, match="above 0"):
+        read(npz(tmp_path, x=noise(0, 3, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.zeros(3), np.zeros(2, int), np.zeros((3, 1), int), np.array(["a", "b", "c"])],
+    ids=["floats", "too few", "two axes", "words"],
+)
+def test_labels_must_be_one_integer_an_example(tmp_path, labels):
+    with pytest.raises(ConverterError, match=r"labels y of .* must be 3 integers"):
+        read(npz(tmp_path, x=noise(3, 2), y=labels))
+
+
+@pytest.mark.parametrize("option", ["mean", "std"])
+def test_as_many_means_as_channels(tmp_path, option):
+    data = read(npz(tmp_path, x=pixels(2, 4, 4, 3)), images=Images(**{option: (0.5, 0.5)}))
+    with pytest.raises(ConverterError, match=f"--{option} has 2 values; the images have 3"):
+        everything(data)
+
+
+def test_means_must_be_numbers():
+    with pytest.raises(ConverterError, match=r"--mean '0\.5,half' must be numbers"):
+        Images.of(ConvertConfig(mean="0.5,half"))
+
+
+# folders of images
+
+
+def test_folders_are_classes(by_class):
+    folder, shown = by_class
+    data = read(folder)
+    assert data.labels.tolist() == [0, 0, 1]  # cat/b, cat/c, dog/a
+    found = everything(data)["x"]
+    np.testing.assert_allclose(found, shown[[2, 1, 0]].transpose(0, 3, 1, 2) / 255, atol=1e-6)
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    shown = pixels(3, 4, 4, 3)
+    for n, image in enumerate(shown):
+        Image.fromarray(image).save(tmp_path / f"{n}.PNG")
+    (tmp_path / "readme.txt").write_text("not an image")
+    data = read(tmp_path)
+    assert data.labels is None and data.count == 3
+    np.testing.assert_allclose(everything(data)["x"], shown.transpose(0, 3, 1, 2) / 255, atol=1e-6)
+
+
+def test_grey_images_become_rgb(tmp_path):
+    grey = pixels(4, 4)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    found = everything(read(tmp_path))["x"]
+    np.testing.assert_allclose(found[0], np.stack([grey] * 3) / 255, atol=1e-6)
+
+
+def test_the_middle_is_cut_out(by_class):
+    folder, shown = by_class
+    found = everything(read(folder, images=Images(crop=2)))["x"]
+    np.testing.assert_allclose(found[2], shown[0, 1:3, 2:4].transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(("crop", "size"), [(None, (8, 12)), (8, (8, 8))])
+def test_the_short_side_is_resized(by_class, crop, size):
+    folder, _ = by_class
+    found = everything(read(folder, images=Images(resize=8, crop=crop)))["x"]
+    assert found.shape == (3, 3, *size)
+
+
+def test_resizing_keeps_a_flat_colour(tmp_path):
+    Image.new("RGB", (9, 5), (255, 102, 0)).save(tmp_path / "a.png")
+    found = everything(read(tmp_path, images=Images(resize=4, crop=4)))["x"]
+    wanted = np.broadcast_to(np.array([1, 0.4, 0]).reshape(3, 1, 1), (3, 4, 4))
+    np.testing.assert_allclose(found[0], wanted, atol=1e-6)
+
+
+def test_images_of_several_sizes_are_refused(by_class):
+    folder, _ = by_class
+    Image.new("RGB", (5, 5)).save(folder / "cat" / "z.png")
+    with pytest.raises(ConverterError, match="differ in size; give --resize and --crop"):
+        everything(read(folder))
+
+
+def test_an_unreadable_image_is_named(by_class):
+    folder, _ = by_class
+    (folder / "cat" / "z.png").write_text("no image")
+    with pytest.raises(ConverterError, match=r"z\.png cannot be read"):
+        everything(read(folder))
+
+
+def test_a_truncated_image_is_named(by_class):
+    folder, _ = by_class
+    Image.fromarray(pixels(40, 40, 3)).save(folder / "cat" / "z.png")
+    content = (folder / "cat" / "z.png").read_bytes()
+    (folder / "cat" / "z.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConverterError, match=r"z\.png cannot be read"):
+        everything(read(folder))
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(ConverterError, match="holds no images"):
+        read(tmp_path)
+
+
+# module:function
+
+GENERATORS = """
+import numpy as np
+
+def batches():
+    for n in range(3):
+        yield {"x": np.full((2, 4), n, np.float32), "y": np.array([n, n])}
+
+def unlabelled():
+    yield {"x": [[1.0, 2.0]]}
+
+def nothing():
+    yield from ()
+
+def a_list():
+    return [{"x": np.zeros((2, 4))}]
+
+def tuples():
+    yield np.zeros((2, 4)), 1
+
+def other():
+    yield {"image": np.zeros((2, 4))}
+"""
+
+
+@pytest.fixture
+def generators(workplace):
+    (workplace / "generators.py").write_text(GENERATORS)
+
+
+def test_a_generator_s_batches_are_joined(generators):
+    data = read("generators:batches")
+    assert data.count == 6
+    np.testing.assert_array_equal(everything(data)["x"][:, 0], [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(data.labels, [0, 0, 1, 1, 2, 2])
+
+
+def test_a_generator_need_not_give_labels(generators):
+    data = read("generators:unlabelled")
+    assert data.labels is None
+    np.testing.assert_array_equal(everything(data)["x"], [[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("nothing", "yields nothing"),
+        ("a_list", "must be a generator"),
+        ("tuples", "must yield dictionaries with the inputs x"),
+        ("other", "must yield dictionaries with the inputs x"),
+        ("missing", "no callable named 'missing'"),
+    ],
+)
+def test_other_functions_are_refused(generators, name, match):
+    with pytest.raises(ConverterError, match=match):
+        read(f"generators:{name}")
+
+
+def test_an_unknown_module_is_refused(workplace):
+    with pytest.raises(ConverterError, match="module 'nowhere' cannot be imported"):
+        read("nowhere:batches")
+
+
+@pytest.mark.parametrize("name", ["data.npz", "folder", "data.csv"])
+def test_missing_data_is_refused(tmp_path, name):
+    with pytest.raises(ConverterError, match=f"{name} does not exist"):
+        read(tmp_path / name)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "data.csv").write_text("1,2\n")
+    with pytest.raises(ConverterError, match=r"neither \.npz, a folder of images, nor"):
+        read(tmp_path / "data.csv")
+
+
+# Data
+
+
+def test_sampling_is_seeded():
+    data = from_arrays({"x": np.arange(100), "y": np.arange(100)}, "numbers")
+    first, again, other = (data.sample(20, seed) for seed in (0, 0, 1))
+    chosen = everything(first)["x"]
+    assert first.count == 20 and len(set(chosen)) == 20
+    np.testing.assert_array_equal(chosen, everything(again)["x"])
+    assert not np.array_equal(chosen, everything(other)["x"])
+    np.testing.assert_array_equal(first.labels, chosen)
+
+
+def test_sampling_takes_what_there_is():
+    data = from_arrays({"x": np.arange(5)}, "numbers")
+    np.testing.assert_array_equal(everything(data.sample(9, 0))["x"], np.arange(5))
+
+
+def test_taking_twice_takes_from_what_was_taken():
+    data = from_arrays({"x": np.arange(9) * 10, "y": np.arange(9)}, "numbers")
+    part = data.take(np.array([8, 2, 4])).take(np.array([2, 0]))
+    np.testing.assert_array_equal(everything(part)["x"], [40, 80])
+    np.testing.assert_array_equal(part.labels, [4, 8])
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_batches_cover_everything_in_order(size):
+    data = from_arrays({"x": np.arange(7)}, "numbers")
+    indices, arrays = zip(*data.batches(size))
+    assert max(map(len, indices)) <= size
+    np.testing.assert_array_equal(np.concatenate(indices), np.arange(7))
+    np.testing.assert_array_equal(np.concatenate([a["x"] for a in arrays]), np.arange(7))
+
+
+def test_random_data_is_seeded_and_of_the_right_kind():
+    shapes, dtypes = {"x": (1, 3, 4), "n": (1, 2)}, {"x": np.dtype("f4"), "n": np.dtype("i8")}
+    data = random_data(shapes, dtypes, 200, seed=0)
+    found = everything(data)
+    assert found["x"].shape == (200, 3, 4) and found["x"].dtype == np.float32
+    assert abs(found["x"].mean()) < 0.1 and abs(found["x"].std() - 1) < 0.1
+    np.testing.assert_array_equal(found["n"], np.zeros((200, 2)))
+    np.testing.assert_array_equal(data.read(np.array([7]))["x"][0], found["x"][7])
+    other = everything(random_data(shapes, dtypes, 200, seed=1))["x"]
+    assert not np.allclose(found["x"], other)
+
+
+def test_conforming_casts_and_leaves_free_sizes_free():
+    data = from_arrays({"x": noise(4, 3, 9).astype(np.float64)}, "numbers")
+    found = everything(conform(data, {"x": (1, 3, None)}, {"x": np.dtype(np.float32)}))
+    assert found["x"].dtype == np.float32
+    np.testing.assert_array_equal(found["x"], noise(4, 3, 9))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 8), (4, 2, 9), (4, 3, 9, 1), (4, 27)])
+def test_data_of_another_shape_is_refused(shape):
+    data = from_arrays({"x": noise(*shape)}, "numbers")
+    with pytest.raises(ConverterError, match=r"for input 'x'; the network takes 3,9"):
+        conform(data, {"x": (None, 3, 9)}, {"x": np.dtype(np.float32)})
+
+
+# --input-shape and --factory-args
+
+
+@pytest.mark.parametrize(
+    ("texts", "shapes"),
+    [
+        ([], [{}]),
+        (["1,3,32,32"], [{"x": (1, 3, 32, 32)}]),
+        (["mask:2,7", "5,3"], [{"mask": (2, 7), "x": (5, 3)}]),
+        (["1,3", "1,5"], [{"x": (1, 3)}, {"x": (1, 5)}]),
+        (["1,3", "x:1,5", "mask:1"], [{"x": (1, 3), "mask": (1,)}, {"x": (1, 5), "mask": (1,)}]),
+    ],
+)
+def test_input_shapes_are_read(texts, shapes):
+    assert parse_shapes(texts, ["x", "mask"]) == shapes
+
+
+@pytest.mark.parametrize("text", ["", "x:", "1,3,", "1x3", "1,-3", "0,3", "1.5,3"])
+def test_a_shape_must_be_positive_integers(text):
+    with pytest.raises(ConverterError, match=r"must be written \[NAME:\]1,3,32,32"):
+        parse_shapes([text], ["x"])
+
+
+def test_a_shape_of_an_unknown_input_is_refused():
+    with pytest.raises(ConverterError, match="no input 'z', only x, mask"):
+        parse_shapes(["z:1,3"], ["x", "mask"])
+
+
+def test_factory_arguments_are_read():
+    assert parse_arguments('{"width": 8, "norm": null}') == {"width": 8, "norm": None}
+    assert parse_arguments("{}") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"), [("width=8", "is not JSON"), ("", "is not JSON"), ("[8]", "JSON object")]
+)
+def test_factory_arguments_must_be_a_json_object(text, match):
+    with pytest.raises(ConverterError, match=match):
+        parse_arguments(text)

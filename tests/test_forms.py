@@ -1,0 +1,453 @@
+"""Laws that every form obeys: exact at full rank, geometry kept, errors that fall with the rank."""
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from networks_for_tests import (
+    EXACT_FORMS,
+    FEW,
+    at_full_rank,
+    compute,
+    convolutions_for,
+    difference,
+    input_for,
+    make_conv,
+)
+
+from converter.errors import ConverterError
+from converter.kernels.conv import PADDING_MODES, Chain, Conv
+from converter.kernels.form import (
+    decompose,
+    estimate_errors,
+    fit_rank,
+    full_rank,
+    parse_rank,
+    rank_grid,
+    refusal,
+    relative_error,
+    show_rank,
+    skeleton,
+)
+from converter.kernels.forms import FORMS, find_form
+
+SVD_FORMS = ["spatial", "channel", "decoupled"]
+CP_FORMS = ["flattened", "separable"]
+WINDOW_FORMS = [name for name in FORMS if name != "channel"]
+
+
+def some_rank(draw, conv, form):
+    """A rank that ``conv`` takes."""
+    unit = 1 if form.per_channel else conv.groups
+    return tuple(unit * draw(st.integers(1, most // unit)) for most in full_rank(form, conv))
+
+
+@pytest.mark.parametrize("name", EXACT_FORMS)
+@FEW
+@given(data=st.data())
+def test_full_rank_reproduces_the_kernel(name, data):
+    conv = data.draw(convolutions_for(name))
+    chain = at_full_rank(conv, name)
+    assert relative_error(conv, chain) < 1e-5
+    x = input_for(conv)
+    assert difference(compute(chain.steps, x), compute([conv], x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", EXACT_FORMS)
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_full_rank_keeps_the_padding_mode(name, mode):
+    conv = make_conv(
+        (6, 2, 3, 4),
+        groups=2,
+        stride=(2, 1),
+        padding=((2, 1), (1, 2)),
+        dilation=(1, 2),
+        padding_mode=mode,
+    )
+    x = input_for(conv)
+    assert difference(compute(at_full_rank(conv, name).steps, x), compute([conv], x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in EXACT_FORMS if name != "spatial"])
+@pytest.mark.parametrize(
+    ("k", "padding"), [((5,), ((2, 1),)), ((3, 1, 2), ((1, 1), (0, 2), (1, 0)))]
+)
+def test_full_rank_reproduces_convolutions_over_one_and_three_axes(name, k, padding):
+    conv = make_conv((6, 2, *k), groups=2, stride=(2,) * len(k), padding=padding)
+    x = input_for(conv)
+    assert difference(compute(at_full_rank(conv, name).steps, x), compute([conv], x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", FORMS)
+@FEW
+@given(data=st.data())
+def test_the_skeleton_has_the_shapes_of_the_chain(name, data):
+    form, conv = FORMS[name], data.draw(convolutions_for(name))
+    rank = some_rank(data.draw, conv, form)
+    bones, chain = skeleton(conv, form, rank), decompose(conv, form, rank)
+    for bone, step in zip(bones.steps, chain.steps, strict=True):
+        for field in ("stride", "padding", "dilation", "groups", "padding_mode"):
+            assert getattr(bone, field) == getattr(step, field)
+        assert bone.kernel.shape == step.kernel.shape
+        assert bone.kernel.dtype == step.kernel.dtype
+        assert not bone.kernel.any()
+    size = input_for(conv).shape[2:]
+    assert (bones.params, bones.macs(size)) == (chain.params, chain.macs(size))
+
+
+@pytest.mark.parametrize("name", FORMS)
+@FEW
+@given(data=st.data())
+def test_groups_are_solved_each_by_itself(name, data):
+    conv = data.draw(convolutions_for(name).filter(lambda conv: conv.groups == 2))
+    rank = some_rank(data.draw, conv, FORMS[name])
+    halves = [
+        Conv(kernel, None, conv.stride, conv.padding, conv.dilation)
+        for kernel in np.split(conv.kernel, 2)
+    ]
+    own = rank if FORMS[name].per_channel else tuple(r // 2 for r in rank)
+    found = decompose(conv, FORMS[name], rank).dense()
+    parts = [decompose(half, FORMS[name], own).dense().kernel for half in halves]
+    assert found.groups == 2
+    assert difference(found.kernel, np.concatenate(parts)) < 1e-5
+
+
+@pytest.mark.parametrize("name", SVD_FORMS)
+@FEW
+@given(data=st.data())
+def test_the_error_never_rises_with_the_rank(name, data):
+    form, conv = FORMS[name], data.draw(convolutions_for(name))
+    unit = 1 if form.per_channel else conv.groups
+    ranks = range(unit, full_rank(form, conv)[0] + 1, unit)
+    errors = [relative_error(conv, decompose(conv, form, (rank,))) for rank in ranks]
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(errors))
+
+
+@FEW
+@given(data=st.data())
+def test_the_error_of_tucker_never_rises_with_its_ranks(data):
+    form, conv = FORMS["tucker"], data.draw(convolutions_for("tucker"))
+    full = full_rank(form, conv)
+    steps = [(conv.groups, conv.groups)]
+    while steps[-1] != full:
+        steps.append(tuple(min(r + conv.groups, most) for r, most in zip(steps[-1], full)))
+    errors = [relative_error(conv, decompose(conv, form, rank)) for rank in steps]
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("name", CP_FORMS)
+@pytest.mark.parametrize("shape", [(12, 8, 3, 3), (8, 12, 5, 3)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_error_of_a_sum_of_terms_falls_between_ranks_far_apart(name, shape, seed):
+    form, conv = FORMS[name], make_conv(shape, seed=seed)
+    (full,) = full_rank(form, conv)
+    ranks = [(2,), (8,), (24,), (full,)]
+    errors = [relative_error(conv, decompose(conv, form, rank)) for rank in ranks]
+    assert all(later < 0.95 * earlier for earlier, later in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_one_seed_gives_the_same_bytes(name):
+    conv = make_conv((12, 8, 3, 3), dtype=np.float32)
+    rank = fit_rank(parse_rank("0.8", FORMS[name], conv), FORMS[name], conv)
+    once, again = (decompose(conv, FORMS[name], rank, seed=3) for _ in range(2))
+    for first, second in zip(once.steps, again.steps, strict=True):
+        assert first.kernel.tobytes() == second.kernel.tobytes()
+
+
+@pytest.mark.parametrize("name", CP_FORMS)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_kernel_of_known_rank_is_recovered(name, groups, seed):
+    rng = np.random.default_rng(seed)
+    kernels = []
+    for _ in range(groups):
+        factors = [np.linalg.qr(rng.standard_normal((n, 3)))[0] for n in (8, 6, 3, 4)]
+        kernels.append(np.einsum("r,or,ir,hr,wr->oihw", [3.0, 2.0, 1.5], *factors))
+    conv = Conv(np.concatenate(kernels), None, (1, 1), ((1, 1),) * 2, (1, 1), groups=groups)
+    assert relative_error(conv, decompose(conv, FORMS[name], (3 * groups,))) < 1e-5
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+def test_lvh_gives_back_a_layer_made_of_three_filters_per_output(groups, stride):
+    spatial = {"groups": 6, "bias": False}
+    lateral = make_conv((6, 4 // groups, 1, 1), seed=1, groups=groups, bias=False)
+    vertical = make_conv(
+        (6, 1, 3, 1), 2, stride=(stride[0], 1), padding=((1, 1), (0, 0)), **spatial
+    )
+    horizontal = make_conv((6, 1, 1, 5), 3, groups=6, padding=((0, 0), (2, 1)))
+    made = Chain((lateral, vertical, horizontal))
+    conv = made.dense()
+    found = decompose(conv, FORMS["lvh"], (1,))
+    assert [step.kernel.shape for step in found.steps] == [s.kernel.shape for s in made.steps]
+    assert [step.bias is None for step in found.steps] == [True, True, False]
+    assert relative_error(conv, found) < 1e-5
+    x = input_for(conv)
+    assert difference(compute(found.steps, x), compute(made.steps, x)) < 1e-5
+
+
+def test_lvh_leaves_an_error_on_a_filter_of_higher_rank():
+    conv = make_conv((4, 4, 3, 3))
+    assert 0.1 < relative_error(conv, decompose(conv, FORMS["lvh"], (1,))) < 1
+
+
+def test_no_filter_of_lvh_is_better_by_another_start():
+    conv = make_conv((8, 5, 3, 3), seed=5)
+    dense = decompose(conv, FORMS["lvh"], (1,)).dense().kernel
+    for wanted, found in zip(conv.kernel, dense):
+        alone = Conv(wanted[None], None, conv.stride, conv.padding, conv.dilation)
+        rival = decompose(alone, FORMS["flattened"], (1,)).dense().kernel[0]
+        assert np.linalg.norm(wanted - found) < 1.02 * np.linalg.norm(wanted - rival)
+
+
+STEPS = {
+    "flattened": [(1, 1), (2, 1), (1, 3), (1, 1)],
+    "separable": [(1, 1), (2, 3), (1, 1)],
+    "lvh": [(1, 1), (2, 1), (1, 3)],
+    "decoupled": [(2, 3), (1, 1)],
+    "spatial": [(2, 1), (1, 3)],
+    "tucker": [(1, 1), (2, 3), (1, 1)],
+    "channel": [(2, 3), (1, 1)],
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_stride_is_on_the_first_step_that_covers_its_axis(name):
+    conv = make_conv(
+        (8, 4, 3, 5), stride=(2, 3), padding=((1, 0), (2, 1)), dilation=(3, 2), groups=2
+    )
+    steps = decompose(conv, FORMS[name], fit_rank((2, 2), FORMS[name], conv)).steps
+    assert [step.stride for step in steps] == STEPS[name]
+    for axis, (stride, pads, dilation) in enumerate(zip(conv.stride, conv.padding, conv.dilation)):
+        owners = [step for step in steps if step.stride[axis] == stride]
+        assert [step.padding[axis] for step in owners] == [pads]
+        assert [step.dilation[axis] for step in owners] == [dilation]
+        others = [step for step in steps if step.stride[axis] != stride]
+        assert {(s.padding[axis], s.dilation[axis]) for s in others} <= {((0, 0), 1)}
+
+
+@pytest.mark.parametrize("name", [name for name in EXACT_FORMS if name != "spatial"])
+@pytest.mark.parametrize("k", [(1, 3), (3, 1)])
+def test_an_axis_of_size_one_is_strided_and_padded_at_the_first_step(name, k):
+    conv = make_conv((6, 4, *k), stride=(2, 2), padding=((1, 1), (1, 1)))
+    chain = at_full_rank(conv, name)
+    axis = k.index(1)
+    assert chain.steps[0].stride[axis] == 2
+    assert chain.steps[0].padding[axis] == (1, 1)
+    x = input_for(conv)
+    assert difference(compute(chain.steps, x), compute([conv], x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", EXACT_FORMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 5e-3), (ml_dtypes.bfloat16, 4e-2)])
+def test_half_precision_kernels_ship_as_they_came(name, dtype, tolerance):
+    conv = make_conv((6, 4, 3, 3), dtype=dtype)
+    chain = at_full_rank(conv, name)
+    assert {step.kernel.dtype for step in chain.steps} == {np.dtype(dtype)}
+    assert chain.steps[-1].bias is conv.bias
+    bones = skeleton(conv, FORMS[name], full_rank(FORMS[name], conv))
+    assert {step.kernel.dtype for step in bones.steps} == {np.dtype(dtype)}
+    assert relative_error(conv, chain) < tolerance
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_depthwise_convolution_is_refused(name):
+    conv = make_conv((8, 1, 3, 3), groups=8)
+    assert "depthwise" in refusal(FORMS[name], conv)
+    with pytest.raises(ConverterError, match=f"{name} cannot stand in .* depthwise"):
+        decompose(conv, FORMS[name], (1,))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_transposed_convolution_is_refused(name):
+    conv = make_conv((4, 4, 3, 3), transposed=True)
+    with pytest.raises(ConverterError, match="transposed convolutions cannot be converted yet"):
+        decompose(conv, FORMS[name], (1,))
+
+
+@pytest.mark.parametrize("name", WINDOW_FORMS)
+def test_a_pointwise_convolution_has_nothing_to_separate_in_space(name):
+    conv = make_conv((8, 4, 1, 1))
+    assert refusal(FORMS[name], conv)
+    with pytest.raises(ConverterError, match=f"{name} cannot stand in"):
+        skeleton(conv, FORMS[name], (1,))
+
+
+@pytest.mark.parametrize("k", [(1, 3), (3, 1), (3,), (3, 3, 3)])
+def test_spatial_needs_two_axes(k):
+    with pytest.raises(ConverterError, match="does not extend over two axes"):
+        decompose(make_conv((8, 4, *k)), FORMS["spatial"], (1,))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_ranks_that_do_not_fit_are_refused(name):
+    form, conv = FORMS[name], make_conv((8, 4, 3, 3), groups=2)
+    full = full_rank(form, conv)
+    wrong = [
+        tuple(0 for _ in full),
+        tuple(-2 for _ in full),
+        tuple(most + conv.groups for most in full),
+        (*full, full[0]),
+        (),
+    ]
+    if not form.per_channel:
+        wrong.append(tuple(most - 1 for most in full))
+    for rank in wrong:
+        for use in (decompose, skeleton):
+            with pytest.raises(ConverterError, match=r"Rank .* (does not fit|must be a multiple)"):
+                use(conv, form, rank)
+
+
+def test_the_sentence_names_the_ranks_that_fit():
+    conv = make_conv((8, 4, 3, 3), groups=2)
+    with pytest.raises(ConverterError, match="Rank 9,2 does not fit; tucker takes 1 to 8,8 here"):
+        decompose(conv, FORMS["tucker"], (9, 2))
+    with pytest.raises(ConverterError, match="Rank 3 must be a multiple of 2 groups"):
+        decompose(conv, FORMS["channel"], (3,))
+
+
+@pytest.mark.parametrize("name", ["", "Flattened", "winograd"])
+def test_an_unknown_form_is_refused_with_the_known_ones(name):
+    with pytest.raises(ConverterError, match=r"There is no form .* flattened, separable, lvh"):
+        find_form(name)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_is_found_by_its_name(name):
+    assert find_form(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "rank"),
+    [
+        ("flattened", "16", (16,)),
+        ("flattened", " 16 ", (16,)),
+        ("flattened", "1.0", (12,)),
+        ("flattened", "0.5", (6,)),
+        ("flattened", "1e-9", (1,)),
+        ("separable", "2.0", (24,)),
+        ("separable", "999", (999,)),
+        ("tucker", "16,32", (16, 32)),
+        ("tucker", "0.5,0.25", (4, 3)),
+        ("tucker", "0.5", (4, 6)),
+        ("tucker", "3,0.5", (3, 6)),
+        ("decoupled", "2", (2,)),
+        ("decoupled", "0.5", (8,)),
+        ("lvh", "1", (1,)),
+    ],
+)
+def test_a_rank_is_read_as_written(name, text, rank):
+    assert parse_rank(text, FORMS[name], make_conv((12, 8, 3, 5))) == rank
+
+
+@pytest.mark.parametrize("name", ["flattened", "tucker"])
+@pytest.mark.parametrize("text", ["", "half", "1/2", "0x10", "16;16", "--4", "²"])
+def test_a_rank_that_is_not_a_number_is_refused(name, text):
+    with pytest.raises(ConverterError, match=r"is not a number; write 16 or 0\.5"):
+        parse_rank(text, FORMS[name], make_conv((12, 8, 3, 5)))
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "-1", "-0.5", "nan", "inf", "-inf", "1e999"])
+def test_a_rank_that_is_not_above_zero_is_refused(text):
+    with pytest.raises(ConverterError, match="must be above 0"):
+        parse_rank(text, FORMS["flattened"], make_conv((12, 8, 3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("flattened", "4,4", "has 2 parts; flattened takes 1"),
+        ("tucker", "4,4,4", "has 3 parts; tucker takes 2"),
+        ("tucker", "4,", "is not a number"),
+        ("tucker", "4,0", "must be above 0"),
+        ("tucker", "nan,4", "must be above 0"),
+    ],
+)
+def test_a_wrong_number_of_ranks_or_half_a_pair_is_refused(name, text, sentence):
+    with pytest.raises(ConverterError, match=sentence):
+        parse_rank(text, FORMS[name], make_conv((12, 8, 3, 5)))
+
+
+@pytest.mark.parametrize("name", FORMS)
+@FEW
+@given(data=st.data())
+def test_a_rank_brought_to_fit_fits(name, data):
+    form, conv = FORMS[name], data.draw(convolutions_for(name))
+    count = len(full_rank(form, conv))
+    wanted = data.draw(st.tuples(*[st.integers(1, 200)] * count))
+    rank = fit_rank(wanted, form, conv)
+    skeleton(conv, form, rank)
+    assert fit_rank(rank, form, conv) == rank
+    unit = 1 if form.per_channel else conv.groups
+    for got, want, most in zip(rank, wanted, full_rank(form, conv)):
+        assert got == most or abs(got - want) <= max(unit - 1, unit / 2)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_the_grid_holds_ranks_that_fit_in_blocks(name, groups):
+    form, conv = FORMS[name], make_conv((36 * groups, 12, 3, 3), groups=groups)
+    grid = rank_grid(form, conv, 4)
+    full = full_rank(form, conv)
+    assert full in grid
+    assert len(set(grid)) == len(grid)
+    for rank in grid:
+        skeleton(conv, form, rank)
+        if not form.per_channel:
+            assert all(r % 4 == 0 or r == most for r, most in zip(rank, full))
+
+
+def test_the_grid_of_a_layer_smaller_than_a_block_is_its_full_rank():
+    assert rank_grid(FORMS["channel"], make_conv((6, 4, 3, 3)), 16) == [(6,)]
+
+
+@pytest.mark.parametrize("name", ["spatial", "channel"])
+@FEW
+@given(data=st.data())
+def test_the_estimated_error_is_the_error(name, data):
+    form, conv = FORMS[name], data.draw(convolutions_for(name))
+    rank = some_rank(data.draw, conv, form)
+    true = relative_error(conv, decompose(conv, form, rank))
+    assert abs(estimate_errors(conv, form)(rank) - true) < 1e-6
+
+
+@FEW
+@given(data=st.data())
+def test_the_estimated_error_of_tucker_is_a_bound(data):
+    form, conv = FORMS["tucker"], data.draw(convolutions_for("tucker"))
+    rank = some_rank(data.draw, conv, form)
+    true = relative_error(conv, decompose(conv, form, rank))
+    bound = estimate_errors(conv, form)(rank)
+    assert true <= bound + 1e-6
+    assert bound <= np.sqrt(2) * true + 1e-6
+
+
+@pytest.mark.parametrize("name", ["flattened", "separable", "lvh", "decoupled"])
+def test_forms_without_a_closed_form_give_no_estimate(name):
+    assert estimate_errors(make_conv((8, 4, 3, 3)), FORMS[name]) is None
+
+
+@pytest.mark.parametrize("name", ["spatial", "channel", "tucker"])
+def test_no_error_is_estimated_for_a_rank_that_does_not_fit(name):
+    form, conv = FORMS[name], make_conv((8, 4, 3, 3))
+    error_at = estimate_errors(conv, form)
+    for rank in (tuple(0 for _ in full_rank(form, conv)), (99,), (1, 2, 3)):
+        with pytest.raises(ConverterError, match="does not fit"):
+            error_at(rank)
+
+
+@pytest.mark.parametrize("name", ["lvh", "decoupled", "spatial", "tucker", "channel"])
+def test_a_kernel_of_zeros_gives_zeros(name):
+    conv = Conv(np.zeros((6, 4, 3, 3)), np.ones(6), (1, 1), ((0, 0),) * 2, (1, 1))
+    chain = decompose(conv, FORMS[name], fit_rank((2, 2), FORMS[name], conv))
+    assert not chain.dense().kernel.any()
+    assert relative_error(conv, chain) == 0
+
+
+@pytest.mark.parametrize(("rank", "text"), [((16,), "16"), ((16, 32), "16,32")])
+def test_a_rank_is_shown_as_it_is_written(rank, text):
+    assert show_rank(rank) == text

@@ -1,0 +1,216 @@
+"""Measuring: intervals, races against the truth, scores against numpy."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from conftest import make_net, noise
+from onnx import TensorProto, helper, numpy_helper
+
+from converter.data import from_arrays
+from converter.networks.onnx_network import load, open_session
+from converter.planning import measure
+from converter.planning.measure import Interval, drop_interval, fixed_batch, race, renamed, score
+
+# intervals
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 9, 15, 60])
+def test_an_interval_covers_its_median(count):
+    values = np.random.default_rng(count).lognormal(size=count)
+    found = Interval.of(values)
+    assert min(values) <= found.low <= found.median <= found.high <= max(values)
+    assert found.median == pytest.approx(np.median(values))
+
+
+def test_an_interval_covers_the_true_median_as_often_as_it_says():
+    samples = np.random.default_rng(0).lognormal(size=(400, 30))  # median 1
+    intervals = [Interval.of(values) for values in samples]
+    assert np.mean([i.low <= 1 <= i.high for i in intervals]) >= 0.98
+    widths = [i.high - i.low for i in intervals]
+    assert np.median(widths) < np.median(np.ptp(samples, axis=1)) / 2
+
+
+def test_a_few_values_give_their_whole_range():
+    assert Interval.of([3.0, 1.0, 2.0]) == Interval(2.0, 1.0, 3.0)
+
+
+def test_more_values_give_a_narrower_interval():
+    values = np.random.default_rng(0).normal(10, 1, 500)
+    few, many = Interval.of(values[:20]), Interval.of(values)
+    assert many.high - many.low < (few.high - few.low) / 2
+
+
+# drop of accuracy
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "count", "median", "half"),
+    [
+        (0, 0, 100, 0.0, 0.0),
+        (1, 0, 1, 100.0, 0.0),
+        (10, 10, 100, 0.0, 257.6 * np.sqrt(0.2) / 10),
+        (5, 0, 100, 5.0, 257.6 * np.sqrt(0.05 - 0.05**2) / 10),
+        (0, 5, 100, -5.0, 257.6 * np.sqrt(0.05 - 0.05**2) / 10),
+        (30, 10, 1000, 2.0, 257.6 * np.sqrt(0.04 - 0.02**2) / np.sqrt(1000)),
+    ],
+)
+def test_the_drop_counts_what_changed(lost, won, count, median, half):
+    before, after = np.zeros(count, bool), np.zeros(count, bool)
+    before[:lost] = True
+    after[lost : lost + won] = True
+    both = np.arange(count) >= lost + won + (count - lost - won) // 2  # right in both: no matter
+    found = drop_interval(before | both, after | both)
+    assert found.median == pytest.approx(median)
+    assert found.high - found.median == pytest.approx(half, rel=1e-3)
+    assert found.median - found.low == pytest.approx(half, rel=1e-3)
+
+
+def test_pairing_narrows_the_drop():
+    rng = np.random.default_rng(0)
+    before = rng.random(1000) < 0.8
+    after = before ^ (rng.random(1000) < 0.01)
+    paired, shuffled = drop_interval(before, after), drop_interval(before, rng.permutation(after))
+    assert paired.median == pytest.approx(shuffled.median)
+    assert paired.high - paired.low < 0.3 * (shuffled.high - shuffled.low)
+
+
+# races
+
+
+@pytest.fixture(scope="module")
+def fast_and_slow(tmp_path_factory):
+    """Two networks whose costs differ about tenfold."""
+    folder = tmp_path_factory.mktemp("race")
+    return (
+        load(make_net(folder / "fast.onnx", (16, 16, 16), size=32)),
+        load(make_net(folder / "slow.onnx", (16, 64, 64, 16), size=32)),
+    )
+
+
+FEED = {"x": noise(1, 16, 32, 32)}
+
+
+def alone_ms(model):
+    """The latency of a network while no other session lives."""
+    return race([open_session(model)], [FEED]).latency_ms[0].median
+
+
+def test_a_race_agrees_with_each_network_alone(fast_and_slow, monkeypatch):
+    monkeypatch.setattr(measure, "FEWEST_ROUNDS", 15)
+    monkeypatch.setattr(measure, "MOST_ROUNDS", 15)
+    times = np.array([[alone_ms(model) for model in fast_and_slow] for _ in range(2)])
+    alone = times.min(0)
+    both = race([open_session(model) for model in fast_and_slow], [FEED] * 2)
+    ratio = both.latency_ms[1].median / both.latency_ms[0].median
+    assert 1 / 1.5 < ratio / (alone[1] / alone[0]) < 1.5
+    assert 1 / 1.5 < both.speedup[1].median * (alone[1] / alone[0]) < 1.5
+    assert both.speedup[1].high < 0.5  # the first is the reference
+    assert both.speedup[0] == Interval(1.0, 1.0, 1.0)
+
+
+def test_equal_networks_race_to_about_1(fast_and_slow):
+    fast, _ = fast_and_slow
+    found = race([open_session(fast) for _ in range(3)], [FEED] * 3)
+    for speedup in found.speedup:
+        assert 1 / 1.5 < speedup.median < 1.5
+        assert speedup.low <= speedup.median <= speedup.high
+
+
+def test_a_race_tells_how_far_it_is(fast_and_slow):
+    told = []
+    found = race([open_session(fast_and_slow[0])], [FEED], told.append)
+    assert measure.FEWEST_ROUNDS <= found.rounds <= measure.MOST_ROUNDS
+    assert told == [(n + 1) / found.rounds for n in range(found.rounds)]
+
+
+# scores
+
+
+def heads(*weights, batch="N", inputs=("x",)):
+    """A network with one linear output x @ w for each of ``weights``."""
+    size = len(weights[0])
+    nodes = [
+        helper.make_node("MatMul", [inputs[0], f"w{n}"], [f"y{n}"]) for n in range(len(weights))
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "heads",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, size]) for n in inputs],
+        [
+            helper.make_tensor_value_info(f"y{n}", TensorProto.FLOAT, [batch, w.shape[1]])
+            for n, w in enumerate(weights)
+        ],
+        [numpy_helper.from_array(w, f"w{n}") for n, w in enumerate(weights)],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.checker.check_model(model)
+    return open_session(ir.from_proto(model))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_scores_are_what_numpy_says(batch_size):
+    x, first, second = noise(50, 6), noise(6, 4, seed=1), noise(6, 4, seed=1)
+    second += 0.5 * noise(6, 4, seed=2)
+    labels = np.random.default_rng(3).integers(0, 4, 50)
+    data = from_arrays({"x": x, "y": labels}, "numbers")
+    one, other = score([heads(first), heads(second)], data, batch_size)
+    a, b = x @ first, x @ second
+    np.testing.assert_array_equal(one.hits, a.argmax(1) == labels)
+    np.testing.assert_array_equal(other.hits, b.argmax(1) == labels)
+    assert one.accuracy == pytest.approx(np.mean(a.argmax(1) == labels))
+    assert other.accuracy == pytest.approx(np.mean(b.argmax(1) == labels))
+    assert (one.agreement, one.rel_output_error) == (1.0, 0.0)
+    assert other.agreement == pytest.approx(np.mean(a.argmax(1) == b.argmax(1)))
+    assert 0 < other.agreement < 1
+    wanted = np.linalg.norm(a - b) / np.linalg.norm(a)
+    assert other.rel_output_error == pytest.approx(wanted, rel=1e-5)
+
+
+def test_there_is_no_accuracy_without_labels():
+    (found,) = score([heads(noise(6, 4))], from_arrays({"x": noise(5, 6)}, "numbers"), 2)
+    assert found.accuracy is None and found.hits is None
+    assert found.agreement == 1.0
+
+
+def test_the_worst_output_counts():
+    data = from_arrays({"x": noise(20, 6)}, "numbers")
+    one, two = noise(6, 4, seed=1), noise(6, 3, seed=2)
+    _, found = score([heads(one, two), heads(one * np.float32(1.01), two * 2)], data, 8)
+    assert found.rel_output_error == pytest.approx(1.0, rel=1e-5)
+
+
+def test_outputs_that_are_no_vectors_have_no_agreement(tmp_path):
+    model = onnx.load(make_net(tmp_path / "net.onnx", (3, 4)))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("relu0", TensorProto.FLOAT, ["N"] * 4))
+    session = open_session(ir.from_proto(model))
+    data = from_arrays({"x": noise(4, 3, 8, 8), "y": np.zeros(4, int)}, "numbers")
+    _, found = score([session, session], data, 2)
+    assert found.agreement is None and found.accuracy is None
+    assert found.rel_output_error == 0.0
+
+
+def test_scoring_tells_how_far_it_is():
+    told = []
+    score([heads(noise(6, 4))], from_arrays({"x": noise(5, 6)}, "numbers"), 2, told.append)
+    assert told == [0.4, 0.8, 1.0]
+
+
+# sessions
+
+
+@pytest.mark.parametrize(("batch", "wanted"), [("N", None), (4, 4)])
+def test_a_network_may_insist_on_a_batch_size(batch, wanted):
+    assert fixed_batch(heads(noise(6, 4), batch=batch)) == wanted
+
+
+def test_inputs_are_found_by_name_else_in_order():
+    session = heads(noise(6, 4), inputs=("image", "mask"))
+    image, mask = noise(2, 6), noise(2, 6, seed=1)
+    for feeds in ({"mask": mask, "image": image, "more": mask}, {"a": image, "b": mask}):
+        found = renamed(feeds, session)
+        assert list(found) == ["image", "mask"]
+        np.testing.assert_array_equal(found["image"], image)
+        np.testing.assert_array_equal(found["mask"], mask)
