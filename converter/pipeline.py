@@ -80,31 +80,33 @@ def convert(
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     elif config.finetune:
         raise ConverterError("Fine-tuning needs a torch model; name a factory, not an ONNX file.")
-    comparison = side_by_side(source, converted, config, evaluate, progress)
-    rows = layer_rows(layers, plan, chains)
-    if problem is None and not config.manual and chains and comparison.networks[1].speedup.low <= 1:
-        reason = f"the converted network was no faster ({comparison.networks[1].verdict})"
-        plan, converted, module = plan.withdrawn(reason), source.network, source.module
-        comparison = side_by_side(source, converted, config, evaluate, progress)
-        rows = layer_rows(layers, plan, {})
-    report = Report(
-        comparison=comparison,
-        layers=rows,
-        plan=plan,
-        met=problem is None,
-        reason=problem or notice(comparison, plan),
-        budget={},
-        seed=config.seed,
-        command=command,
+    result = prove(
+        source,
+        plan,
+        layer_rows(layers, plan, chains),
+        module,
+        converted,
+        problem,
+        config,
+        evaluate,
+        command,
+        progress,
     )
-    return Result(
-        model=module if module is not None else ir.to_proto(converted),
-        plan=plan,
-        comparison=comparison,
-        report=report,
-        original=source.network,
-        converted=converted,
-        origin=source.origin,
+    verdict = result.comparison.networks[1]
+    if problem or config.manual or not chains or verdict.speedup.low > 1:
+        return result
+    plan = plan.withdrawn(f"the converted network was no faster ({verdict.verdict})")
+    return prove(
+        source,
+        plan,
+        layer_rows(layers, plan, {}),
+        source.module,
+        source.network,
+        None,
+        config,
+        evaluate,
+        command,
+        progress,
     )
 
 
@@ -144,19 +146,9 @@ def finetune(
     module = fine_tune(student, source, config, progress)
     converted = torch_network.export(module, examples(source, config.seed, 1))
     problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
-    comparison = side_by_side(source, converted, config, None, progress)
     before = json.loads((folder / "report.json").read_text())
-    report = Report(
-        comparison=comparison,
-        layers=tuple(LayerRow(**row) for row in before["layers"]),
-        plan=plan,
-        met=problem is None,
-        reason=problem or notice(comparison, plan),
-        budget={},
-        seed=config.seed,
-        command=command,
-    )
-    return Result(module, plan, comparison, report, network, converted, origin)
+    rows = tuple(LayerRow(**row) for row in before["layers"])
+    return prove(source, plan, rows, module, converted, problem, config, None, command, progress)
 
 
 def dry_run(
@@ -296,16 +288,24 @@ def fine_tune(
     )
 
 
-def side_by_side(
+def prove(
     source: Source,
+    plan: Plan,
+    rows: tuple[LayerRow, ...],
+    module: nn.Module | None,
     converted: ir.Model,
+    problem: str | None,
     config: ConvertConfig,
     evaluate: Evaluate | None,
+    command: str,
     progress: Progress,
-) -> Comparison:
-    """Race original and converted, and score them on ``--eval``, else on the sample inputs."""
+) -> Result:
+    """Race original and converted, score them on ``--eval`` (else the sample inputs), and report.
+
+    ``problem`` is the sentence of a check that was missed, or None.
+    """
     data = read_data(config.eval, source.inputs, config) if config.eval else source.calib
-    return compare_models(
+    comparison = compare_models(
         {"original": source.network, "converted": converted},
         data=data,
         evaluate=evaluate,
@@ -316,6 +316,25 @@ def side_by_side(
         batch_size=config.batch_size,
         seed=config.seed,
         progress=progress,
+    )
+    report = Report(
+        comparison=comparison,
+        layers=rows,
+        plan=plan,
+        met=problem is None,
+        reason=problem or notice(comparison, plan),
+        budget={},
+        seed=config.seed,
+        command=command,
+    )
+    return Result(
+        model=module if module is not None else ir.to_proto(converted),
+        plan=plan,
+        comparison=comparison,
+        report=report,
+        original=source.network,
+        converted=converted,
+        origin=source.origin,
     )
 
 

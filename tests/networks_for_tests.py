@@ -11,7 +11,7 @@ from converter.kernels.conv import Conv
 from converter.kernels.form import decompose, full_rank, refusal
 from converter.kernels.forms import FORMS
 
-FEW = settings(max_examples=150, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 SOME = settings(max_examples=25, deadline=None)
 
 # lvh gives each filter rank 1: it reproduces a layer only if the layer was made that way.

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
 from converter.delivery.compare import Comparison, Figures
 from converter.kernels.conv import Chain
 from converter.kernels.form import relative_error

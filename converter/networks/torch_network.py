@@ -20,19 +20,12 @@ import torch
 from torch import nn
 
 from converter.errors import ConverterError
-from converter.kernels.conv import Chain, Conv, assemble
+from converter.kernels.conv import Chain, assemble
 from converter.kernels.form import Form, Rank, skeleton
 from converter.networks.checkpoint import load_into, load_state, read_file
 from converter.networks.onnx_network import free_batch
 from converter.networks.survey import Layer
-
-CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-PADS: dict[str, dict[int, type[nn.Module]]] = {
-    "zeros": {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d},
-    "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
-    "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
-    "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
-}
+from converter.networks.torch_modules import CONVOLUTIONS, read_module, replace_module
 
 
 def find_callable(spec: str, what: str) -> Any:
@@ -189,59 +182,6 @@ def rebuild(model: nn.Module, shapes: Mapping[str, tuple[Form, Rank]]) -> nn.Mod
     return result
 
 
-def read_module(module: nn.Module) -> Conv:
-    """Read a torch convolution as a ``Conv``."""
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    if module.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
-        padding = tuple((total // 2, total - total // 2) for total in totals)
-    elif module.padding == "valid":
-        padding = ((0, 0),) * len(module.kernel_size)
-    else:
-        padding = tuple((int(p), int(p)) for p in module.padding)
-    return Conv(
-        kernel=_to_numpy(module.weight),
-        bias=None if module.bias is None else _to_numpy(module.bias),
-        stride=tuple(module.stride),
-        padding=padding,
-        dilation=tuple(module.dilation),
-        padding_mode=module.padding_mode,
-        groups=module.groups,
-    )
-
-
-def to_modules(chain: Chain) -> nn.Sequential:
-    """Write a chain as plain torch modules; a pad in front only where a convolution has none."""
-    modules: list[nn.Module] = []
-    for step in chain.steps:
-        symmetric = all(begin == end for begin, end in step.padding)
-        if not symmetric:
-            flat = [p for pair in reversed(step.padding) for p in pair]  # last axis first
-            modules.append(PADS[step.padding_mode][len(step.k)](tuple(flat)))
-        module = CONVOLUTIONS[len(step.k)](
-            step.I,
-            step.O,
-            step.k,
-            stride=step.stride,
-            padding=tuple(begin for begin, _ in step.padding) if symmetric else 0,
-            dilation=step.dilation,
-            groups=step.groups,
-            bias=step.bias is not None,
-            padding_mode=step.padding_mode if symmetric else "zeros",
-        )
-        module.weight = nn.Parameter(_to_torch(step.kernel))
-        if step.bias is not None:
-            module.bias = nn.Parameter(_to_torch(step.bias))
-        modules.append(module)
-    return nn.Sequential(*modules)
-
-
-def replace_module(root: nn.Module, name: str, chain: Chain, old: nn.Module) -> None:
-    """Put a chain in the place of ``old``, with its device and mode."""
-    weight = next(old.parameters())
-    root.set_submodule(name, to_modules(chain).to(weight.device).train(old.training))
-
-
 def flat_outputs(output: object) -> list[torch.Tensor]:
     """Flatten what a model returns, in the order of the exported outputs."""
     if isinstance(output, torch.Tensor):
@@ -302,20 +242,6 @@ def _channel_scale(own: np.ndarray, folded: np.ndarray) -> np.ndarray:
     a, b = (kernel.astype(np.float64).reshape(len(kernel), -1) for kernel in (own, folded))
     power = (a * a).sum(1)
     return np.divide((a * b).sum(1), power, out=np.zeros_like(power), where=power > 0)
-
-
-def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Copy a tensor; bfloat16 becomes ml_dtypes' type of that name."""
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return ir.tensor(tensor).numpy().copy()
-    return tensor.numpy().copy()
-
-
-def _to_torch(array: np.ndarray) -> torch.Tensor:
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
-    return torch.from_numpy(np.array(array))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,617 @@
+"""End to end: networks go in, and what is written, measured and read back is held to its word."""
+
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from conftest import make_net, noise, work_in
+from torch import nn
+
+import converter
+from converter import ConvertConfig, ConverterError
+from converter.data import from_arrays
+from converter.delivery.check import check, check_graph, difference
+from converter.delivery.tune import tune
+from converter.kernels.form import decompose
+from converter.kernels.forms import FORMS
+from converter.networks.onnx_network import load as load_onnx
+from converter.networks.onnx_rewrite import rewrite
+from converter.networks.survey import survey
+from converter.pipeline import dry_run, export, inspect
+
+FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
+TORCH_FILES = {"model.safetensors", "model.pt2"}
+X = noise(5, 3, 8, 8)
+
+
+def outputs(model, x):
+    """What a network gives for ``x``: an ONNX file or model, or a torch module."""
+    if isinstance(model, nn.Module):
+        with torch.no_grad():
+            return model(torch.from_numpy(x)).numpy()
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def converted(folder, model, example_input=None, **options):
+    """Convert and save; give the result, the folder and its report."""
+    result = converter.convert(model, example_input, ConvertConfig(**options))
+    result.save(folder)
+    report = json.loads((folder / "report.json").read_text())
+    return SimpleNamespace(result=result, folder=folder, report=report)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The current folder of this module's tests, with a factory, a network and data."""
+    with work_in(tmp_path_factory.mktemp("pipeline")) as folder:
+        make_net(folder / "net.onnx", seed=1)
+        x = noise(60, 3, 8, 8, seed=2)
+        np.savez(folder / "calib.npz", x=x)
+        np.savez(folder / "eval.npz", x=x, y=np.random.default_rng(0).integers(0, 4, len(x)))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def toy(place):
+    import toy
+
+    return toy
+
+
+@pytest.fixture(scope="module")
+def from_factory(place):
+    shape = ("1,3,8,8",)
+    return converted(place / "out_f", "toy:build", input_shape=shape, rank=("conv2=6",))
+
+
+@pytest.fixture(scope="module")
+def from_module(place, toy):
+    options = {"form": ("conv1=channel", "conv2=separable"), "rank": ("2",)}
+    return converted(place / "out_m", toy.build(6).eval(), torch.zeros(1, 3, 8, 8), **options)
+
+
+@pytest.fixture(scope="module")
+def from_onnx(place):
+    options = {"calib": "calib.npz", "eval": "eval.npz", "seed": 5}
+    return converted(place / "out_o", place / "net.onnx", form=("flattened",), **options)
+
+
+@pytest.fixture(params=["from_factory", "from_module", "from_onnx"])
+def conversion(request):
+    return request.getfixturevalue(request.param)
+
+
+# what is written, and read back
+
+
+def test_the_loaded_network_is_the_one_that_ships(conversion):
+    shipped = outputs(conversion.folder / "model.onnx", X)
+    for model in (converter.load(conversion.folder), conversion.result.model):
+        assert difference(shipped, outputs(model, X)) < 1e-4
+
+
+def test_the_original_ships_too(conversion, place, toy):
+    model = place / "net.onnx"
+    if conversion.folder.name != "out_o":
+        model = toy.build(6 if conversion.folder.name == "out_m" else 8).eval()
+    assert difference(outputs(model, X), outputs(conversion.folder / "original.onnx", X)) < 1e-4
+
+
+def test_the_batch_axis_is_free(conversion):
+    together = outputs(conversion.folder / "model.onnx", X)
+    one_by_one = np.concatenate([outputs(conversion.folder / "model.onnx", x[None]) for x in X])
+    assert together.shape == (5, 4)
+    assert difference(together, one_by_one) < 1e-5
+
+
+def test_a_loaded_torch_model_takes_any_batch(from_factory, from_module):
+    for made in (from_factory, from_module):
+        model = converter.load(made.folder)
+        one_by_one = np.concatenate([outputs(model, x[None]) for x in X])
+        assert difference(outputs(model, X), one_by_one) < 1e-5
+
+
+def test_a_folder_holds_what_it_should(conversion):
+    more = set() if conversion.folder.name == "out_o" else TORCH_FILES
+    assert {path.name for path in conversion.folder.iterdir()} == FILES | more
+    onnx.checker.check_model(str(conversion.folder / "model.onnx"), full_check=True)
+    page = (conversion.folder / "report.html").read_text()
+    assert "<html" in page and "layer" in page
+    assert not list(conversion.folder.parent.glob(".out*"))
+
+
+def test_the_factory_s_class_comes_back_with_plain_layers(from_factory, toy):
+    loaded = converter.load(from_factory.folder)
+    assert isinstance(loaded, toy.Toy) and not loaded.training
+    assert isinstance(loaded.norm, nn.BatchNorm2d)
+    assert isinstance(loaded.conv1, nn.Conv2d)  # not named, so kept
+    assert [type(step) for step in loaded.conv2] == [nn.Conv2d] * 4
+    assert [step.groups for step in loaded.conv2] == [1, 6, 6, 1]
+
+
+def test_a_factory_is_recorded(from_factory):
+    source = json.loads((from_factory.folder / "source.json").read_text())
+    assert (source["factory"], source["factory_args"]) == ("toy:build", {})
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path):
+    with pytest.raises(ConverterError, match="not an output folder of flatconv"):
+        converter.load(tmp_path)
+    with pytest.raises(ConverterError, match="not an output folder of flatconv"):
+        export(tmp_path, tmp_path / "model.onnx")
+
+
+def test_an_earlier_output_is_replaced_whole(from_onnx, from_module, tmp_path):
+    folder = tmp_path / "deep" / "out"
+    from_module.result.save(folder)
+    from_onnx.result.save(folder)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert (folder / "plan.json").read_text() == from_onnx.result.plan.to_json()
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "sub/weights.bin"])
+def test_foreign_files_are_never_replaced(from_onnx, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConverterError, match="holds other files"):
+        from_onnx.result.save(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_is_no_folder(from_onnx, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConverterError, match="is a file; name a folder"):
+        from_onnx.result.save(tmp_path / "out")
+    with pytest.raises(ConverterError, match="not a writable folder"):
+        from_onnx.result.save(tmp_path / "out" / "below")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_export_is_the_same_network(from_onnx, tmp_path):
+    export(from_onnx.folder, tmp_path / "model.onnx")
+    shipped = outputs(from_onnx.folder / "model.onnx", X)
+    np.testing.assert_array_equal(outputs(tmp_path / "model.onnx", X), shipped)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("name", ["", "missing/model.onnx"])
+def test_an_export_needs_a_file_in_a_folder(from_onnx, tmp_path, name):
+    with pytest.raises(ConverterError, match="name a file in an existing folder"):
+        export(from_onnx.folder, tmp_path / name)
+
+
+# the report
+
+INTERVAL = {"median": float, "low": float, "high": float}
+NETWORK = {
+    "params": int,
+    "macs": int,
+    "bytes": int,
+    "latency_ms": INTERVAL,
+    "accuracy": (float, type(None)),
+}
+LAYER = {
+    "name": str,
+    "form": (str, type(None)),
+    "rank": (int, list, type(None)),
+    "macs_before": int,
+    "macs_after": int,
+    "rel_error": (float, type(None)),
+    "latency_before_ms": (float, type(None)),
+    "latency_after_ms": (float, type(None)),
+    "reason": (str, type(None)),
+}
+REPORT = {
+    "original": NETWORK,
+    "converted": NETWORK,
+    "speedup": INTERVAL,
+    "drop_points": (float, type(None)),
+    "agreement": (float, type(None)),
+    "rel_output_error": float,
+    "met": bool,
+    "reason": (str, type(None)),
+    "budget": dict,
+    "threads": int,
+    "provider": str,
+    "batch_size": int,
+    "cpu": str,
+    "versions": dict,
+    "seed": int,
+    "command": str,
+    "layers": list,
+}
+
+
+def assert_is(value, kind):
+    if isinstance(kind, dict):
+        assert set(value) == set(kind)
+        for name, inner in kind.items():
+            assert_is(value[name], inner)
+    else:
+        assert isinstance(value, kind)
+
+
+def test_a_report_has_the_names_that_scripts_rely_on(conversion):
+    report = conversion.report
+    assert set(report) >= set(REPORT)
+    assert_is({name: report[name] for name in REPORT}, REPORT)
+    for entry in report["layers"]:
+        assert_is(entry, LAYER)
+    assert [entry["name"] for entry in report["layers"]] == [
+        choice.layer for choice in conversion.result.plan.choices
+    ]
+    for side, name in (("original", "original.onnx"), ("converted", "model.onnx")):
+        assert report[side]["bytes"] == (conversion.folder / name).stat().st_size
+    assert report["met"] is True
+
+
+def test_a_report_adds_up(from_onnx):
+    report = from_onnx.report
+    before, after = (sum(entry[k] for entry in report["layers"]) for k in LAYER if "macs" in k)
+    rest = 16 * 4  # the linear layer
+    assert before == 64 * (16 * 3 * 9 + 16 * 16 * 9)
+    assert report["original"]["macs"] == before + rest
+    assert report["converted"]["macs"] == after + rest
+    assert after == 64 * 16 * ((3 + 3 + 3 + 16) + (16 + 3 + 3 + 16))  # rank O = 16
+    assert report["original"]["params"] == 16 * 3 * 9 + 16 * 16 * 9 + 32 + 16 * 4 + 4
+    assert report["seed"] == 5 and report["command"] == "converter.convert"
+
+
+def test_accuracy_is_what_numpy_says(from_onnx, place):
+    data, report = np.load(place / "eval.npz"), from_onnx.report
+    before, after = (
+        outputs(from_onnx.folder / name, data["x"]) for name in ("original.onnx", "model.onnx")
+    )
+    accuracy = [float(np.mean(y.argmax(1) == data["y"])) for y in (before, after)]
+    assert report["original"]["accuracy"] == pytest.approx(accuracy[0])
+    assert report["converted"]["accuracy"] == pytest.approx(accuracy[1])
+    assert report["drop_points"] == pytest.approx(100 * (accuracy[0] - accuracy[1]))
+    assert report["agreement"] == pytest.approx(np.mean(before.argmax(1) == after.argmax(1)))
+    assert report["rel_output_error"] == pytest.approx(difference(before, after), rel=1e-3)
+    assert report["examples"] == 60
+
+
+def test_weight_errors_are_those_of_the_shipped_kernels(from_module, toy):
+    assert [entry["form"] for entry in from_module.report["layers"]] == ["channel", "separable"]
+    original = toy.build(6).conv1.weight.detach().numpy().reshape(6, -1)
+    first, second = (step.weight.detach().numpy() for step in from_module.result.model.conv1)
+    found = second.reshape(6, 2) @ first.reshape(2, -1)
+    entry = from_module.report["layers"][0]
+    assert entry["rel_error"] == pytest.approx(difference(original, found), rel=1e-4)
+    assert entry["rank"] == 2
+
+
+def test_evaluate_takes_the_place_of_accuracy(place):
+    seen = []
+
+    def evaluate(predict):
+        seen.append(predict({"x": X})["logits"])
+        return float(np.abs(seen[-1]).sum())
+
+    config = ConvertConfig(form=("conv1=channel",), rank=("4",))
+    report = converter.convert("net.onnx", None, config, evaluate=evaluate).report.to_dict()
+    scores = [float(np.abs(y).sum()) for y in seen]
+    assert len(seen) == 2
+    assert report["original"]["accuracy"] == pytest.approx(scores[0])
+    assert report["converted"]["accuracy"] == pytest.approx(scores[1])
+    assert report["drop_points"] == pytest.approx(100 * (scores[0] - scores[1]))
+
+
+# the same again
+
+
+def test_a_replayed_plan_gives_the_same_bytes(from_onnx, tmp_path):
+    plan = from_onnx.folder / "plan.json"
+    again = converted(tmp_path / "out", "net.onnx", plan=plan)
+    assert (tmp_path / "out" / "plan.json").read_text() == plan.read_text()
+    for name in ("model.onnx", "original.onnx"):
+        assert (tmp_path / "out" / name).read_bytes() == (from_onnx.folder / name).read_bytes()
+    assert again.report["converted"]["macs"] == from_onnx.report["converted"]["macs"]
+
+
+def test_a_replayed_plan_gives_the_same_torch_model(from_factory, tmp_path):
+    plan = from_factory.folder / "plan.json"
+    converted(tmp_path / "out", "toy:build", plan=plan, input_shape=("1,3,8,8",))
+    for name in ("model.onnx", "original.onnx", "model.safetensors", "plan.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (from_factory.folder / name).read_bytes()
+
+
+def test_the_same_seed_gives_the_same_bytes(place, from_onnx, tmp_path):
+    converted(tmp_path / "out", "net.onnx", form=("flattened",), seed=5)
+    found = (tmp_path / "out" / "model.onnx").read_bytes()
+    assert found == (from_onnx.folder / "model.onnx").read_bytes()
+
+
+def test_a_model_is_left_as_it_is(place, toy):
+    model = toy.build(4).eval()
+    model.conv2.train()
+    before = copy.deepcopy(model)
+    converter.convert(model, torch.zeros(1, 3, 8, 8), ConvertConfig(rank=("2",)))
+    assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_file_is_left_as_it_is(place, tmp_path):
+    content = (place / "net.onnx").read_bytes()
+    before = sorted(place.iterdir())
+    converter.convert("net.onnx", None, ConvertConfig(rank=("conv1=8",)))
+    assert (place / "net.onnx").read_bytes() == content
+    assert sorted(place.iterdir()) == before
+
+
+def test_full_rank_loses_nothing(place):
+    config = ConvertConfig(form=("channel", "conv1=flattened"), rank=("1.0", "conv1=144"))
+    report = converter.convert("net.onnx", None, config).report
+    assert report.comparison.networks[1].rel_output_error < 1e-5
+    assert report.comparison.networks[1].agreement == 1.0
+
+
+# what is shipped when
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"), [((3, 64, 64, 64), 16), ((16, 16, 16, 16, 16), 2)], ids=["large", "tiny"]
+)
+def test_nothing_slower_is_shipped_unless_asked_for(tmp_path, channels, size):
+    model = make_net(tmp_path / "net.onnx", channels, size, loss=0.02)
+    made = converted(tmp_path / "out", model)
+    if made.result.plan.chosen():
+        assert made.report["speedup"]["low"] > 1
+        assert made.report["reason"] is None
+        assert made.report["converted"]["macs"] < made.report["original"]["macs"]
+    else:
+        assert "the converted network was no faster" in made.report["reason"]
+        shipped, original = (made.folder / name for name in ("model.onnx", "original.onnx"))
+        assert shipped.read_bytes() == original.read_bytes()
+        assert all("no faster" in layer["reason"] for layer in made.report["layers"])
+    assert made.report["met"] is True
+
+
+def test_nothing_is_converted_where_nothing_is_saved(from_onnx, tmp_path):
+    made = converted(tmp_path / "out", "net.onnx")
+    assert made.result.plan.chosen() == {}
+    assert made.report["reason"].startswith("No layer was converted: no form saves 25%")
+    assert made.report["rel_output_error"] == 0.0
+    assert (tmp_path / "out/model.onnx").read_bytes() == (
+        from_onnx.folder / "original.onnx"
+    ).read_bytes()
+
+
+def test_what_is_slower_is_obeyed_with_a_warning(place):
+    config = ConvertConfig(form=("conv1=flattened",), rank=("conv1=144",))
+    result = converter.convert("net.onnx", None, config)
+    figures = result.comparison.networks
+    assert list(result.plan.chosen()) == ["conv1"]
+    assert figures[1].macs > 2 * figures[0].macs
+    assert result.report.met
+    assert "not faster in onnxruntime" in result.report.reason
+
+
+def test_a_dry_run_plans_the_same(place, from_onnx):
+    before = sorted(place.iterdir())
+    config = ConvertConfig(form=("flattened",), calib="calib.npz", seed=5)
+    plan, rows = dry_run("net.onnx", config)
+    assert plan == from_onnx.result.plan
+    assert rows == from_onnx.result.report.layers
+    assert sorted(place.iterdir()) == before
+
+
+def test_inspecting_lists_the_layers(place):
+    layers = inspect("net.onnx", ConvertConfig())
+    assert [(x.name, x.size, x.params, x.macs) for x in layers] == [
+        ("conv0", (8, 8), 16 * 3 * 9 + 16, 64 * 16 * 3 * 9),
+        ("conv1", (8, 8), 16 * 16 * 9 + 16, 64 * 16 * 16 * 9),
+    ]
+
+
+def test_an_onnx_file_cannot_be_tuned(place):
+    with pytest.raises(ConverterError, match="Fine-tuning needs a torch model"):
+        converter.convert("net.onnx", None, ConvertConfig(finetune=1, train="calib.npz"))
+
+
+# tuning
+
+
+def loss_of(model, x, wanted):
+    return difference(wanted, outputs(model, x))
+
+
+@pytest.fixture(scope="module")
+def lesson(from_module):
+    """Inputs to train on, others, and what the original gives for these."""
+    train, test = noise(512, 3, 8, 8, seed=3), noise(128, 3, 8, 8, seed=4)
+    wanted = outputs(from_module.folder / "original.onnx", test)
+    return from_arrays({"x": train}, "noise"), test, wanted
+
+
+def test_tuning_brings_a_network_closer_to_its_original(from_module, lesson):
+    student, original = from_module.result.model, from_module.result.original
+    data, test, wanted = lesson
+    before = copy.deepcopy(student.state_dict())
+    told = []
+    tuned = tune(student, original, data, epochs=8, lr=1e-2, progress=told.append)
+    assert loss_of(tuned, test, wanted) < 0.7 * loss_of(student, test, wanted)
+    assert not tuned.training
+    assert all(torch.equal(student.state_dict()[n], t) for n, t in before.items())
+    assert told == sorted(told) and told[-1] == 1.0
+
+
+def test_tuning_is_seeded(from_module, lesson):
+    student, original = from_module.result.model, from_module.result.original
+    small = lesson[0].take(np.arange(200))
+    once, again = (tune(student, original, small, epochs=1, seed=7).state_dict() for _ in range(2))
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_tuning_keeps_the_best_weights(from_module, lesson):
+    student, original = from_module.result.model, from_module.result.original
+    tuned = tune(student, original, lesson[0], epochs=1, lr=100.0)
+    assert all(torch.equal(tuned.state_dict()[n], t) for n, t in student.state_dict().items())
+
+
+def test_tuning_takes_labels_too(from_module, lesson):
+    student, original = from_module.result.model, from_module.result.original
+    data, test, _ = lesson
+    x = data.read(np.arange(data.count))["x"]
+    labelled = from_arrays({"x": x, "y": np.full(len(x), 2)}, "all of one class")
+    tuned = tune(student, original, labelled, epochs=8, lr=1e-2)
+    share = [float(np.mean(outputs(m, test).argmax(1) == 2)) for m in (student, tuned)]
+    assert share[1] > share[0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_tuning_needs_data(from_module, count):
+    few = from_arrays({"x": noise(count, 3, 8, 8)}, "few")
+    with pytest.raises(ConverterError, match="too few to train on"):
+        tune(from_module.result.model, from_module.result.original, few, epochs=1)
+
+
+def test_tuning_needs_the_device(from_module, lesson):
+    with pytest.raises(ConverterError, match="Device 'nowhere' cannot be used"):
+        tune(
+            from_module.result.model, from_module.result.original, lesson[0], epochs=1,
+            device="nowhere",
+        )  # fmt: skip
+
+
+def test_a_tuned_conversion_ships_the_tuned_weights(from_factory, place, tmp_path):
+    options = {"input_shape": ("1,3,8,8",), "rank": ("conv2=6",), "lr": 1e-2}
+    np.savez("train.npz", x=noise(512, 3, 8, 8, seed=3))
+    made = converted(tmp_path / "out", "toy:build", finetune=4, train="train.npz", **options)
+    assert made.report["met"] is True
+    assert made.report["rel_output_error"] < 0.8 * from_factory.report["rel_output_error"]
+    shipped = outputs(made.folder / "model.onnx", X)
+    assert difference(shipped, outputs(converter.load(made.folder), X)) < 1e-4
+    assert difference(outputs(from_factory.folder / "model.onnx", X), shipped) > 1e-3
+
+
+# checking
+
+
+@pytest.fixture(scope="module")
+def rewritten(place):
+    """A network, its layers, chains for both, and the rewritten network."""
+    network = load_onnx(place / "net.onnx")
+    layers = survey(network, {"x": X})
+    chains = {
+        "conv0": decompose(layers[0].conv, FORMS["channel"], (4,)),
+        "conv1": decompose(layers[1].conv, FORMS["tucker"], (8, 4)),
+    }
+    named = {layer.output: (layer.name, chains[layer.name]) for layer in layers}
+    return network, layers, chains, rewrite(network, named)
+
+
+def test_a_sound_rewrite_passes(rewritten):
+    network, layers, chains, result = rewritten
+    assert check(network, result, layers, chains, {"random inputs": {"x": X}}) is None
+
+
+@pytest.mark.parametrize("name", ["conv0", "conv1"])
+def test_a_sabotaged_layer_is_named(rewritten, name):
+    network, layers, chains, result = rewritten
+    broken = result.clone()
+    weight = broken.graph.initializers[f"{name}.1.weight"]
+    kernel = weight.const_value.numpy().copy()
+    kernel[0] *= -1
+    weight.const_value = ir.tensor(kernel, name=weight.name)
+    problem = check(network, broken, layers, chains, {"random inputs": {"x": X}})
+    assert f"on random inputs, beginning at layer {name}." in problem
+
+
+def test_a_sabotaged_rest_is_named_by_its_output(rewritten):
+    network, layers, chains, result = rewritten
+    broken = result.clone()
+    bias = broken.graph.initializers["fc.bias"]
+    bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(1), name="fc.bias")
+    problem = check(network, broken, layers, chains, {"real inputs": {"x": X}})
+    assert "on real inputs, beginning at output logits." in problem
+
+
+def test_nan_is_a_difference(rewritten):
+    network, layers, chains, result = rewritten
+    broken = result.clone()
+    weight = broken.graph.initializers["conv1.0.weight"]
+    kernel = np.full_like(weight.const_value.numpy(), np.nan)
+    weight.const_value = ir.tensor(kernel, name=weight.name)
+    problem = check(network, broken, layers, chains, {"random inputs": {"x": X}})
+    assert "beginning at layer conv1." in problem
+
+
+def test_an_invalid_graph_is_found(rewritten):
+    network, layers, chains, result = rewritten
+    broken = result.clone()
+    broken.graph.initializers.pop("conv1.1.weight")
+    assert check_graph(result) is None
+    samples = {"random inputs": {"x": X}}
+    for problem in (check_graph(broken), check(network, broken, layers, chains, samples)):
+        assert problem.startswith("The rewritten network is not valid ONNX: ")
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "wanted"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0.0),
+        ([3.0, 4.0], [3.0, 4.5], 0.1),
+        ([0.0, 0.0], [0.0, 2.0], 2.0),
+        ([3.0, 4.0], [3.0, 4.0, 5.0], np.inf),
+        ([3.0, 4.0], [[3.0, 4.0]], np.inf),
+    ],
+)
+def test_a_difference_is_relative(expected, got, wanted):
+    assert difference(np.array(expected), np.array(got)) == pytest.approx(wanted)
+
+
+# comparing
+
+
+def test_three_files_are_held_against_the_first(place, from_onnx, tmp_path):
+    other = make_net(tmp_path / "other.onnx", (3, 64, 64, 16), seed=9)
+    paths = (place / "net.onnx", from_onnx.folder / "model.onnx", other)
+    found = converter.compare(*paths, data="eval.npz")
+    assert [figures.name for figures in found.networks] == list(map(str, paths))
+    first, second, third = found.networks
+    assert (first.speedup.median, first.agreement, first.rel_output_error) == (1.0, 1.0, 0.0)
+    assert first.drop_points.median == 0.0
+    assert second.macs == from_onnx.report["converted"]["macs"]
+    assert second.accuracy == pytest.approx(from_onnx.report["converted"]["accuracy"])
+    assert second.rel_output_error == pytest.approx(from_onnx.report["rel_output_error"], rel=1e-3)
+    assert third.macs > 10 * first.macs and third.speedup.high < 1
+    assert third.verdict.endswith("x slower")
+    assert found.examples == 60 and found.input_shapes == {"x": (1, 3, 8, 8)}
+
+
+def test_several_input_shapes_are_timed(tmp_path):
+    path = make_net(tmp_path / "net.onnx", size="S")
+    config = ConvertConfig(input_shape=("2,3,8,8", "2,3,16,16"), rank=("conv1=8",))
+    comparison = converter.convert(path, None, config).comparison
+    assert comparison.input_shapes == {"x": (2, 3, 8, 8)} and comparison.batch_size == 2
+    (further,) = comparison.further
+    assert further.input_shapes == {"x": (2, 3, 16, 16)}
+    assert len(further.latency_ms) == len(further.speedup) == 2
+
+
+def test_a_comparison_needs_two_files_that_match(place, tmp_path):
+    with pytest.raises(ConverterError, match="at least two"):
+        converter.compare("net.onnx")
+    with pytest.raises(ConverterError, match="named once"):
+        converter.compare("net.onnx", "net.onnx")
+    path = make_net(tmp_path / "fixed.onnx", batch=2)
+    model = onnx.load(path)
+    model.graph.output.append(model.graph.output[0])
+    onnx.save(model, path)
+    with pytest.raises(ConverterError, match=r"number of their outputs|not a valid ONNX file"):
+        converter.compare("net.onnx", path)

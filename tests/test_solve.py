@@ -1,0 +1,233 @@
+"""The solvers by themselves, against tensorly and against what linear algebra promises."""
+
+import numpy as np
+import pytest
+import tensorly as tl
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks_for_tests import FEW, SOME, difference
+from tensorly.decomposition import parafac, partial_tucker
+
+from converter.kernels.solve.cp import balanced, cp, exact_rank, rank_one
+from converter.kernels.solve.svd import tail_errors, truncated_svd
+from converter.kernels.solve.tucker import tucker2
+
+
+def random(shape, seed):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def smooth(shape, seed):
+    """A tensor with a few strong directions, as trained kernels have."""
+    rng = np.random.default_rng(seed)
+    factors = [rng.standard_normal((n, 12)) for n in shape]
+    weights = 0.7 ** np.arange(12)
+    letters = "abcde"[: len(shape)]
+    spec = ",".join(["r", *(f"{letter}r" for letter in letters)])
+    signal = np.einsum(f"{spec}->{letters}", weights, *factors)
+    return signal + 0.1 * rng.standard_normal(shape)
+
+
+def rebuilt(factors):
+    """The tensor that CP factors (n_j, R) stand for."""
+    letters = "abcde"[: len(factors)]
+    return np.einsum(f"{','.join(f'{letter}r' for letter in letters)}->{letters}", *factors)
+
+
+def stacked(factors):
+    """The stack of rank-1 tensors that factors (N, n_j) stand for."""
+    letters = "abcd"[: len(factors)]
+    return np.einsum(f"{','.join(f'z{letter}' for letter in letters)}->z{letters}", *factors)
+
+
+@pytest.mark.filterwarnings("ignore:Trying to compute SVD")
+@pytest.mark.parametrize("make", [random, smooth])
+@pytest.mark.parametrize(
+    ("shape", "R"), [((10, 8, 9), 4), ((10, 8, 9), 12), ((8, 6, 3, 3), 6), ((6, 10, 5, 3), 12)]
+)
+def test_cp_is_not_worse_than_tensorly(make, shape, R):
+    tensor = make(shape, seed=R)
+    with tl.backend_context("pytorch"):
+        _, found = parafac(
+            torch.from_numpy(tensor), R, n_iter_max=100, tol=1e-7, init="svd", random_state=0
+        )
+    theirs = difference(rebuilt([factor.numpy() for factor in found]), tensor)
+    assert difference(rebuilt(cp(tensor, R, seed=0)), tensor) <= 1.02 * theirs
+
+
+@SOME
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=3, max_size=5),
+    more=st.integers(0, 3),
+    seed=st.integers(0, 100),
+)
+def test_cp_is_exact_from_the_exact_rank_on(shape, more, seed):
+    tensor = random(shape, seed)
+    R = exact_rank(tuple(shape)) + more
+    factors = cp(tensor, R, seed=0)
+    assert [factor.shape for factor in factors] == [(n, R) for n in shape]
+    assert difference(rebuilt(factors), tensor) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"), [((8, 4, 9), 32), ((8, 4, 3), 12), ((2, 64, 9), 18), ((5, 1, 1), 1)]
+)
+def test_the_exact_rank_leaves_out_the_largest_mode(shape, rank):
+    assert exact_rank(shape) == rank
+
+
+def test_cp_spreads_the_norm_of_each_term_evenly():
+    factors = cp(random((8, 6, 9), 0), 5, seed=0)
+    norms = np.stack([np.linalg.norm(factor, axis=0) for factor in factors])
+    assert np.ptp(norms, axis=0).max() < 1e-5 * norms.max()
+
+
+@pytest.mark.filterwarnings("ignore:Trying to compute SVD")
+def test_solving_leaves_the_input_and_tensorlys_backend_alone():
+    tensor = random((6, 5, 4), 0)
+    before, backend = tensor.copy(), tl.get_backend()
+    cp(tensor, 7, seed=0)
+    tucker2(tensor, (3, 3), seed=0)
+    rank_one(tensor)
+    assert tensor.tobytes() == before.tobytes()
+    assert tl.get_backend() == backend
+
+
+@pytest.mark.filterwarnings("ignore:Trying to compute SVD")
+def test_one_seed_gives_one_decomposition():
+    tensor = random((6, 5, 4), 0)
+    once, again = cp(tensor, 8, seed=5), cp(tensor, 8, seed=5)
+    assert [f.tobytes() for f in once] == [f.tobytes() for f in again]
+
+
+@SOME
+@given(
+    count=st.integers(1, 5),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    seed=st.integers(0, 100),
+)
+def test_rank_one_is_exact_where_the_tensors_have_rank_one(count, shape, seed):
+    rng = np.random.default_rng(seed)
+    tensors = stacked([rng.standard_normal((count, n)) for n in shape])
+    factors = rank_one(tensors)
+    assert [factor.shape for factor in factors] == [(count, n) for n in shape]
+    assert difference(stacked(factors), tensors) < 1e-5
+
+
+def test_rank_one_treats_each_tensor_by_itself():
+    tensors = random((4, 5, 3, 3), 0)
+    together = stacked(rank_one(tensors))
+    alone = np.concatenate([stacked(rank_one(tensor[None])) for tensor in tensors])
+    assert difference(together, alone) < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rank_one_is_not_worse_than_tensorly(seed):
+    tensors = smooth((3, 6, 3, 3), seed)
+    ours = stacked(rank_one(tensors))
+    for tensor, found in zip(tensors, ours):
+        with tl.backend_context("numpy"):
+            theirs = tl.cp_to_tensor(parafac(tensor, 1, n_iter_max=100, init="svd"))
+        assert difference(found, tensor) <= 1.02 * difference(theirs, tensor)
+
+
+def test_rank_one_of_matrices_is_their_leading_singular_pair():
+    matrices = random((3, 6, 4), 0)
+    left, right = truncated_svd(matrices, 1)
+    assert difference(stacked(rank_one(matrices)), left @ right) < 1e-5
+
+
+def test_a_zero_tensor_in_a_stack_stays_zero_and_disturbs_no_other():
+    tensors = random((3, 5, 3, 3), 0)
+    tensors[1] = 0
+    found = stacked(rank_one(tensors))
+    assert not found[1].any()
+    assert difference(found[[0, 2]], stacked(rank_one(tensors[[0, 2]]))) < 1e-5
+
+
+@SOME
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    R=st.integers(1, 5),
+    exponent=st.integers(-6, 6),
+    seed=st.integers(0, 100),
+)
+def test_balancing_keeps_the_product_and_evens_the_norms(shape, R, exponent, seed):
+    rng = np.random.default_rng(seed)
+    factors = [rng.standard_normal((n, R)) for n in shape]
+    factors[0] *= 10.0**exponent
+    even = balanced(factors)
+    assert difference(rebuilt(even), rebuilt(factors)) < 1e-5
+    norms = np.stack([np.linalg.norm(factor, axis=0) for factor in even])
+    assert np.all(np.ptp(norms, axis=0) <= 1e-5 * norms.max(axis=0))
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_balancing_a_zero_term_zeroes_all_its_factors(mode):
+    factors = [random((n, 3), n) for n in (4, 5, 6)]
+    factors[mode][:, 1] = 0
+    even = balanced(factors)
+    assert not any(factor[:, 1].any() for factor in even)
+    assert difference(rebuilt(even), rebuilt(factors)) < 1e-5
+
+
+@pytest.mark.parametrize("make", [random, smooth])
+@pytest.mark.parametrize("ranks", [(2, 3), (6, 4), (10, 2)])
+def test_tucker_is_not_worse_than_tensorly(make, ranks):
+    tensor = make((10, 8, 9), seed=sum(ranks))
+    with tl.backend_context("numpy"):
+        (core, factors), _ = partial_tucker(
+            tensor, rank=list(ranks), modes=[0, 1], init="svd", n_iter_max=100, tol=1e-8
+        )
+        theirs = difference(tl.tenalg.multi_mode_dot(core, factors, modes=[0, 1]), tensor)
+    out, small, inner = tucker2(tensor, ranks, seed=0)
+    ours = difference(np.einsum("or,rsk,is->oik", out, small, inner), tensor)
+    assert ours <= 1.02 * theirs
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (4, 6), (10, 8)])
+def test_the_outer_factors_of_tucker_are_orthonormal(ranks):
+    out, core, inner = tucker2(random((10, 8, 9), 0), ranks, seed=0)
+    assert core.shape == (*ranks, 9)
+    assert difference(out.T @ out, np.eye(ranks[0])) < 1e-5
+    assert difference(inner.T @ inner, np.eye(ranks[1])) < 1e-5
+
+
+@FEW
+@given(m=st.integers(1, 6), n=st.integers(1, 6), seed=st.integers(0, 100), data=st.data())
+def test_the_truncated_svd_is_the_best_and_split_evenly(m, n, seed, data):
+    matrices = random((3, m, n), seed)
+    R = data.draw(st.integers(1, min(m, n)))
+    left, right = truncated_svd(matrices, R)
+    assert (left.shape, right.shape) == ((3, m, R), (3, R, n))
+    for matrix, product in zip(matrices, left @ right):
+        discarded = np.linalg.svd(matrix, compute_uv=False)[R:]
+        assert abs(np.linalg.norm(matrix - product) - np.linalg.norm(discarded)) < 1e-5
+    gram = left.swapaxes(1, 2) @ left
+    assert difference(right @ right.swapaxes(1, 2), gram) < 1e-5
+
+
+@FEW
+@given(m=st.integers(1, 8), n=st.integers(1, 8), seed=st.integers(0, 100))
+def test_the_tail_errors_are_those_of_the_truncated_svd(m, n, seed):
+    matrix = random((m, n), seed)
+    tail = tail_errors(matrix)
+    assert len(tail) == min(m, n) + 1
+    assert abs(tail[0] - 1) < 1e-9
+    assert tail[-1] == 0
+    assert np.all(np.diff(tail) <= 0)
+    for R in range(1, min(m, n) + 1):
+        left, right = truncated_svd(matrix, R)
+        assert abs(tail[R] - difference(left @ right, matrix)) < 1e-6
+
+
+def test_the_tail_of_a_matrix_of_low_rank_ends_early():
+    matrix = random((8, 2), 0) @ random((2, 9), 1)
+    tail = tail_errors(matrix)
+    assert tail[1] > 0.05
+    assert np.all(tail[2:] < 1e-6)
+
+
+def test_the_tail_errors_of_zeros_are_zeros():
+    assert not tail_errors(np.zeros((3, 4))).any()
