@@ -53,11 +53,11 @@ def convert(
         verbose: Also show every layer.
         quiet: Print nothing but errors.
     """
+    from converter.commands import dry_run as plan_only
     from converter.delivery.result import writable_folder
     from converter.delivery.tables import comparison_table, layer_table
     from converter.networks.torch_network import find_callable
     from converter.pipeline import convert as run
-    from converter.pipeline import dry_run as plan_only
 
     if dry_run:
         with _progress(quiet or json) as progress:
@@ -130,7 +130,7 @@ def export(directory: Path, *, output: Output) -> int:
         directory: What convert wrote.
         output: The .onnx file to write.
     """
-    from converter.pipeline import export as run
+    from converter.commands import export as run
 
     with _progress(False) as progress:
         run(directory, output, progress=progress)
@@ -152,9 +152,9 @@ def inspect(
         config: Options of the conversion.
         json: Print the list as JSON.
     """
+    from converter.commands import inspect as run
     from converter.delivery.report import survey_dicts
     from converter.delivery.tables import survey_table
-    from converter.pipeline import inspect as run
 
     with _progress(json) as progress:
         layers = run(model, config, progress=progress)
@@ -181,10 +181,10 @@ def compare(
         config: Options; those of timing and images are used.
         quiet: Print nothing but errors.
     """
+    from converter.commands import compare as run
     from converter.delivery.page import comparison_html
     from converter.delivery.report import comparison_dict
     from converter.delivery.tables import comparison_table
-    from converter.pipeline import compare as run
 
     for path in (html, json):
         if path is not None and not path.resolve().parent.is_dir():

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
-from converter.data import random_data
 from converter.delivery.check import check, check_graph, check_twin
 from converter.delivery.compare import Comparison, Evaluate, compare_models
 from converter.delivery.report import LayerRow, Report, layer_rows
@@ -29,6 +28,25 @@ from converter.networks.survey import Layer, survey
 from converter.planning.plan import Plan, make_plan
 
 Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted network before it is measured.
+
+    Attributes:
+        plan: What was done to each layer.
+        rows: The same, with its cost.
+        network: The converted network.
+        module: The converted torch model, or None for an ONNX input.
+        problem: The sentence of a check that was missed, or None.
+    """
+
+    plan: Plan
+    rows: tuple[LayerRow, ...]
+    network: ir.Model
+    module: nn.Module | None
+    problem: str | None = None
 
 
 def convert(
@@ -80,34 +98,15 @@ def convert(
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     elif config.finetune:
         raise ConverterError("Fine-tuning needs a torch model; name a factory, not an ONNX file.")
-    result = prove(
-        source,
-        plan,
-        layer_rows(layers, plan, chains),
-        module,
-        converted,
-        problem,
-        config,
-        evaluate,
-        command,
-        progress,
-    )
-    verdict = result.comparison.networks[1]
-    if problem or config.manual or not chains or verdict.speedup.low > 1:
+    rows = layer_rows(layers, plan, chains)
+    conversion = Conversion(plan, rows, converted, module, problem)
+    result = prove(source, conversion, config, evaluate, command, progress)
+    outcome = result.comparison.networks[1]
+    if problem or config.manual or not chains or outcome.speedup.low > 1:
         return result
-    plan = plan.withdrawn(f"the converted network was no faster ({verdict.verdict})")
-    return prove(
-        source,
-        plan,
-        layer_rows(layers, plan, {}),
-        source.module,
-        source.network,
-        None,
-        config,
-        evaluate,
-        command,
-        progress,
-    )
+    plan = plan.withdrawn(f"the converted network was no faster ({outcome.verdict})")
+    unchanged = Conversion(plan, layer_rows(layers, plan, {}), source.network, source.module)
+    return prove(source, unchanged, config, evaluate, command, progress)
 
 
 def finetune(
@@ -148,99 +147,8 @@ def finetune(
     problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
     before = json.loads((folder / "report.json").read_text())
     rows = tuple(LayerRow(**row) for row in before["layers"])
-    return prove(source, plan, rows, module, converted, problem, config, None, command, progress)
-
-
-def dry_run(
-    model: nn.Module | str | Path,
-    config: ConvertConfig,
-    *,
-    progress: Progress = lambda stage, done: None,
-) -> tuple[Plan, tuple[LayerRow, ...]]:
-    """Plan a conversion, and tell what would become of each layer; nothing is written."""
-    source = open_source(model, None, config, None)
-    layers, plan = survey_and_plan(source, config)
-    return plan, layer_rows(layers, plan, solve(plan, layers, progress))
-
-
-def inspect(
-    model: nn.Module | str | Path,
-    config: ConvertConfig,
-    *,
-    progress: Progress = lambda stage, done: None,
-) -> tuple[Layer, ...]:
-    """List a network's convolutions."""
-    progress("loading", 0.0)
-    source = open_source(model, None, config, None)
-    layers = survey(source.network, examples(source, config.seed, 1))
-    progress("loading", 1.0)
-    return layers if source.module is None else torch_network.match(source.module, layers)
-
-
-def compare(
-    *paths: str | Path,
-    data: str | None = None,
-    config: ConvertConfig | None = None,
-    progress: Progress = lambda stage, done: None,
-) -> Comparison:
-    """Race ONNX files in onnxruntime and score them on the same data.
-
-    Args:
-        paths: At least two; the first is what the others are held against.
-        data: Inputs, as ``ConvertConfig.calib``; with labels for accuracy.
-        config: Options of timing and of images.
-        progress: Called with a stage and the share of it that is done.
-
-    Raises:
-        ConverterError: When a file cannot be read, or the networks take other inputs.
-    """
-    config = config or ConvertConfig()
-    if len(paths) < 2:
-        raise ConverterError("Name at least two .onnx files to compare.")
-    models = {str(path): onnx_network.load(Path(path)) for path in paths}
-    if len(models) < len(paths):
-        raise ConverterError("Each file can be named once.")
-    spec = onnx_network.inputs(next(iter(models.values())))
-    shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
-    return compare_models(
-        models,
-        data=read_data(data, spec, config) if data else None,
-        shapes=shapes,
-        more_shapes=[shapes | other for other in more],
-        threads=config.threads,
-        provider=config.provider,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        progress=progress,
-    )
-
-
-def export(
-    directory: str | Path, path: str | Path, *, progress: Progress = lambda stage, done: None
-) -> None:
-    """Write the converted network of an output folder as one ONNX file.
-
-    Raises:
-        ConverterError: When ``directory`` is not an output folder or ``path`` cannot be written.
-    """
-    folder, target = Path(directory), Path(path)
-    if target.is_dir() or not target.resolve().parent.is_dir():
-        raise ConverterError(f"{target} cannot be written; name a file in an existing folder.")
-    progress("exporting", 0.0)
-    found = load(folder)
-    if isinstance(found, nn.Module):
-        shapes = read_plan(folder).input_shapes
-        dtypes = {name: np.dtype(np.float32) for name in shapes}
-        network = torch_network.export(found, random_data(shapes, dtypes, 2, 0).read(np.arange(2)))
-    else:
-        network = ir.from_proto(found)
-    problem = check_graph(network)
-    if problem:
-        raise ConverterError(problem)
-    scratch = target.with_name(f".{target.name}.partial")
-    onnx_network.save(network, scratch)
-    scratch.replace(target)
-    progress("exporting", 1.0)
+    conversion = Conversion(plan, rows, converted, module, problem)
+    return prove(source, conversion, config, None, command, progress)
 
 
 def survey_and_plan(source: Source, config: ConvertConfig) -> tuple[tuple[Layer, ...], Plan]:
@@ -290,23 +198,16 @@ def fine_tune(
 
 def prove(
     source: Source,
-    plan: Plan,
-    rows: tuple[LayerRow, ...],
-    module: nn.Module | None,
-    converted: ir.Model,
-    problem: str | None,
+    conversion: Conversion,
     config: ConvertConfig,
     evaluate: Evaluate | None,
     command: str,
     progress: Progress,
 ) -> Result:
-    """Race original and converted, score them on ``--eval`` (else the sample inputs), and report.
-
-    ``problem`` is the sentence of a check that was missed, or None.
-    """
+    """Race original and converted, score them on ``--eval`` (else the sample inputs), report."""
     data = read_data(config.eval, source.inputs, config) if config.eval else source.calib
     comparison = compare_models(
-        {"original": source.network, "converted": converted},
+        {"original": source.network, "converted": conversion.network},
         data=data,
         evaluate=evaluate,
         shapes=source.shapes,
@@ -319,21 +220,21 @@ def prove(
     )
     report = Report(
         comparison=comparison,
-        layers=rows,
-        plan=plan,
-        met=problem is None,
-        reason=problem or notice(comparison, plan),
+        layers=conversion.rows,
+        plan=conversion.plan,
+        met=conversion.problem is None,
+        reason=conversion.problem or notice(comparison, conversion.plan),
         budget={},
         seed=config.seed,
         command=command,
     )
     return Result(
-        model=module if module is not None else ir.to_proto(converted),
-        plan=plan,
+        model=conversion.module or ir.to_proto(conversion.network),
+        plan=conversion.plan,
         comparison=comparison,
         report=report,
         original=source.network,
-        converted=converted,
+        converted=conversion.network,
         origin=source.origin,
     )
 

@@ -16,7 +16,7 @@ networks.torch_modules networks.torch_network networks.source
 planning.measure planning.candidates planning.plan
 delivery.check delivery.tune delivery.compare delivery.report
 delivery.tables delivery.page delivery.result
-pipeline cli __main__
+pipeline commands cli __main__
 """.split()
 
 

@@ -1,0 +1,114 @@
+"""The commands beside convert and finetune: plan only, inspect, compare, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from torch import nn
+
+from converter.config import ConvertConfig, parse_shapes
+from converter.data import random_data
+from converter.delivery.check import check_graph
+from converter.delivery.compare import Comparison, compare_models
+from converter.delivery.report import LayerRow, layer_rows
+from converter.delivery.result import load, read_plan
+from converter.errors import ConverterError
+from converter.networks import onnx_network, torch_network
+from converter.networks.source import examples, open_source, read_data
+from converter.networks.survey import Layer, survey
+from converter.pipeline import Progress, solve, survey_and_plan
+from converter.planning.plan import Plan
+
+
+def dry_run(
+    model: nn.Module | str | Path,
+    config: ConvertConfig,
+    *,
+    progress: Progress = lambda stage, done: None,
+) -> tuple[Plan, tuple[LayerRow, ...]]:
+    """Plan a conversion, and tell what would become of each layer; nothing is written."""
+    source = open_source(model, None, config, None)
+    layers, plan = survey_and_plan(source, config)
+    return plan, layer_rows(layers, plan, solve(plan, layers, progress))
+
+
+def inspect(
+    model: nn.Module | str | Path,
+    config: ConvertConfig,
+    *,
+    progress: Progress = lambda stage, done: None,
+) -> tuple[Layer, ...]:
+    """List a network's convolutions."""
+    progress("loading", 0.0)
+    source = open_source(model, None, config, None)
+    layers = survey(source.network, examples(source, config.seed, 1))
+    progress("loading", 1.0)
+    return layers if source.module is None else torch_network.match(source.module, layers)
+
+
+def compare(
+    *paths: str | Path,
+    data: str | None = None,
+    config: ConvertConfig | None = None,
+    progress: Progress = lambda stage, done: None,
+) -> Comparison:
+    """Race ONNX files in onnxruntime and score them on the same data.
+
+    Args:
+        paths: At least two; the first is what the others are held against.
+        data: Inputs, as ``ConvertConfig.calib``; with labels for accuracy.
+        config: Options of timing and of images.
+        progress: Called with a stage and the share of it that is done.
+
+    Raises:
+        ConverterError: When a file cannot be read, or the networks take other inputs.
+    """
+    config = config or ConvertConfig()
+    if len(paths) < 2:
+        raise ConverterError("Name at least two .onnx files to compare.")
+    models = {str(path): onnx_network.load(Path(path)) for path in paths}
+    if len(models) < len(paths):
+        raise ConverterError("Each file can be named once.")
+    spec = onnx_network.inputs(next(iter(models.values())))
+    shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
+    return compare_models(
+        models,
+        data=read_data(data, spec, config) if data else None,
+        shapes=shapes,
+        more_shapes=[shapes | other for other in more],
+        threads=config.threads,
+        provider=config.provider,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=progress,
+    )
+
+
+def export(
+    directory: str | Path, path: str | Path, *, progress: Progress = lambda stage, done: None
+) -> None:
+    """Write the converted network of an output folder as one ONNX file.
+
+    Raises:
+        ConverterError: When ``directory`` is not an output folder or ``path`` cannot be written.
+    """
+    folder, target = Path(directory), Path(path)
+    if target.is_dir() or not target.resolve().parent.is_dir():
+        raise ConverterError(f"{target} cannot be written; name a file in an existing folder.")
+    progress("exporting", 0.0)
+    found = load(folder)
+    if isinstance(found, nn.Module):
+        shapes = read_plan(folder).input_shapes
+        dtypes = {name: np.dtype(np.float32) for name in shapes}
+        network = torch_network.export(found, random_data(shapes, dtypes, 2, 0).read(np.arange(2)))
+    else:
+        network = ir.from_proto(found)
+    problem = check_graph(network)
+    if problem:
+        raise ConverterError(problem)
+    scratch = target.with_name(f".{target.name}.partial")
+    onnx_network.save(network, scratch)
+    scratch.replace(target)
+    progress("exporting", 1.0)
