@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -28,13 +30,17 @@ def build(channels: tuple[int, int, int] = (96, 128, 256), classes: int = 10) ->
 
     Input: RGB images of shape (N, 3, 32, 32) in 0..1. Output: logits (N, classes).
     """
-    layers: list[nn.Module] = [Normalize()]
-    for inputs, outputs in zip((3, *channels), channels):
-        layers += [
-            nn.Conv2d(inputs, outputs, 5, padding=2, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
-    layers += [nn.Flatten(), nn.Dropout(0.3), nn.Linear(channels[-1] * 4 * 4, classes)]
-    return nn.Sequential(*layers)
+    layers: dict[str, nn.Module] = {"normalize": Normalize()}
+    for number, (inputs, outputs) in enumerate(zip((3, *channels), channels), start=1):
+        layers |= {
+            f"conv{number}": nn.Conv2d(inputs, outputs, 5, padding=2, bias=False),
+            f"bn{number}": nn.BatchNorm2d(outputs),
+            f"relu{number}": nn.ReLU(),
+            f"pool{number}": nn.MaxPool2d(2),
+        }
+    layers |= {
+        "flatten": nn.Flatten(),
+        "dropout": nn.Dropout(0.3),
+        "linear": nn.Linear(channels[-1] * 4 * 4, classes),
+    }
+    return nn.Sequential(OrderedDict(layers))

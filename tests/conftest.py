@@ -1,6 +1,7 @@
 """Fixtures that several tests share: short races, tiny networks, a factory, the command line."""
 
 import contextlib
+import io
 import itertools
 import sys
 
@@ -39,7 +40,8 @@ def build(width=8):
     with torch.no_grad():
         model.fc.weight *= 4
         for _ in range(30):
-            model(torch.randn(32, 3, 8, 8))
+            logits = model(torch.randn(32, 3, 8, 8))
+        model.fc.bias -= logits.mean(0)
     return model
 
 
@@ -130,18 +132,14 @@ def workplace(tmp_path):
         yield tmp_path
 
 
-@pytest.fixture
-def flatconv(monkeypatch, capsys):
+def flatconv(*arguments):
     """Run the command line in this process; give status, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["flatconv", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["flatconv", *map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return run
+    return ended.value.code, out.getvalue(), err.getvalue()
 
 
 def noise(*shape, seed=0):

@@ -80,7 +80,7 @@ def compute(steps, x):
         value = CONVOLVE[len(step.k)](
             F.pad(value, last_axis_first, mode=TORCH_MODES[step.padding_mode]),
             torch.from_numpy(np.array(step.kernel)),
-            None if step.bias is None else torch.from_numpy(step.bias),
+            None if step.bias is None else torch.from_numpy(np.array(step.bias)),
             step.stride,
             0,
             step.dilation,

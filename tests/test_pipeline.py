@@ -16,6 +16,7 @@ from torch import nn
 
 import converter
 from converter import ConvertConfig, ConverterError
+from converter.commands import dry_run, export, inspect
 from converter.data import from_arrays
 from converter.delivery.check import check, check_graph, difference
 from converter.delivery.tune import distance, tune
@@ -24,7 +25,7 @@ from converter.kernels.forms import FORMS
 from converter.networks.onnx_network import load as load_onnx
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
-from converter.pipeline import dry_run, export, inspect
+from converter.networks.torch_network import find_callable
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
 TORCH_FILES = {"model.safetensors", "model.pt2"}
@@ -61,10 +62,8 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def toy(place):
-    import toy
-
-    return toy
+def build(place):
+    return find_callable("toy:build", "Factory")
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +73,9 @@ def from_factory(place):
 
 
 @pytest.fixture(scope="module")
-def from_module(place, toy):
+def from_module(place, build):
     options = {"form": ("conv1=channel", "conv2=separable"), "rank": ("2",)}
-    return converted(place / "out_m", toy.build(6).eval(), torch.zeros(1, 3, 8, 8), **options)
+    return converted(place / "out_m", build(6).eval(), torch.zeros(1, 3, 8, 8), **options)
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +98,10 @@ def test_the_loaded_network_is_the_one_that_ships(conversion):
         assert difference(shipped, outputs(model, X)) < 1e-4
 
 
-def test_the_original_ships_too(conversion, place, toy):
+def test_the_original_ships_too(conversion, place, build):
     model = place / "net.onnx"
     if conversion.folder.name != "out_o":
-        model = toy.build(6 if conversion.folder.name == "out_m" else 8).eval()
+        model = build(6 if conversion.folder.name == "out_m" else 8).eval()
     assert difference(outputs(model, X), outputs(conversion.folder / "original.onnx", X)) < 1e-4
 
 
@@ -129,9 +128,9 @@ def test_a_folder_holds_what_it_should(conversion):
     assert not list(conversion.folder.parent.glob(".out*"))
 
 
-def test_the_factory_s_class_comes_back_with_plain_layers(from_factory, toy):
+def test_the_factory_s_class_comes_back_with_plain_layers(from_factory, build):
     loaded = converter.load(from_factory.folder)
-    assert isinstance(loaded, toy.Toy) and not loaded.training
+    assert isinstance(loaded, type(build())) and not loaded.training
     assert isinstance(loaded.norm, nn.BatchNorm2d)
     assert isinstance(loaded.conv1, nn.Conv2d)  # not named, so kept
     assert [type(step) for step in loaded.conv2] == [nn.Conv2d] * 4
@@ -282,9 +281,9 @@ def test_accuracy_is_what_numpy_says(from_onnx, place):
     assert report["examples"] == 60
 
 
-def test_weight_errors_are_those_of_the_shipped_kernels(from_module, toy):
+def test_weight_errors_are_those_of_the_shipped_kernels(from_module, build):
     assert [entry["form"] for entry in from_module.report["layers"]] == ["channel", "separable"]
-    original = toy.build(6).conv1.weight.detach().numpy().reshape(6, -1)
+    original = build(6).conv1.weight.detach().numpy().reshape(6, -1)
     first, second = (step.weight.detach().numpy() for step in from_module.result.model.conv1)
     found = second.reshape(6, 2) @ first.reshape(2, -1)
     entry = from_module.report["layers"][0]
@@ -333,8 +332,8 @@ def test_the_same_seed_gives_the_same_bytes(place, from_onnx, tmp_path):
     assert found == (from_onnx.folder / "model.onnx").read_bytes()
 
 
-def test_a_model_is_left_as_it_is(place, toy):
-    model = toy.build(4).eval()
+def test_a_model_is_left_as_it_is(place, build):
+    model = build(4).eval()
     model.conv2.train()
     before = copy.deepcopy(model)
     converter.convert(model, torch.zeros(1, 3, 8, 8), ConvertConfig(rank=("2",)))

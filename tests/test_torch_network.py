@@ -1,0 +1,526 @@
+"""Torch models: built, exported, matched with their graph, and rewritten just as it is."""
+
+import copy
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from networks_for_tests import (
+    EXACT_FORMS,
+    FEW,
+    at_full_rank,
+    compute,
+    convolutions,
+    difference,
+    input_for,
+    make_conv,
+)
+from torch import nn
+
+from converter.errors import ConverterError
+from converter.kernels.conv import PADDING_MODES, Chain
+from converter.kernels.form import decompose, fit_rank, full_rank, skeleton
+from converter.kernels.forms import FORMS
+from converter.networks import onnx_network, torch_network
+from converter.networks.onnx_rewrite import rewrite
+from converter.networks.survey import survey
+from converter.networks.torch_modules import read_module, replace_module, to_modules
+
+
+class Branches(nn.Module):
+    """Every geometry and padding mode once, each with an output of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleDict(
+            {
+                "plain": nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)),
+                "valid": nn.Sequential(nn.Conv2d(4, 6, (2, 3), padding="valid", bias=False)),
+                "strided": nn.Sequential(nn.Conv2d(4, 6, 3, stride=(2, 1), padding=(1, 2))),
+                "dilated": nn.Sequential(nn.Conv2d(4, 6, 3, dilation=(2, 1), padding=2)),
+                "grouped": nn.Sequential(nn.Conv2d(4, 6, (3, 2), padding=1, groups=2)),
+                "reflect": nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect")),
+                "replicate": nn.Sequential(
+                    nn.Conv2d(4, 6, (3, 5), padding=(1, 2), padding_mode="replicate")
+                ),
+                "circular": nn.Sequential(
+                    nn.Conv2d(4, 6, 3, stride=2, padding=1, padding_mode="circular")
+                ),
+                "same": nn.Sequential(nn.Conv2d(4, 6, (4, 2), padding="same")),
+                "same_circular": nn.Sequential(
+                    nn.Conv2d(4, 6, (2, 4), padding="same", padding_mode="circular")
+                ),
+                "normed": nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)),
+                "dead": nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)),
+            }
+        )
+
+    def forward(self, x):
+        return {name: branch(x) for name, branch in self.branches.items()}
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that changes its weight on the way."""
+
+    def forward(self, x):
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, centred, self.bias)
+
+
+class Odd(nn.Module):
+    """One plain convolution among those that cannot be replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Conv2d(4, 4, 3)
+        self.shared = nn.Conv2d(4, 4, 1)
+        self.loose = nn.Parameter(torch.randn(4, 4, 3, 3))
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+        self.centred = Standardised(4, 4, 3)
+        self.upward = nn.ConvTranspose2d(4, 4, 3)
+        self.line = nn.Conv1d(4, 4, 3)
+
+    def forward(self, x):
+        x = self.shared(self.shared(x))
+        two = (self.plain(x), F.conv2d(x, self.loose), self.normed(x), self.centred(x))
+        return two, [self.upward(x), self.line(x.flatten(2))]
+
+
+class Branching(nn.Module):
+    """Which way it goes depends on the numbers: torch cannot export it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 0 else x
+
+
+X = np.random.default_rng(0).standard_normal((3, 4, 9, 8)).astype(np.float32)
+FEEDS = {"x": X[:1]}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """``Branches`` in training mode, its norms unlike the identity, one scale zero."""
+    torch.manual_seed(0)
+    made = Branches()
+    with torch.no_grad():
+        for name in ("normed", "dead"):
+            norm = made.branches[name][1]
+            for tensor in (norm.weight, norm.bias, norm.running_mean):
+                tensor.copy_(torch.randn(6))
+            norm.running_var.copy_(torch.rand(6) + 0.5)
+        made.branches["dead"][1].weight[2] = 0
+    return made.train()
+
+
+@pytest.fixture(scope="module")
+def network(model):
+    return torch_network.export(model, FEEDS)
+
+
+@pytest.fixture(scope="module")
+def layers(model, network):
+    return torch_network.match(model, survey(network, FEEDS))
+
+
+@pytest.fixture(scope="module")
+def odd():
+    torch.manual_seed(0)
+    return Odd().eval()
+
+
+@pytest.fixture(scope="module")
+def odd_layers(odd):
+    network = torch_network.export(odd, FEEDS)
+    return {layer.name: layer for layer in torch_network.match(odd, survey(network, FEEDS))}
+
+
+def torch_outputs(model, x=X):
+    with torch.no_grad():
+        return [t.numpy() for t in torch_network.flat_outputs(model(torch.from_numpy(x)))]
+
+
+def onnx_outputs(network, x=X):
+    return list(onnx_network.run(onnx_network.open_session(network), {"x": x}).values())
+
+
+def chains_for(layers, form, share):
+    """Chains at about ``share`` of the full rank, for the layers that ``form`` takes."""
+    chains = {}
+    for layer in layers:
+        wanted = tuple(max(round(share * r), 1) for r in full_rank(form, layer.conv))
+        rank = fit_rank(wanted, form, layer.conv)
+        chains[layer.name] = decompose(layer.conv, form, rank)
+    return chains
+
+
+def rewritten_graph(network, layers, chains):
+    by_output = {layer.output: (layer.name, chains[layer.name]) for layer in layers}
+    return rewrite(network, by_output)
+
+
+def test_the_export_computes_what_the_model_computes(model, network):
+    found = onnx_outputs(network)
+    wanted = torch_outputs(copy.deepcopy(model).eval())
+    assert len(found) == len(wanted) == 12
+    for ours, theirs in zip(found, wanted):
+        assert difference(ours, theirs) < 1e-5
+
+
+def test_the_export_leaves_the_model_in_training(model, network):
+    assert all(module.training for module in model.modules())
+    assert int(model.branches["normed"][1].num_batches_tracked) == 0
+
+
+def test_the_batch_axis_of_the_export_is_free(network):
+    (item,) = onnx_network.inputs(network)
+    assert (item.name, item.shape, item.dtype) == ("x", (None, 4, 9, 8), np.float32)
+    assert [len(output) for output in onnx_outputs(network, X[:2])] == [2] * 12
+
+
+def test_every_plain_convolution_is_matched(model, layers):
+    assert {layer.name for layer in layers} == {f"branches.{n}.0" for n in model.branches}
+    assert [layer.reason for layer in layers] == [None] * 12
+
+
+def test_norms_are_folded_in_the_graph_and_kept_in_the_copy(model, network, layers):
+    assert "BatchNormalization" not in {node.op_type for node in network.graph}
+    chains = chains_for(layers, FORMS["channel"], 1)
+    rewritten = torch_network.apply(model, layers, chains)
+    for name in ("normed", "dead"):
+        assert type(rewritten.branches[name][1]) is nn.BatchNorm2d
+        assert rewritten.branches[name][1].training
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("share", [0.3, 1])
+def test_the_copy_computes_what_the_rewritten_graph_computes(name, share, model, network, layers):
+    chains = chains_for(layers, FORMS[name], share)
+    graph = rewritten_graph(network, layers, chains)
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+    module = torch_network.apply(model, layers, chains).eval()
+    for ours, theirs in zip(torch_outputs(module), onnx_outputs(graph), strict=True):
+        assert difference(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("name", EXACT_FORMS)
+def test_at_full_rank_copy_and_graph_compute_what_the_model_does(name, model, network, layers):
+    chains = chains_for(layers, FORMS[name], 1)
+    module = torch_network.apply(model, layers, chains).eval()
+    graph = rewritten_graph(network, layers, chains)
+    wanted = torch_outputs(copy.deepcopy(model).eval())
+    for found in (torch_outputs(module), onnx_outputs(graph)):
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert difference(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_copy_is_made_of_torch_modules_only(name, model, layers):
+    rewritten = torch_network.apply(model, layers, chains_for(layers, FORMS[name], 0.3))
+    kinds = {type(module) for module in rewritten.modules()} - {Branches}
+    assert all(kind.__module__.startswith("torch.nn.modules") for kind in kinds)
+
+
+def test_rewriting_leaves_the_model_as_it_is(model, layers):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rewritten = torch_network.apply(model, layers, chains_for(layers, FORMS["separable"], 0.3))
+    with torch.no_grad():
+        for parameter in rewritten.parameters():
+            parameter.zero_()
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+    assert type(model.branches["plain"][0]) is nn.Conv2d
+
+
+def test_a_layer_without_a_chain_is_left_alone(model, layers):
+    (only,) = (layer for layer in layers if layer.name == "branches.plain.0")
+    rewritten = torch_network.apply(model, layers, chains_for([only], FORMS["spatial"], 0.5))
+    assert type(rewritten.branches["plain"][0]) is nn.Sequential
+    assert type(rewritten.branches["strided"][0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_rebuilt_model_takes_the_weights_of_the_rewritten_one(name, model, layers):
+    form = FORMS[name]
+    ranks = {
+        layer.name: fit_rank(tuple(r // 2 for r in full_rank(form, layer.conv)), form, layer.conv)
+        for layer in layers
+    }
+    chains = {layer.name: decompose(layer.conv, form, ranks[layer.name]) for layer in layers}
+    wanted = torch_network.apply(model, layers, chains).eval()
+    rebuilt = torch_network.rebuild(model, {n: (form, rank) for n, rank in ranks.items()}).eval()
+    rebuilt.load_state_dict(wanted.state_dict(), strict=True)
+    for ours, theirs in zip(torch_outputs(rebuilt), torch_outputs(wanted), strict=True):
+        assert difference(ours, theirs) == 0
+
+
+def test_a_saved_program_runs_without_its_class(model, layers, tmp_path):
+    chains = chains_for(layers, FORMS["spatial"], 0.5)
+    module = torch_network.apply(model, layers, chains).eval()
+    torch_network.save_program(module, {"x": (1, 4, 9, 8)}, tmp_path / "model.pt2")
+    program = torch_network.load_program(tmp_path / "model.pt2")
+    for ours, theirs in zip(torch_outputs(program), torch_outputs(module), strict=True):
+        assert difference(ours, theirs) < 1e-5
+
+
+def test_a_layer_whose_module_has_another_kernel_is_kept(model, layers):
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.branches["plain"][0].weight[0, 0, 0, 0] += 1
+    reasons = {la.name: la.reason for la in torch_network.match(changed, layers) if la.reason}
+    assert reasons == {
+        "branches.plain.0": "its module's kernel is not the exported one up to a scale per "
+        "output channel"
+    }
+
+
+def test_a_layer_whose_module_has_another_shape_is_kept(model, layers):
+    changed = copy.deepcopy(model)
+    changed.branches["plain"][0] = nn.Conv2d(4, 6, 5)
+    changed.branches["same"][0] = nn.Identity()
+    del changed.branches["dead"]
+    reasons = {la.name: la.reason for la in torch_network.match(changed, layers) if la.reason}
+    assert "another shape than the exported one" in reasons["branches.plain.0"]
+    assert reasons["branches.same.0"] == "its module is a Identity, not a plain convolution"
+    assert "is not a convolution module of the model" in reasons["branches.dead.0"]
+    assert len(reasons) == 3
+
+
+def test_only_the_plain_convolution_of_an_odd_model_can_be_replaced(odd_layers):
+    assert [name for name, layer in odd_layers.items() if layer.reason is None] == ["plain"]
+    assert len(odd_layers) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("loose", "it is not a convolution module of the model (called as a function, or"),
+        ("upward", "transposed convolutions cannot be converted yet"),
+        ("line", "convolutions over 1 axes cannot be converted yet"),
+    ],
+)
+def test_a_layer_that_is_no_convolution_module_is_kept(name, reason, odd_layers):
+    assert odd_layers[name].reason.startswith(reason)
+
+
+def test_a_module_called_twice_is_kept_twice(odd_layers):
+    shared = [layer for layer in odd_layers.values() if layer.weight == "shared.weight"]
+    assert [layer.reason for layer in shared] == ["its weight is shared by 2 layers"] * 2
+
+
+def test_weights_that_are_computed_are_kept(odd_layers):
+    named = {"plain", "loose", "upward", "line"}
+    computed = [
+        layer
+        for layer in odd_layers.values()
+        if layer.name not in named and layer.weight != "shared.weight"
+    ]
+    assert len(computed) == 2
+    assert all("reparametrised" in layer.reason for layer in computed)
+
+
+def test_an_odd_model_is_rewritten_where_it_can_be(odd, odd_layers):
+    layer = odd_layers["plain"]
+    chains = {"plain": at_full_rank(layer.conv, "tucker")}
+    rewritten = torch_network.apply(odd, list(odd_layers.values()), chains)
+    assert type(rewritten.plain) is nn.Sequential
+    for ours, theirs in zip(torch_outputs(rewritten), torch_outputs(odd), strict=True):
+        assert difference(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9, 8), (1, 4), (1, 4, 2, 2)])
+def test_inputs_that_the_model_cannot_take_are_refused(shape, model):
+    with pytest.raises(ConverterError, match=r"does not run on inputs of shape \{'x': \(1, "):
+        torch_network.export(model, {"x": np.zeros(shape, np.float32)})
+
+
+def test_too_few_inputs_are_refused():
+    with pytest.raises(ConverterError, match="The model does not run on inputs of shape"):
+        torch_network.export(nn.Bilinear(2, 2, 2), {"x": np.zeros((1, 2), np.float32)})
+
+
+def test_a_model_that_torch_cannot_export_is_refused():
+    with pytest.raises(ConverterError, match="torch cannot export the model to ONNX"):
+        torch_network.export(Branching().eval(), FEEDS)
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_chain_as_modules_computes_what_the_convolution_does(mode, axes, symmetric):
+    pads = ((1, 1), (2, 2), (0, 0)) if symmetric else ((1, 2), (1, 1), (0, 2))
+    conv = make_conv(
+        (6, 3, *(3, 4, 2)[:axes]),
+        groups=2,
+        stride=(2, 1, 1)[:axes],
+        padding=pads[:axes],
+        dilation=(1, 2, 1)[:axes],
+        padding_mode=mode,
+    )
+    x = input_for(conv)
+    chain = at_full_rank(conv, "flattened")
+    assert difference(torch_outputs(to_modules(chain), x)[0], compute([conv], x)) < 1e-5
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_a_pad_stands_only_where_a_convolution_has_none(mode):
+    even = make_conv((6, 4, 3, 3), padding=((1, 1), (2, 2)), padding_mode=mode)
+    uneven = make_conv((6, 4, 3, 3), padding=((1, 1), (2, 1)), padding_mode=mode)
+    assert [type(module) for module in to_modules(Chain((even,)))] == [nn.Conv2d]
+    pad, conv = to_modules(Chain((uneven,)))
+    assert pad.padding == (2, 1, 1, 1)
+    assert (conv.padding, conv.padding_mode) == ((0, 0), "zeros")
+
+
+@FEW
+@given(conv=convolutions() | convolutions(axes=1) | convolutions(axes=3))
+def test_a_module_read_back_is_the_convolution_it_was_made_of(conv):
+    modules = to_modules(Chain((conv,)))
+    found = read_module(modules[-1])
+    assert found.kernel.tobytes() == conv.kernel.tobytes()
+    assert (found.bias is None) == (conv.bias is None)
+    assert (found.stride, found.dilation, found.groups) == (conv.stride, conv.dilation, conv.groups)
+    x = input_for(conv)
+    assert difference(torch_outputs(modules, x)[0], compute([conv], x)) < 1e-5
+
+
+@FEW
+@given(
+    k=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    mode=st.sampled_from(PADDING_MODES),
+    padding=st.sampled_from(["same", "valid", 1, (2, 0)]),
+)
+def test_paddings_by_name_or_number_are_read_as_torch_means_them(k, dilation, mode, padding):
+    module = nn.Conv2d(4, 6, k, dilation=dilation, padding=padding, padding_mode=mode)
+    x = np.random.default_rng(0).standard_normal((2, 4, 11, 12)).astype(np.float32)
+    assert difference(compute([read_module(module)], x), torch_outputs(module, x)[0]) < 1e-5
+
+
+def test_reading_a_module_copies_its_weights():
+    module = nn.Conv2d(4, 6, 3)
+    conv = read_module(module)
+    before = conv.kernel.copy()
+    with torch.no_grad():
+        module.weight.zero_()
+    assert conv.kernel.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_modules_keep_the_type_of_the_weights(dtype):
+    module = nn.Conv2d(4, 6, 3).to(dtype)
+    conv = read_module(module)
+    assert conv.kernel.dtype.name == str(dtype).removeprefix("torch.")
+    (again,) = to_modules(Chain((conv,)))
+    assert again.weight.dtype == again.bias.dtype == dtype
+    assert torch.equal(again.weight, module.weight)
+    assert torch.equal(again.bias, module.bias)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_replacement_takes_the_mode_of_what_it_replaces(training):
+    root = nn.Sequential(nn.Conv2d(4, 6, 3)).train(training)
+    bones = skeleton(read_module(root[0]), FORMS["channel"], (2,))
+    replace_module(root, "0", bones, root[0])
+    assert {module.training for module in root[0].modules()} == {training}
+
+
+def test_the_outputs_of_a_model_are_flattened_in_order():
+    a, b, c = (torch.full((1,), float(n)) for n in range(3))
+    assert torch_network.flat_outputs({"z": a, "y": [b, (c,)]}) == [a, b, c]
+    assert torch_network.flat_outputs(a) == [a]
+    assert torch_network.flat_outputs(None) == []
+
+
+def test_the_inputs_of_a_model_are_what_forward_demands():
+    class Net(nn.Module):
+        def forward(self, image, mask, scale=1.0, *rest, flag=False, **options):
+            return image
+
+    assert torch_network.input_names(Net()) == ("image", "mask")
+    assert torch_network.input_names(nn.Sequential(nn.ReLU())) == ("input",)
+
+
+def build(spec, arguments=None, checkpoint=None):
+    return torch_network.build(spec, arguments or {}, checkpoint, trust_pickle=False)
+
+
+def test_a_factory_is_called_with_its_arguments(workplace):
+    model = build("toy:build", {"width": 5})
+    assert model.conv1.out_channels == 5
+    assert not model.training
+
+
+def test_a_factory_is_filled_from_a_checkpoint(workplace):
+    wanted = {name: tensor + 1 for name, tensor in build("toy:build").state_dict().items()}
+    torch.save(wanted, workplace / "weights.pt")
+    found = build("toy:build", checkpoint=workplace / "weights.pt").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("toy", r"must be written package\.module:name"),
+        ("toy:", r"must be written package\.module:name"),
+        (":build", r"must be written package\.module:name"),
+        ("no_such_module:build", "module 'no_such_module' cannot be imported: ModuleNotFound"),
+        ("toy.inner:build", r"module 'toy\.inner' cannot be imported: ModuleNotFound"),
+        ("broken:build", "module 'broken' cannot be imported: SyntaxError"),
+        ("raising:build", "module 'raising' cannot be imported: RuntimeError: not today"),
+        ("toy:missing", "toy has no callable named 'missing'"),
+        ("toy:__name__", "toy has no callable named '__name__'"),
+        ("toy:fails", "Factory 'toy:fails' failed: RuntimeError: no such backbone"),
+        ("toy:number", "Factory 'toy:number' gave a int, not an nn.Module"),
+    ],
+)
+def test_a_factory_that_gives_no_model_is_refused(spec, sentence, workplace):
+    (workplace / "broken.py").write_text("def build(:\n")
+    (workplace / "raising.py").write_text("raise RuntimeError('not today')\n")
+    with pytest.raises(ConverterError, match=sentence):
+        build(spec)
+
+
+def test_arguments_that_the_factory_does_not_take_are_refused(workplace):
+    with pytest.raises(ConverterError, match="failed: TypeError: .* 'depth'"):
+        build("toy:build", {"depth": 3})
+
+
+def test_a_checkpoint_of_another_width_is_refused(workplace):
+    torch.save(build("toy:build", {"width": 4}).state_dict(), workplace / "weights.pt")
+    with pytest.raises(ConverterError, match="does not fit the model: .* of another shape"):
+        build("toy:build", checkpoint=workplace / "weights.pt")
+
+
+def test_a_pickled_module_is_read_when_trusted(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save(nn.Sequential(nn.Conv2d(4, 6, 3)), path)
+    model = torch_network.unpickle(path, trust_pickle=True)
+    assert type(model[0]) is nn.Conv2d
+    assert not model.training
+
+
+def test_a_pickled_module_is_refused_without_trust(tmp_path):
+    torch.save(nn.Conv2d(4, 6, 3), tmp_path / "net.pt")
+    with pytest.raises(ConverterError, match="or pass --trust-pickle to unpickle"):
+        torch_network.unpickle(tmp_path / "net.pt", trust_pickle=False)
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_missing_pickle_is_refused(trust, tmp_path):
+    with pytest.raises(ConverterError, match="does not exist"):
+        torch_network.unpickle(tmp_path / "net.pt", trust_pickle=trust)
+
+
+def test_a_state_dict_is_no_pickled_module(tmp_path):
+    torch.save(nn.Conv2d(4, 6, 3).state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ConverterError, match="holds a OrderedDict, not a pickled nn.Module"):
+        torch_network.unpickle(tmp_path / "net.pt", trust_pickle=True)
