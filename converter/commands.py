@@ -31,7 +31,7 @@ def dry_run(
     """Plan a conversion, and tell what would become of each layer; nothing is written."""
     source = open_source(model, None, config, None)
     layers, plan = survey_and_plan(source, config)
-    return plan, layer_rows(layers, plan, solve(plan, layers, progress))
+    return plan, layer_rows(layers, plan, *solve(source, plan, layers, progress))
 
 
 def inspect(

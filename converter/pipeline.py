@@ -20,11 +20,12 @@ from converter.delivery.result import Result, load, read_origin, read_plan
 from converter.delivery.tune import tune
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
-from converter.kernels.form import decompose
+from converter.kernels.form import decompose, refit, relative_error
 from converter.networks import onnx_network, torch_network
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.source import Source, examples, open_source, read_data, samples
 from converter.networks.survey import Layer, survey
+from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan
 
 Progress = Callable[[str, float], None]
@@ -84,7 +85,7 @@ def convert(
     source = open_source(model, example_input, config, calib)
     progress("loading", 1.0)
     layers, plan = survey_and_plan(source, config)
-    chains = solve(plan, layers, progress)
+    chains, errors = solve(source, plan, layers, progress)
     by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
     converted = rewrite(source.network, by_output)
     problem = check(source.network, converted, layers, chains, samples(source, config.seed))
@@ -98,14 +99,14 @@ def convert(
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     elif config.finetune:
         raise ConverterError("Fine-tuning needs a torch model; name a factory, not an ONNX file.")
-    rows = layer_rows(layers, plan, chains)
+    rows = layer_rows(layers, plan, chains, errors)
     conversion = Conversion(plan, rows, converted, module, problem)
     result = prove(source, conversion, config, evaluate, command, progress)
     outcome = result.comparison.networks[1]
     if problem or config.manual or not chains or outcome.speedup.low > 1:
         return result
     plan = plan.withdrawn(f"the converted network was no faster ({outcome.verdict})")
-    unchanged = Conversion(plan, layer_rows(layers, plan, {}), source.network, source.module)
+    unchanged = Conversion(plan, layer_rows(layers, plan, {}, {}), source.network, source.module)
     return prove(source, unchanged, config, evaluate, command, progress)
 
 
@@ -159,21 +160,34 @@ def survey_and_plan(source: Source, config: ConvertConfig) -> tuple[tuple[Layer,
     return layers, make_plan(layers, config, source.shapes)
 
 
-def solve(plan: Plan, layers: Sequence[Layer], progress: Progress) -> dict[str, Chain]:
-    """Decompose every chosen layer."""
+def solve(
+    source: Source, plan: Plan, layers: Sequence[Layer], progress: Progress
+) -> tuple[dict[str, Chain], dict[str, float]]:
+    """Decompose every chosen layer, for what it sees of the sample inputs if there are any.
+
+    Returns:
+        Chains and relative errors by layer name; the errors are those of the layer's responses,
+        or without sample inputs of its weights.
+    """
     chosen = plan.chosen()
-    convs = {layer.name: layer.conv for layer in layers}
-    chains = {}
+    by_name = {layer.name: layer for layer in layers}
+    chains, errors = {}, {}
     for number, (name, (form, rank)) in enumerate(chosen.items()):
-        conv = convs[name]
-        if conv is None:
+        layer = by_name[name]
+        if layer.conv is None:
             raise ConverterError(f"Layer {name} cannot be converted.")
+        moments = None
+        if source.calib is not None:
+            fixed = source.inputs[0].shape[0]
+            moments = second_moments(source.network, layer, source.calib, fixed, plan.seed)
         try:
-            chains[name] = decompose(conv, form, rank, plan.seed)
+            chain = decompose(layer.conv, form, rank, plan.seed)
         except ConverterError as error:
             raise ConverterError(f"Layer {name}: {error}") from None
+        chains[name] = chain if moments is None else refit(layer.conv, chain, moments)
+        errors[name] = relative_error(layer.conv, chains[name], moments)
         progress("decomposing", (number + 1) / len(chosen))
-    return chains
+    return chains, errors
 
 
 def fine_tune(

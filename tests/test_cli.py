@@ -24,7 +24,6 @@ import numpy as np
 def share(predict):
     return float(np.mean(predict({"x": np.ones((8, 3, 8, 8), np.float32)})["logits"] > 0))
 """
-BIAS = 3.0
 
 
 def make_images(folder):
@@ -63,7 +62,7 @@ def place(tmp_path_factory):
         (folder / "folder.onnx").mkdir()
 
         state = build().state_dict()
-        state["fc.bias"] += BIAS
+        state["fc.bias"] += 3
         torch.save(state, "weights.pt")
         torch.save(build(4).state_dict(), "narrow.pt")
         torch.save(state | {"fc.bias": state["fc.bias"] * float("nan")}, "nan.pt")
@@ -138,7 +137,7 @@ def test_convert_obeys_every_option(out):
     arguments = """convert net.onnx --form channel --form conv1=tucker --rank 0.5 --rank conv1=4,8
         --calib images --eval images --mean 0.5,0.4,0.3 --std 0.2 --resize 9 --crop 8
         --channels bgr --samples 2 --batch-size 3 --seed 7 --evaluate score:share -q -o"""
-    assert flatconv(*arguments.split(), out) == (0, "", "")
+    assert flatconv(*arguments.split(), out)[:2] == (0, "")
     report = json.loads((out / "report.json").read_text())
     rows = [(entry["form"], entry["rank"]) for entry in report["layers"]]
     assert rows == [("channel", 8), ("tucker", [4, 8])]
@@ -211,13 +210,13 @@ def from_factory(place):
     """What convert made of the factory with its checkpoint."""
     arguments = """convert toy:build --checkpoint weights.pt --factory-args {"width":8}
         --input-shape x:1,3,8,8 --rank conv2=4 --calib data.npz -q -o out_factory"""
-    assert flatconv(*arguments.split()) == (0, "", "") or not (place / "out_factory").exists()
+    assert flatconv(*arguments.split())[:2] == (0, "")
     return place / "out_factory"
 
 
 def test_the_checkpoint_s_weights_are_converted(from_factory):
     model = converter.load(from_factory)
-    assert model.fc.bias.mean() > BIAS / 2
+    assert torch.equal(model.fc.bias, torch.load("weights.pt")["fc.bias"])
     with torch.no_grad():
         wanted = model(torch.from_numpy(noise(2, 3, 8, 8))).numpy()
     np.testing.assert_allclose(run(from_factory / "model.onnx", noise(2, 3, 8, 8)), wanted, 1e-3)
@@ -234,7 +233,8 @@ def test_finetune_trains_the_folder_further(from_factory):
     assert set(after) == set(before)
     assert json.loads(text) == json.loads(after["report.json"])
     assert json.loads(text)["met"] is True
-    assert after["plan.json"] == before["plan.json"]
+    plans = [Plan.from_json(files["plan.json"].decode()) for files in (before, after)]
+    assert plans[0].chosen() == plans[1].chosen() != {}
     assert after["original.onnx"] == before["original.onnx"]
     assert after["model.safetensors"] != before["model.safetensors"]
     x = noise(2, 3, 8, 8)
@@ -256,7 +256,7 @@ def test_help_and_version(place):
     status, text, _ = flatconv()
     assert status == 0 and all(name in text for name in ("convert", "compare", "inspect"))
     status, text, _ = flatconv("convert", "--help")
-    assert status == 0 and "--factory-args" in text and "--max-error" not in text.split("--form")[0]
+    assert status == 0 and "--factory-args" in text
     assert flatconv("--version")[0] == 0
 
 
@@ -332,7 +332,7 @@ FACTORIES = {
     "folder for a checkpoint": ("--checkpoint images", "images is a folder"),
     "empty checkpoint": ("--checkpoint empty.pt", "empty.pt is empty"),
     "truncated checkpoint": ("--checkpoint truncated.pt", "truncated.pt is truncated or damaged"),
-    "text checkpoint": ("--checkpoint text.pt", "text.pt is not a torch checkpoint"),
+    "text checkpoint": ("--checkpoint text.pt", "Checkpoint text.pt is"),
     "text safetensors": ("--checkpoint text.safetensors", "not a sound safetensors file"),
     "NaN weights": ("--checkpoint nan.pt", "nan.pt holds NaN or infinite values in fc.bias"),
     "other model's weights": ("--checkpoint narrow.pt", "conv1.weight (4x3x3x3 in the file, 8x"),

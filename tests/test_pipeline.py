@@ -468,8 +468,9 @@ def test_tuning_takes_labels_too(from_module, lesson):
     x = data.read(np.arange(data.count))["x"]
     labelled = from_arrays({"x": x, "y": np.full(len(x), 2)}, "all of one class")
     tuned = tune(student, original, labelled, epochs=8, lr=1e-2)
-    share = [float(np.mean(outputs(m, test).argmax(1) == 2)) for m in (student, tuned)]
-    assert share[1] > share[0]
+    logits = [torch.from_numpy(outputs(model, test)) for model in (student, tuned)]
+    before, after = (y.softmax(1)[:, 2].mean().item() for y in logits)
+    assert after > 1.5 * before
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -613,9 +614,10 @@ def test_a_comparison_needs_two_files_that_match(place, tmp_path):
         converter.compare("net.onnx")
     with pytest.raises(ConverterError, match="named once"):
         converter.compare("net.onnx", "net.onnx")
-    path = make_net(tmp_path / "fixed.onnx", batch=2)
+    path = make_net(tmp_path / "two.onnx")
     model = onnx.load(path)
-    model.graph.output.append(model.graph.output[0])
+    features = onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["N", 16])
+    model.graph.output.append(features)
     onnx.save(model, path)
-    with pytest.raises(ConverterError, match=r"number of their outputs|not a valid ONNX file"):
+    with pytest.raises(ConverterError, match="number of their outputs"):
         converter.compare("net.onnx", path)

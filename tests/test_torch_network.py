@@ -36,6 +36,7 @@ class Branches(nn.Module):
     """Every geometry and padding mode once, each with an output of its own."""
 
     def __init__(self):
+        """Make the branches."""
         super().__init__()
         self.branches = nn.ModuleDict(
             {
@@ -61,6 +62,7 @@ class Branches(nn.Module):
         )
 
     def forward(self, x):
+        """Run every branch on ``x``."""
         return {name: branch(x) for name, branch in self.branches.items()}
 
 
@@ -68,6 +70,7 @@ class Standardised(nn.Conv2d):
     """A convolution that changes its weight on the way."""
 
     def forward(self, x):
+        """Convolve with the weight less its mean per filter."""
         centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
         return F.conv2d(x, centred, self.bias)
 
@@ -76,6 +79,7 @@ class Odd(nn.Module):
     """One plain convolution among those that cannot be replaced."""
 
     def __init__(self):
+        """Make the layers."""
         super().__init__()
         self.plain = nn.Conv2d(4, 4, 3)
         self.shared = nn.Conv2d(4, 4, 1)
@@ -86,6 +90,7 @@ class Odd(nn.Module):
         self.line = nn.Conv1d(4, 4, 3)
 
     def forward(self, x):
+        """Call the shared layer twice, then each of the others."""
         x = self.shared(self.shared(x))
         two = (self.plain(x), F.conv2d(x, self.loose), self.normed(x), self.centred(x))
         return two, [self.upward(x), self.line(x.flatten(2))]
@@ -95,10 +100,12 @@ class Branching(nn.Module):
     """Which way it goes depends on the numbers: torch cannot export it."""
 
     def __init__(self):
+        """Make the one layer."""
         super().__init__()
         self.conv = nn.Conv2d(4, 4, 3)
 
     def forward(self, x):
+        """Convolve ``x`` or leave it."""
         return self.conv(x) if x.sum() > 0 else x
 
 
@@ -153,7 +160,7 @@ def onnx_outputs(network, x=X):
 
 
 def chains_for(layers, form, share):
-    """Chains at about ``share`` of the full rank, for the layers that ``form`` takes."""
+    """Chains of ``form`` at about ``share`` of the full rank."""
     chains = {}
     for layer in layers:
         wanted = tuple(max(round(share * r), 1) for r in full_rank(form, layer.conv))
@@ -490,13 +497,13 @@ def test_a_factory_that_gives_no_model_is_refused(spec, sentence, workplace):
 
 
 def test_arguments_that_the_factory_does_not_take_are_refused(workplace):
-    with pytest.raises(ConverterError, match="failed: TypeError: .* 'depth'"):
+    with pytest.raises(ConverterError, match=r"failed: TypeError: .* 'depth'"):
         build("toy:build", {"depth": 3})
 
 
 def test_a_checkpoint_of_another_width_is_refused(workplace):
     torch.save(build("toy:build", {"width": 4}).state_dict(), workplace / "weights.pt")
-    with pytest.raises(ConverterError, match="does not fit the model: .* of another shape"):
+    with pytest.raises(ConverterError, match=r"does not fit the model: .* of another shape"):
         build("toy:build", checkpoint=workplace / "weights.pt")
 
 
@@ -522,5 +529,5 @@ def test_a_missing_pickle_is_refused(trust, tmp_path):
 
 def test_a_state_dict_is_no_pickled_module(tmp_path):
     torch.save(nn.Conv2d(4, 6, 3).state_dict(), tmp_path / "net.pt")
-    with pytest.raises(ConverterError, match="holds a OrderedDict, not a pickled nn.Module"):
+    with pytest.raises(ConverterError, match=r"holds a OrderedDict, not a pickled nn\.Module"):
         torch_network.unpickle(tmp_path / "net.pt", trust_pickle=True)

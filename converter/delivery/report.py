@@ -8,7 +8,6 @@ from typing import Any
 
 from converter.delivery.compare import Comparison, Figures
 from converter.kernels.conv import Chain
-from converter.kernels.form import relative_error
 from converter.networks.survey import Layer
 from converter.planning.plan import Plan
 
@@ -74,7 +73,10 @@ class Report:
 
 
 def layer_rows(
-    layers: Sequence[Layer], plan: Plan, chains: Mapping[str, Chain]
+    layers: Sequence[Layer],
+    plan: Plan,
+    chains: Mapping[str, Chain],
+    errors: Mapping[str, float],
 ) -> tuple[LayerRow, ...]:
     """Tell what became of each layer."""
     rows = []
@@ -88,7 +90,7 @@ def layer_rows(
                 rank=rank[0] if rank and len(rank) == 1 else rank,
                 macs_before=layer.macs,
                 macs_after=chain.macs(layer.size) if chain else layer.macs,
-                rel_error=relative_error(layer.conv, chain) if chain and layer.conv else None,
+                rel_error=errors.get(layer.name),
                 latency_before_ms=None,
                 latency_after_ms=None,
                 reason=choice.reason,

@@ -59,8 +59,8 @@ def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
 def layer_table(layers: Sequence[LayerRow]) -> Table:
     """Draw one row a layer."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("layer", "form", "rank", "MACs before", "after", "weight error", "note"):
-        right = heading in ("rank", "MACs before", "after", "weight error")
+    for heading in ("layer", "form", "rank", "MACs before", "after", "error", "note"):
+        right = heading in ("rank", "MACs before", "after", "error")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for row in layers:
         table.add_row(*layer_cells(row))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv, assemble
 
+RIDGE = 1e-4  # of the mean power of the inputs of a chain's last step
 Rank = tuple[int, ...]
 Shape = tuple[int, ...]
 Kernels = list[tuple[np.ndarray, int]]
@@ -173,12 +174,60 @@ def _group_rank(conv: Conv, form: Form, rank: Rank) -> Rank:
     return tuple(r // unit for r in rank)
 
 
-def relative_error(conv: Conv, chain: Chain) -> float:
-    """Relative Frobenius error of the chain's dense kernel against ``conv``'s."""
+def refit(conv: Conv, chain: Chain, moments: np.ndarray) -> Chain:
+    """Solve the last step of a chain again, for what the layer really sees.
+
+    With the steps before it fixed, the dense kernel is linear in the last step, W' = C B, so that
+    the least E|(W - C B) x|^2 has the closed form C = W S B^T (B S B^T)^-1 with S = E[x x^T] (the
+    response reconstruction of arXiv 1505.06798, for every form). What the sample does not
+    determine stays as it was, so that the error never rises. A depthwise last step is solved
+    filter by filter.
+
+    Args:
+        conv: What the chain stands in for.
+        chain: Of any form.
+        moments: (groups, n, n), second moments of the input patches, n = I/groups * prod(k).
+    """
+    *head, last = chain.steps
+    filters = last.kernel.shape[1] * math.prod(last.k)  # weights of one filter of the last step
+    taps = np.eye(filters).reshape(filters, last.kernel.shape[1], *last.k)
+    probe = replace(last, kernel=np.tile(taps, (last.groups, *[1] * (taps.ndim - 1))), bias=None)
+    features = Chain((*head, probe)).dense().kernel.reshape(last.groups, filters, -1)
+    per_group = last.groups // conv.groups  # groups of the last step in one of the convolution's
+    before = last.kernel.astype(np.float64).reshape(last.groups, -1, filters)
+    rest = conv.kernel.astype(np.float64).reshape(last.groups, -1, features.shape[2])
+    rest = rest - before @ features
+    solved = []
+    for group in range(last.groups):
+        S, B = moments[group // per_group], features[group]
+        BS = B @ S
+        gram = BS @ B.T
+        ridge = RIDGE * np.trace(gram) / filters * np.eye(filters)
+        change = np.linalg.lstsq(gram + ridge, BS @ rest[group].T, rcond=None)[0].T
+        solved.append(before[group] + change)
+    kernel = np.concatenate(solved).reshape(last.kernel.shape).astype(last.kernel.dtype)
+    return Chain((*head, replace(last, kernel=kernel)))
+
+
+def relative_error(conv: Conv, chain: Chain, moments: np.ndarray | None = None) -> float:
+    """Relative error of the chain's dense kernel: Frobenius, or of the responses under ``moments``.
+
+    Args:
+        conv: What the chain stands in for.
+        chain: Of any form.
+        moments: (groups, n, n), second moments of the input patches, or None.
+    """
     kernel = conv.kernel.astype(np.float64)
-    norm = float(np.linalg.norm(kernel))
-    error = float(np.linalg.norm(chain.dense().kernel.reshape(kernel.shape) - kernel))
+    rest = chain.dense().kernel.reshape(kernel.shape) - kernel
+    error, norm = (_norm(array, conv.groups, moments) for array in (rest, kernel))
     return error / norm if norm else error
+
+
+def _norm(kernel: np.ndarray, groups: int, moments: np.ndarray | None) -> float:
+    if moments is None:
+        return float(np.linalg.norm(kernel))
+    rows = kernel.reshape(groups, kernel.shape[0] // groups, -1)  # (g, O/g, n)
+    return math.sqrt(max(float(((rows @ moments) * rows).sum()), 0.0))
 
 
 def show_rank(rank: Rank) -> str:

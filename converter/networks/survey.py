@@ -22,6 +22,7 @@ class Layer:
     Attributes:
         name: The weight's name without ``.weight``, else the node's.
         output: Name of the tensor that the node gives; it identifies the node in the graph.
+        source: Name of the tensor that the node takes.
         weight: Name of its weight.
         conv: The convolution; None where ``reason`` says that it cannot be read.
         size: Spatial size of its input for the surveyed input shape.
@@ -32,6 +33,7 @@ class Layer:
 
     name: str
     output: str
+    source: str
     weight: str
     conv: Conv | None
     size: tuple[int, ...]
@@ -68,7 +70,8 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         name = _name(node) if names[_name(node)] == 1 else str(node.name or output.name)
         in_shape, out_shape = shapes[str(source.name)], shapes[str(output.name)]
         kernel = constant(weight)
-        layer = Layer(name, str(output.name), str(weight.name), None, in_shape[2:], 0, 0)
+        ends_of = (str(output.name), str(source.name), str(weight.name))
+        layer = Layer(name, *ends_of, None, in_shape[2:], 0, 0)
         if kernel is None:
             layers.append(layer.kept("its weight is not a constant of the graph"))
             continue
@@ -98,7 +101,9 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         n for n in model.graph.all_nodes() if n.op_type == "Conv" and n.graph is not model.graph
     ]
     layers += [
-        Layer(str(n.name or n.outputs[0].name), "", "", None, (), 0, 0, "it is inside a subgraph")
+        Layer(
+            str(n.name or n.outputs[0].name), "", "", "", None, (), 0, 0, "it is inside a subgraph"
+        )
         for n in inner
     ]
     return tuple(layers)

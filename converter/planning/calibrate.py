@@ -1,0 +1,82 @@
+"""What a layer really sees: the second moments of its input patches on sample data."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.data import Data
+from converter.kernels.conv import Conv
+from converter.networks.onnx_network import observe
+from converter.networks.survey import Layer
+
+IMAGES = 256
+# Patches for each unknown of a filter: enough for a sound estimate, bounded for wide layers.
+PATCHES_PER_WEIGHT, FEWEST_PATCHES = 4, 8192
+LARGEST = 8192  # weights a filter; its matrix of second moments takes 0.5 GB
+
+
+def second_moments(
+    network: ir.Model, layer: Layer, data: Data, batch_size: int | None, seed: int
+) -> np.ndarray | None:
+    """Estimate E[x x^T] of the input patches x of a layer, each group by itself.
+
+    Args:
+        network: The original network.
+        layer: One of its convolutions.
+        data: Sample inputs; at most ``IMAGES`` of them are used.
+        batch_size: The batch size that the network insists on, or None.
+        seed: Of the choice of images and positions.
+
+    Returns:
+        (groups, n, n) with n = I/groups * prod(k), float64, in the order of the kernel's entries;
+        None where n exceeds ``LARGEST``.
+    """
+    conv = layer.conv
+    assert conv is not None
+    n = conv.kernel[0].size
+    if n > LARGEST:
+        return None
+    images = data.sample(IMAGES, seed)
+    wanted = max(PATCHES_PER_WEIGHT * n, FEWEST_PATCHES)
+    batch = batch_size or 64
+    per_batch = -(-wanted * batch // images.count)
+    rng = np.random.default_rng(seed)
+    total, count = np.zeros((conv.groups, n, n)), 0
+    for _, feeds in images.batches(batch):
+        if batch_size and len(next(iter(feeds.values()))) != batch_size:
+            break
+        seen = observe(network, [layer.source], feeds)[layer.source]
+        patches = sample_patches(seen, conv, per_batch, rng)  # (groups, P, n)
+        total += (patches.transpose(0, 2, 1) @ patches).astype(np.float64)
+        count += patches.shape[1]
+    return total / max(count, 1)
+
+
+def sample_patches(
+    inputs: np.ndarray, conv: Conv, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Cut the patches that ``conv`` sees at positions chosen at random.
+
+    Args:
+        inputs: (N, I, H, W).
+        conv: Two-dimensional, zero padding.
+        count: Positions, chosen with repetition.
+        rng: Of the choice.
+
+    Returns:
+        (groups, count, I/groups * Kh * Kw), float32.
+    """
+    images, I = inputs.shape[:2]
+    padded = np.pad(inputs, ((0, 0), (0, 0), *conv.padding)).astype(np.float32)
+    at = rng.integers(0, images, count)
+    starts = [
+        rng.integers(0, size, count) * stride
+        for size, stride in zip(conv.output_size(inputs.shape[2:]), conv.stride)
+    ]
+    offsets = [dilation * np.arange(k) for dilation, k in zip(conv.dilation, conv.k)]
+    rows = (starts[0][:, None] + offsets[0])[:, :, None]  # (P, Kh, 1)
+    columns = (starts[1][:, None] + offsets[1])[:, None]  # (P, 1, Kw)
+    patches = padded[at[:, None, None], :, rows, columns]  # (P, Kh, Kw, I)
+    by_channel = patches.transpose(0, 3, 1, 2).reshape(count, conv.groups, I // conv.groups, -1)
+    return np.ascontiguousarray(by_channel.transpose(1, 0, 2, 3)).reshape(conv.groups, count, -1)
