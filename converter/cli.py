@@ -187,8 +187,8 @@ def compare(
     from converter.delivery.tables import comparison_table
 
     for path in (html, json):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise ConverterError(f"{path} cannot be written: its folder does not exist.")
+        if path is not None and (path.is_dir() or not path.resolve().parent.is_dir()):
+            raise ConverterError(f"{path} cannot be written; name a file in an existing folder.")
     with _progress(quiet) as progress:
         comparison = run(*models, data=data, config=config, progress=progress)
     if json is not None:
@@ -203,8 +203,10 @@ def main() -> None:
     """Run the command line; errors are one sentence and status 2."""
     errors = Console(stderr=True)
     try:
-        status = app(exit_on_error=False, print_error=False, result_action="return_value")
-    except (ConverterError, CycloptsError) as error:
+        status = app(
+            sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except (ConverterError, CycloptsError, OSError) as error:
         errors.print(f"flatconv: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -215,7 +217,7 @@ def main() -> None:
 
 def _finish(met: bool, reason: str | None, folder: Path, silent: bool) -> int:
     """Say how it ended, and give the exit status."""
-    if reason:
+    if reason and not (met and silent):
         Console(stderr=True).print(reason, style="yellow", markup=False, soft_wrap=True)
     if not silent:
         Console().print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
@@ -246,7 +248,7 @@ def _progress(silent: bool) -> Iterator[Callable[[str, float], None]]:
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=silent,
+        disable=silent or not sys.stderr.isatty(),
     )
     stages: dict[str, TaskID] = {}
 

@@ -16,7 +16,7 @@ from converter.delivery.report import LayerRow, layer_rows
 from converter.delivery.result import load, read_plan
 from converter.errors import ConverterError
 from converter.networks import onnx_network, torch_network
-from converter.networks.source import examples, open_source, read_data
+from converter.networks.source import examples, free_axes, open_source, read_data
 from converter.networks.survey import Layer, survey
 from converter.pipeline import Progress, solve, survey_and_plan
 from converter.planning.plan import Plan
@@ -102,7 +102,9 @@ def export(
     if isinstance(found, nn.Module):
         shapes = read_plan(folder).input_shapes
         dtypes = {name: np.dtype(np.float32) for name in shapes}
-        network = torch_network.export(found, random_data(shapes, dtypes, 2, 0).read(np.arange(2)))
+        feeds = random_data(shapes, dtypes, 2, 0).read(np.arange(2))
+        spec = onnx_network.inputs(onnx_network.load(folder / "original.onnx"))
+        network = torch_network.export(found, feeds, free_axes(spec))
     else:
         network = ir.from_proto(found)
     problem = check_graph(network)

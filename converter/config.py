@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,14 +79,15 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, least in (("samples", 1), ("threads", 1), ("batch_size", 1), ("finetune", 0)):
+        ranges = {"samples": 1, "threads": 1, "batch_size": 1, "resize": 1, "crop": 1}
+        for name, least in (ranges | {"finetune": 0, "seed": 0}).items():
             if (value := getattr(self, name)) is not None and value < least:
                 option = name.replace("_", "-")
                 raise ConverterError(f"--{option} must be at least {least}.")
-        if not self.lr > 0:
-            raise ConverterError("--lr must be above 0.")
-        if self.finetune and not (self.train or self.calib):
-            raise ConverterError("--finetune needs inputs to train on; give --train.")
+        if self.threads > (most := max(64, os.cpu_count() or 1)):
+            raise ConverterError(f"--threads must be at most {most} here.")
+        if not 0 < self.lr < math.inf:
+            raise ConverterError("--lr must be a number above 0.")
 
     @property
     def manual(self) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +58,7 @@ def load(
     names: Sequence[str],
     images: Images,
     find: Callable[[str, str], Callable[[], object]],
+    bytes_as_they_are: Set[str] = frozenset(),
 ) -> Data:
     """Read data from what the user named.
 
@@ -68,6 +68,7 @@ def load(
         names: The network's inputs; ``x`` in a file stands for the first.
         images: How uint8 images are prepared.
         find: Imports ``module:function``.
+        bytes_as_they_are: Inputs whose uint8 arrays are not images to prepare.
 
     Raises:
         ConverterError: When there is no such data, or it lacks an input.
@@ -76,7 +77,7 @@ def load(
     if path.is_dir():
         return _from_folder(path, names[0], images)
     if path.suffix == ".npz":
-        return _from_npz(path, names, images)
+        return _from_npz(path, names, images, bytes_as_they_are)
     if ":" in source and not path.exists():
         return _from_function(source, names, find)
     if not path.exists():
@@ -140,30 +141,51 @@ def conform(
     read = data.read
 
     def cast(indices: np.ndarray) -> Arrays:
-        return {
-            name: array.astype(dtypes[name], copy=False) for name, array in read(indices).items()
-        }
+        arrays = read(indices)
+        if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays.values()):
+            raise ConverterError(f"Data {data.source} holds NaN or infinite values.")
+        return {name: array.astype(dtypes[name], copy=False) for name, array in arrays.items()}
 
     return replace(data, read=cast)
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Data:
-    """Wrap arrays (N, ...) by input name; ``y``, if there, is the labels."""
+def from_arrays(
+    arrays: Mapping[str, np.ndarray], source: str, names: Sequence[str] | None = None
+) -> Data:
+    """Wrap arrays (N, ...) by input name; ``y``, if there and no input, is the labels.
+
+    Args:
+        arrays: By input name.
+        source: Words that say what they are.
+        names: The network's inputs; whatever is there if left out.
+
+    Raises:
+        ConverterError: When an input is missing or unknown, or the arrays do not fit together.
+    """
     found = {name: np.asarray(array) for name, array in arrays.items()}
-    labels = found.pop("y", None)
-    count = len(next(iter(found.values())))
+    labels = found.pop("y", None) if "y" not in (names or ()) else None
+    names = list(found) if names is None else names
+    if not found or set(found) != set(names):
+        raise ConverterError(
+            f"{source} must have the network's inputs {', '.join(names)}, not "
+            f"{', '.join(sorted(found)) or 'none'}."
+        )
+    _check_arrays(found, source)
+    count = len(found[names[0]])
     if labels is not None:
         labels = _check_labels(labels, count, source)
     return Data(count, lambda indices: {n: a[indices] for n, a in found.items()}, labels, source)
 
 
-def _from_npz(path: Path, names: Sequence[str], images: Images) -> Data:
+def _from_npz(
+    path: Path, names: Sequence[str], images: Images, bytes_as_they_are: Set[str]
+) -> Data:
     if not path.exists():
         raise ConverterError(f"Data {path} does not exist.")
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # numpy and zipfile raise many classes on damaged files
         raise ConverterError(f"Data {path} is not a sound .npz file: {error}.") from None
     labels = stored.pop("y", None) if "y" not in names else None
     arrays = {
@@ -176,19 +198,15 @@ def _from_npz(path: Path, names: Sequence[str], images: Images) -> Data:
             f"input {lacking[0]!r} (or x for the first)."
         )
     found = {name: array for name, array in arrays.items() if array is not None}
-    counts = {len(array) if array.ndim else 0 for array in found.values()}
-    if len(counts) != 1 or 0 in counts:
-        raise ConverterError(
-            f"Data {path} must hold the same number of examples, above 0, per input."
-        )
-    count = counts.pop()
+    _check_arrays(found, path)
+    count = len(found[names[0]])
     if labels is not None:
         labels = _check_labels(labels, count, path)
 
     def read(indices: np.ndarray) -> Arrays:
         return {
             name: images.prepare(array[indices])
-            if array.dtype == np.uint8 and array.ndim == 4
+            if array.dtype == np.uint8 and array.ndim == 4 and name not in bytes_as_they_are
             else array[indices]
             for name, array in found.items()
         }
@@ -222,7 +240,11 @@ def _from_function(
     if not isinstance(produced, Iterator):
         raise ConverterError(f"Data {source} must be a generator of dictionaries of arrays.")
     chunks = []
-    for chunk in produced:
+    try:
+        yielded = list(produced)
+    except Exception as error:  # the user's generator may raise anything
+        raise ConverterError(f"Data {source} failed: {type(error).__name__}: {error}.") from None
+    for chunk in yielded:
         if not isinstance(chunk, Mapping) or any(name not in chunk for name in names):
             raise ConverterError(
                 f"Data {source} must yield dictionaries with the inputs {', '.join(names)}."
@@ -230,8 +252,20 @@ def _from_function(
         chunks.append({str(key): np.asarray(value) for key, value in chunk.items()})
     if not chunks:
         raise ConverterError(f"Data {source} yields nothing.")
-    arrays = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
-    return from_arrays({n: arrays[n] for n in (*names, "y") if n in arrays}, source)
+    try:
+        arrays = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    except (KeyError, ValueError) as error:
+        raise ConverterError(f"Data {source} yields arrays that differ: {error}.") from None
+    return from_arrays({n: arrays[n] for n in (*names, "y") if n in arrays}, source, names)
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise ConverterError(f"Array {name!r} of {source} holds {array.dtype}, not numbers.")
+    counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ConverterError(f"{source} must hold the same number of examples, above 0, per input.")
 
 
 def _check_labels(labels: np.ndarray, count: int, source: object) -> np.ndarray:

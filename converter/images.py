@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from converter.config import ConvertConfig, parse_numbers
 from converter.errors import ConverterError
@@ -34,7 +34,13 @@ class Images:
 
     @classmethod
     def of(cls, config: ConvertConfig) -> Images:
-        """Take the image options of ``config``."""
+        """Take the image options of ``config``.
+
+        Raises:
+            ConverterError: When --mean or --std are not numbers, or --std has a 0.
+        """
+        if 0 in parse_numbers(config.std, "--std"):
+            raise ConverterError("--std must not be 0.")
         return cls(
             mean=parse_numbers(config.mean, "--mean"),
             std=parse_numbers(config.std, "--std"),
@@ -65,7 +71,7 @@ class Images:
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
             raise ConverterError(f"Image {path} cannot be read: {error}.") from None
         if self.resize:
             scale = self.resize / min(image.size)

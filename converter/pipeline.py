@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,14 @@ from converter.config import ConvertConfig, parse_shapes
 from converter.delivery.check import check, check_graph, check_twin
 from converter.delivery.compare import Comparison, Evaluate, compare_models
 from converter.delivery.report import LayerRow, Report, layer_rows
-from converter.delivery.result import Result, load, read_origin, read_plan
+from converter.delivery.result import Result, load, read_origin, read_plan, read_rows
 from converter.delivery.tune import tune
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
 from converter.kernels.form import decompose, refit, relative_error
 from converter.networks import onnx_network, torch_network
 from converter.networks.onnx_rewrite import rewrite
-from converter.networks.source import Source, examples, open_source, read_data, samples
+from converter.networks.source import Source, examples, free_axes, open_source, read_data, samples
 from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan
@@ -84,6 +83,10 @@ def convert(
     progress("loading", 0.0)
     source = open_source(model, example_input, config, calib)
     progress("loading", 1.0)
+    if config.finetune and not config.train and source.calib is None:
+        raise ConverterError("--finetune needs inputs to train on; give --train.")
+    if config.finetune and source.module is None:
+        raise ConverterError("--finetune needs a torch model; name a factory, not an ONNX file.")
     layers, plan = survey_and_plan(source, config)
     chains, errors = solve(source, plan, layers, progress)
     by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
@@ -94,11 +97,9 @@ def convert(
         module = torch_network.apply(source.module, layers, chains)
         if config.finetune:
             module = fine_tune(module, source, config, progress)
-            converted = torch_network.export(module, examples(source, config.seed, 1))
-            problem = check_graph(converted)
+            converted = export_tuned(module, source, config)
+            problem = problem or check_graph(converted)
         problem = problem or check_twin(module, converted, samples(source, config.seed))
-    elif config.finetune:
-        raise ConverterError("Fine-tuning needs a torch model; name a factory, not an ONNX file.")
     rows = layer_rows(layers, plan, chains, errors)
     conversion = Conversion(plan, rows, converted, module, problem)
     result = prove(source, conversion, config, evaluate, command, progress)
@@ -144,10 +145,9 @@ def finetune(
     further = tuple(shapes | other for other in more)
     source = Source(network, student, spec, shapes, further, calib, origin)
     module = fine_tune(student, source, config, progress)
-    converted = torch_network.export(module, examples(source, config.seed, 1))
+    converted = export_tuned(module, source, config)
     problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
-    before = json.loads((folder / "report.json").read_text())
-    rows = tuple(LayerRow(**row) for row in before["layers"])
+    rows = read_rows(folder)
     conversion = Conversion(plan, rows, converted, module, problem)
     return prove(source, conversion, config, None, command, progress)
 
@@ -196,7 +196,7 @@ def fine_tune(
     """Distil from the original on ``--train``, or on the calibration inputs without it."""
     data = read_data(config.train, source.inputs, config) if config.train else source.calib
     if data is None:
-        raise ConverterError("Fine-tuning needs inputs to train on; give --train.")
+        raise ConverterError("There are no inputs to train on; give --train.")
     return tune(
         module,
         source.network,
@@ -208,6 +208,11 @@ def fine_tune(
         threads=torch.get_num_threads(),
         progress=lambda done: progress("fine-tuning", done),
     )
+
+
+def export_tuned(module: nn.Module, source: Source, config: ConvertConfig) -> ir.Model:
+    """Export a tuned model with the free axes of the original."""
+    return torch_network.export(module, examples(source, config.seed, 1), free_axes(source.inputs))
 
 
 def prove(
@@ -243,7 +248,7 @@ def prove(
         command=command,
     )
     return Result(
-        model=conversion.module or ir.to_proto(conversion.network),
+        model=ir.to_proto(conversion.network) if conversion.module is None else conversion.module,
         plan=conversion.plan,
         comparison=comparison,
         report=report,

@@ -32,6 +32,7 @@ def layer(name, *shape, low_rank=None, reason=None, groups=1, seed=0):
     return Layer(
         name=name,
         output=f"{name}.out",
+        source=f"{name}.in",
         weight=f"{name}.weight",
         conv=None if reason else conv,
         size=(8, 8),

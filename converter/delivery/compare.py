@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from importlib.metadata import version
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 
 from converter.data import Data, conform, random_data
 from converter.errors import ConverterError
@@ -130,7 +132,9 @@ def compare_models(
     specs = {name: inputs(model) for name, model in models.items()}
     reference = next(iter(specs.values()))
     for name, spec in specs.items():
-        if [len(i.shape) for i in spec] != [len(i.shape) for i in reference]:
+        if len(spec) != len(reference) or any(
+            not _alike(a.shape, b.shape) for a, b in zip(spec, reference)
+        ):
             raise ConverterError(f"{name} takes other inputs than {next(iter(specs))}.")
     if len({len(model.graph.outputs) for model in models.values()}) > 1:
         raise ConverterError("The networks differ in the number of their outputs.")
@@ -141,6 +145,8 @@ def compare_models(
     batch_size = insisted or batch_size or next(iter(shapes.values()))[0]
     noise = random_data(shapes, dtypes, max(RANDOM_EXAMPLES, batch_size), seed)
     examples = noise if data is None else conform(data, shapes, dtypes)
+    if insisted and examples.count < insisted:
+        examples = examples.take(np.arange(insisted) % examples.count)
     if insisted and examples.count % insisted:
         examples = examples.take(np.arange(examples.count - examples.count % insisted))
     feeds = examples.read(np.arange(batch_size) % examples.count)
@@ -160,7 +166,7 @@ def compare_models(
     )
     accuracies = [s.accuracy for s in scores]
     if evaluate is not None:
-        accuracies = [float(evaluate(partial(run, session))) for session in sessions]
+        accuracies = [_evaluated(evaluate, session) for session in sessions]
     single = noise.read(np.arange(insisted or 1))
     figures = [
         Figures(
@@ -192,10 +198,30 @@ def compare_models(
     )
 
 
+def _alike(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
+    """Tell whether two shapes agree where both are fixed."""
+    return len(one) == len(other) and all(
+        a == b or a is None or b is None for a, b in zip(one, other)
+    )
+
+
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     packages = ("flatconv", "onnxruntime", "onnx", "torch", "tensorly", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _evaluated(evaluate: Evaluate, session: onnxruntime.InferenceSession) -> float:
+    """Call the user's function on one network."""
+    try:
+        value = float(evaluate(partial(run, session)))
+    except ConverterError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        raise ConverterError(f"evaluate failed: {type(error).__name__}: {error}") from None
+    if not math.isfinite(value):
+        raise ConverterError(f"evaluate returned {value}; it must return a finite number.")
+    return value
 
 
 def _drop(

@@ -17,7 +17,7 @@ from torch import nn
 
 from converter.delivery.compare import Comparison
 from converter.delivery.page import report_html
-from converter.delivery.report import Report
+from converter.delivery.report import LayerRow, Report
 from converter.errors import ConverterError
 from converter.networks import onnx_network, torch_network
 from converter.planning.plan import Plan
@@ -97,14 +97,23 @@ def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
     """
     folder = Path(directory)
     origin, plan = read_origin(folder), read_plan(folder)
-    if "factory" in origin:
-        original = torch_network.build(origin["factory"], origin["factory_args"], None, False)
+    if "factory" not in origin and not (folder / "model.pt2").exists():
+        return ir.to_proto(onnx_network.load(folder / "model.onnx"))
+    try:
+        if "factory" not in origin:
+            return torch_network.load_program(folder / "model.pt2")
+        arguments = origin["factory_args"]
+        original = torch_network.build(origin["factory"], arguments, None, False)
         module = torch_network.rebuild(original, plan.chosen())
         load_model(module, folder / "model.safetensors")
         return module.eval()
-    if (folder / "model.pt2").exists():
-        return torch_network.load_program(folder / "model.pt2")
-    return ir.to_proto(onnx_network.load(folder / "model.onnx"))
+    except ConverterError:
+        raise
+    except Exception as error:  # torch and safetensors raise many classes on damaged files
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConverterError(
+            f"{folder} is damaged, or its factory has changed since: {reason}."
+        ) from None
 
 
 def writable_folder(folder: Path) -> Path:
@@ -154,5 +163,18 @@ def read_plan(folder: Path) -> Plan:
     """
     try:
         return Plan.from_json((folder / "plan.json").read_text())
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         raise ConverterError(f"{folder} is not an output folder of flatconv.") from None
+
+
+def read_rows(folder: Path) -> tuple[LayerRow, ...]:
+    """Read what became of each layer from the report of an output folder.
+
+    Raises:
+        ConverterError: When it is missing or damaged.
+    """
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        return tuple(LayerRow(**row) for row in report["layers"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConverterError(f"{folder / 'report.json'} is damaged: {error}.") from None

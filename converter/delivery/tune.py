@@ -62,6 +62,13 @@ def tune(
     except (RuntimeError, AssertionError) as error:
         raise ConverterError(f"Device {device!r} cannot be used: {error}") from None
     session = open_session(teacher, threads)
+    if data.labels is not None:
+        first = next(iter(run(session, train.read(np.arange(2))).values()))
+        if first.ndim != 2 or not 0 <= data.labels.min() <= data.labels.max() < first.shape[1]:
+            raise ConverterError(
+                f"The labels of {data.source} do not fit the network's outputs of shape "
+                f"{first.shape[1:]}; give classes from 0 on, or leave y out."
+            )
 
     def loss_of(source: Data, indices: np.ndarray) -> torch.Tensor:
         feeds = source.read(indices)
@@ -71,7 +78,7 @@ def tune(
         )
         loss = torch.stack([distance(o, t) for o, t in zip(outputs, targets)]).sum()
         if source.labels is not None:
-            labels = torch.from_numpy(source.labels[indices]).to(device)
+            labels = torch.from_numpy(source.labels[indices].astype(np.int64)).to(device)
             loss = loss + functional.cross_entropy(outputs[0], labels)
         return loss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import zipfile
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,14 @@ def read_file(path: Path, trust_pickle: bool) -> Any:
         raise ConverterError(f"Checkpoint {path} is a folder; name a file of weights.")
     if path.stat().st_size == 0:
         raise ConverterError(f"Checkpoint {path} is empty.")
+    if path.suffix != ".safetensors" and not _looks_like_torch(path):
+        raise ConverterError(f"Checkpoint {path} is not a torch checkpoint.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) and _looks_like_torch(path):
+        if "weights_only" in str(error).lower():
             raise ConverterError(
                 f"Checkpoint {path} holds pickled code, not only weights; save "
                 "model.state_dict() instead, or pass --trust-pickle if you trust its author."
@@ -133,11 +135,10 @@ def _without_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _looks_like_torch(path: Path) -> bool:
-    """Tell a zip archive or a pickle from, say, a text file."""
-    if zipfile.is_zipfile(path):
-        return True
+    """Tell a zip archive, a pickle or a tar archive (whole or not) from, say, a text file."""
     with path.open("rb") as file:
-        return file.read(1) == b"\x80"
+        start = file.read(2)
+    return start == b"PK" or start[:1] == b"\x80" or tarfile.is_tarfile(path)
 
 
 def _first_few(names: Sequence[str], count: int = 3) -> str:

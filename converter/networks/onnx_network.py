@@ -41,6 +41,7 @@ def load(path: Path) -> ir.Model:
     try:
         onnx.checker.check_model(str(path))
         model = ir.load(path)
+        ir.external_data.load_to_model(model)
     except (DecodeError, onnx.checker.ValidationError, ValueError, KeyError, TypeError) as error:
         raise ConverterError(
             f"{path} is not a valid ONNX file (empty, truncated or of another kind): "
@@ -105,7 +106,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     source = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
     try:
@@ -144,6 +145,8 @@ def observe_shapes(
     model: ir.Model, names: Sequence[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[int, ...]]:
     """Run ``model`` and return the shapes of the tensors ``names``."""
+    if not names:
+        return {}
     copy = model.clone()
     values = _values(copy)
     copy.graph.outputs.clear()

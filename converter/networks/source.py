@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ def samples(source: Source, seed: int) -> dict[str, Arrays]:
 def read_data(text: str, spec: Sequence[Input], config: ConvertConfig) -> Data:
     """Read data for the inputs ``spec``."""
     names = [item.name for item in spec]
-    data = load_data(text, names, Images.of(config), torch_network.find_callable)
+    data = load_data(text, names, Images.of(config), torch_network.find_callable, _bytes(spec))
     return _conformed(data, spec)
 
 
@@ -138,7 +139,7 @@ def _torch_model(
 ) -> tuple[nn.Module | None, dict[str, Any]]:
     """Build or read a torch model, and say how it is built again; None for an ONNX file."""
     if isinstance(model, nn.Module):
-        return model, {}
+        return copy.deepcopy(model).cpu().eval(), {}
     path = Path(model)
     if ":" in str(model) and not path.exists():
         arguments = parse_arguments(config.factory_args)
@@ -164,11 +165,13 @@ def _settle(
     given, *further = parse_shapes(config.input_shape, names)
     data = None
     if calib is not None:
-        data = from_arrays(_as_arrays(calib, names), "the given calibration inputs")
+        data = from_arrays(_as_arrays(calib, names), "the given calibration inputs", names)
     elif config.calib:
-        data = load_data(config.calib, names, Images.of(config), torch_network.find_callable)
+        find = torch_network.find_callable
+        data = load_data(config.calib, names, Images.of(config), find, _bytes(spec))
     if example_input is not None:
-        given |= {n: a.shape for n, a in _as_arrays(example_input, names).items()}
+        sample = from_arrays(_as_arrays(example_input, names), "the example input", names)
+        given |= {n: (sample.count, *a.shape[1:]) for n, a in sample.read(np.arange(1)).items()}
     known = all(item.shape for item in spec)
     if not known:
         spec = _free_spec(spec, given, data)
@@ -205,6 +208,16 @@ def _varying(
         name: {0} | {n for other in more for n, size in enumerate(other[name]) if size != shape[n]}
         for name, shape in shapes.items()
     }
+
+
+def free_axes(spec: Sequence[Input]) -> dict[str, list[int]]:
+    """List the axes of each input whose size is free."""
+    return {item.name: [n for n, size in enumerate(item.shape) if size is None] for item in spec}
+
+
+def _bytes(spec: Sequence[Input]) -> set[str]:
+    """Name the inputs that take bytes as they are."""
+    return {item.name for item in spec if item.dtype == np.uint8}
 
 
 def _conformed(data: Data, spec: Sequence[Input]) -> Data:

@@ -41,7 +41,7 @@ def find_callable(spec: str, what: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ConverterError(
             f"{what} {spec!r}: module {module_name!r} cannot be imported: {_short(error)}"
         ) from None
@@ -62,7 +62,7 @@ def build(
     function = find_callable(factory, "Factory")
     try:
         model = function(**arguments)
-    except Exception as error:  # the user's factory may raise anything
+    except (Exception, SystemExit) as error:  # the user's factory may raise anything
         raise ConverterError(f"Factory {factory!r} failed: {_short(error)}") from None
     if not isinstance(model, nn.Module):
         raise ConverterError(
@@ -247,17 +247,21 @@ def _channel_scale(own: np.ndarray, folded: np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's notes about itself off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    sink = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     line = (str(error).strip().splitlines() or [""])[0][:300]
     return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -14,6 +14,7 @@ import onnxruntime
 from scipy.stats import quantile_test
 
 from converter.data import Data
+from converter.errors import ConverterError
 from converter.networks.onnx_network import Arrays, run
 
 CONFIDENCE = 0.99
@@ -140,6 +141,8 @@ def score(
     power = np.zeros(len(sessions[0].get_outputs()))
     for indices, feeds in data.batches(batch_size):
         outputs = [list(run(s, renamed(feeds, s)).values()) for s in sessions]
+        if any([a.shape for a in arrays] != [a.shape for a in outputs[0]] for arrays in outputs):
+            raise ConverterError("The networks' outputs differ in shape; they cannot be compared.")
         power += [_square(array) for array in outputs[0]]
         for n, arrays in enumerate(outputs):
             squares[n] += [_square(a - b) for a, b in zip(_floats(arrays), _floats(outputs[0]))]

@@ -46,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """A choice for every layer; replaying it gives the same network.
+    """A choice for every layer; replaying it on the same sample inputs gives the same network.
 
     Attributes:
         choices: In graph order.
@@ -224,23 +224,16 @@ def _by_error(layer: Layer) -> Choice:
 
 
 def _read_choice(name: str, entry: Mapping[str, object]) -> Choice:
-    form, rank = entry.get("form"), entry.get("rank")
+    form, rank, reason = entry.get("form"), entry.get("rank"), entry.get("reason")
+    digest = str(entry["kernel_sha256"]) if entry.get("kernel_sha256") else None
     if form is None:
-        reason = entry.get("reason")
-        return Choice(name, reason=str(reason) if reason else "the plan keeps it")
+        why = str(reason) if reason else "the plan keeps it"
+        return Choice(name, reason=why, kernel_sha256=digest)
     if isinstance(rank, int):
         rank = [rank]
     if not (isinstance(rank, list) and rank and all(type(r) is int for r in rank)):
         raise ValueError(f"the rank of layer {name} must be a whole number or a list of them")
-    digest = entry.get("kernel_sha256")
-    reason = entry.get("reason")
-    return Choice(
-        name,
-        str(form),
-        tuple(rank),
-        str(reason) if reason else None,
-        str(digest) if digest else None,
-    )
+    return Choice(name, str(form), tuple(rank), str(reason) if reason else None, digest)
 
 
 def _by_layer(
