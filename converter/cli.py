@@ -228,7 +228,9 @@ def _show(quiet: bool, as_json: bool, text: Callable[[], str], *tables: Any) -> 
     if as_json:
         sys.stdout.write(text().rstrip() + "\n")
     elif not quiet:
-        Console().print(*tables, sep="\n")
+        # Into a file or a pipe, Rich would fold every table to 80 columns.
+        width = None if sys.stdout.isatty() else 120
+        Console(width=width).print(*tables, sep="\n")
 
 
 def _dump(document: Any) -> str:

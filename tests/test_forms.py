@@ -27,6 +27,7 @@ from converter.kernels.form import (
     full_rank,
     parse_rank,
     rank_grid,
+    refit,
     refusal,
     relative_error,
     show_rank,
@@ -446,6 +447,75 @@ def test_a_kernel_of_zeros_gives_zeros(name):
     chain = decompose(conv, FORMS[name], fit_rank((2, 2), FORMS[name], conv))
     assert not chain.dense().kernel.any()
     assert relative_error(conv, chain) == 0
+
+
+def patches_for(conv, count, seed=0):
+    """Random patches (groups, count, n) whose entries are unequal and correlated."""
+    rng = np.random.default_rng(seed)
+    n = conv.kernel[0].size
+    mixing = rng.standard_normal((conv.groups, n, n)) * 0.9 ** np.arange(n)
+    return rng.standard_normal((conv.groups, count, n)) @ mixing
+
+
+def moments_of(patches):
+    return patches.swapaxes(1, 2) @ patches / patches.shape[1]
+
+
+def responses(conv, patches):
+    """What the filters give on the patches of their group: (groups, count, O/groups)."""
+    filters = conv.kernel.reshape(conv.groups, conv.O // conv.groups, -1)
+    return patches @ filters.swapaxes(1, 2)
+
+
+@FEW
+@given(conv=convolutions_for("channel"), count=st.integers(1, 60), data=st.data())
+def test_the_error_under_moments_is_that_of_the_responses(conv, count, data):
+    chain = decompose(conv, FORMS["channel"], some_rank(data.draw, conv, FORMS["channel"]))
+    patches = patches_for(conv, count)
+    found = responses(chain.dense(), patches)
+    wanted = difference(found, responses(conv, patches))
+    assert abs(relative_error(conv, chain, moments_of(patches)) - wanted) < 1e-6
+
+
+@pytest.mark.parametrize("name", FORMS)
+@FEW
+@given(data=st.data())
+def test_refitting_never_raises_the_error_of_the_responses(name, data):
+    form, conv = FORMS[name], data.draw(convolutions_for(name))
+    patches = patches_for(conv, data.draw(st.integers(1, 80)))
+    moments = moments_of(patches)
+    chain = decompose(conv, form, some_rank(data.draw, conv, form))
+    again = refit(conv, chain, moments)
+    assert relative_error(conv, again, moments) <= relative_error(conv, chain, moments) + 1e-6
+    for before, after in zip(chain.steps[:-1], again.steps[:-1], strict=True):
+        assert after is before
+    for field in ("stride", "padding", "dilation", "groups", "bias"):
+        assert getattr(again.steps[-1], field) is getattr(chain.steps[-1], field)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_refitting_lowers_the_error_where_inputs_are_unequal(name, groups):
+    conv = make_conv((8, 8 // groups, 3, 3), groups=groups)
+    chain = decompose(conv, FORMS[name], fit_rank((4, 4), FORMS[name], conv))
+    moments = moments_of(patches_for(conv, 500))
+    before = relative_error(conv, chain, moments)
+    assert relative_error(conv, refit(conv, chain, moments), moments) < 0.95 * before
+
+
+@pytest.mark.parametrize("name", EXACT_FORMS)
+def test_refitting_leaves_an_exact_chain_exact(name):
+    conv = make_conv((6, 4, 3, 4), groups=2)
+    again = refit(conv, at_full_rank(conv, name), moments_of(patches_for(conv, 7)))
+    assert relative_error(conv, again) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["spatial", "channel"])
+def test_refitting_to_white_inputs_keeps_what_is_the_best(name):
+    conv = make_conv((8, 4, 3, 3))
+    chain = decompose(conv, FORMS[name], fit_rank((3, 3), FORMS[name], conv))
+    again = refit(conv, chain, np.eye(4 * 9)[None])
+    assert difference(again.dense().kernel, chain.dense().kernel) < 1e-5
 
 
 @pytest.mark.parametrize(("rank", "text"), [((16,), "16"), ((16, 32), "16,32")])

@@ -138,10 +138,28 @@ def test_a_truncated_file_is_refused(fraction, two_layer_file):
         onnx_network.load(two_layer_file)
 
 
-def test_a_graph_whose_weights_lie_in_a_lost_file_is_refused(tmp_path):
-    model = from_text(TWO_LAYERS, **TWO_WEIGHTS)
+def test_weights_beside_the_graph_are_read(tmp_path):
     path = tmp_path / "net.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(
+        from_text(TWO_LAYERS, **TWO_WEIGHTS),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    first, _ = survey(onnx_network.load(path), {"x": X})
+    assert first.conv.kernel.tobytes() == TWO_WEIGHTS["first"].tobytes()
+
+
+def test_a_graph_whose_weights_lie_in_a_lost_file_is_refused(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(
+        from_text(TWO_LAYERS, **TWO_WEIGHTS),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(ConverterError, match="is not a valid ONNX file"):
         onnx_network.load(path)
@@ -399,6 +417,13 @@ def test_the_network_is_counted_for_one_example():
     wanted = 6 * 4 * 9 * 9 * 8 + 6 * 5 + 5 * 7
     assert {count_macs(model, {"x": X[:batch]}) for batch in (1, 2)} == {wanted}
     assert count_params(model) == sum(array.size for array in weights.values())
+
+
+def test_a_network_without_convolutions_has_no_layers():
+    model = ir.from_proto(from_text("g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }"))
+    feeds = {"x": random(2, 4)}
+    assert survey(model, feeds) == ()
+    assert (count_macs(model, feeds), count_params(model)) == (0, 0)
 
 
 @pytest.mark.parametrize("form", EXACT_FORMS)
