@@ -43,9 +43,10 @@ def inspect(
     """List a network's convolutions."""
     progress("loading", 0.0)
     source = open_source(model, None, config, None)
-    layers = survey(source.network, examples(source, config.seed, 1))
+    feeds = examples(source, config.seed, 1)
+    layers = survey(source.network, feeds)
     progress("loading", 1.0)
-    return layers if source.module is None else torch_network.match(source.module, layers)
+    return layers if source.module is None else torch_network.match(source.module, layers, feeds)
 
 
 def compare(

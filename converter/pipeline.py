@@ -154,9 +154,10 @@ def finetune(
 
 def survey_and_plan(source: Source, config: ConvertConfig) -> tuple[tuple[Layer, ...], Plan]:
     """List the convolutions and choose what happens to each."""
-    layers = survey(source.network, examples(source, config.seed, 1))
+    feeds = examples(source, config.seed, 1)
+    layers = survey(source.network, feeds)
     if source.module is not None:
-        layers = torch_network.match(source.module, layers)
+        layers = torch_network.match(source.module, layers, feeds)
     return layers, make_plan(layers, config, source.shapes)
 
 

@@ -135,7 +135,7 @@ def network(model):
 
 @pytest.fixture(scope="module")
 def layers(model, network):
-    return torch_network.match(model, survey(network, FEEDS))
+    return torch_network.match(model, survey(network, FEEDS), FEEDS)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def odd():
 @pytest.fixture(scope="module")
 def odd_layers(odd):
     network = torch_network.export(odd, FEEDS)
-    return {layer.name: layer for layer in torch_network.match(odd, survey(network, FEEDS))}
+    return {layer.name: layer for layer in torch_network.match(odd, survey(network, FEEDS), FEEDS)}
 
 
 def torch_outputs(model, x=X):
@@ -282,7 +282,9 @@ def test_a_layer_whose_module_has_another_kernel_is_kept(model, layers):
     changed = copy.deepcopy(model)
     with torch.no_grad():
         changed.branches["plain"][0].weight[0, 0, 0, 0] += 1
-    reasons = {la.name: la.reason for la in torch_network.match(changed, layers) if la.reason}
+    reasons = {
+        la.name: la.reason for la in torch_network.match(changed, layers, FEEDS) if la.reason
+    }
     assert reasons == {
         "branches.plain.0": "its module's kernel is not the exported one up to a scale per "
         "output channel"
@@ -294,7 +296,9 @@ def test_a_layer_whose_module_has_another_shape_is_kept(model, layers):
     changed.branches["plain"][0] = nn.Conv2d(4, 6, 5)
     changed.branches["same"][0] = nn.Identity()
     del changed.branches["dead"]
-    reasons = {la.name: la.reason for la in torch_network.match(changed, layers) if la.reason}
+    reasons = {
+        la.name: la.reason for la in torch_network.match(changed, layers, FEEDS) if la.reason
+    }
     assert "another shape than the exported one" in reasons["branches.plain.0"]
     assert reasons["branches.same.0"] == "its module is a Identity, not a plain convolution"
     assert "is not a convolution module of the model" in reasons["branches.dead.0"]

@@ -53,6 +53,12 @@ class Conv:
                 f"Stride {self.stride}, padding {self.padding} and dilation {self.dilation} must "
                 f"each have {axes} entries for a kernel of shape {self.kernel.shape}."
             )
+        if any(len(pair) != 2 or min(pair) < 0 for pair in self.padding):
+            raise ConverterError(
+                f"Padding {self.padding} must be (begin, end) per axis, not below 0."
+            )
+        if self.output_padding and len(self.output_padding) != axes:
+            raise ConverterError(f"Output padding {self.output_padding} must have {axes} entries.")
         if min((*self.stride, *self.dilation)) < 1 or self.groups < 1:
             raise ConverterError("Stride, dilation and groups must be at least 1.")
         if self.padding_mode not in PADDING_MODES:
@@ -115,6 +121,10 @@ class Chain:
 
     def __post_init__(self) -> None:
         """Check that each step takes what the one before it gives."""
+        if not self.steps or any(step.transposed for step in self.steps):
+            raise ConverterError("A chain has at least one step, and none is transposed.")
+        if len({len(step.k) for step in self.steps}) > 1:
+            raise ConverterError("The steps of a chain have the same number of spatial axes.")
         for before, after in zip(self.steps, self.steps[1:]):
             if before.O != after.I:
                 raise ConverterError(f"A step gives {before.O} channels, the next takes {after.I}.")

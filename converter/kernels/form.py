@@ -12,6 +12,7 @@ import numpy as np
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv, assemble
 
+LARGEST_RANK = 1_000_000
 RIDGE = 1e-4  # of the mean power of the inputs of a chain's last step
 Rank = tuple[int, ...]
 Shape = tuple[int, ...]
@@ -50,7 +51,7 @@ def refusal(form: Form, conv: Conv) -> str | None:
     """Say why ``form`` cannot stand in for ``conv``, or None if it can."""
     if conv.transposed:
         return "transposed convolutions cannot be converted yet"
-    if conv.groups == conv.I:
+    if conv.groups == conv.I > 1:
         return "it is depthwise and has no channels to separate"
     return form.refuses(conv.k)
 
@@ -84,11 +85,13 @@ def parse_rank(text: str, form: Form, conv: Conv) -> Rank:
     for part, size in zip(parts, whole):
         try:
             value = int(part) if part.strip().lstrip("+-").isdigit() else float(part)
-        except ValueError:
+            if not abs(value) < LARGEST_RANK:
+                raise ValueError
+        except (ValueError, OverflowError):
             raise ConverterError(
                 f"Rank {text!r} is not a number; write 16 or 0.5 (tucker: 0.5,0.5)."
             ) from None
-        if not (math.isfinite(value) and value > 0):
+        if not value > 0:
             raise ConverterError(f"Rank {text!r} must be above 0.")
         rank.append(value if isinstance(value, int) else max(round(value * size), 1))
     return tuple(rank)

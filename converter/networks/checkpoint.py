@@ -51,7 +51,12 @@ def load_state(path: Path, trust_pickle: bool = False) -> dict[str, torch.Tensor
     if not state:
         raise ConverterError(f"{path} holds no tensors; give a state dict saved with torch.save.")
     state = _without_prefixes(state)
-    broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    odd = [n for n, v in state.items() if v.is_meta or v.layout != torch.strided]
+    if odd:
+        raise ConverterError(f"{path} holds tensors without plain values: {_first_few(odd)}.")
+    broken = [
+        n for n, v in state.items() if v.is_floating_point() and not v.float().isfinite().all()
+    ]
     if broken:
         raise ConverterError(
             f"{path} holds NaN or infinite values in {_first_few(broken)}; use a sound checkpoint."
@@ -88,15 +93,7 @@ def read_file(path: Path, trust_pickle: bool) -> Any:
         raise ConverterError(
             f"Checkpoint {path} is not a sound safetensors file: {error}."
         ) from None
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        ImportError,
-    ) as e:
+    except Exception as e:  # torch raises many classes on damaged files
         first = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise ConverterError(f"Checkpoint {path} is truncated or damaged: {first}") from None
 
@@ -108,6 +105,9 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -
         ConverterError: When keys are missing, unexpected or misshapen; it names the first few.
     """
     own = model.state_dict()
+    for prefix in PREFIXES:  # the model itself may be a wrapper
+        if own and all(n.startswith(prefix) for n in own):
+            state = {n if n in own else prefix + n: value for n, value in state.items()}
     missing = [n for n in own if n not in state and not n.endswith(OPTIONAL_SUFFIX)]
     unexpected = [n for n in state if n not in own and not n.endswith(OPTIONAL_SUFFIX)]
     misshapen = [
@@ -116,7 +116,7 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -
         if n in state and own[n].shape != state[n].shape
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    parts = [f"{len(names)} keys are {kind}: {_first_few(names)}" for kind, names in kinds if names]
+    parts = [f"{_keys(len(names))} {kind}: {_first_few(names)}" for kind, names in kinds if names]
     if parts:
         raise ConverterError(f"Checkpoint {path} does not fit the model: {'; '.join(parts)}.")
     model.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
@@ -144,6 +144,10 @@ def _looks_like_torch(path: Path) -> bool:
 def _first_few(names: Sequence[str], count: int = 3) -> str:
     more = len(names) - count
     return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
+
+
+def _keys(count: int) -> str:
+    return "1 key is" if count == 1 else f"{count} keys are"
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -42,7 +42,9 @@ def load(path: Path) -> ir.Model:
         onnx.checker.check_model(str(path))
         model = ir.load(path)
         ir.external_data.load_to_model(model)
-    except (DecodeError, onnx.checker.ValidationError, ValueError, KeyError, TypeError) as error:
+    except (
+        DecodeError, onnx.checker.ValidationError, ValueError, KeyError, TypeError, RuntimeError,
+    ) as error:  # fmt: skip
         raise ConverterError(
             f"{path} is not a valid ONNX file (empty, truncated or of another kind): "
             f"{_first_line(error)}"

@@ -23,11 +23,14 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
         chains: By the name of the replaced node's output: (prefix of the new names, chain).
     """
     copy = model.clone()
+    taken = {str(value.name) for node in copy.graph for value in node.outputs}
     for node in list(copy.graph):
         key = node.outputs[0].name
         if node.op_type != "Conv" or key not in chains:
             continue
         prefix, chain = chains[str(key)]
+        while any(name.startswith(f"{prefix}.") and name != f"{prefix}.weight" for name in taken):
+            prefix += "_chain"
         weights = [value for value in node.inputs[1:] if value is not None]
         source = node.inputs[0]
         assert source is not None
@@ -37,8 +40,10 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
         )
         nodes[-1].outputs[0].name = key
         for value in weights:
-            if not value.uses():
+            if not value.uses() and not value.is_graph_output():
                 copy.graph.initializers.pop(str(value.name), None)
+                if value in copy.graph.inputs:  # old files list weights as inputs, too
+                    copy.graph.inputs.remove(value)
     return copy
 
 
@@ -65,7 +70,7 @@ def _chain_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -
         kernel = step.kernel
         if interleaved > 1:
             kernel = _by_copy(kernel.swapaxes(0, 1), interleaved).swapaxes(0, 1)
-        wider = step.O // step.I if step.groups == step.I else 1
+        wider = step.O // step.I if step.groups == step.I > 1 else 1
         following = chain.steps[number + 1].groups if number + 1 < len(chain.steps) else 0
         if wider > 1 and following == 1:
             parts = np.split(_by_copy(kernel, wider), wider)

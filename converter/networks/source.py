@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +138,7 @@ def _torch_model(
 ) -> tuple[nn.Module | None, dict[str, Any]]:
     """Build or read a torch model, and say how it is built again; None for an ONNX file."""
     if isinstance(model, nn.Module):
-        return copy.deepcopy(model).cpu().eval(), {}
+        return torch_network.copied(model).cpu().eval(), {}
     path = Path(model)
     if ":" in str(model) and not path.exists():
         arguments = parse_arguments(config.factory_args)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Conv
-from converter.networks.onnx_network import constant, observe_shapes, read_conv
+from converter.networks.onnx_network import constant, inputs, observe_shapes, read_conv
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
     shapes = observe_shapes(model, list(dict.fromkeys(ends)), feeds)
     users = Counter(str(node.inputs[1].name) for node in nodes if node.inputs[1] is not None)
     names = Counter(_name(node) for node in nodes)
+    free_sizes = any(None in item.shape[1:] for item in inputs(model))
     layers = []
     for node in nodes:
         source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
@@ -81,6 +82,10 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
             )
         positions = in_shape if node.op_type == "ConvTranspose" else out_shape
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if bias is not None and not np.isfinite(bias.astype(np.float32)).all():
+            raise ConverterError(
+                f"The bias of layer {name} holds NaN or infinite values; use a sound checkpoint."
+            )
         layer = replace(
             layer,
             params=kernel.size + (0 if bias is None else bias.size),
@@ -92,6 +97,8 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
             layer = layer.kept(f"convolutions over {kernel.ndim - 2} axes cannot be converted yet")
         elif len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
             layer = layer.kept("its bias is not a constant of the graph")
+        elif free_sizes and _pads_by_size(node):
+            layer = layer.kept("its padding (auto_pad) depends on an input size that is free")
         elif users[str(weight.name)] > 1:
             layer = layer.kept(f"its weight is shared by {users[str(weight.name)]} layers")
         else:
@@ -133,6 +140,11 @@ def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
             out = shapes[str(node.outputs[0].name)]
             layers += weight.size * math.prod(out) // out[-1] // batch
     return layers
+
+
+def _pads_by_size(node: ir.Node) -> bool:
+    strided = max(node.attributes.get_ints("strides", [1])) > 1
+    return strided and node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
 
 
 def _name(node: ir.Node) -> str:

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,6 +91,18 @@ def unpickle(path: Path, trust_pickle: bool) -> nn.Module:
     return model.eval()
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model.
+
+    Raises:
+        ConverterError: When torch cannot copy it.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # modules may raise anything
+        raise ConverterError(f"The model cannot be copied: {_short(error)}") from None
+
+
 def input_names(model: nn.Module) -> tuple[str, ...]:
     """List the parameters of ``forward`` that must be given."""
     parameters = inspect.signature(model.forward).parameters.values()
@@ -114,7 +127,7 @@ def export(
     Raises:
         ConverterError: When the model cannot run on ``feeds`` or torch cannot export it.
     """
-    twin = copy.deepcopy(model).cpu().eval()
+    twin = copied(model).cpu().eval()
     # torch.export takes a batch of one for a constant.
     tensors = tuple(
         torch.from_numpy(np.concatenate([a, a]) if len(a) == 1 else a) for a in feeds.values()
@@ -146,10 +159,20 @@ def export(
     return free_batch(program.model)
 
 
-def match(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Keep the layers that are not a plain convolution module of ``model``, with the reason."""
+def match(
+    model: nn.Module, layers: Sequence[Layer], feeds: Mapping[str, np.ndarray]
+) -> tuple[Layer, ...]:
+    """Keep the layers that are not a plain convolution module of ``model``, with the reason.
+
+    Args:
+        model: In evaluation mode.
+        layers: Of its exported graph.
+        feeds: Inputs to run it on once, to see which modules are called.
+    """
+    calls = _count_calls(model, feeds)
     return tuple(
-        layer.kept(reason) if (reason := _mismatch(model, layer)) else layer for layer in layers
+        layer.kept(reason) if (reason := _mismatch(model, layer, calls)) else layer
+        for layer in layers
     )
 
 
@@ -159,7 +182,7 @@ def apply(model: nn.Module, layers: Sequence[Layer], chains: Mapping[str, Chain]
     The exporter folds BatchNorm into the convolutions, the copy keeps it: the folded kernel is
     the module's times a scale per output channel, which is taken out of the chain again.
     """
-    result = copy.deepcopy(model)
+    result = copied(model)
     for layer in layers:
         if layer.name in chains:
             assert layer.conv is not None
@@ -175,7 +198,7 @@ def apply(model: nn.Module, layers: Sequence[Layer], chains: Mapping[str, Chain]
 
 def rebuild(model: nn.Module, shapes: Mapping[str, tuple[Form, Rank]]) -> nn.Module:
     """Return a copy of ``model`` with modules replaced by chains of zeros of these shapes."""
-    result = copy.deepcopy(model)
+    result = copied(model)
     for name, (form, rank) in shapes.items():
         module = result.get_submodule(name)
         replace_module(result, name, skeleton(read_module(module), form, rank), module)
@@ -215,7 +238,27 @@ def load_program(path: Path) -> nn.Module:
         return torch.export.load(path).module()
 
 
-def _mismatch(model: nn.Module, layer: Layer) -> str | None:
+def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Run ``model`` and count the calls of each convolution module."""
+    calls: dict[str, int] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if type(module) in CONVOLUTIONS.values():
+
+            def count(*_: object, name: str = name) -> None:
+                calls[name] = calls.get(name, 0) + 1
+
+            hooks.append(module.register_forward_hook(count))
+    try:
+        with torch.no_grad():
+            model(*(torch.from_numpy(array) for array in feeds.values()))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _mismatch(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> str | None:
     """Say why a layer of the exported graph is not a convolution module, or None."""
     if layer.conv is None:
         return layer.reason
@@ -227,6 +270,8 @@ def _mismatch(model: nn.Module, layer: Layer) -> str | None:
         )
     if type(module) not in CONVOLUTIONS.values():
         return f"its module is a {type(module).__name__}, not a plain convolution"
+    if calls.get(layer.weight.removesuffix(".weight")) != 1:
+        return "its module is not called exactly once"
     own = read_module(module).kernel
     if own.shape != layer.conv.kernel.shape:
         return "its module's kernel has another shape than the exported one"
@@ -263,5 +308,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _short(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [""])[0][:300]
+    while error.__cause__ is not None:  # the exporter wraps what went wrong in advice
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    line = (text.splitlines() or [""])[0][:300]
     return f"{type(error).__name__}: {line}" if line else type(error).__name__

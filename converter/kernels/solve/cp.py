@@ -26,6 +26,8 @@ def cp(tensor: np.ndarray, R: int, seed: int) -> list[np.ndarray]:
     Returns:
         d factors (n_j, R), each term's norm spread evenly over its factors.
     """
+    if not tensor.any():
+        return [np.zeros((n, R)) for n in tensor.shape]
     if exact_rank(tensor.shape) <= R:
         factors = _exact(tensor, R)
     else:
@@ -33,7 +35,7 @@ def cp(tensor: np.ndarray, R: int, seed: int) -> list[np.ndarray]:
             # parafac warns where R exceeds a mode, which it handles.
             warnings.simplefilter("ignore")
             _, found = parafac(
-                torch.from_numpy(tensor),
+                torch.from_numpy(tensor + _dither(tensor, seed)),
                 R,
                 n_iter_max=ITERATIONS,
                 tol=1e-7,
@@ -88,6 +90,12 @@ def balanced(factors: list[np.ndarray]) -> list[np.ndarray]:
     mean = np.prod(norms, axis=0) ** (1 / len(factors))
     scale = np.divide(mean, norms, out=np.zeros_like(norms), where=norms > 0)
     return [factor * s for factor, s in zip(factors, scale)]
+
+
+def _dither(tensor: np.ndarray, seed: int) -> np.ndarray:
+    """Noise 1e-7 of the tensor: ``parafac`` stops at the singular systems of deficient ones."""
+    noise = np.random.default_rng(seed).standard_normal(tensor.shape)
+    return 1e-7 * np.linalg.norm(tensor) / np.linalg.norm(noise) * noise
 
 
 def _exact(tensor: np.ndarray, R: int) -> list[np.ndarray]:
