@@ -314,7 +314,7 @@ def test_all_that_does_not_fit_is_said_at_once(tmp_path):
     state |= {"3.bias": torch.tensor(1.0), "4.bias": torch.ones(2)}
     message = unfit(make_model(1), state, tmp_path / "weights.pt")
     assert message == (
-        "1 keys are missing: 0.bias; 1 keys are unexpected: 4.bias; 1 keys are of another shape: "
+        "1 key is missing: 0.bias; 1 key is unexpected: 4.bias; 1 key is of another shape: "
         "3.bias (scalar in the file, 2 in the model)."
     )
 

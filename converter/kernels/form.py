@@ -85,14 +85,12 @@ def parse_rank(text: str, form: Form, conv: Conv) -> Rank:
     for part, size in zip(parts, whole):
         try:
             value = int(part) if part.strip().lstrip("+-").isdigit() else float(part)
-            if not abs(value) < LARGEST_RANK:
-                raise ValueError
         except (ValueError, OverflowError):
             raise ConverterError(
                 f"Rank {text!r} is not a number; write 16 or 0.5 (tucker: 0.5,0.5)."
             ) from None
-        if not value > 0:
-            raise ConverterError(f"Rank {text!r} must be above 0.")
+        if not 0 < value < LARGEST_RANK:
+            raise ConverterError(f"Rank {text[:20]!r} must be above 0 and below {LARGEST_RANK}.")
         rank.append(value if isinstance(value, int) else max(round(value * size), 1))
     return tuple(rank)
 

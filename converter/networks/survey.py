@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Conv
-from converter.networks.onnx_network import constant, inputs, observe_shapes, read_conv
+from converter.networks.onnx_network import constant, observe_shapes, read_conv
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
     shapes = observe_shapes(model, list(dict.fromkeys(ends)), feeds)
     users = Counter(str(node.inputs[1].name) for node in nodes if node.inputs[1] is not None)
     names = Counter(_name(node) for node in nodes)
-    free_sizes = any(None in item.shape[1:] for item in inputs(model))
+    free_sizes = any(
+        not isinstance(size, int)
+        for value in model.graph.inputs
+        for size in list(value.shape or ())[1:]
+    )
     layers = []
     for node in nodes:
         source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]

@@ -241,20 +241,16 @@ def load_program(path: Path) -> nn.Module:
 def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Run ``model`` and count the calls of each convolution module."""
     calls: dict[str, int] = {}
-    hooks = []
-    for name, module in model.named_modules():
+    twin = copied(model).eval()
+    for name, module in twin.named_modules():
         if type(module) in CONVOLUTIONS.values():
 
             def count(*_: object, name: str = name) -> None:
                 calls[name] = calls.get(name, 0) + 1
 
-            hooks.append(module.register_forward_hook(count))
-    try:
-        with torch.no_grad():
-            model(*(torch.from_numpy(array) for array in feeds.values()))
-    finally:
-        for hook in hooks:
-            hook.remove()
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        twin(*(torch.from_numpy(array) for array in feeds.values()))
     return calls
 
 
