@@ -46,7 +46,7 @@ def figures(name: str, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sample_rows(data: Path, runs: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def sample_rows(data: Path, runs: Path, tune: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Convert the sample network in each way that the README tells of."""
     chosen: dict[str, dict[str, Any]] = {
         DEMO: {
@@ -62,7 +62,7 @@ def sample_rows(data: Path, runs: Path) -> tuple[list[dict[str, Any]], dict[str,
         "lvh": {"form": ("lvh",)},
     }
     tuned = {"finetune": 3, "train": str(data / "train.npz")}
-    for name in ("flattened, ranks 32/64/128", "lvh"):
+    for name in ("flattened, ranks 32/64/128", "lvh") if tune else ():
         chosen[f"{name}, 3 epochs of fine-tuning"] = chosen[name] | tuned
     rows: list[dict[str, Any]] = []
     report: dict[str, Any] = {}
@@ -121,8 +121,9 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
     parser.add_argument("--resnet20", type=Path, help="resnet20-12fca82f.th, for its row")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench_numbers")
+    parser.add_argument("--tuned", action="store_true", help="also rows with fine-tuning (hours)")
     options = parser.parse_args()
-    rows, seen = sample_rows(options.data, options.runs)
+    rows, seen = sample_rows(options.data, options.runs, options.tuned)
     if options.resnet20:
         rows.append(exactness_row(options.resnet20, options.data, options.runs))
     write("numbers", seen, rows)
