@@ -170,6 +170,7 @@ def from_arrays(
             f"{source} must have the network's inputs {', '.join(names)}, not "
             f"{', '.join(sorted(found)) or 'none'}."
         )
+    found = {name: found[name] for name in names}
     _check_arrays(found, source)
     count = len(found[names[0]])
     if labels is not None:

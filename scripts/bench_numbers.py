@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
     parser.add_argument("--resnet20", type=Path, help="resnet20-12fca82f.th, for its row")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench_numbers")
-    parser.add_argument("--tuned", action="store_true", help="also rows with fine-tuning (hours)")
+    parser.add_argument("--tuned", action="store_true", help="also rows with fine-tuning (long)")
     options = parser.parse_args()
     rows, seen = sample_rows(options.data, options.runs, options.tuned)
     if options.resnet20:

@@ -37,7 +37,7 @@ RANDOM_EXAMPLES = 64
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one network; the last five are beside the first network.
+    """What was measured of one network; the last four are beside the first network.
 
     Attributes:
         name: File or role.

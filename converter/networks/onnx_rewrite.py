@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,7 +30,7 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
         if node.op_type != "Conv" or key not in chains:
             continue
         prefix, chain = chains[str(key)]
-        while any(name.startswith(f"{prefix}.") and name != f"{prefix}.weight" for name in taken):
+        while any(re.match(rf"{re.escape(prefix)}\.\d", name) for name in taken):
             prefix += "_chain"
         weights = [value for value in node.inputs[1:] if value is not None]
         source = node.inputs[0]

@@ -179,7 +179,7 @@ def _settle(
     if known:
         more = tuple(example_shapes(spec, other, None) for other in more)
     if data is not None:
-        data = (_conformed(data, spec) if known else data).sample(config.samples, config.seed)
+        data = _conformed(data, spec).sample(config.samples, config.seed)
     return shapes, more, data
 
 
