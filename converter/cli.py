@@ -105,7 +105,7 @@ def finetune(
         json: Print the report as JSON.
         quiet: Print nothing but errors.
     """
-    from converter.delivery.result import writable_folder
+    from converter.delivery.result import read_origin, writable_folder
     from converter.delivery.tables import comparison_table
     from converter.pipeline import finetune as run
 
@@ -113,6 +113,7 @@ def finetune(
         raise ConverterError("--epochs must be at least 1.")
     changes = {"eval": eval, "lr": lr, "device": device, "seed": seed}
     given = {name: value for name, value in changes.items() if value is not None}
+    read_origin(directory)
     writable_folder(directory)
     with _progress(quiet or json) as progress:
         result = run(
