@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from torch import nn
 
 from converter.kernels.conv import Chain
 from converter.networks.onnx_network import Arrays, observe, open_session, run
-from converter.networks.onnx_rewrite import replace_kernels
+from converter.networks.onnx_rewrite import replace_weights
 from converter.networks.survey import Layer
 from converter.networks.torch_network import flat_outputs
 
@@ -43,15 +44,19 @@ def check(
     if problem:
         return problem
     replaced = [layer for layer in layers if layer.name in chains]
-    kernels = {
-        layer.output: chains[layer.name]
-        .dense()
-        .kernel.reshape(layer.conv.kernel.shape)
-        .astype(layer.conv.kernel.dtype)
+    dense = {
+        layer.output: replace(
+            layer.conv,
+            kernel=chains[layer.name]
+            .dense()
+            .kernel.reshape(layer.conv.kernel.shape)
+            .astype(layer.conv.kernel.dtype),
+            bias=chains[layer.name].steps[-1].bias,
+        )
         for layer in replaced
         if layer.conv is not None
     }
-    twin = replace_kernels(original, kernels)
+    twin = replace_weights(original, dense)
     outputs = [str(value.name) for value in original.graph.outputs]
     places = {layer.output: f"layer {layer.name}" for layer in replaced}
     names = [*places, *(name for name in outputs if name not in places)]

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv, assemble
+from converter.kernels.metric import Metric
 
 LARGEST_RANK = 1_000_000
 RIDGE = 1e-4  # of the mean power of the inputs of a chain's last step
 Rank = tuple[int, ...]
 Shape = tuple[int, ...]
 Kernels = list[tuple[np.ndarray, int]]
-Solve = Callable[[np.ndarray, Rank, int], Kernels]
 ErrorAt = Callable[[Rank], float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a kernel is solved under.
+
+    Attributes:
+        metric: What is close; None for the Frobenius norm.
+        seed: Of the random part of a start.
+        start: Kernels of the same form at a rank not above the one wanted, to start from.
+        device: torch device of the iterative solvers.
+    """
+
+    metric: Metric | None = None
+    seed: int = 0
+    start: Kernels | None = None
+    device: str = "cpu"
+
+
+Solve = Callable[[np.ndarray, Rank, Setting], Kernels]
 
 
 @dataclass(frozen=True)
@@ -27,7 +47,7 @@ class Form:
 
     Attributes:
         name: As the user writes it.
-        solve: (kernel (O, I, *k), rank, seed) -> kernels of the steps with their groups.
+        solve: (kernel (O, I, *k), rank, setting) -> kernels of the steps with their groups.
         shapes: ((O, I, *k), rank) -> shapes of those kernels with their groups.
         max_rank: (O, I, *k) -> the rank at which the form is exact.
         default: The rank used when the user names the form only, as text for ``parse_rank``.
@@ -139,24 +159,81 @@ def estimate_errors(conv: Conv, form: Form) -> ErrorAt | None:
     return error_at
 
 
-def decompose(conv: Conv, form: Form, rank: Rank, seed: int = 0) -> Chain:
+def decompose(
+    conv: Conv,
+    form: Form,
+    rank: Rank,
+    seed: int = 0,
+    metrics: Sequence[Metric] | None = None,
+    start: Chain | None = None,
+    device: str = "cpu",
+) -> Chain:
     """Write ``conv`` as a chain of ``form`` at ``rank``, each group by itself.
 
-    Computed in float64; the chain's kernels have the type of ``conv``'s.
+    Solved in float64 or float32, the last step in float64; the chain's kernels have the type of
+    ``conv``'s.
+
+    Args:
+        conv: What the chain stands in for.
+        form: Of the chain.
+        rank: Over all groups.
+        seed: Of the solvers.
+        metrics: One for each group; the Frobenius norm if left out.
+        start: A chain of the same form at a rank not above ``rank``; what comes is not worse.
+        device: torch device of the iterative solvers.
 
     Raises:
         ConverterError: When the form cannot stand in for ``conv``, or the rank does not fit.
     """
     per_group = _group_rank(conv, form, rank)
     parts = np.split(conv.kernel.astype(np.float64), conv.groups)
-    solved = [form.solve(part, per_group, seed) for part in parts]
-    return assemble(
+    starts = [None] * conv.groups if start is None else _group_kernels(conv, start)
+    solved = [
+        form.solve(part, per_group, Setting(metric, seed, begin, device))
+        for part, metric, begin in zip(parts, metrics or [None] * conv.groups, starts)
+    ]
+    chain = assemble(
         conv,
         [
             (np.concatenate([kernel for kernel, _ in step]), step[0][1] * conv.groups)
             for step in zip(*solved)
         ],
     )
+    return chain if metrics is None else refit(conv, chain, metrics)
+
+
+def path(
+    conv: Conv,
+    form: Form,
+    ranks: Sequence[Rank],
+    seed: int = 0,
+    metrics: Sequence[Metric] | None = None,
+    device: str = "cpu",
+) -> dict[Rank, Chain]:
+    """Solve many ranks of one convolution, each from the one below; errors never rise with rank.
+
+    Args:
+        conv: What the chains stand in for.
+        form: Of the chains.
+        ranks: In any order.
+        seed: Of the solvers.
+        metrics: One for each group; the Frobenius norm if left out.
+        device: torch device of the iterative solvers.
+    """
+    chains: dict[Rank, Chain] = {}
+    start = None
+    for rank in sorted(set(ranks), key=lambda r: (sum(r), r)):
+        chains[rank] = start = decompose(conv, form, rank, seed, metrics, start, device)
+    return chains
+
+
+def _group_kernels(conv: Conv, chain: Chain) -> list[Kernels]:
+    """Split a chain that ``decompose`` gave into the kernels of each group."""
+    steps = [
+        [(part, step.groups // conv.groups) for part in np.split(step.kernel, conv.groups)]
+        for step in chain.steps
+    ]
+    return [list(kernels) for kernels in zip(*steps)]
 
 
 def _group_rank(conv: Conv, form: Form, rank: Rank) -> Rank:
@@ -175,7 +252,7 @@ def _group_rank(conv: Conv, form: Form, rank: Rank) -> Rank:
     return tuple(r // unit for r in rank)
 
 
-def refit(conv: Conv, chain: Chain, moments: np.ndarray) -> Chain:
+def refit(conv: Conv, chain: Chain, metrics: Sequence[Metric]) -> Chain:
     """Solve the last step of a chain again, for what the layer really sees.
 
     With the steps before it fixed, the dense kernel is linear in the last step, W' = C B, so that
@@ -187,7 +264,7 @@ def refit(conv: Conv, chain: Chain, moments: np.ndarray) -> Chain:
     Args:
         conv: What the chain stands in for.
         chain: Of any form.
-        moments: (groups, n, n), second moments of the input patches, n = I/groups * prod(k).
+        metrics: One for each group.
     """
     *head, last = chain.steps
     filters = last.kernel.shape[1] * math.prod(last.k)  # weights of one filter of the last step
@@ -200,8 +277,8 @@ def refit(conv: Conv, chain: Chain, moments: np.ndarray) -> Chain:
     rest = rest - before @ features
     solved = []
     for group in range(last.groups):
-        S, B = moments[group // per_group], features[group]
-        BS = B @ S
+        metric, B = metrics[group // per_group], features[group]
+        BS = metric.times(B)
         gram = BS @ B.T
         ridge = RIDGE * np.trace(gram) / filters * np.eye(filters)
         change = np.linalg.lstsq(gram + ridge, BS @ rest[group].T, rcond=None)[0].T
@@ -210,25 +287,25 @@ def refit(conv: Conv, chain: Chain, moments: np.ndarray) -> Chain:
     return Chain((*head, replace(last, kernel=kernel)))
 
 
-def relative_error(conv: Conv, chain: Chain, moments: np.ndarray | None = None) -> float:
-    """Relative error of the chain's dense kernel: Frobenius, or of the responses under ``moments``.
+def relative_error(conv: Conv, chain: Chain, metrics: Sequence[Metric] | None = None) -> float:
+    """Relative error of the chain's dense kernel: Frobenius, or of the responses under metrics.
 
     Args:
         conv: What the chain stands in for.
         chain: Of any form.
-        moments: (groups, n, n), second moments of the input patches, or None.
+        metrics: One for each group, or None.
     """
     kernel = conv.kernel.astype(np.float64)
     rest = chain.dense().kernel.reshape(kernel.shape) - kernel
-    error, norm = (_norm(array, conv.groups, moments) for array in (rest, kernel))
+    error, norm = (_norm(array, conv.groups, metrics) for array in (rest, kernel))
     return error / norm if norm else error
 
 
-def _norm(kernel: np.ndarray, groups: int, moments: np.ndarray | None) -> float:
-    if moments is None:
+def _norm(kernel: np.ndarray, groups: int, metrics: Sequence[Metric] | None) -> float:
+    if metrics is None:
         return float(np.linalg.norm(kernel))
-    rows = kernel.reshape(groups, kernel.shape[0] // groups, -1)  # (g, O/g, n)
-    return math.sqrt(max(float(((rows @ moments) * rows).sum()), 0.0))
+    parts = np.split(kernel, groups)
+    return math.sqrt(sum(metric.square(part) for metric, part in zip(metrics, parts)))
 
 
 def show_rank(rank: Rank) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 
 from converter.errors import ConverterError
-from converter.kernels.form import ErrorAt, Form, Kernels, Rank, Shape
+from converter.kernels.form import ErrorAt, Form, Kernels, Rank, Setting, Shape
+from converter.kernels.metric import Metric
 from converter.kernels.solve.cp import cp, exact_rank, rank_one
 from converter.kernels.solve.svd import tail_errors, truncated_svd
 from converter.kernels.solve.tucker import tucker2
@@ -51,32 +52,32 @@ def _covered(k: tuple[int, ...]) -> list[int]:
     return [axis for axis, size in enumerate(k) if size > 1]
 
 
-def _lvh(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
+def _lvh(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     """Give each filter its best rank-1 chain: lateral, vertical, horizontal (arXiv 1412.5474)."""
     O, _, *k = kernel.shape
     axes = _covered(tuple(k))
-    lateral, *spatial = rank_one(kernel.reshape(_squeezed(kernel.shape)))
+    roots = _roots(kernel, setting.metric)
+    factors = rank_one(_mapped(kernel.reshape(_squeezed(kernel.shape)), roots))
+    lateral, *spatial = (np.linalg.solve(root.T, f.T).T for root, f in zip(roots, factors))
     steps: Kernels = [(_pointwise(lateral, len(k)), 1)]
     steps += [(_along(f.T, axis, len(k)), O) for f, axis in zip(spatial, axes)]
     return steps
 
 
-def _flattened(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
+def _flattened(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     """CP over all modes: R rank-1 filters shared by all outputs (arXiv 1412.6553)."""
     k = kernel.shape[2:]
-    axes = _covered(k)
-    out, lateral, *spatial = cp(
-        kernel.reshape(_squeezed(kernel.shape)), rank[0], seed
-    )  # (O, R), (I, R), (K, R) ...
+    tensor = kernel.reshape(_squeezed(kernel.shape))
+    out, lateral, *spatial = _cp(tensor, rank[0], setting)  # (O, R), (I, R), (K, R) ...
     steps: Kernels = [(_pointwise(lateral.T, len(k)), 1)]
-    steps += [(_along(f, axis, len(k)), rank[0]) for f, axis in zip(spatial, axes)]
+    steps += [(_along(f, axis, len(k)), rank[0]) for f, axis in zip(spatial, _covered(k))]
     return [*steps, (_pointwise(out, len(k)), 1)]
 
 
-def _separable(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
+def _separable(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     """CP over outputs, inputs and the whole kernel window."""
     O, I, *k = kernel.shape
-    out, lateral, window = cp(kernel.reshape(O, I, -1), rank[0], seed)
+    out, lateral, window = _cp(kernel.reshape(O, I, -1), rank[0], setting)
     return [
         (_pointwise(lateral.T, len(k)), 1),
         (window.T.reshape(-1, 1, *k), rank[0]),
@@ -84,11 +85,35 @@ def _separable(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
     ]
 
 
-def _decoupled(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
+def _cp(tensor: np.ndarray, R: int, setting: Setting) -> list[np.ndarray]:
+    start = None
+    if setting.start is not None:  # the kernels of all steps but the last, which has a closed form
+        lateral, *windows = (kernel for kernel, _ in setting.start[:-1])
+        start = [lateral.reshape(len(lateral), -1).T]
+        start += [window.reshape(len(window), -1).T for window in windows]
+        start = [factor.astype(np.float64) for factor in start]
+    return cp(tensor, R, setting.seed, setting.metric, start, setting.device)
+
+
+def _roots(kernel: np.ndarray, metric: Metric | None) -> list[np.ndarray]:
+    """Square roots of a metric's Kronecker form, for the channels and each axis covered."""
+    sizes = _squeezed(kernel.shape)[1:]
+    return [np.eye(n) for n in sizes] if metric is None else metric.roots(sizes[1:])
+
+
+def _mapped(tensor: np.ndarray, roots: list[np.ndarray]) -> np.ndarray:
+    """Multiply mode 1, 2, ... of a tensor with the transposed roots."""
+    for mode, root in enumerate(roots, start=1):
+        tensor = np.moveaxis(np.tensordot(tensor, root, (mode, 0)), -1, mode)
+    return tensor
+
+
+def _decoupled(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     """Give each input channel m windows, then mix them: an SVD (O x K) per input channel."""
     O, I, *k = kernel.shape
     per_input = kernel.reshape(O, I, -1).transpose(1, 0, 2)  # (I, O, K)
-    out, window = truncated_svd(per_input, rank[0])  # (I, O, m), (I, m, K)
+    moments = None if setting.metric is None else setting.metric.windows()
+    out, window = truncated_svd(per_input, rank[0], right=moments)  # (I, O, m), (I, m, K)
     mix = out.transpose(1, 0, 2).reshape(O, -1)  # (O, I m)
     return [(window.reshape(-1, 1, *k), I), (_pointwise(mix, len(k)), 1)]
 
@@ -98,20 +123,25 @@ def _spatial_matrix(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(1, 2, 0, 3).reshape(I * Kh, O * Kw)
 
 
-def _spatial(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
+def _spatial(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     """Split into a vertical and a horizontal convolution by SVD (arXiv 1405.3866, scheme 2)."""
     O, I, Kh, Kw = kernel.shape
-    left, right = truncated_svd(_spatial_matrix(kernel), rank[0])  # (I Kh, R), (R, O Kw)
-    vertical = left.T.reshape(-1, I, Kh, 1)
-    horizontal = right.reshape(-1, O, Kw).transpose(1, 0, 2)[:, :, None]  # (O, R, 1, Kw)
-    return [(vertical, 1), (horizontal, 1)]
+    left = right = None
+    if setting.metric is not None:
+        channels, vertical, horizontal = (r @ r.T for r in setting.metric.roots((Kh, Kw)))
+        left, right = np.kron(channels, vertical), np.kron(np.eye(O), horizontal)
+    a, b = truncated_svd(_spatial_matrix(kernel), rank[0], left, right)  # (I Kh, R), (R, O Kw)
+    return [
+        (a.T.reshape(-1, I, Kh, 1), 1),
+        (b.reshape(-1, O, Kw).transpose(1, 0, 2)[:, :, None], 1),  # (O, R, 1, Kw)
+    ]
 
 
-def _tucker(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
+def _tucker(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     """Tucker-2: R1 input channels, a core convolution, R2 output channels (arXiv 1511.06530)."""
     O, I, *k = kernel.shape
     R1, R2 = rank
-    out, core, inner = tucker2(kernel.reshape(O, I, -1), (R2, R1), seed)
+    out, core, inner = tucker2(kernel.reshape(O, I, -1), (R2, R1), setting.metric)
     return [
         (_pointwise(inner.T, len(k)), 1),
         (core.reshape(R2, R1, *k), 1),
@@ -119,10 +149,11 @@ def _tucker(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
     ]
 
 
-def _channel(kernel: np.ndarray, rank: Rank, seed: int) -> Kernels:
-    """Filter to R channels, then mix: an SVD of (O x I K) (arXiv 1505.06798)."""
+def _channel(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
+    """Filter to R channels, then mix: an SVD of (O x I K), exact under any metric (1505.06798)."""
     O, I, *k = kernel.shape
-    out, filters = truncated_svd(kernel.reshape(O, -1), rank[0])
+    moments = None if setting.metric is None else setting.metric.dense()
+    out, filters = truncated_svd(kernel.reshape(O, -1), rank[0], right=moments)
     return [(filters.reshape(-1, I, *k), 1), (_pointwise(out, len(k)), 1)]
 
 

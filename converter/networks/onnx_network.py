@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import onnx_ir as ir
 import onnxruntime
 from google.protobuf.message import DecodeError
 
+from converter.data import Data
 from converter.errors import ConverterError
 from converter.kernels.conv import Conv
 
 Arrays = dict[str, np.ndarray]
+LARGEST_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,42 @@ def observe(model: ir.Model, names: Iterable[str], feeds: Mapping[str, np.ndarra
     copy.graph.outputs.extend(values[n] for n in dict.fromkeys(names) if n not in present)
     outputs = run(open_session(copy), feeds)
     return {name: outputs[name] for name in names}
+
+
+def observe_batches(
+    model: ir.Model,
+    names: Sequence[str],
+    data: Data,
+    batch_size: int | None,
+    memory: float,
+    threads: int,
+) -> Iterator[tuple[float, Arrays]]:
+    """Run ``model`` over ``data`` once and give inner tensors, batch by batch.
+
+    Args:
+        model: The network.
+        names: Tensors wanted.
+        data: Its inputs.
+        batch_size: The batch size that the network insists on, or None.
+        memory: Bytes that the tensors of one batch may take.
+        threads: Of onnxruntime.
+
+    Yields:
+        The share of the data that is done, and the tensors by name; where the network insists
+        on a batch size, an incomplete last batch is left out.
+    """
+    copy = model.clone()
+    values = _values(copy)
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(values[name] for name in names)
+    session = open_session(copy, threads)
+    first = run(session, data.read(np.arange(batch_size or 1) % data.count))
+    each = sum(array.nbytes for array in first.values()) / (batch_size or 1)
+    size = batch_size or int(min(max(memory / max(each, 1), 1), LARGEST_BATCH))
+    for indices, feeds in data.batches(size):
+        if batch_size and len(indices) != batch_size:
+            break
+        yield (int(indices[-1]) + 1) / data.count, run(session, feeds)
 
 
 def observe_shapes(

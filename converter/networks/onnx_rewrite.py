@@ -48,13 +48,23 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
     return copy
 
 
-def replace_kernels(model: ir.Model, kernels: Mapping[str, np.ndarray]) -> ir.Model:
-    """Return a copy with other kernels (of the same shapes) in Conv nodes, by output name."""
+def replace_weights(model: ir.Model, convs: Mapping[str, Conv]) -> ir.Model:
+    """Return a copy with other kernels (of the same shapes) and biases in Conv nodes.
+
+    Args:
+        model: Left as it is.
+        convs: By the name of the node's output.
+    """
     copy = model.clone()
     for node in copy.graph:
         key = str(node.outputs[0].name)
-        if node.op_type == "Conv" and key in kernels:
-            node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", kernels[key]))
+        if key not in convs:
+            continue
+        node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", convs[key].kernel))
+        bias = convs[key].bias
+        if bias is not None:
+            node.resize_inputs(3)
+            node.replace_input_with(2, _initializer(copy.graph, f"{key}.bias", bias))
     return copy
 
 

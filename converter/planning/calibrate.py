@@ -2,81 +2,185 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
 from converter.data import Data
 from converter.kernels.conv import Conv
-from converter.networks.onnx_network import observe
+from converter.kernels.metric import FLOOR, Metric
+from converter.networks.onnx_network import observe_batches
 from converter.networks.survey import Layer
 
 IMAGES = 256
-# Patches for each unknown of a filter: enough for a sound estimate, bounded for wide layers.
-PATCHES_PER_WEIGHT, FEWEST_PATCHES = 4, 8192
-LARGEST = 8192  # weights a filter; its matrix of second moments takes 0.5 GB
+# Patches: as many as this much arithmetic buys (multiplications), within bounds, so that a narrow
+# layer is known well and a wide one in seconds.
+WORK, FEWEST_PER_WEIGHT, MOST_PATCHES = 2.5e11, 4, 65536
+# Copies of a full matrix of second moments (float64) that are alive while a layer is solved.
+COPIES = 4
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where a convolution was looked at.
+
+    Attributes:
+        images: (P,) indices into the batch.
+        outputs: (P,) positions of the output, one array for each axis.
+    """
+
+    images: np.ndarray
+    outputs: tuple[np.ndarray, ...]
+
+    def read(self, values: np.ndarray) -> np.ndarray:
+        """Read a tensor (N, C, *output size) at the positions: (P, C)."""
+        return np.asarray(values[(self.images, slice(None), *self.outputs)])
+
+
+def choose_positions(
+    conv: Conv, shape: Sequence[int], count: int, rng: np.random.Generator
+) -> Positions:
+    """Choose ``count`` output positions at random, with repetition, for inputs of ``shape``."""
+    images = rng.integers(0, shape[0], count)
+    sizes = conv.output_size(shape[2:])
+    return Positions(images, tuple(rng.integers(0, size, count) for size in sizes))
+
+
+def cut_patches(inputs: np.ndarray, conv: Conv, at: Positions) -> np.ndarray:
+    """Cut the patches that ``conv`` sees.
+
+    Args:
+        inputs: (N, I, *size).
+        conv: Zero padding.
+        at: Positions of its output.
+
+    Returns:
+        (groups, P, I/groups * prod(k)), float32, in the order of the kernel's entries.
+    """
+    padded = np.pad(inputs, ((0, 0), (0, 0), *conv.padding)).astype(np.float32, copy=False)
+    axes, count = len(conv.k), len(at.images)
+    where = []
+    for axis, starts in enumerate(at.outputs):
+        taps = starts[:, None] * conv.stride[axis] + conv.dilation[axis] * np.arange(conv.k[axis])
+        where.append(taps.reshape(-1, *(taps.shape[1] if a == axis else 1 for a in range(axes))))
+    patches = padded[(at.images.reshape(-1, *[1] * axes), slice(None), *where)]  # (P, *k, I)
+    by_channel = np.moveaxis(patches, -1, 1).reshape(count, conv.groups, conv.I // conv.groups, -1)
+    return np.ascontiguousarray(by_channel.transpose(1, 0, 2, 3)).reshape(conv.groups, count, -1)
+
+
+def enough_patches(n: int, memory: float) -> int:
+    """Say how many patches of ``n`` entries to look at, within a quarter of ``memory`` bytes."""
+    wanted = min(max(WORK / n**2, FEWEST_PER_WEIGHT * n), MOST_PATCHES)
+    return max(int(min(wanted, memory / (4 * 4 * n))), 1)
+
+
+def fits(n: int, memory: float) -> bool:
+    """Say whether the full second moments of ``n`` entries can be worked with."""
+    return COPIES * 8 * n**2 <= memory
+
+
+def metric_of(patches: np.ndarray, I: int, full: bool, floor: float) -> Metric:
+    """Make the metric of patches (P, I K), in full or as a Kronecker product."""
+    sums = _sums(patches, I, full)
+    return _metric([total / len(patches) for total in sums], I, floor)
 
 
 def second_moments(
-    network: ir.Model, layer: Layer, data: Data, batch_size: int | None, seed: int
-) -> np.ndarray | None:
-    """Estimate E[x x^T] of the input patches x of a layer, each group by itself.
+    network: ir.Model,
+    layers: Sequence[Layer],
+    data: Data,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    memory: float = 2.0**31,
+    threads: int = 1,
+    progress: Callable[[float], None] = lambda done: None,
+) -> dict[str, tuple[Metric, ...]]:
+    """Estimate what every layer sees, in one pass over the data.
 
     Args:
         network: The original network.
-        layer: One of its convolutions.
+        layers: Its convolutions to look at.
         data: Sample inputs; at most ``IMAGES`` of them are used.
         batch_size: The batch size that the network insists on, or None.
         seed: Of the choice of images and positions.
+        memory: Bytes that the moments of all layers may take; the largest get their Kronecker
+            form where that would be more.
+        threads: Of onnxruntime.
+        progress: Called with the share done.
 
     Returns:
-        (groups, n, n) with n = I/groups * prod(k), float64, in the order of the kernel's entries;
-        None where n exceeds ``LARGEST``.
+        By layer name, a metric for each group.
     """
-    conv = layer.conv
-    assert conv is not None
-    n = conv.kernel[0].size
-    if n > LARGEST:
-        return None
     images = data.sample(IMAGES, seed)
-    wanted = max(PATCHES_PER_WEIGHT * n, FEWEST_PATCHES)
-    batch = batch_size or 64
-    per_batch = -(-wanted * batch // images.count)
+    convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
+    full = _those_that_fit(convs, memory)
+    sums: dict[str, list[list[np.ndarray]]] = {}
+    counts: dict[str, int] = {}
     rng = np.random.default_rng(seed)
-    total, count = np.zeros((conv.groups, n, n)), 0
-    for _, feeds in images.batches(batch):
-        if batch_size and len(next(iter(feeds.values()))) != batch_size:
-            break
-        seen = observe(network, [layer.source], feeds)[layer.source]
-        patches = sample_patches(seen, conv, per_batch, rng)  # (groups, P, n)
-        total += (patches.transpose(0, 2, 1) @ patches).astype(np.float64)
-        count += patches.shape[1]
-    return total / max(count, 1)
+    sources = list(dict.fromkeys(layer.source for layer in layers))
+    for done, seen in observe_batches(network, sources, images, batch_size, memory / 4, threads):
+        for layer in layers:
+            conv, inputs = convs[layer.name], seen[layer.source]
+            wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
+            at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
+            found = [
+                _sums(part, conv.I // conv.groups, layer.name in full)
+                for part in cut_patches(inputs, conv, at)
+            ]
+            before = sums.get(layer.name)
+            sums[layer.name] = (
+                [[a + b for a, b in zip(old, new)] for old, new in zip(before, found)]
+                if before
+                else found
+            )
+            counts[layer.name] = counts.get(layer.name, 0) + len(at.images)
+        progress(done)
+    return {
+        name: tuple(
+            _metric([total / counts[name] for total in group], conv.I // conv.groups)
+            for group in sums.pop(name)
+        )
+        for name, conv in convs.items()
+    }
 
 
-def sample_patches(
-    inputs: np.ndarray, conv: Conv, count: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Cut the patches that ``conv`` sees at positions chosen at random.
+def patch_size(conv: Conv) -> int:
+    """Entries n = I/groups * prod(k) of one input patch of one group."""
+    return conv.I // conv.groups * math.prod(conv.k)
 
-    Args:
-        inputs: (N, I, H, W).
-        conv: Two-dimensional, zero padding.
-        count: Positions, chosen with repetition.
-        rng: Of the choice.
 
-    Returns:
-        (groups, count, I/groups * Kh * Kw), float32.
-    """
-    images, I = inputs.shape[:2]
-    padded = np.pad(inputs, ((0, 0), (0, 0), *conv.padding)).astype(np.float32)
-    at = rng.integers(0, images, count)
-    starts = [
-        rng.integers(0, size, count) * stride
-        for size, stride in zip(conv.output_size(inputs.shape[2:]), conv.stride)
-    ]
-    offsets = [dilation * np.arange(k) for dilation, k in zip(conv.dilation, conv.k)]
-    rows = (starts[0][:, None] + offsets[0])[:, :, None]  # (P, Kh, 1)
-    columns = (starts[1][:, None] + offsets[1])[:, None]  # (P, 1, Kw)
-    patches = padded[at[:, None, None], :, rows, columns]  # (P, Kh, Kw, I)
-    by_channel = patches.transpose(0, 3, 1, 2).reshape(count, conv.groups, I // conv.groups, -1)
-    return np.ascontiguousarray(by_channel.transpose(1, 0, 2, 3)).reshape(conv.groups, count, -1)
+def _those_that_fit(convs: Mapping[str, Conv], memory: float) -> set[str]:
+    """Choose the layers whose full moments fit into memory together, the smallest first."""
+    chosen, left = set(), memory
+    for name, conv in sorted(convs.items(), key=lambda item: patch_size(item[1])):
+        left -= 8 * conv.groups * patch_size(conv) ** 2
+        if left >= 0 and fits(patch_size(conv), memory):
+            chosen.add(name)
+    return chosen
+
+
+def _sums(patches: np.ndarray, I: int, full: bool) -> list[np.ndarray]:
+    """Sum x x^T over patches (P, I K): (n, n), or of channels (I, I) and window (K, K)."""
+    if full:
+        return [_squares(patches)]
+    blocks = patches.reshape(len(patches), I, -1)
+    channels = _squares(blocks.transpose(0, 2, 1).reshape(-1, I))
+    return [channels, _squares(blocks.reshape(len(patches) * I, -1))]
+
+
+def _squares(rows: np.ndarray) -> np.ndarray:
+    """X^T X; products in float32, sums in float64."""
+    total = np.zeros((rows.shape[1],) * 2)
+    for part in np.array_split(rows, max(len(rows) // 8192, 1)):
+        total += part.T @ part
+    return total
+
+
+def _metric(found: Sequence[np.ndarray], I: int, floor: float = FLOOR) -> Metric:
+    if len(found) == 1:
+        return Metric.of(found[0], I, floor)
+    return Metric.kronecker(found[0], found[1], floor)

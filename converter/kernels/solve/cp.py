@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
-import tensorly as tl
 import torch
-from tensorly.decomposition import parafac
 
-ITERATIONS = 100
+from converter.kernels.metric import Metric
+from converter.kernels.solve.varpro import (
+    Factors, Fit, Plain, Weighted, balanced, minimise,
+)  # fmt: skip
+
+STEPS, CG_STEPS = 40, 10
+# A step under a full metric multiplies with it; so many operations a decomposition, at most.
+WORK = 1.5e12
+FEWEST_STEPS = 3
+DOUBLE = 400_000  # entries of a tensor up to which double precision costs nothing
 
 
-def cp(tensor: np.ndarray, R: int, seed: int) -> list[np.ndarray]:
-    """Decompose by alternating least squares (tensorly's ``parafac``, torch backend).
+def cp(
+    tensor: np.ndarray,
+    R: int,
+    seed: int,
+    metric: Metric | None = None,
+    start: list[np.ndarray] | None = None,
+    device: str = "cpu",
+) -> list[np.ndarray]:
+    """Decompose a tensor, close in the Frobenius norm or under a metric.
 
-    At R >= size / largest mode the decomposition is written down exactly instead.
+    CP commutes with a linear map of each mode, so under a metric the modes are whitened with its
+    Kronecker form, decomposed, improved under the full metric in the same coordinates, and mapped
+    back. At R >= size / largest mode the decomposition is written down exactly instead.
 
     Args:
-        tensor: (n_1, ..., n_d), float64.
+        tensor: (O, n_2, ..., n_d), float64; mode 2 is the channels, the others the window.
         R: Number of rank-1 terms.
-        seed: Of the random part of the start (used where R exceeds a mode's size).
+        seed: Of the random part of the start.
+        metric: Of the modes 2 to d, or None.
+        start: Factors (n_2, r), ..., (n_d, r) to start from, r <= R; the error of what comes is
+            not above theirs.
+        device: torch device to compute on.
 
     Returns:
         d factors (n_j, R), each term's norm spread evenly over its factors.
@@ -29,21 +48,66 @@ def cp(tensor: np.ndarray, R: int, seed: int) -> list[np.ndarray]:
     if not tensor.any():
         return [np.zeros((n, R)) for n in tensor.shape]
     if exact_rank(tensor.shape) <= R:
-        factors = _exact(tensor, R)
+        return [f.numpy() for f in balanced([torch.from_numpy(f) for f in _exact(tensor, R)])]
+    dtype = torch.float64 if tensor.size <= DOUBLE else torch.float32
+    sizes = tensor.shape[1:]
+    roots = [np.eye(n) for n in sizes] if metric is None else metric.roots(sizes[1:])
+    white = tensor
+    for mode, root in enumerate(roots, start=1):
+        white = np.moveaxis(np.tensordot(white, root, (mode, 0)), -1, mode)
+    target = torch.from_numpy(np.ascontiguousarray(white)).reshape(len(tensor), -1)
+    target = target.to(device, dtype)
+    rng = np.random.default_rng(seed)
+    if start is None:
+        first = _guess(white, R, rng)
     else:
-        with tl.backend_context("pytorch"), warnings.catch_warnings():
-            # parafac warns where R exceeds a mode, which it handles.
-            warnings.simplefilter("ignore")
-            _, found = parafac(
-                torch.from_numpy(tensor + _dither(tensor, seed)),
-                R,
-                n_iter_max=ITERATIONS,
-                tol=1e-7,
-                init="svd",
-                random_state=seed,
-            )
-        factors = [factor.numpy() for factor in found]
-    return balanced(factors)
+        first = [
+            np.hstack([mapped, _noise(rng, mapped, R - mapped.shape[1])])
+            for mapped in (root.T @ f for root, f in zip(roots, start))
+        ]
+    factors = [torch.from_numpy(f).to(device, dtype) for f in first]
+    full = None if metric is None else metric.full
+    if start is None or full is None:
+        fit = minimise(Plain(target), factors, STEPS, CG_STEPS)
+        factors = fit.factors
+    if full is not None:
+        fit = _polish(target, full, roots, factors)
+    found = [
+        np.linalg.solve(root.T, f.double().cpu().numpy()) for root, f in zip(roots, fit.factors)
+    ]
+    outer = fit.outer.double().cpu()
+    return [f.numpy() for f in balanced([outer, *(torch.from_numpy(f) for f in found)])]
+
+
+def _polish(
+    target: torch.Tensor, full: np.ndarray, roots: list[np.ndarray], factors: Factors
+) -> Fit:
+    """Improve factors under a full metric, in the coordinates that ``roots`` whiten."""
+    n, R = len(full), factors[0].shape[1]
+    white = full.reshape(*(len(root) for root in roots), n)
+    for _ in range(2):  # L^-1 S L^-T: the rows, then the columns
+        for mode, root in enumerate(roots):
+            white = np.moveaxis(np.tensordot(np.linalg.inv(root), white, (1, mode)), 0, mode)
+        white = white.reshape(n, n).T.reshape(white.shape)
+    white = white.reshape(n, n)
+    metric = torch.from_numpy((white + white.T) / 2).to(target.device, target.dtype)
+    product = 2.0 * n * R * (n + 3 * R)
+    steps = int(min(STEPS, max(WORK / product / CG_STEPS, FEWEST_STEPS)))
+    return minimise(Weighted.of(target, metric), factors, steps, CG_STEPS)
+
+
+def _guess(tensor: np.ndarray, R: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Start from the leading directions of the channels, the rest at random."""
+    channels = np.moveaxis(tensor, 1, 0).reshape(tensor.shape[1], -1)
+    power, vectors = np.linalg.eigh(channels @ channels.T)
+    leading = (vectors * np.maximum(power, 0) ** 0.25)[:, ::-1][:, :R]
+    first = np.hstack([leading, _noise(rng, leading, R - leading.shape[1])])
+    return [first, *(rng.standard_normal((n, R)) for n in tensor.shape[2:])]
+
+
+def _noise(rng: np.random.Generator, like: np.ndarray, count: int) -> np.ndarray:
+    """Random columns (n, count) of the mean power of ``like`` (n, r)."""
+    return rng.standard_normal((len(like), count)) * math.sqrt(float(np.mean(like**2)))
 
 
 def exact_rank(shape: tuple[int, ...]) -> int:
@@ -81,21 +145,8 @@ def rank_one(tensors: np.ndarray, iterations: int = 100) -> list[np.ndarray]:
             norm = np.linalg.norm(found, axis=1, keepdims=True)
             factors[mode] = found / np.maximum(norm, np.finfo(np.float64).tiny)
     factors[-1] = factors[-1] * norm
-    return [factor.T for factor in balanced([factor.T for factor in factors])]
-
-
-def balanced(factors: list[np.ndarray]) -> list[np.ndarray]:
-    """Rescale the factors (n_j, R) of each term to equal norms; their product stays."""
-    norms = np.stack([np.linalg.norm(factor, axis=0) for factor in factors])  # (d, R)
-    mean = np.prod(norms, axis=0) ** (1 / len(factors))
-    scale = np.divide(mean, norms, out=np.zeros_like(norms), where=norms > 0)
-    return [factor * s for factor, s in zip(factors, scale)]
-
-
-def _dither(tensor: np.ndarray, seed: int) -> np.ndarray:
-    """Noise 1e-7 of the tensor: ``parafac`` stops at the singular systems of deficient ones."""
-    noise = np.random.default_rng(seed).standard_normal(tensor.shape)
-    return 1e-7 * np.linalg.norm(tensor) / np.linalg.norm(noise) * noise
+    columns = [torch.from_numpy(np.ascontiguousarray(factor.T)) for factor in factors]
+    return [factor.T.numpy() for factor in balanced(columns)]
 
 
 def _exact(tensor: np.ndarray, R: int) -> list[np.ndarray]:

@@ -5,19 +5,38 @@ from __future__ import annotations
 import numpy as np
 
 
-def truncated_svd(matrices: np.ndarray, R: int) -> tuple[np.ndarray, np.ndarray]:
+def truncated_svd(
+    matrices: np.ndarray,
+    R: int,
+    left: np.ndarray | None = None,
+    right: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Factor each matrix of a stack at rank R, the square root of the values on both sides.
 
     Args:
         matrices: (..., m, n), float64.
         R: At most min(m, n).
+        left: (..., m, m), positive definite, or None.
+        right: (..., n, n), positive definite, or None.
 
     Returns:
-        left (..., m, R) and right (..., R, n) with left @ right the best approximation.
+        a (..., m, R) and b (..., R, n) with a @ b the best approximation of the matrix M: the
+        least tr(left D right D^T) of D = M - a @ b, where a metric left out is the identity.
     """
+    if left is not None:
+        left = np.linalg.cholesky(left)
+        matrices = left.swapaxes(-1, -2) @ matrices
+    if right is not None:
+        right = np.linalg.cholesky(right)
+        matrices = matrices @ right
     u, s, vt = np.linalg.svd(matrices, full_matrices=False)
     root = np.sqrt(s[..., :R])
-    return u[..., :R] * root[..., None, :], root[..., :, None] * vt[..., :R, :]
+    a, b = u[..., :R] * root[..., None, :], root[..., :, None] * vt[..., :R, :]
+    if left is not None:
+        a = np.linalg.solve(left.swapaxes(-1, -2), a)
+    if right is not None:
+        b = np.linalg.solve(right.swapaxes(-1, -2), b.swapaxes(-1, -2)).swapaxes(-1, -2)
+    return a, b
 
 
 def tail_errors(matrix: np.ndarray) -> np.ndarray:

@@ -1,0 +1,279 @@
+"""Correction between layers: each solved again on what the converted part before it produces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from scipy.linalg import cho_factor, cho_solve
+
+from converter.data import Data
+from converter.kernels.conv import Chain, Conv
+from converter.kernels.form import Form, Rank, refit
+from converter.kernels.metric import Metric
+from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_shapes
+from converter.networks.segments import Walk, advance, cut
+from converter.networks.survey import Layer
+from converter.planning.calibrate import (
+    choose_positions, cut_patches, enough_patches, fits, metric_of, patch_size,
+)  # fmt: skip
+
+# Of the mean power of the inputs: how strongly the best kernel is held to the trained one.
+HOLD = 1e-3
+# Rounds in which the targets of outputs that a ReLU cuts off follow the predictions.
+RELU_ROUNDS, RELU_REFITS = 2, 4
+
+Solve = Callable[[Conv, Form, Rank, Sequence[Metric], "Chain | None"], Chain]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What happens to the output of a layer.
+
+    Attributes:
+        added: Name of the tensor that it alone is added to, or None.
+        rectified: Whether a ReLU comes next (after that addition).
+    """
+
+    added: str | None
+    rectified: bool
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A layer at positions chosen at random, in the original and in the converted network.
+
+    Attributes:
+        patches: (groups, P, n), what the converted part gives it.
+        target: (P, O), what it should give: the original's output, or its sum with the shortcut
+            less the converted shortcut.
+        shortcut: (P, O), the converted shortcut, or zeros.
+        rectified: Whether a ReLU follows the sum of both.
+    """
+
+    patches: np.ndarray
+    target: np.ndarray
+    shortcut: np.ndarray
+    rectified: bool
+
+    def one_sided(self, response: np.ndarray) -> np.ndarray:
+        """The target, but where the original is cut off, a response that is cut off, too."""
+        if not self.rectified:
+            return self.target
+        cut_off = np.minimum(response + self.shortcut, 0) - self.shortcut
+        return np.where(self.target + self.shortcut > 0, self.target, cut_off)
+
+    def error(self, response: np.ndarray) -> float:
+        """Relative error of a response, after the ReLU where there is one."""
+        wanted, got = self.target + self.shortcut, response + self.shortcut
+        if self.rectified:
+            wanted, got = np.maximum(wanted, 0), np.maximum(got, 0)
+        return float(np.linalg.norm(got - wanted) / (np.linalg.norm(wanted) or 1.0))
+
+
+def correct(
+    network: ir.Model,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[Form, Rank]],
+    data: Data,
+    solve: Solve,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    memory: float = 2.0**31,
+    threads: int = 1,
+    progress: Callable[[float], None] = lambda done: None,
+) -> tuple[dict[str, Chain], dict[str, float]]:
+    """Decompose the chosen layers in graph order, each for what the converted part gives it.
+
+    For inputs x of the converted network and outputs y of the original, the best kernel without
+    a restriction is W* = E[y x^T] (E[x x^T] + l I)^-1, held to the trained one by l; its chain is
+    solved under the metric E[x x^T]. The last convolution before an addition makes up for the
+    error of the other branch. Where a ReLU follows, outputs that the original has below zero
+    count only as far as they come out above (a one-sided form of arXiv 1505.06798, section 3.2).
+    Least squares throughout; no labels, no gradient descent.
+
+    Args:
+        network: The original network.
+        layers: Its convolutions, in graph order.
+        chosen: Form and rank by layer name.
+        data: Sample inputs.
+        solve: Solves one layer, from a chain to start from if one is given.
+        seed: Of images and positions.
+        batch_size: The batch size that the network insists on, or None.
+        memory: Bytes that activations and moments may take, roughly; with little, fewer images
+            are used.
+        threads: Of onnxruntime.
+        progress: Called with the share done.
+
+    Returns:
+        Chains and relative errors of the responses, by layer name.
+    """
+    todo = [layer for layer in layers if layer.name in chosen]
+    around = {layer.output: surroundings(network, layer.output) for layer in todo}
+    walk = cut(network, [layer.output for layer in todo])
+    original = converted = _batches(network, walk, data, batch_size, memory / 2, seed)
+    chains: dict[str, Chain] = {}
+    errors: dict[str, float] = {}
+    replaced: dict[str, tuple[str, Chain]] = {}
+    rng = np.random.default_rng(seed)
+    for number, layer in enumerate(todo):
+        original = advance(walk, number, original, threads)
+        if replaced:
+            converted = advance(walk, number, converted, threads, replaced)
+        else:
+            converted = original
+        seen = _look(layer, around[layer.output], original, converted, memory / 2, rng)
+        chain, error = _solve(layer, *chosen[layer.name], seen, memory / 2, solve)
+        chains[layer.name], errors[layer.name] = chain, error
+        replaced = {layer.output: (layer.name, chain)}
+        progress((number + 1) / len(todo))
+    return chains, errors
+
+
+def surroundings(network: ir.Model, output: str) -> Surroundings:
+    """Look at what happens to the output of a layer."""
+    value = next(v for node in network.graph for v in node.outputs if v.name == output)
+    added = None
+    following = _only_user(value)
+    if following is not None and following.op_type == "Add":
+        others = [v for v in following.inputs if v is not None and v is not value]
+        if len(others) == 1 and others[0].producer() is not None:
+            added = str(others[0].name)
+            following = _only_user(following.outputs[0], relus=True)
+    elif following is None:
+        following = _only_user(value, relus=True)
+    return Surroundings(added, following is not None and following.op_type == "Relu")
+
+
+def _only_user(value: ir.Value, relus: bool = False) -> ir.Node | None:
+    """Give the node that alone uses a value; with ``relus`` one of several that are all Relu."""
+    users = [use.node for use in value.uses()]
+    if value.is_graph_output() or not users:
+        return None
+    if len(users) == 1 or (relus and all(user.op_type == "Relu" for user in users)):
+        return users[0]
+    return None
+
+
+def _batches(
+    network: ir.Model, walk: Walk, data: Data, batch_size: int | None, memory: float, seed: int
+) -> list[Arrays]:
+    """Read as many sample inputs as leave room for what is alive at the widest cut, four times."""
+    feeds = data.read(np.arange(batch_size or 1) % data.count)
+    shapes = observe_shapes(network, walk.values, feeds)
+    widest = max(
+        sum(4 * math.prod(shapes[name]) for name in segment.outputs if name in shapes)
+        for segment in walk.segments
+    )
+    count = max(int(memory / (4 * max(widest, 1))), 1) * (batch_size or 1)
+    images = data.sample(count, seed)
+    size = batch_size or LARGEST_BATCH
+    return [f for indices, f in images.batches(size) if len(indices) == size or not batch_size]
+
+
+def _look(
+    layer: Layer,
+    around: Surroundings,
+    original: Sequence[Arrays],
+    converted: Sequence[Arrays],
+    memory: float,
+    rng: np.random.Generator,
+) -> _Seen:
+    """Look at a layer at random positions of every batch."""
+    conv = layer.conv
+    assert conv is not None
+    examples = sum(len(arrays[layer.source]) for arrays in original)
+    wanted = enough_patches(patch_size(conv), memory) / examples
+    weights = np.split(conv.kernel.astype(np.float32), conv.groups)
+    patches, targets, shortcuts = [], [], []
+    for before, now in zip(original, converted):
+        inputs = before[layer.source]
+        at = choose_positions(conv, inputs.shape, math.ceil(wanted * len(inputs)), rng)
+        wished = cut_patches(inputs, conv, at)
+        given = wished if now is before else cut_patches(now[layer.source], conv, at)
+        target = np.concatenate(
+            [part @ w.reshape(len(w), -1).T for part, w in zip(wished, weights)], axis=1
+        )  # (P, O)
+        if conv.bias is not None:
+            target = target + conv.bias.astype(np.float32)
+        shortcut = np.zeros_like(target)
+        if around.added in before and before[around.added].ndim == inputs.ndim:
+            shortcut = at.read(now[around.added]).astype(np.float32)
+            target = target + at.read(before[around.added]) - shortcut
+        patches.append(given)
+        targets.append(target)
+        shortcuts.append(shortcut)
+    return _Seen(
+        np.concatenate(patches, axis=1),
+        np.concatenate(targets),
+        np.concatenate(shortcuts),
+        around.rectified,
+    )
+
+
+def _solve(
+    layer: Layer, form: Form, rank: Rank, seen: _Seen, memory: float, solve: Solve
+) -> tuple[Chain, float]:
+    """Solve one layer for what it gets and what it should give."""
+    conv = layer.conv
+    assert conv is not None
+    means = seen.patches.mean(1, dtype=np.float64)  # (groups, n)
+    patches = seen.patches - means[:, None].astype(np.float32)
+    full = fits(patch_size(conv), memory)
+    metrics = [metric_of(part, conv.I // conv.groups, full, HOLD) for part in patches]
+    target = seen.target
+    pulls = [_pull(conv, metric, group) for group, metric in enumerate(metrics) if full]
+    roots = [cho_factor(metric.full) for metric in metrics if full]
+
+    def wanted(target: np.ndarray) -> Conv:
+        rows = np.split((target - target.mean(0)).T, conv.groups)  # (O/groups, P)
+        kernels = [
+            cho_solve(root, (row @ part / len(target) + pull).T).T
+            for row, part, pull, root in zip(rows, patches, pulls, roots)
+        ]
+        return replace(conv, kernel=np.concatenate(kernels).reshape(conv.kernel.shape), bias=None)
+
+    best = wanted(target) if full else replace(conv, bias=None)
+    chain = solve(best, form, rank, metrics, None)
+    response = _response(conv, chain, patches)
+    for number in range(RELU_ROUNDS * RELU_REFITS if seen.rectified and full else 0):
+        target = seen.one_sided(response + target.mean(0))
+        best = wanted(target)
+        if number % RELU_REFITS == RELU_REFITS - 1:
+            chain = solve(best, form, rank, metrics, chain)
+        else:
+            chain = refit(best, chain, metrics)
+        response = _response(conv, chain, patches)
+    if not full:
+        scale = _scale(response, target - target.mean(0))
+        chain, response = chain.scaled(scale), response * scale.astype(np.float32)
+    response += target.mean(0)
+    kernel = chain.dense().kernel.reshape(conv.groups, -1, patch_size(conv))
+    shift = np.einsum("gon,gn->go", kernel, means).reshape(-1)
+    bias = (target.mean(0, dtype=np.float64) - shift).astype(conv.kernel.dtype)
+    return chain.with_bias(bias), seen.error(response)
+
+
+def _pull(conv: Conv, metric: Metric, group: int) -> np.ndarray:
+    """l W (O/groups, n) of a group: what holds its best kernel to the trained one."""
+    assert metric.full is not None
+    hold = np.trace(metric.full) / len(metric.full) * HOLD / (1 + HOLD)
+    weight = np.split(conv.kernel.astype(np.float64), conv.groups)[group]
+    return hold * weight.reshape(len(weight), -1)
+
+
+def _response(conv: Conv, chain: Chain, patches: np.ndarray) -> np.ndarray:
+    """What a chain gives on patches (groups, P, n), its bias left out: (P, O)."""
+    kernel = chain.dense().kernel.reshape(conv.groups, -1, patches.shape[2]).astype(np.float32)
+    return np.concatenate([part @ w.T for part, w in zip(patches, kernel)], axis=1)
+
+
+def _scale(response: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least-squares scale (O,) of each channel."""
+    power = np.square(response).sum(0, dtype=np.float64)
+    along = (response * target).sum(0, dtype=np.float64)
+    return np.divide(along, power, out=np.ones_like(power), where=power > 0)

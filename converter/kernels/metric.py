@@ -1,0 +1,94 @@
+"""``Metric``: what "close" means for a kernel, from what the layer really sees."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+# Of the mean power: what the sample never shows counts a little, so that every metric is definite.
+FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Second moments S of the input patches of one group: a kernel W (O, n) has |W|^2 = tr(W S W^T).
+
+    S is kept in full, or, where that would be too large, as a Kronecker product of a moment of
+    the channels and one of the window (Martens and Grosse, arXiv 1503.05671, section 3).
+
+    Attributes:
+        channels: (I, I), moments of the channels, averaged over the window.
+        window: (K, K), moments of the window's positions over all channels, of trace K.
+        full: (I K, I K), or None; channels run before positions, as in a kernel.
+    """
+
+    channels: np.ndarray
+    window: np.ndarray
+    full: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, moments: np.ndarray, I: int, floor: float = FLOOR) -> Metric:
+        """Make a metric of full second moments (n, n) over ``I`` channels."""
+        n = len(moments)
+        S = (moments + moments.T) / 2
+        S = S + floor * _mean_power(S) * np.eye(n)
+        blocks = S.reshape(I, n // I, I, n // I)
+        channels = np.einsum("ikjk->ij", blocks) / (n // I)
+        window = np.einsum("ikil->kl", blocks) / np.trace(channels)
+        return cls(channels, window, S)
+
+    @classmethod
+    def kronecker(
+        cls, channels: np.ndarray, window: np.ndarray, floor: float = FLOOR
+    ) -> Metric:
+        """Make a metric of moments of the channels (I, I) and, of any scale, the window (K, K)."""
+        channels = channels + floor * _mean_power(channels) * np.eye(len(channels))
+        window = window + floor * _mean_power(window) * np.eye(len(window))
+        return cls(channels, window * (len(window) / np.trace(window)))
+
+    def times(self, rows: np.ndarray) -> np.ndarray:
+        """B S for rows B (m, I K)."""
+        if self.full is not None:
+            return rows @ self.full
+        blocks = rows.reshape(len(rows), len(self.channels), len(self.window)) @ self.window
+        return np.einsum("mik,ij->mjk", blocks, self.channels, optimize=True).reshape(rows.shape)
+
+    def square(self, kernel: np.ndarray) -> float:
+        """|W|^2 of a kernel (O, I, ...)."""
+        rows = kernel.reshape(len(kernel), -1)
+        return max(float((self.times(rows) * rows).sum()), 0.0)
+
+    def roots(self, k: tuple[int, ...]) -> list[np.ndarray]:
+        """Lower Cholesky factors of the Kronecker form: of the channels and of each entry of ``k``.
+
+        Args:
+            k: Sizes that multiply to K: (K,) for the window as a whole, (Kh, Kw) for its axes.
+        """
+        moments = [self.channels]
+        window = self.window.reshape(*k, *k)
+        axes = "abc"[: len(k)]
+        for axis in range(len(k)):
+            other = axes.replace(axes[axis], "z")
+            marginal = np.einsum(f"{axes}{other}->{axes[axis]}z", window)
+            moments.append(marginal * (k[axis] / np.trace(marginal)))
+        return [np.linalg.cholesky(moment) for moment in moments]
+
+    def windows(self) -> np.ndarray:
+        """(I, K, K): the moments of each channel's own window."""
+        I, K = len(self.channels), len(self.window)
+        if self.full is None:
+            return self.channels.diagonal()[:, None, None] * self.window
+        own = np.arange(I)
+        return self.full.reshape(I, K, I, K)[own, :, own]
+
+    def dense(self) -> np.ndarray:
+        """S (n, n), whichever way it is kept."""
+        return np.kron(self.channels, self.window) if self.full is None else self.full
+
+
+def _mean_power(moments: np.ndarray) -> float:
+    """Mean of the diagonal; 1 where nothing was seen, which leaves the Frobenius norm."""
+    mean = float(np.trace(moments)) / len(moments)
+    return mean if mean > 0 and math.isfinite(mean) else 1.0 / FLOOR

@@ -1,0 +1,289 @@
+"""Sums of rank-1 terms under a metric, by Gauss-Newton on what is not linear in them.
+
+The model is W ~ A Z(f)^T with W (O, n), A (O, R), and Z(f) (n, R) the Khatri-Rao product of the
+factors f of the other modes, whose sizes multiply to n. A has a closed form for given f, so only f
+is searched (variable projection; Kaufman's approximation of the Jacobian), by Levenberg and
+Marquardt's method with preconditioned conjugate gradients inside (the block preconditioner and the
+gain rule are those of Sorber, Van Barel and De Lathauwer 2013). Alternating least squares needs
+many times the sweeps to come as far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+# Of the power of each term: keeps terms from growing against one another (arXiv 2008.05441).
+RIDGE = 1e-6
+# It stops when a step lowers the error by less than this share of it.
+LEAST_GAIN = 1e-5
+LEAST_DAMPING, MOST_DAMPING = 1e-10, 1e6
+CG_TOLERANCE = 1e-4  # of the squared preconditioned residual
+
+Factors = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Factors that fit a matrix.
+
+    Attributes:
+        outer: A (O, R).
+        factors: f, one (n_j, R) for each mode.
+        error: |W - A Z^T|^2 / |W|^2 under the metric, ridge not counted.
+    """
+
+    outer: torch.Tensor
+    factors: Factors
+    error: float
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What is known at one set of factors: A, and what its products with Z need."""
+
+    factors: Factors
+    outer: torch.Tensor  # A (O, R)
+    inner: torch.Tensor  # A^T A (R, R)
+    cholesky: torch.Tensor  # of Z^T S Z with the ridge (R, R)
+    features: torch.Tensor | None  # Z (n, R)
+    weighted: torch.Tensor | None  # S Z (n, R)
+    loss: float
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The Frobenius metric, where Z is never needed: its products are those of small Grams."""
+
+    target: torch.Tensor  # (O, n)
+
+    @property
+    def power(self) -> float:
+        """|W|^2."""
+        return float(self.target.double().square().sum())
+
+    def evaluate(self, factors: Factors) -> _Point:
+        """Solve for A."""
+        gram = _hadamard([f.T @ f for f in factors])
+        return _point(self, factors, self.target @ khatri_rao(factors), gram, None, None)
+
+    def gradient(self, at: _Point) -> Factors:
+        """Half the gradient of the squared error in the factors."""
+        seen = self.target.T @ at.outer  # (n, R)
+        grams = [f.T @ f for f in at.factors]
+        return [
+            f @ (at.inner * _hadamard(grams[:j] + grams[j + 1 :])) - contract(seen, at.factors, j)
+            for j, f in enumerate(at.factors)
+        ]
+
+    def curvature(self, at: _Point, v: Factors) -> Factors:
+        """Multiply ``v`` by half the Gauss-Newton matrix."""
+        modes = range(len(v))
+        grams = [f.T @ f for f in at.factors]
+        mixed = [x.T @ f for x, f in zip(v, at.factors)]  # (R of v, R of f)
+        moved = sum(_hadamard([*grams[:j], mixed[j], *grams[j + 1 :]]) for j in modes)  # dZ^T Z
+        assert isinstance(moved, torch.Tensor)
+        back = torch.cholesky_solve(moved.T, at.cholesky) @ at.inner  # (R, R)
+        result = []
+        for i in modes:
+            total = v[i] @ (at.inner * _hadamard(grams[:i] + grams[i + 1 :]))
+            weights = -back * _hadamard(grams[:i] + grams[i + 1 :])
+            for j in modes:
+                if j != i:
+                    others = [mixed[l] if l == j else grams[l] for l in modes if l != i]
+                    weights = weights + at.inner * _hadamard(others)
+            result.append(total + at.factors[i] @ weights)
+        return result
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A full metric S (n, n): the error of what a layer gives on patches of second moments S."""
+
+    target: torch.Tensor  # W (O, n)
+    metric: torch.Tensor  # S (n, n)
+    seen: torch.Tensor  # S W^T (n, O)
+
+    @classmethod
+    def of(cls, target: torch.Tensor, metric: torch.Tensor) -> Weighted:
+        """Prepare the products with the target."""
+        return cls(target, metric, metric @ target.T)
+
+    @property
+    def power(self) -> float:
+        """tr(W S W^T)."""
+        return float((self.seen.T * self.target).double().sum())
+
+    def evaluate(self, factors: Factors) -> _Point:
+        """Solve for A."""
+        Z = khatri_rao(factors)
+        SZ = self.metric @ Z
+        return _point(self, factors, self.seen.T @ Z, Z.T @ SZ, Z, SZ)
+
+    def gradient(self, at: _Point) -> Factors:
+        """Half the gradient of the squared error in the factors."""
+        assert at.weighted is not None
+        slope = at.weighted @ at.inner - self.seen @ at.outer
+        return [contract(slope, at.factors, j) for j in range(len(at.factors))]
+
+    def curvature(self, at: _Point, v: Factors) -> Factors:
+        """Multiply ``v`` by half the Gauss-Newton matrix."""
+        assert at.features is not None and at.weighted is not None
+        f = at.factors
+        moved = khatri_rao([v[0], *f[1:]])
+        for j in range(1, len(f)):
+            moved = moved + khatri_rao([*f[:j], v[j], *f[j + 1 :]])
+        weighted = self.metric @ moved
+        # What A can make up for does not count.
+        weighted -= at.weighted @ torch.cholesky_solve(at.features.T @ weighted, at.cholesky)
+        slope = weighted @ at.inner
+        return [contract(slope, f, j) for j in range(len(f))]
+
+
+def minimise(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: int) -> Fit:
+    """Search the factors from ``start``; the error never rises.
+
+    Args:
+        problem: What to fit.
+        start: One (n_j, R) for each mode.
+        steps: At most so many steps of Levenberg and Marquardt.
+        cg_steps: At most so many conjugate gradients a step.
+    """
+    power = problem.power
+    at = problem.evaluate(balanced(start))
+    damping, growth = 1e-3, 2.0
+    for _ in range(steps):
+        slope = problem.gradient(at)
+        blocks = _blocks(at)
+        scales = [float(block.diagonal().mean()) for block in blocks]
+        found = None
+        while found is None and damping < MOST_DAMPING:
+            damps = [max(damping * scale, torch.finfo(slope[0].dtype).tiny) for scale in scales]
+            change, drop = _newton(problem, at, slope, blocks, damps, cg_steps)
+            trial = problem.evaluate(balanced([f + x for f, x in zip(at.factors, change)]))
+            gain = (at.loss - trial.loss) / max(drop, torch.finfo(torch.float64).tiny)
+            if trial.loss < at.loss:
+                found = trial
+                damping = max(damping * max(0.2, 1 - (2 * gain - 1) ** 3), LEAST_DAMPING)
+                growth = 2.0
+            else:
+                damping, growth = damping * growth, 2 * growth
+        if found is None:
+            break
+        small = at.loss - found.loss <= LEAST_GAIN * at.loss
+        at = found
+        if small:
+            break
+    return Fit(at.outer, at.factors, max(at.loss, 0.0) / (power or 1.0))
+
+
+def khatri_rao(factors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Column-wise Kronecker product: (n_1, R), (n_2, R), ... -> (n_1 n_2 ..., R)."""
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product[:, None] * factor).reshape(-1, factor.shape[1])
+    return product
+
+
+def contract(matrix: torch.Tensor, factors: Sequence[torch.Tensor], mode: int) -> torch.Tensor:
+    """Multiply (n_1 n_2 ..., R) column by column with all factors but one: (n_mode, R)."""
+    R = matrix.shape[1]
+    before, after = factors[:mode], factors[mode + 1 :]
+    left = math.prod(f.shape[0] for f in before)
+    rest = matrix.reshape(left, factors[mode].shape[0], -1, R)
+    if after:
+        rest = (rest * khatri_rao(after)).sum(2)
+    if before:
+        rest = (rest.reshape(left, -1, R) * khatri_rao(before)[:, None]).sum(0)
+    return rest.reshape(-1, R)
+
+
+def balanced(factors: Sequence[torch.Tensor]) -> Factors:
+    """Rescale the factors (n_j, R) of each term to equal norms; their product stays."""
+    norms = torch.stack([factor.norm(dim=0) for factor in factors])  # (d, R)
+    alive = (norms > 0).all(0)
+    mean = norms.clamp_min(torch.finfo(norms.dtype).tiny).log().mean(0).exp()
+    scale = torch.where(alive, mean / norms, torch.zeros_like(norms))
+    return [factor * s for factor, s in zip(factors, scale)]
+
+
+def _hadamard(matrices: Sequence[torch.Tensor]) -> torch.Tensor | float:
+    product: torch.Tensor | float = 1.0
+    for matrix in matrices:
+        product = product * matrix
+    return product
+
+
+def _point(
+    problem: Plain | Weighted,
+    factors: Factors,
+    seen: torch.Tensor,
+    gram: torch.Tensor,
+    features: torch.Tensor | None,
+    weighted: torch.Tensor | None,
+) -> _Point:
+    """Solve A (Z^T S Z) = W S Z, ``seen``, with a ridge on each term's own power."""
+    ridge = RIDGE * gram.diagonal().double()
+    ridge = ridge + torch.finfo(seen.dtype).eps * ridge.mean() + torch.finfo(torch.float32).tiny
+    cholesky = torch.linalg.cholesky(gram.double() + torch.diag(ridge)).to(seen.dtype)
+    outer = torch.cholesky_solve(seen.T, cholesky).T
+    # The ridge counts in the loss, so that the steps lower what they solve.
+    loss = problem.power - float((outer.double() * seen.double()).sum())
+    return _Point(factors, outer, outer.T @ outer, cholesky, features, weighted, loss)
+
+
+def _blocks(at: _Point) -> list[torch.Tensor]:
+    """Diagonal blocks of the Gauss-Newton matrix, as if A were fixed and S the identity."""
+    grams = [f.T @ f for f in at.factors]
+    return [
+        at.inner * _hadamard(grams[:j] + grams[j + 1 :]) for j in range(len(grams))
+    ]  # each (R, R), the same for every row of the factor
+
+
+def _newton(
+    problem: Plain | Weighted,
+    at: _Point,
+    slope: Factors,
+    blocks: Sequence[torch.Tensor],
+    damps: Sequence[float],
+    cg_steps: int,
+) -> tuple[Factors, float]:
+    """Solve the damped Gauss-Newton system; the step and the drop of the loss it predicts."""
+    chols = [
+        torch.linalg.cholesky((b + d * torch.eye(len(b), dtype=b.dtype, device=b.device)).double())
+        for b, d in zip(blocks, damps)
+    ]
+    chols = [chol.to(slope[0].dtype) for chol in chols]
+
+    def precondition(v: Factors) -> Factors:
+        return [torch.cholesky_solve(x.T, chol).T for x, chol in zip(v, chols)]
+
+    x = [torch.zeros_like(s) for s in slope]
+    residual = [-s for s in slope]
+    direction = precondition(residual)
+    power = first = _dot(residual, direction)
+    if not first > 0:
+        return x, 0.0
+    for _ in range(cg_steps):
+        image = problem.curvature(at, direction)
+        image = [y + d * v for y, d, v in zip(image, damps, direction)]
+        bend = _dot(direction, image)
+        if not bend > 0:
+            break
+        length = power / bend
+        x = [u + length * v for u, v in zip(x, direction)]
+        residual = [u - length * v for u, v in zip(residual, image)]
+        solved = precondition(residual)
+        power, before = _dot(residual, solved), power
+        if not power > CG_TOLERANCE * first:
+            break
+        direction = [u + (power / before) * v for u, v in zip(solved, direction)]
+    # Of CG's iterates: -slope.x = x.H x + residual.x, so the model's drop is slope and residual's.
+    return x, -_dot(slope, x) + _dot(residual, x)
+
+
+def _dot(a: Factors, b: Factors) -> float:
+    return sum(float((x * y).sum()) for x, y in zip(a, b))

@@ -1,0 +1,78 @@
+"""Solved chains kept on disk by the content of what was solved."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from converter.kernels.conv import Chain, Conv, assemble
+
+VERSION = 1  # of the solvers: a higher number forgets what older ones found
+
+
+def content(*parts: object) -> str:
+    """Digest arrays and plain values."""
+    digest = hashlib.blake2b(digest_size=20)
+    for part in _flat(parts):
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part))
+        else:
+            digest.update(f"{part!r};".encode())
+    return digest.hexdigest()
+
+
+def remembered(
+    folder: Path | None, key: str, conv: Conv, compute: Callable[[], Chain]
+) -> Chain:
+    """Give the chain kept under ``key``, or compute and keep it.
+
+    An entry that cannot be read is computed again; a folder that cannot be written keeps nothing.
+
+    Args:
+        folder: Of the entries; None to compute always.
+        key: Of all that the chain depends on.
+        conv: What the chain stands in for; it gives the steps their geometry.
+        compute: Solves it.
+    """
+    if folder is None:
+        return compute()
+    path = folder / f"v{VERSION}" / key[:2] / f"{key}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as entry:
+            groups = entry["groups"].tolist()
+            return assemble(conv, [(entry[str(n)], group) for n, group in enumerate(groups)])
+    except Exception:  # whatever is wrong with an entry, the remedy is the same
+        chain = compute()
+    with contextlib.suppress(OSError):
+        _keep(path, chain)
+    return chain
+
+
+def _keep(path: Path, chain: Chain) -> None:
+    """Write an entry whole: beside its place, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kernels = {str(n): step.kernel for n, step in enumerate(chain.steps)}
+    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, groups=[step.groups for step in chain.steps], **kernels)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def _flat(parts: Iterable[object]) -> Iterable[object]:
+    for part in parts:
+        if isinstance(part, (list, tuple)):
+            yield f"[{len(part)}"
+            yield from _flat(part)
+        else:
+            yield part

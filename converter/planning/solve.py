@@ -1,0 +1,105 @@
+"""The chosen layers as chains: solved on all cores, or taken from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from joblib import Parallel, delayed, parallel_config
+
+from converter.errors import ConverterError
+from converter.kernels.conv import Chain, Conv
+from converter.kernels.form import Form, Rank, decompose
+from converter.kernels.forms import find_form
+from converter.kernels.metric import Metric
+from converter.networks.survey import Layer
+from converter.planning.cache import content, remembered
+
+SMALL = 4  # layers up to which starting other processes takes longer than it saves
+
+
+def solve_layer(
+    conv: Conv,
+    form: Form,
+    rank: Rank,
+    metrics: Sequence[Metric] | None = None,
+    start: Chain | None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    cache: Path | None = None,
+) -> Chain:
+    """Solve one layer as ``decompose``, or take the same result from the cache."""
+    key = content(
+        conv.kernel, conv.groups, conv.transposed, form.name, rank, seed, device,
+        torch.get_num_threads(),
+        [[metric.channels, metric.window, metric.full] for metric in metrics or ()],
+        [step.kernel for step in start.steps] if start else None,
+    )  # fmt: skip
+    return remembered(
+        cache, key, conv, lambda: decompose(conv, form, rank, seed, metrics, start, device)
+    )
+
+
+def solve_layers(
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[Form, Rank]],
+    metrics: Mapping[str, Sequence[Metric]],
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    cache: Path | None = None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> dict[str, Chain]:
+    """Solve layers independently of one another, one a core.
+
+    Args:
+        layers: Of the network.
+        chosen: Form and rank by layer name.
+        metrics: By layer name; layers left out are solved in the Frobenius norm.
+        seed: Of the solvers.
+        device: torch device of the iterative solvers.
+        cache: Folder of earlier results, or None.
+        progress: Called with the share done.
+
+    Raises:
+        ConverterError: When a form does not fit a layer; it names the layer.
+    """
+    todo = [layer for layer in layers if layer.name in chosen]
+    jobs = (
+        delayed(_solve_named)(
+            layer, chosen[layer.name][0].name, chosen[layer.name][1],
+            metrics.get(layer.name), seed, device, cache,
+        )
+        for layer in todo
+    )  # fmt: skip
+    alone = len(todo) <= SMALL or device != "cpu"
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        found = Parallel(n_jobs=1 if alone else -1, return_as="generator_unordered")(jobs)
+        chains = {}
+        for name, chain in found:
+            chains[name] = chain
+            progress(len(chains) / len(todo))
+    return {layer.name: chains[layer.name] for layer in todo}
+
+
+def _solve_named(
+    layer: Layer,
+    form: str,
+    rank: Rank,
+    metrics: Sequence[Metric] | None,
+    seed: int,
+    device: str,
+    cache: Path | None,
+) -> tuple[str, Chain]:
+    """Solve one layer in a process of its own, where forms go by name."""
+    if layer.conv is None:
+        raise ConverterError(f"Layer {layer.name} cannot be converted.")
+    try:
+        chain = solve_layer(
+            layer.conv, find_form(form), rank, metrics, seed=seed, device=device, cache=cache
+        )
+    except ConverterError as error:
+        raise ConverterError(f"Layer {layer.name}: {error}") from None
+    return layer.name, chain
