@@ -22,6 +22,7 @@ from converter.delivery.check import check, check_graph, difference
 from converter.delivery.tune import distance, tune
 from converter.kernels.form import decompose
 from converter.kernels.forms import FORMS
+from converter.networks import onnx_network
 from converter.networks.onnx_network import load as load_onnx
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
@@ -182,6 +183,36 @@ def test_an_export_is_the_same_network(from_onnx, tmp_path):
     shipped = outputs(from_onnx.folder / "model.onnx", X)
     np.testing.assert_array_equal(outputs(tmp_path / "model.onnx", X), shipped)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_export_keeps_every_node(place, tmp_path):
+    shape = ("1,3,8,8",)
+    made = converted(tmp_path / "out", "toy:build", input_shape=shape, form=("conv2=decoupled",))
+    export(made.folder, tmp_path / "model.onnx")
+    shipped, exported = (onnx.load(f / "model.onnx") for f in (made.folder, tmp_path))
+    kinds = [node.op_type for node in exported.graph.node]
+    assert kinds == [node.op_type for node in shipped.graph.node]
+    assert "Concat" in kinds
+
+
+def test_an_export_that_is_interrupted_leaves_nothing(from_onnx, tmp_path, monkeypatch):
+    def interrupted(model, path):
+        path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx_network, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(from_onnx.folder, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_network_is_not_exported(from_onnx, tmp_path):
+    folder = tmp_path / "out"
+    from_onnx.result.save(folder)
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:500])
+    with pytest.raises(ConverterError, match=r"model\.onnx is not a valid ONNX file"):
+        export(folder, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("name", ["", "missing/model.onnx"])
