@@ -16,7 +16,7 @@ from converter.errors import ConverterError
 from converter.networks import onnx_network, torch_network
 from converter.networks.source import examples, open_source, read_data
 from converter.networks.survey import Layer, survey
-from converter.pipeline import Progress, solve, survey_and_plan
+from converter.pipeline import Progress, check_options, solve, survey_and_plan
 from converter.planning.plan import Plan
 
 
@@ -26,7 +26,12 @@ def dry_run(
     *,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[Plan, tuple[LayerRow, ...]]:
-    """Plan a conversion, and tell what would become of each layer; nothing is written."""
+    """Plan a conversion, and tell what would become of each layer; nothing is written.
+
+    Raises:
+        ConverterError: As ``converter.convert``.
+    """
+    check_options(config)
     source = open_source(model, None, config, None)
     layers, plan = survey_and_plan(source, config)
     return plan, layer_rows(layers, plan, *solve(source, plan, layers, progress))

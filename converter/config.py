@@ -47,7 +47,7 @@ class ConvertConfig:
         seed: Seed of every random choice.
 
     Raises:
-        ConverterError: When a value is out of range.
+        ConverterError: When a value is out of range, or two options contradict each other.
     """
 
     checkpoint: Path | None = None
@@ -86,6 +86,11 @@ class ConvertConfig:
                 raise ConverterError(f"--{option} must be at least {least}.")
         if self.threads > (most := max(64, os.cpu_count() or 1)):
             raise ConverterError(f"--threads must be at most {most} here.")
+        if self.plan and (self.form or self.rank or self.only or self.keep):
+            raise ConverterError(
+                "--plan says what happens to each layer; leave out --form, --rank, --only and "
+                "--keep, or edit the plan."
+            )
         if not 0 < self.lr < math.inf:
             raise ConverterError("--lr must be a number above 0.")
 

@@ -16,13 +16,22 @@ from converter.delivery.check import check, check_graph, check_twin
 from converter.delivery.compare import Comparison, Evaluate, compare_models
 from converter.delivery.report import LayerRow, Report, layer_rows
 from converter.delivery.result import Result, load, read_origin, read_plan, read_rows
-from converter.delivery.tune import tune
+from converter.delivery.tune import check_device, tune
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
 from converter.kernels.form import decompose, refit, relative_error
+from converter.kernels.forms import find_form
 from converter.networks import onnx_network, torch_network
 from converter.networks.onnx_rewrite import rewrite
-from converter.networks.source import Source, examples, free_axes, open_source, read_data, samples
+from converter.networks.source import (
+    Source,
+    examples,
+    free_axes,
+    open_source,
+    read_data,
+    read_named_data,
+    samples,
+)
 from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan
@@ -80,6 +89,7 @@ def convert(
         ConverterError: When the input or an option is wrong; nothing is written.
     """
     config = config or ConvertConfig()
+    check_options(config)
     progress("loading", 0.0)
     source = open_source(model, example_input, config, calib)
     progress("loading", 1.0)
@@ -137,19 +147,33 @@ def finetune(
         raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")
     recorded = {n: tuple(v) if isinstance(v, list) else v for n, v in origin["config"].items()}
     config = ConvertConfig(**{**recorded, **changes})
+    check_options(config)
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
     calib = read_data(config.calib, spec, config) if config.calib else None
     shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
     shapes = dict(plan.input_shapes) | shapes
     further = tuple(shapes | other for other in more)
-    source = Source(network, student, spec, shapes, further, calib, origin)
+    train, scored = read_named_data(spec, config)
+    source = Source(network, student, spec, shapes, further, calib, train, scored, origin)
     module = fine_tune(student, source, config, progress)
     converted = export_tuned(module, source, config)
     problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
     rows = read_rows(folder)
     conversion = Conversion(plan, rows, converted, module, problem)
     return prove(source, conversion, config, None, command, progress)
+
+
+def check_options(config: ConvertConfig) -> None:
+    """Refuse at once what is used only after minutes of solving.
+
+    Raises:
+        ConverterError: When there is no such form, execution provider or device here.
+    """
+    for text in config.form:
+        find_form(text.rpartition("=")[2])
+    onnx_network.check_provider(config.provider)
+    check_device(config.device)
 
 
 def survey_and_plan(source: Source, config: ConvertConfig) -> tuple[tuple[Layer, ...], Plan]:
@@ -195,7 +219,7 @@ def fine_tune(
     module: nn.Module, source: Source, config: ConvertConfig, progress: Progress
 ) -> nn.Module:
     """Distil from the original on ``--train``, or on the calibration inputs without it."""
-    data = read_data(config.train, source.inputs, config) if config.train else source.calib
+    data = source.train or source.calib
     if data is None:
         raise ConverterError("There are no inputs to train on; give --train.")
     return tune(
@@ -225,10 +249,9 @@ def prove(
     progress: Progress,
 ) -> Result:
     """Race original and converted, score them on ``--eval`` (else the sample inputs), report."""
-    data = read_data(config.eval, source.inputs, config) if config.eval else source.calib
     comparison = compare_models(
         {"original": source.network, "converted": conversion.network},
-        data=data,
+        data=source.eval or source.calib,
         evaluate=evaluate,
         shapes=source.shapes,
         more_shapes=source.more_shapes,

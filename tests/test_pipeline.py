@@ -453,6 +453,38 @@ def test_an_onnx_file_cannot_be_tuned(place):
         converter.convert("net.onnx", None, ConvertConfig(finetune=1, train="calib.npz"))
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"provider": "NoProvider"}, "'NoProvider' is not available"),
+        ({"device": "nowhere"}, "Device 'nowhere' cannot be used"),
+        ({"device": "meta"}, "Device 'meta' cannot be used"),
+        ({"device": "cuda:99"}, "Device 'cuda:99' cannot be used"),
+        ({"form": ("conv1=flat",), "keep": ("conv1",)}, "There is no form 'flat'"),
+        ({"eval": "missing.npz"}, "Data missing.npz does not exist"),
+        ({"train": "missing.npz"}, "Data missing.npz does not exist"),
+        ({"train": "large.npz", "finetune": 1}, "examples of shape 3,9,9 for input 'x'"),
+    ],
+)
+def test_what_is_used_last_is_checked_first(place, options, words):
+    np.savez("large.npz", x=noise(4, 3, 9, 9))
+    stages = []
+    config = ConvertConfig(**{"form": ("channel",), "input_shape": ("1,3,8,8",)} | options)
+    with pytest.raises(ConverterError, match=words):
+        converter.convert(
+            "toy:build", None, config, progress=lambda stage, done: stages.append(stage)
+        )
+    assert set(stages) <= {"loading"}
+    with pytest.raises(ConverterError, match=words):
+        dry_run("toy:build", config)
+
+
+@pytest.mark.parametrize("name", ["form", "rank", "only", "keep"])
+def test_a_plan_leaves_nothing_to_choose(name):
+    with pytest.raises(ConverterError, match="--plan says what happens to each layer"):
+        ConvertConfig(plan=Path("plan.json"), **{name: ("conv1=8",)})
+
+
 # tuning
 
 

@@ -57,10 +57,8 @@ def tune(
         raise ConverterError(f"Data {data.source} has {data.count} examples; too few to train on.")
     order = np.random.default_rng(seed).permutation(data.count)
     held, train = data.take(np.sort(order[:held_count])), data.take(np.sort(order[held_count:]))
-    try:
-        model = copy.deepcopy(student).to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConverterError(f"Device {device!r} cannot be used: {error}") from None
+    check_device(device)
+    model = copy.deepcopy(student).to(device)
     session = open_session(teacher, threads)
     if data.labels is not None:
         first = next(iter(run(session, train.read(np.arange(2))).values()))
@@ -110,6 +108,20 @@ def tune(
             best_loss, best = found, copy.deepcopy(model.state_dict())
     model.load_state_dict(best)
     return model.cpu().eval()
+
+
+def check_device(name: str) -> None:
+    """Check that torch can compute on a device.
+
+    Raises:
+        ConverterError: When it cannot.
+    """
+    try:
+        torch.ones(1, device=torch.device(name)).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ConverterError(
+            f"Device {name!r} cannot be used: {str(error).strip().splitlines()[0]}"
+        ) from None
 
 
 def distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -92,6 +92,19 @@ def free_batch(model: ir.Model, name: str = "batch") -> ir.Model:
     return copy
 
 
+def check_provider(provider: str) -> None:
+    """Check that onnxruntime has an execution provider.
+
+    Raises:
+        ConverterError: When it has not; the sentence lists those it has.
+    """
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ConverterError(
+            f"Provider {provider!r} is not available here; use one of {', '.join(available)}."
+        )
+
+
 def open_session(
     model: ir.Model | Path, threads: int = 1, provider: str = "CPUExecutionProvider"
 ) -> onnxruntime.InferenceSession:
@@ -100,11 +113,7 @@ def open_session(
     Raises:
         ConverterError: When the provider is not there or onnxruntime cannot run the network.
     """
-    if provider not in onnxruntime.get_available_providers():
-        raise ConverterError(
-            f"Provider {provider!r} is not available here; use one of "
-            f"{', '.join(onnxruntime.get_available_providers())}."
-        )
+    check_provider(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

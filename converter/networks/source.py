@@ -36,6 +36,8 @@ class Source:
         shapes: The input shapes worked with.
         more_shapes: Further input shapes, which are timed too.
         calib: Sample inputs, or None.
+        train: Training inputs, or None.
+        eval: Inputs to score on, or None.
         origin: How to build the torch model again, as JSON values.
     """
 
@@ -45,6 +47,8 @@ class Source:
     shapes: dict[str, tuple[int, ...]]
     more_shapes: tuple[dict[str, tuple[int, ...]], ...]
     calib: Data | None
+    train: Data | None
+    eval: Data | None
     origin: dict[str, Any]
 
 
@@ -54,14 +58,19 @@ def open_source(
     config: ConvertConfig,
     calib: object,
 ) -> Source:
-    """Load what the user named, export it if it is a torch model, and settle the input shapes."""
+    """Load what the user named, export it if it is a torch model, and settle the input shapes.
+
+    Raises:
+        ConverterError: When the model or any of the data that ``config`` names cannot be used.
+    """
     module, origin = _torch_model(model, config)
     origin["config"] = _json_fields(config)
     if module is None:
         network = onnx_network.load(Path(str(model)))
         spec = onnx_network.inputs(network)
         shapes, more, calibration = _settle(spec, example_input, config, calib)
-        return Source(network, None, spec, shapes, more, calibration, origin)
+        train, scored = read_named_data(spec, config)
+        return Source(network, None, spec, shapes, more, calibration, train, scored, origin)
     unknown = [Input(n, (), np.dtype(np.float32)) for n in torch_network.input_names(module)]
     shapes, more, calibration = _settle(unknown, example_input, config, calib)
     noise = random_data(shapes, {item.name: item.dtype for item in unknown}, 2, config.seed)
@@ -73,7 +82,8 @@ def open_source(
         example_shapes(spec, other, None)
     if calibration is not None:
         calibration = _conformed(calibration, spec)
-    return Source(network, module, spec, shapes, more, calibration, origin)
+    train, scored = read_named_data(spec, config)
+    return Source(network, module, spec, shapes, more, calibration, train, scored, origin)
 
 
 def examples(source: Source, seed: int, count: int) -> Arrays:
@@ -97,6 +107,14 @@ def read_data(text: str, spec: Sequence[Input], config: ConvertConfig) -> Data:
     names = [item.name for item in spec]
     data = load_data(text, names, Images.of(config), torch_network.find_callable, _bytes(spec))
     return _conformed(data, spec)
+
+
+def read_named_data(
+    spec: Sequence[Input], config: ConvertConfig
+) -> tuple[Data | None, Data | None]:
+    """Read ``--train`` and ``--eval`` for the inputs ``spec``; None for what is not named."""
+    train = read_data(config.train, spec, config) if config.train else None
+    return train, read_data(config.eval, spec, config) if config.eval else None
 
 
 def example_shapes(
