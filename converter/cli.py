@@ -56,7 +56,7 @@ def convert(
     from converter.commands import dry_run as plan_only
     from converter.delivery.result import writable_folder
     from converter.delivery.tables import comparison_table, layer_table
-    from converter.networks.torch_network import find_callable
+    from converter.networks.torch_export import find_callable
     from converter.pipeline import convert as run
 
     if dry_run:

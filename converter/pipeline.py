@@ -21,7 +21,7 @@ from converter.errors import ConverterError
 from converter.kernels.conv import Chain
 from converter.kernels.form import decompose, refit, relative_error
 from converter.kernels.forms import find_form
-from converter.networks import onnx_network, torch_network
+from converter.networks import onnx_network, torch_export, torch_network
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.source import (
     Source,
@@ -237,7 +237,7 @@ def fine_tune(
 
 def export_tuned(module: nn.Module, source: Source, config: ConvertConfig) -> ir.Model:
     """Export a tuned model with the free axes of the original."""
-    return torch_network.export(module, examples(source, config.seed, 1), free_axes(source.inputs))
+    return torch_export.export(module, examples(source, config.seed, 1), free_axes(source.inputs))
 
 
 def prove(

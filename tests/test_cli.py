@@ -15,7 +15,7 @@ from PIL import Image
 
 import converter
 from converter import Plan
-from converter.networks.torch_network import find_callable
+from converter.networks.torch_export import find_callable
 
 EVALUATE = """
 import numpy as np

@@ -15,7 +15,7 @@ from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
 from converter.kernels.form import decompose, parse_rank, relative_error
 from converter.kernels.forms import FORMS
-from converter.networks import onnx_network, torch_network
+from converter.networks import onnx_network, torch_export, torch_network
 from converter.networks.checkpoint import load_into, load_state
 from converter.networks.onnx_network import open_session, run
 from converter.networks.onnx_rewrite import rewrite
@@ -165,7 +165,7 @@ class Functional(nn.Module):
 
 def test_a_module_whose_weight_is_used_without_calling_it_is_kept():
     model = Functional().eval()
-    network = torch_network.export(model, {"x": X})
+    network = torch_export.export(model, {"x": X})
     (layer,) = torch_network.match(model, survey(network, {"x": X}), {"x": X})
     assert layer.reason
 
@@ -174,7 +174,7 @@ def test_a_module_whose_weight_is_used_without_calling_it_is_kept():
 def test_a_model_with_weight_norm_of_the_old_kind_is_exported_or_refused():
     model = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(4, 4, 3))).eval()
     with contextlib.suppress(ConverterError):
-        torch_network.export(model, {"x": X})
+        torch_export.export(model, {"x": X})
 
 
 def test_the_reason_why_a_model_cannot_be_exported_is_told():
@@ -183,7 +183,7 @@ def test_the_reason_why_a_model_cannot_be_exported_is_told():
             return x if x.sum() > 0 else -x
 
     with pytest.raises(ConverterError) as caught:
-        torch_network.export(Branching(), {"x": X})
+        torch_export.export(Branching(), {"x": X})
     assert "\x1b" not in str(caught.value)
     assert "Next steps" not in str(caught.value)
 

@@ -26,7 +26,7 @@ from converter.networks import onnx_network
 from converter.networks.onnx_network import load as load_onnx
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
-from converter.networks.torch_network import find_callable
+from converter.networks.torch_export import find_callable
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
 TORCH_FILES = {"model.safetensors", "model.pt2"}

@@ -10,11 +10,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from converter.errors import first_line
 from converter.kernels.conv import Chain
 from converter.networks.onnx_network import Arrays, observe, open_session, run
 from converter.networks.onnx_rewrite import replace_kernels
 from converter.networks.survey import Layer
-from converter.networks.torch_network import flat_outputs
+from converter.networks.torch_export import flat_outputs
 
 # Relative difference of two float32 (float16) computations of the same network.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6, "float16": 3e-2}
@@ -72,7 +73,7 @@ def check_graph(model: ir.Model) -> str | None:
     try:
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return f"The rewritten network is not valid ONNX: {str(error).strip().splitlines()[0]}"
+        return f"The rewritten network is not valid ONNX: {first_line(error)}"
     return None
 
 

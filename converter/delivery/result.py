@@ -18,8 +18,8 @@ from torch import nn
 from converter.delivery.compare import Comparison
 from converter.delivery.page import report_html
 from converter.delivery.report import LayerRow, Report
-from converter.errors import ConverterError
-from converter.networks import onnx_network, torch_network
+from converter.errors import ConverterError, first_line
+from converter.networks import onnx_network, torch_export, torch_network
 from converter.planning.plan import Plan
 
 OUTPUTS = (
@@ -82,7 +82,7 @@ class Result:
         if isinstance(self.model, nn.Module):
             save_model(self.model, str(folder / "model.safetensors"))
             (folder / "model.safetensors").chmod(0o644)
-            torch_network.save_program(self.model, self.plan.input_shapes, folder / "model.pt2")
+            torch_export.save_program(self.model, self.plan.input_shapes, folder / "model.pt2")
 
 
 def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
@@ -101,18 +101,17 @@ def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
         return ir.to_proto(onnx_network.load(folder / "model.onnx"))
     try:
         if "factory" not in origin:
-            return torch_network.load_program(folder / "model.pt2")
+            return torch_export.load_program(folder / "model.pt2")
         arguments = origin["factory_args"]
-        original = torch_network.build(origin["factory"], arguments, None, False)
+        original = torch_export.build(origin["factory"], arguments, None, False)
         module = torch_network.rebuild(original, plan.chosen())
         load_model(module, folder / "model.safetensors")
         return module.eval()
     except ConverterError:
         raise
     except Exception as error:  # torch and safetensors raise many classes on damaged files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConverterError(
-            f"{folder} is damaged, or its factory has changed since: {reason}."
+            f"{folder} is damaged, or its factory has changed since: {first_line(error)}"
         ) from None
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 from converter.data import Data
-from converter.errors import ConverterError
+from converter.errors import ConverterError, first_line
 from converter.networks.onnx_network import open_session, run
-from converter.networks.torch_network import flat_outputs
+from converter.networks.torch_export import flat_outputs
 
 TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
 HELD_OUT, BATCH = 0.1, 128
@@ -119,9 +119,7 @@ def check_device(name: str) -> None:
     try:
         torch.ones(1, device=torch.device(name)).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ConverterError(
-            f"Device {name!r} cannot be used: {str(error).strip().splitlines()[0]}"
-        ) from None
+        raise ConverterError(f"Device {name!r} cannot be used: {first_line(error)}") from None
 
 
 def distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

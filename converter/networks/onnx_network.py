@@ -13,10 +13,9 @@ import onnx_ir as ir
 import onnxruntime
 from google.protobuf.message import DecodeError
 
-from converter.errors import ConverterError
+from converter.data import Arrays
+from converter.errors import ConverterError, first_line
 from converter.kernels.conv import Conv
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,10 @@ def load(path: Path) -> ir.Model:
     ) as error:  # fmt: skip
         raise ConverterError(
             f"{path} is not a valid ONNX file (empty, truncated or of another kind): "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from None
     except OSError as error:
-        raise ConverterError(f"{path} cannot be read: {_first_line(error)}") from None
+        raise ConverterError(f"{path} cannot be read: {first_line(error)}") from None
     if not model.graph.outputs:
         raise ConverterError(f"{path} is not a valid ONNX file: its graph has no outputs.")
     return model
@@ -123,7 +122,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=[provider])
     except Exception as error:  # onnxruntime raises its own unexported classes
-        raise ConverterError(f"onnxruntime cannot open the network: {_first_line(error)}") from None
+        raise ConverterError(f"onnxruntime cannot open the network: {first_line(error)}") from None
 
 
 def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> Arrays:
@@ -138,7 +137,7 @@ def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) 
     except Exception as error:  # onnxruntime raises its own unexported classes
         raise ConverterError(
             f"onnxruntime cannot run the network on inputs of shape "
-            f"{ {name: array.shape for name, array in feeds.items()} }: {_first_line(error)}"
+            f"{ {name: array.shape for name, array in feeds.items()} }: {first_line(error)}"
         ) from None
 
 
@@ -219,7 +218,3 @@ def _values(model: ir.Model) -> dict[str, ir.Value]:
     found = {str(value.name): value for value in model.graph.inputs}
     found |= {str(value.name): value for node in model.graph for value in node.outputs}
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -18,7 +18,7 @@ from converter.data import Data, conform, from_arrays, random_data
 from converter.data import load as load_data
 from converter.errors import ConverterError
 from converter.images import Images
-from converter.networks import onnx_network, torch_network
+from converter.networks import onnx_network, torch_export
 from converter.networks.checkpoint import sha256
 from converter.networks.onnx_network import Arrays, Input
 
@@ -71,12 +71,12 @@ def open_source(
         shapes, more, calibration = _settle(spec, example_input, config, calib)
         train, scored = read_named_data(spec, config)
         return Source(network, None, spec, shapes, more, calibration, train, scored, origin)
-    unknown = [Input(n, (), np.dtype(np.float32)) for n in torch_network.input_names(module)]
+    unknown = [Input(n, (), np.dtype(np.float32)) for n in torch_export.input_names(module)]
     shapes, more, calibration = _settle(unknown, example_input, config, calib)
     noise = random_data(shapes, {item.name: item.dtype for item in unknown}, 2, config.seed)
     sample = calibration or noise
     feeds = sample.read(np.arange(2) % sample.count)
-    network = torch_network.export(module, feeds, _varying(shapes, more))
+    network = torch_export.export(module, feeds, _varying(shapes, more))
     spec = onnx_network.inputs(network)
     for other in more:
         example_shapes(spec, other, None)
@@ -105,7 +105,7 @@ def samples(source: Source, seed: int) -> dict[str, Arrays]:
 def read_data(text: str, spec: Sequence[Input], config: ConvertConfig) -> Data:
     """Read data for the inputs ``spec``."""
     names = [item.name for item in spec]
-    data = load_data(text, names, Images.of(config), torch_network.find_callable, _bytes(spec))
+    data = load_data(text, names, Images.of(config), torch_export.find_callable, _bytes(spec))
     return _conformed(data, spec)
 
 
@@ -156,7 +156,7 @@ def _torch_model(
 ) -> tuple[nn.Module | None, dict[str, Any]]:
     """Build or read a torch model, and say how it is built again; None for an ONNX file."""
     if isinstance(model, nn.Module):
-        return torch_network.copied(model).cpu().eval(), {}
+        return torch_export.copied(model).cpu().eval(), {}
     path = Path(model)
     if ":" in str(model) and not path.exists():
         arguments = parse_arguments(config.factory_args)
@@ -164,10 +164,10 @@ def _torch_model(
         if config.checkpoint is not None and config.checkpoint.is_file():
             origin["checkpoint"] = str(config.checkpoint.resolve())
             origin["checkpoint_sha256"] = sha256(config.checkpoint)
-        built = torch_network.build(str(model), arguments, config.checkpoint, config.trust_pickle)
+        built = torch_export.build(str(model), arguments, config.checkpoint, config.trust_pickle)
         return built, origin
     if path.suffix in (".pt", ".pth", ".th", ".tar"):
-        return torch_network.unpickle(path, config.trust_pickle), {}
+        return torch_export.unpickle(path, config.trust_pickle), {}
     return None, {}
 
 
@@ -184,7 +184,7 @@ def _settle(
     if calib is not None:
         data = from_arrays(_as_arrays(calib, names), "the given calibration inputs", names)
     elif config.calib:
-        find = torch_network.find_callable
+        find = torch_export.find_callable
         data = load_data(config.calib, names, Images.of(config), find, _bytes(spec))
     if example_input is not None:
         sample = from_arrays(_as_arrays(example_input, names), "the example input", names)
