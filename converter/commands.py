@@ -9,14 +9,14 @@ from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
 from converter.delivery.check import check_graph
-from converter.delivery.compare import Comparison, compare_models
+from converter.delivery.compare import Comparison, Progress, compare_models
 from converter.delivery.report import LayerRow, layer_rows
 from converter.delivery.result import read_origin
 from converter.errors import ConverterError
 from converter.networks import onnx_network, torch_network
 from converter.networks.source import examples, open_source, read_data
 from converter.networks.survey import Layer, survey
-from converter.pipeline import Progress, check_options, solve, survey_and_plan
+from converter.pipeline import check_options, solve, survey_and_plan
 from converter.planning.plan import Plan
 
 

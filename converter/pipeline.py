@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
 from converter.delivery.check import check, check_graph, check_twin
-from converter.delivery.compare import Comparison, Evaluate, compare_models
+from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.report import LayerRow, Report, layer_rows
 from converter.delivery.result import Result, load, read_origin, read_plan, read_rows
 from converter.delivery.tune import check_device, tune
@@ -35,8 +35,6 @@ from converter.networks.source import (
 from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

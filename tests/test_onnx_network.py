@@ -138,28 +138,12 @@ def test_a_truncated_file_is_refused(fraction, two_layer_file):
         onnx_network.load(two_layer_file)
 
 
-def test_weights_beside_the_graph_are_read(tmp_path):
+def test_weights_beside_the_graph_are_read_unless_they_are_lost(tmp_path):
     path = tmp_path / "net.onnx"
-    onnx.save(
-        from_text(TWO_LAYERS, **TWO_WEIGHTS),
-        path,
-        save_as_external_data=True,
-        location="weights.bin",
-        size_threshold=0,
-    )
+    model = from_text(TWO_LAYERS, **TWO_WEIGHTS)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     first, _ = survey(onnx_network.load(path), {"x": X})
     assert first.conv.kernel.tobytes() == TWO_WEIGHTS["first"].tobytes()
-
-
-def test_a_graph_whose_weights_lie_in_a_lost_file_is_refused(tmp_path):
-    path = tmp_path / "net.onnx"
-    onnx.save(
-        from_text(TWO_LAYERS, **TWO_WEIGHTS),
-        path,
-        save_as_external_data=True,
-        location="weights.bin",
-        size_threshold=0,
-    )
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(ConverterError, match="is not a valid ONNX file"):
         onnx_network.load(path)

@@ -162,11 +162,6 @@ class Chain:
         kernel = (last.kernel.astype(np.float64) * factor).astype(last.kernel.dtype)
         return Chain((*head, replace(last, kernel=kernel)))
 
-    def with_bias(self, bias: np.ndarray | None) -> Chain:
-        """Return the same chain with another ``bias`` (O,) on its last step."""
-        *head, last = self.steps
-        return Chain((*head, replace(last, bias=bias)))
-
 
 def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     """Give factor kernels the geometry of ``conv`` and make a chain of them.
