@@ -15,7 +15,7 @@ from converter.config import ConvertConfig, parse_shapes
 from converter.delivery.check import check, check_graph, check_twin
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.report import LayerRow, Report, layer_rows
-from converter.delivery.result import Result, load, read_origin, read_plan, read_rows
+from converter.delivery.result import Result, load, read_origin, read_rows
 from converter.delivery.tune import check_device, tune
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
@@ -34,7 +34,7 @@ from converter.networks.source import (
 )
 from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
-from converter.planning.plan import Plan, make_plan
+from converter.planning.plan import Plan, make_plan, read_plan
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def finetune(
         ConverterError: When the folder or the data cannot be used.
     """
     folder = Path(directory)
-    origin, plan = read_origin(folder), read_plan(folder)
+    origin, plan = read_origin(folder), read_plan(folder / "plan.json")
     student = load(folder)
     if not isinstance(student, nn.Module) or "factory" not in origin:
         raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")

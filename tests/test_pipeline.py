@@ -159,6 +159,36 @@ def test_an_earlier_output_is_replaced_whole(from_onnx, from_module, tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("interrupted", ["old", "new"])
+def test_an_interrupt_keeps_the_earlier_output(from_onnx, tmp_path, monkeypatch, interrupted):
+    folder = tmp_path / "out"
+    from_onnx.result.save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = Path.rename
+
+    def interrupt(path, target):
+        if path.name == interrupted or Path(target).name == interrupted:
+            monkeypatch.undo()
+            if interrupted == "old":
+                rename(path, target)
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        from_onnx.result.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_damaged_plan_is_named(from_onnx, tmp_path):
+    from_onnx.result.save(tmp_path / "out")
+    for text in ("{", '{"format": "flatconv-plan", "version": 1, "layers": {"a": {"form": "b"}}}'):
+        (tmp_path / "out" / "plan.json").write_text(text)
+        with pytest.raises(ConverterError, match=r"out.plan\.json cannot be used"):
+            converter.load(tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", "sub/weights.bin"])
 def test_foreign_files_are_never_replaced(from_onnx, tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)

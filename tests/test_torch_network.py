@@ -278,6 +278,11 @@ def test_a_saved_program_runs_without_its_class(model, layers, tmp_path):
         assert difference(ours, theirs) < 1e-5
 
 
+def test_a_model_that_torch_cannot_save_is_refused(tmp_path):
+    with pytest.raises(ConverterError, match=r"torch cannot save the converted model as m\.pt2: "):
+        torch_export.save_program(Branching().eval(), {"x": (1, 4, 9, 8)}, tmp_path / "m.pt2")
+
+
 def test_a_layer_whose_module_has_another_kernel_is_kept(model, layers):
     changed = copy.deepcopy(model)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from converter.delivery.page import report_html
 from converter.delivery.report import LayerRow, Report
 from converter.errors import ConverterError, first_line
 from converter.networks import onnx_network, torch_export, torch_network
-from converter.planning.plan import Plan
+from converter.planning.plan import Plan, read_plan
 
 OUTPUTS = (
     "original.onnx", "model.onnx", "plan.json", "report.json", "report.html",
@@ -60,12 +60,12 @@ class Result:
                 built, old = Path(tmp) / "new", Path(tmp) / "old"
                 built.mkdir()
                 self._write(built)
-                if target.exists():
-                    target.rename(old)
                 try:
+                    if target.exists():
+                        target.rename(old)
                     built.rename(target)
-                except OSError:
-                    if old.exists():
+                except BaseException:  # an interrupt, too, must not lose the earlier output
+                    if old.exists() and not target.exists():
                         old.rename(target)
                     raise
         except OSError as error:
@@ -96,7 +96,7 @@ def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
         ConverterError: When the folder is not one that ``Result.save`` wrote.
     """
     folder = Path(directory)
-    origin, plan = read_origin(folder), read_plan(folder)
+    origin, plan = read_origin(folder), read_plan(folder / "plan.json")
     if "factory" not in origin and not (folder / "model.pt2").exists():
         return ir.to_proto(onnx_network.load(folder / "model.onnx"))
     try:
@@ -152,18 +152,6 @@ def read_origin(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConverterError(f"{folder / 'source.json'} is damaged.")
     return found
-
-
-def read_plan(folder: Path) -> Plan:
-    """Read the plan of an output folder.
-
-    Raises:
-        ConverterError: When it is missing or damaged.
-    """
-    try:
-        return Plan.from_json((folder / "plan.json").read_text())
-    except (OSError, UnicodeDecodeError):
-        raise ConverterError(f"{folder} is not an output folder of flatconv.") from None
 
 
 def read_rows(folder: Path) -> tuple[LayerRow, ...]:

@@ -179,13 +179,21 @@ def save_program(module: nn.Module, shapes: Mapping[str, Sequence[int]], path: P
         module: In evaluation mode.
         shapes: By input name; the batch axis is left free where the model allows it.
         path: Where to.
+
+    Raises:
+        ConverterError: When torch cannot trace or save it.
     """
     parameters = [p for p in module.parameters()]
     dtype = parameters[0].dtype if parameters else torch.float32
     tensors = tuple(torch.zeros(2, *shape[1:], dtype=dtype) for shape in shapes.values())
     free = tuple({0: torch.export.Dim.AUTO} for _ in tensors)
-    with _quiet():
-        torch.export.save(torch.export.export(module, tensors, dynamic_shapes=free), path)
+    try:
+        with _quiet():
+            torch.export.save(torch.export.export(module, tensors, dynamic_shapes=free), path)
+    except Exception as error:  # torch.export raises many classes
+        raise ConverterError(
+            f"torch cannot save the converted model as {path.name}: {root_line(error)}"
+        ) from None
 
 
 def load_program(path: Path) -> nn.Module:
