@@ -413,6 +413,20 @@ def test_other_commands_refuse_too(place, arguments, words):
     assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "command", [("inspect", "net.onnx"), ("compare", "net.onnx", "other.onnx")]
+)
+def test_an_unexpected_error_is_one_sentence_too(place, monkeypatch, command):
+    def surprise(model):
+        raise ZeroDivisionError("nobody saw this coming")
+
+    monkeypatch.setattr("converter.networks.onnx_network.inputs", surprise)
+    outcome = flatconv(*command)
+    assert_refused(outcome, "unexpected ZeroDivisionError: nobody saw this coming", "-v")
+    status, _, err = flatconv(*command, "-v")
+    assert status == 2 and "Traceback" in err and err.splitlines()[-1] == outcome[2].strip()
+
+
 def test_finetune_needs_a_factory(out):
     options = ("--form", "channel", "-q")
     assert flatconv("convert", "net.onnx", "-o", out, *options)[0] == 0
