@@ -31,7 +31,7 @@ def dry_run(
     Raises:
         ConverterError: As ``converter.convert``.
     """
-    check_options(config)
+    config = check_options(config)
     source = open_source(model, None, config, None)
     layers, plan = survey_and_plan(source, config)
     return plan, layer_rows(layers, plan, *solve(source, plan, layers, progress))

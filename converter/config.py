@@ -44,7 +44,7 @@ class ConvertConfig:
         channels: Order of the colour channels that the network expects.
         layout: Axis order that the network expects of images.
         device: Where fine-tuning runs: cpu, cuda, cuda:1.
-        seed: Seed of every random choice.
+        seed: Seed of every random choice; a replayed plan brings its own.
 
     Raises:
         ConverterError: When a value is out of range, or two options contradict each other.

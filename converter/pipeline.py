@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ def convert(
     Raises:
         ConverterError: When the input or an option is wrong; nothing is written.
     """
-    config = config or ConvertConfig()
-    check_options(config)
+    config = check_options(config or ConvertConfig())
     progress("loading", 0.0)
     source = open_source(model, example_input, config, calib)
     progress("loading", 1.0)
@@ -144,8 +143,7 @@ def finetune(
     if not isinstance(student, nn.Module) or "factory" not in origin:
         raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")
     recorded = {n: tuple(v) if isinstance(v, list) else v for n, v in origin["config"].items()}
-    config = ConvertConfig(**{**recorded, **changes})
-    check_options(config)
+    config = check_options(ConvertConfig(**{**recorded, **changes, "plan": None}))
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
     calib = read_data(config.calib, spec, config) if config.calib else None
@@ -162,16 +160,20 @@ def finetune(
     return prove(source, conversion, config, None, command, progress)
 
 
-def check_options(config: ConvertConfig) -> None:
+def check_options(config: ConvertConfig) -> ConvertConfig:
     """Refuse at once what is used only after minutes of solving.
 
+    Returns:
+        The options, with the seed of the plan that is replayed, if one is.
+
     Raises:
-        ConverterError: When there is no such form, execution provider or device here.
+        ConverterError: When there is no such form, execution provider, device or plan here.
     """
     for text in config.form:
         find_form(text.rpartition("=")[2])
     onnx_network.check_provider(config.provider)
     check_device(config.device)
+    return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
 
 
 def survey_and_plan(source: Source, config: ConvertConfig) -> tuple[tuple[Layer, ...], Plan]:

@@ -380,6 +380,15 @@ def test_a_replayed_plan_gives_the_same_bytes(from_onnx, tmp_path):
     assert again.report["converted"]["macs"] == from_onnx.report["converted"]["macs"]
 
 
+def test_a_replayed_plan_brings_its_seed(place, tmp_path):
+    options = {"calib": "calib.npz", "samples": 20}
+    first = converted(tmp_path / "first", "net.onnx", form=("channel",), seed=5, **options)
+    again = converted(tmp_path / "again", "net.onnx", plan=first.folder / "plan.json", **options)
+    assert again.report["seed"] == 5
+    model, same = (made.folder / "model.onnx" for made in (first, again))
+    assert model.read_bytes() == same.read_bytes()
+
+
 def test_a_replayed_plan_gives_the_same_torch_model(from_factory, tmp_path):
     plan = from_factory.folder / "plan.json"
     converted(tmp_path / "out", "toy:build", plan=plan, input_shape=("1,3,8,8",))
