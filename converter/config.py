@@ -6,9 +6,9 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from converter.errors import ConverterError
 
@@ -94,10 +94,55 @@ class ConvertConfig:
         if not 0 < self.lr < math.inf:
             raise ConverterError("--lr must be a number above 0.")
 
+    def to_json(self) -> dict[str, Any]:
+        """Write the options as JSON values, paths absolute; ``from_json`` is the inverse."""
+        found = {}
+        for name, value in asdict(self).items():
+            is_data = name in ("calib", "eval", "train") and value and Path(value).exists()
+            if value is not None:
+                is_path = is_data or isinstance(value, Path)
+                found[name] = str(Path(value).resolve()) if is_path else value
+        return found
+
+    @classmethod
+    def from_json(cls, values: object) -> ConvertConfig:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ConverterError: When an option is unknown, of another type, or out of range.
+        """
+        if not isinstance(values, dict):
+            raise ConverterError("It records no options.")
+        types = get_type_hints(cls)
+        for name, value in values.items():
+            if name not in types or not _fits(value, types[name]):
+                raise ConverterError(f"It records {value!r} for the option {name!r}.")
+        return cls(**{name: _plain(value, types[name]) for name, value in values.items()})
+
     @property
     def manual(self) -> bool:
         """Whether the user chose forms, ranks or a plan by hand."""
         return bool(self.form or self.rank or self.plan)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Tell whether a JSON value can be that of a field of type ``kind``."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in inner
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if inner:
+        return any(_fits(value, part) for part in inner)
+    written = {Path: (str,), float: (int, float)}
+    return type(value) in written.get(kind, (kind,))
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """Turn a JSON value into that of a field of type ``kind``."""
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if Path in get_args(kind) else value
 
 
 def parse_shapes(texts: Sequence[str], names: Sequence[str]) -> list[dict[str, tuple[int, ...]]]:

@@ -15,7 +15,7 @@ from converter.config import ConvertConfig, parse_shapes
 from converter.delivery.check import check, check_graph, check_twin
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.report import LayerRow, Report, layer_rows
-from converter.delivery.result import Result, load, read_origin, read_rows
+from converter.delivery.result import Result, load, read_config, read_origin, read_rows
 from converter.delivery.tune import check_device, tune
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
@@ -104,6 +104,7 @@ def convert(
         module = torch_network.apply(source.module, layers, chains)
         if config.finetune:
             module = fine_tune(module, source, config, progress)
+            errors = {}  # those of weights that are no more
             converted = export_tuned(module, source, config)
             problem = problem or check_graph(converted)
         problem = problem or check_twin(module, converted, samples(source, config.seed))
@@ -142,8 +143,7 @@ def finetune(
     student = load(folder)
     if not isinstance(student, nn.Module) or "factory" not in origin:
         raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")
-    recorded = {n: tuple(v) if isinstance(v, list) else v for n, v in origin["config"].items()}
-    config = check_options(ConvertConfig(**{**recorded, **changes, "plan": None}))
+    config = check_options(replace(read_config(folder), **changes, plan=None))
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
     calib = read_data(config.calib, spec, config) if config.calib else None
@@ -155,7 +155,7 @@ def finetune(
     module = fine_tune(student, source, config, progress)
     converted = export_tuned(module, source, config)
     problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
-    rows = read_rows(folder)
+    rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
     conversion = Conversion(plan, rows, converted, module, problem)
     return prove(source, conversion, config, None, command, progress)
 

@@ -19,10 +19,11 @@ from converter import ConvertConfig, ConverterError
 from converter.commands import dry_run, export, inspect
 from converter.data import from_arrays
 from converter.delivery.check import check, check_graph, difference
+from converter.delivery.tables import layer_cells
 from converter.delivery.tune import distance, tune
 from converter.kernels.form import decompose
 from converter.kernels.forms import FORMS
-from converter.networks import onnx_network
+from converter.networks import onnx_network, torch_export
 from converter.networks.onnx_network import load as load_onnx
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
@@ -141,6 +142,43 @@ def test_the_factory_s_class_comes_back_with_plain_layers(from_factory, build):
 def test_a_factory_is_recorded(from_factory):
     source = json.loads((from_factory.folder / "source.json").read_text())
     assert (source["factory"], source["factory_args"]) == ("toy:build", {})
+
+
+def test_data_is_recorded_with_its_whole_path(from_onnx, place):
+    recorded = json.loads((from_onnx.folder / "source.json").read_text())["config"]
+    assert (recorded["calib"], recorded["eval"]) == tuple(
+        str((place / name).resolve()) for name in ("calib.npz", "eval.npz")
+    )
+
+
+@pytest.mark.parametrize(
+    "recorded", [None, [], {"calib": 3}, {"threads": "4"}, {"seed": True}, {"depth": 3}, {"lr": 0}]
+)
+def test_damaged_options_name_their_file(from_factory, tmp_path, recorded):
+    from_factory.result.save(tmp_path)
+    source = json.loads((tmp_path / "source.json").read_text()) | {"config": recorded}
+    (tmp_path / "source.json").write_text(json.dumps(source))
+    with pytest.raises(ConverterError, match=r"source\.json is damaged\. "):
+        converter.finetune(tmp_path, train="calib.npz", finetune=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "form": ("channel",),
+            "rank": ("4", "conv1=0.5"),
+            "lr": 1,
+            "batch_size": 3,
+            "calib": "a:b",
+        },
+        {"plan": Path("/plan.json"), "checkpoint": Path("/w.pt"), "channels": "bgr"},
+    ],
+)
+def test_options_come_back_from_json(options):
+    config = ConvertConfig(**options)
+    assert ConvertConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 def test_a_folder_that_is_no_output_is_refused(tmp_path):
@@ -558,6 +596,29 @@ def test_tuning_is_seeded(from_module, lesson):
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
+def test_dropout_that_is_called_as_a_function_is_seeded(lesson):
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return nn.functional.dropout(self.conv(x).mean((2, 3)), 0.5, self.training)
+
+    student = Dropping().eval()
+    teacher = torch_export.export(student, {"x": X})
+    with torch.no_grad():
+        student.conv.bias += torch.arange(4.0)
+    states, before = [], torch.get_rng_state()
+    for _ in range(2):
+        tuned = tune(student, teacher, lesson[0].take(np.arange(100)), epochs=2, lr=1e-2)
+        states.append(tuned.state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+        before = torch.manual_seed(1).get_state()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["conv.bias"], student.conv.bias)
+
+
 def test_tuning_keeps_the_best_weights(from_module, lesson):
     student, original = from_module.result.model, from_module.result.original
     tuned = tune(student, original, lesson[0], epochs=1, lr=100.0)
@@ -598,6 +659,8 @@ def test_a_tuned_conversion_ships_the_tuned_weights(from_factory, lesson, tmp_pa
     made = converted(tmp_path / "out", "toy:build", **options)
     assert made.report["met"] is True
     assert made.result.plan == from_factory.result.plan
+    assert [layer["rel_error"] for layer in made.report["layers"]] == [None, None]
+    assert [layer_cells(row)[5] for row in made.result.report.layers] == ["", "-"]
     test = noise(128, 3, 8, 8, seed=4)
     wanted = outputs(from_factory.folder / "original.onnx", test)
     before, after = (loss_of(f.folder / "model.onnx", test, wanted) for f in (from_factory, made))

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from converter.config import ConvertConfig
 from converter.delivery.compare import Comparison
 from converter.delivery.page import report_html
 from converter.delivery.report import LayerRow, Report
@@ -152,6 +153,19 @@ def read_origin(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConverterError(f"{folder / 'source.json'} is damaged.")
     return found
+
+
+def read_config(folder: Path) -> ConvertConfig:
+    """Read the options that an output folder was made with.
+
+    Raises:
+        ConverterError: When ``source.json`` is missing or damaged.
+    """
+    recorded = read_origin(folder).get("config")
+    try:
+        return ConvertConfig.from_json(recorded)
+    except ConverterError as error:
+        raise ConverterError(f"{folder / 'source.json'} is damaged. {error}") from None
 
 
 def read_rows(folder: Path) -> tuple[LayerRow, ...]:

@@ -92,20 +92,23 @@ def tune(
         optimizer, lr, total_steps=epochs * steps + 1, pct_start=0.1
     )
     best_loss, best = held_out_loss(), copy.deepcopy(model.state_dict())
-    for epoch in range(epochs):
-        shuffled = np.random.default_rng((seed, epoch)).permutation(train.count)
-        for step, indices in enumerate(np.array_split(shuffled, steps)):
-            training_mode(model)
-            loss = loss_of(train, indices)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-            optimizer.step()
-            schedule.step()
-            progress((epoch + (step + 1) / steps) / epochs)
-        found = held_out_loss()
-        if found < best_loss:
-            best_loss, best = found, copy.deepcopy(model.state_dict())
+    where = torch.device(device)
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        torch.manual_seed(seed)  # of dropout, say, that a model calls as a function
+        for epoch in range(epochs):
+            shuffled = np.random.default_rng((seed, epoch)).permutation(train.count)
+            for step, indices in enumerate(np.array_split(shuffled, steps)):
+                training_mode(model)
+                loss = loss_of(train, indices)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+                optimizer.step()
+                schedule.step()
+                progress((epoch + (step + 1) / steps) / epochs)
+            found = held_out_loss()
+            if found < best_loss:
+                best_loss, best = found, copy.deepcopy(model.state_dict())
     model.load_state_dict(best)
     return model.cpu().eval()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +63,7 @@ def open_source(
         ConverterError: When the model or any of the data that ``config`` names cannot be used.
     """
     module, origin = _torch_model(model, config)
-    origin["config"] = _json_fields(config)
+    origin["config"] = config.to_json()
     if module is None:
         network = onnx_network.load(Path(str(model)))
         spec = onnx_network.inputs(network)
@@ -252,13 +251,4 @@ def _as_arrays(values: object, names: Sequence[str]) -> Arrays:
     return {
         name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         for name, value in items.items()
-    }
-
-
-def _json_fields(config: ConvertConfig) -> dict[str, Any]:
-    """Write a configuration as JSON values."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-        if value is not None
     }
