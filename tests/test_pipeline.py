@@ -18,7 +18,7 @@ import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import dry_run, export, inspect
 from converter.data import from_arrays
-from converter.delivery.check import check, check_graph, difference
+from converter.delivery.check import check, check_graph, difference, tolerance
 from converter.delivery.tables import layer_cells
 from converter.delivery.tune import distance, tune
 from converter.kernels.form import decompose
@@ -729,6 +729,33 @@ def test_an_invalid_graph_is_found(rewritten):
     samples = {"random inputs": {"x": X}}
     for problem in (check_graph(broken), check(network, broken, layers, chains, samples)):
         assert problem.startswith("The rewritten network is not valid ONNX: ")
+
+
+def test_a_rewritten_network_that_does_not_run_is_found(rewritten):
+    network, layers, chains, result = rewritten
+    broken = result.clone()
+    broken.graph.inputs[0].name = "other"
+    problem = check(network, broken, layers, chains, {"random inputs": {"x": X}})
+    assert problem.startswith("The rewritten network does not run on random inputs: ")
+
+
+@pytest.mark.parametrize(("flips", "wanted"), [(0, 0.0), (1, 0.0), (3, 0.02), (100, 0.99)])
+def test_of_class_indices_the_share_that_differs_counts(flips, wanted):
+    classes = np.arange(100) % 10
+    other = np.where(np.arange(100) < flips, (classes + 5) % 10, classes)
+    assert difference(classes, other) == pytest.approx(
+        min(wanted, difference(1.0 * classes, other))
+    )
+    assert (difference(classes, other) <= tolerance(classes)) == (flips < 3)
+
+
+def test_of_rounded_pixels_the_distance_counts():
+    pixels = np.random.default_rng(0).integers(100, 200, 500).astype(np.uint8)
+    assert (
+        difference(pixels, pixels + np.uint8(1))
+        < tolerance(pixels)
+        < difference(pixels, pixels // 2)
+    )
 
 
 @pytest.mark.parametrize(
