@@ -452,6 +452,26 @@ def test_a_model_is_left_as_it_is(place, build):
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+def test_a_model_in_half_precision_stays_in_it(place, build, tmp_path):
+    options = {"form": ("channel",), "calib": "calib.npz"}
+    made = converted(tmp_path / "out", build().eval().half(), **options)
+    assert made.report["met"] is True
+    assert list(made.result.plan.chosen()) == ["conv1", "conv2"]
+    x = X.astype(np.float16)
+    assert outputs(made.folder / "model.onnx", x).dtype == np.float16
+    for model in (made.result.model, converter.load(made.folder)):
+        found = outputs(model, x)
+        assert found.dtype == np.float16
+        assert difference(outputs(made.folder / "model.onnx", x), found) < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float64"])
+def test_a_precision_that_onnxruntime_lacks_is_refused(build, kind):
+    model = build().to(getattr(torch, kind))
+    with pytest.raises(ConverterError, match=f"The model is in {kind}, .* give it as float32"):
+        converter.convert(model, torch.zeros(1, 3, 8, 8))
+
+
 def test_a_file_is_left_as_it_is(place, tmp_path):
     content = (place / "net.onnx").read_bytes()
     before = sorted(place.iterdir())

@@ -70,7 +70,8 @@ def open_source(
         shapes, more, calibration = _settle(spec, example_input, config, calib)
         train, scored = read_named_data(spec, config)
         return Source(network, None, spec, shapes, more, calibration, train, scored, origin)
-    unknown = [Input(n, (), np.dtype(np.float32)) for n in torch_export.input_names(module)]
+    dtype = _input_type(module)
+    unknown = [Input(name, (), dtype) for name in torch_export.input_names(module)]
     shapes, more, calibration = _settle(unknown, example_input, config, calib)
     noise = random_data(shapes, {item.name: item.dtype for item in unknown}, 2, config.seed)
     sample = calibration or noise
@@ -168,6 +169,18 @@ def _torch_model(
     if path.suffix in (".pt", ".pth", ".th", ".tar"):
         return torch_export.unpickle(path, config.trust_pickle), {}
     return None, {}
+
+
+def _input_type(module: nn.Module) -> np.dtype:
+    """Give the type of a torch model's inputs: that of its parameters."""
+    kind = torch_export.float_type(module)
+    if kind not in (torch.float32, torch.float16):
+        name = str(kind).removeprefix("torch.")
+        raise ConverterError(
+            f"The model is in {name}, for which onnxruntime has no convolution on the CPU; give "
+            "it as float32 (model.float())."
+        )
+    return torch.zeros(0, dtype=kind).numpy().dtype
 
 
 def _settle(

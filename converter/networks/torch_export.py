@@ -106,6 +106,12 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(names) or ("input",)
 
 
+def float_type(model: nn.Module) -> torch.dtype:
+    """Give the type of a model's first floating-point parameter; float32 if it has none."""
+    kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(kinds, torch.float32)
+
+
 def forward(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> object:
     """Run a model on inputs in the order of its parameters, without gradients.
 
@@ -183,8 +189,7 @@ def save_program(module: nn.Module, shapes: Mapping[str, Sequence[int]], path: P
     Raises:
         ConverterError: When torch cannot trace or save it.
     """
-    parameters = [p for p in module.parameters()]
-    dtype = parameters[0].dtype if parameters else torch.float32
+    dtype = float_type(module)
     tensors = tuple(torch.zeros(2, *shape[1:], dtype=dtype) for shape in shapes.values())
     free = tuple({0: torch.export.Dim.AUTO} for _ in tensors)
     try:

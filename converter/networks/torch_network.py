@@ -94,7 +94,8 @@ def _mismatch(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> str |
         return "its module's kernel has another shape than the exported one"
     folded = layer.conv.kernel.astype(np.float64)
     scale = _channel_scale(own, folded).reshape(-1, *[1] * (own.ndim - 1))
-    if np.linalg.norm(own * scale - folded) > 1e-4 * np.linalg.norm(folded):
+    rounding = max(1e-4, 2 * float(np.finfo(own.dtype).eps))
+    if np.linalg.norm(own * scale - folded) > rounding * np.linalg.norm(folded):
         return "its module's kernel is not the exported one up to a scale per output channel"
     return None
 
