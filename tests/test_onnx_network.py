@@ -542,6 +542,29 @@ def test_a_weight_that_others_still_use_stays(used_by):
     assert difference(outputs(rewritten, X)["y"], outputs(model, X)["y"]) < 1e-4
 
 
+@pytest.mark.parametrize("others", ["", "z = Relu (w)"])
+def test_a_weight_in_a_constant_node_is_counted_and_goes_when_nobody_needs_it(others):
+    text = f"""g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) {{
+        w = Constant ()
+        {others}
+        y = Conv (x, w)
+    }}"""
+    proto, weight = from_text(text), random(6, 4, 3, 3)
+    tensor = onnx.numpy_helper.from_array(weight, "w")
+    proto.graph.node[0].attribute.append(helper.make_attribute("value", tensor))
+    model = ir.from_proto(proto)
+    assert count_params(model) == weight.size
+    chains = chains_of(model, "channel", {"x": X})
+    rewritten = rewrite(model, chains)
+    check(rewritten)
+    assert difference(outputs(rewritten, X)["y"], outputs(model, X)["y"]) < 1e-4
+    left = [node for node in rewritten.graph if node.op_type == "Constant"]
+    assert len(left) == (1 if others else 0)
+    ((_, chain),) = chains.values()
+    assert count_params(rewritten) == chain.params + (weight.size if others else 0)
+    assert count_params(model) == weight.size
+
+
 @pytest.mark.parametrize("name", ["w.0.weight", "w.1.bias"])
 def test_a_name_that_is_taken_is_refused(name):
     text = "g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) { y = Conv (x, w, b) }"
