@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from converter.config import ConvertConfig
-from converter.errors import ConverterError
+from converter.errors import ConverterError, root_line
 
 app = App(
     name="flatconv",
@@ -56,7 +57,7 @@ def convert(
     from converter.commands import dry_run as plan_only
     from converter.delivery.result import writable_folder
     from converter.delivery.tables import comparison_table, layer_table
-    from converter.networks.torch_network import find_callable
+    from converter.networks.torch_export import find_callable
     from converter.pipeline import convert as run
 
     if dry_run:
@@ -90,6 +91,7 @@ def finetune(
     device: str | None = None,
     seed: int | None = None,
     json: bool = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
     """Train a converted torch model further, toward its original.
@@ -103,10 +105,11 @@ def finetune(
         device: Where to train: cpu, cuda, cuda:1.
         seed: Seed of every random choice.
         json: Print the report as JSON.
+        verbose: Also show every layer.
         quiet: Print nothing but errors.
     """
     from converter.delivery.result import read_origin, writable_folder
-    from converter.delivery.tables import comparison_table
+    from converter.delivery.tables import comparison_table, layer_table
     from converter.pipeline import finetune as run
 
     if epochs < 1:
@@ -121,17 +124,21 @@ def finetune(
         )
         result.save(directory)
     report = result.report
-    _show(quiet, json, lambda: _dump(report.to_dict()), comparison_table(report.comparison))
+    tables = [layer_table(report.layers)] if verbose else []
+    _show(
+        quiet, json, lambda: _dump(report.to_dict()), *tables, comparison_table(report.comparison)
+    )
     return _finish(report.met, report.reason, directory, quiet or json)
 
 
 @app.command
-def export(directory: Path, *, output: Output) -> int:
+def export(directory: Path, *, output: Output, verbose: Verbose = False) -> int:
     """Write the converted network of an output folder as one ONNX file.
 
     Args:
         directory: What convert wrote.
         output: The .onnx file to write.
+        verbose: Show where an unexpected error came from.
     """
     from converter.commands import export as run
 
@@ -147,6 +154,7 @@ def inspect(
     *,
     config: Config = ConvertConfig(),
     json: bool = False,
+    verbose: Verbose = False,
 ) -> int:
     """List a network's convolutions: shapes, cost, and which can be converted.
 
@@ -154,6 +162,7 @@ def inspect(
         model: net.onnx, or package.module:factory (with --checkpoint).
         config: Options of the conversion.
         json: Print the list as JSON.
+        verbose: Show where an unexpected error came from.
     """
     from converter.commands import inspect as run
     from converter.delivery.report import survey_dicts
@@ -172,6 +181,7 @@ def compare(
     html: Path | None = None,
     json: Path | None = None,
     config: Config = ConvertConfig(),
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
     """Race ONNX networks in onnxruntime and score them on the same data.
@@ -182,6 +192,7 @@ def compare(
         html: Write a page here.
         json: Write the figures here.
         config: Options; those of timing and images are used.
+        verbose: Show where an unexpected error came from.
         quiet: Print nothing but errors.
     """
     from converter.commands import compare as run
@@ -203,11 +214,12 @@ def compare(
 
 
 def main() -> None:
-    """Run the command line; errors are one sentence and status 2."""
+    """Run the command line; errors are one sentence and status 2 (with -v, bugs tell where)."""
     errors = Console(stderr=True)
+    arguments = sys.argv[1:]
     try:
         status = app(
-            sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value"
+            arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
     except (ConverterError, CycloptsError, OSError) as error:
         errors.print(f"flatconv: {error}", style="red", markup=False, soft_wrap=True)
@@ -215,6 +227,16 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("flatconv: interrupted; nothing was written.", style="red")
         sys.exit(130)
+    except Exception as error:  # a mistake of ours: whoever reports it wants to see where
+        if {"-v", "--verbose"} & set(arguments):
+            traceback.print_exc()
+        errors.print(
+            f"flatconv: unexpected {root_line(error)}; please report it with what -v shows.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
-import numpy as np
-import onnx_ir as ir
 from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
-from converter.data import random_data
 from converter.delivery.check import check_graph
-from converter.delivery.compare import Comparison, compare_models
+from converter.delivery.compare import Comparison, Progress, compare_models
 from converter.delivery.report import LayerRow, layer_rows
-from converter.delivery.result import load, read_plan
+from converter.delivery.result import read_origin
 from converter.errors import ConverterError
 from converter.networks import onnx_network, torch_network
-from converter.networks.source import examples, free_axes, open_source, read_data
+from converter.networks.source import examples, open_source, read_data
 from converter.networks.survey import Layer, survey
-from converter.pipeline import Progress, solve, survey_and_plan
+from converter.pipeline import check_options, solve, survey_and_plan
 from converter.planning.plan import Plan
 
 
@@ -28,10 +26,15 @@ def dry_run(
     *,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[Plan, tuple[LayerRow, ...]]:
-    """Plan a conversion, and tell what would become of each layer; nothing is written."""
+    """Plan a conversion, and tell what would become of each layer; nothing is written.
+
+    Raises:
+        ConverterError: As ``converter.convert``.
+    """
+    config = check_options(config)
     source = open_source(model, None, config, None)
     layers, plan = survey_and_plan(source, config)
-    return plan, layer_rows(layers, plan, *solve(source, plan, layers, progress))
+    return plan, layer_rows(layers, plan, *solve(source, plan, layers, config, progress))
 
 
 def inspect(
@@ -90,28 +93,25 @@ def compare(
 def export(
     directory: str | Path, path: str | Path, *, progress: Progress = lambda stage, done: None
 ) -> None:
-    """Write the converted network of an output folder as one ONNX file.
+    """Write the converted network of an output folder as one ONNX file, whole or not at all.
 
     Raises:
-        ConverterError: When ``directory`` is not an output folder or ``path`` cannot be written.
+        ConverterError: When ``directory`` is not an output folder, its ``model.onnx`` is damaged,
+            or ``path`` cannot be written.
     """
     folder, target = Path(directory), Path(path)
     if target.is_dir() or not target.resolve().parent.is_dir():
         raise ConverterError(f"{target} cannot be written; name a file in an existing folder.")
     progress("exporting", 0.0)
-    found = load(folder)
-    if isinstance(found, nn.Module):
-        shapes = read_plan(folder).input_shapes
-        dtypes = {name: np.dtype(np.float32) for name in shapes}
-        feeds = random_data(shapes, dtypes, 2, 0).read(np.arange(2))
-        spec = onnx_network.inputs(onnx_network.load(folder / "original.onnx"))
-        network = torch_network.export(found, feeds, free_axes(spec))
-    else:
-        network = ir.from_proto(found)
+    read_origin(folder)
+    network = onnx_network.load(folder / "model.onnx")
     problem = check_graph(network)
     if problem:
-        raise ConverterError(problem)
-    scratch = target.with_name(f".{target.name}.partial")
-    onnx_network.save(network, scratch)
-    scratch.replace(target)
+        raise ConverterError(f"{folder / 'model.onnx'} cannot be exported. {problem}")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            onnx_network.save(network, Path(scratch) / target.name)
+            (Path(scratch) / target.name).replace(target)
+    except OSError as error:
+        raise ConverterError(f"{target} cannot be written: {error}.") from None
     progress("exporting", 1.0)

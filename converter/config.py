@@ -6,9 +6,11 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import platformdirs
 
 from converter.errors import ConverterError
 
@@ -26,6 +28,10 @@ class ConvertConfig:
         calib: Unlabelled sample inputs: .npz, folder of images, or module:function.
         samples: How many of the calibration inputs are used (a seeded choice).
         eval: Labelled inputs for accuracy: .npz with x and y, or a folder of images by class.
+        correct: Solve each layer again on what the converted layers before it give (needs --calib).
+        memory: GiB that calibration and solving may take, roughly; with less, fewer images are
+            used, and wide layers are solved for coarser statistics.
+        cache: Keep what was solved, and use it again ($FLATCONV_CACHE, else the user's cache).
         form: Form of all layers, or LAYER=FORM; repeatable.
         rank: Rank of all layers (16, 0.5, or 0.5,0.5 for tucker), or LAYER=RANK; repeatable.
         only: Convert only these layers (names or patterns such as layer3.*); repeatable.
@@ -44,10 +50,10 @@ class ConvertConfig:
         channels: Order of the colour channels that the network expects.
         layout: Axis order that the network expects of images.
         device: Where fine-tuning runs: cpu, cuda, cuda:1.
-        seed: Seed of every random choice.
+        seed: Seed of every random choice; a replayed plan brings its own.
 
     Raises:
-        ConverterError: When a value is out of range.
+        ConverterError: When a value is out of range, or two options contradict each other.
     """
 
     checkpoint: Path | None = None
@@ -57,6 +63,9 @@ class ConvertConfig:
     calib: str | None = None
     samples: int = 1024
     eval: str | None = None
+    correct: bool = True
+    memory: float = 2.0
+    cache: bool = True
     form: tuple[str, ...] = ()
     rank: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -86,13 +95,72 @@ class ConvertConfig:
                 raise ConverterError(f"--{option} must be at least {least}.")
         if self.threads > (most := max(64, os.cpu_count() or 1)):
             raise ConverterError(f"--threads must be at most {most} here.")
+        if self.plan and (self.form or self.rank or self.only or self.keep):
+            raise ConverterError(
+                "--plan says what happens to each layer; leave out --form, --rank, --only and "
+                "--keep, or edit the plan."
+            )
+        if not 0 < self.memory < math.inf:
+            raise ConverterError("--memory must be a number of GiB above 0.")
         if not 0 < self.lr < math.inf:
             raise ConverterError("--lr must be a number above 0.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Write the options as JSON values, paths absolute; ``from_json`` is the inverse."""
+        found = {}
+        for name, value in asdict(self).items():
+            is_data = name in ("calib", "eval", "train") and value and Path(value).exists()
+            if value is not None:
+                is_path = is_data or isinstance(value, Path)
+                found[name] = str(Path(value).resolve()) if is_path else value
+        return found
+
+    @classmethod
+    def from_json(cls, values: object) -> ConvertConfig:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ConverterError: When an option is unknown, of another type, or out of range.
+        """
+        if not isinstance(values, dict):
+            raise ConverterError("It records no options.")
+        types = get_type_hints(cls)
+        for name, value in values.items():
+            if name not in types or not _fits(value, types[name]):
+                raise ConverterError(f"It records {value!r} for the option {name!r}.")
+        return cls(**{name: _plain(value, types[name]) for name, value in values.items()})
+
+    def cache_folder(self) -> Path | None:
+        """Where solved layers are kept; None where they are not."""
+        if not self.cache:
+            return None
+        named = os.environ.get("FLATCONV_CACHE")
+        return Path(named) if named else platformdirs.user_cache_path("flatconv")
 
     @property
     def manual(self) -> bool:
         """Whether the user chose forms, ranks or a plan by hand."""
         return bool(self.form or self.rank or self.plan)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Tell whether a JSON value can be that of a field of type ``kind``."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in inner
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if inner:
+        return any(_fits(value, part) for part in inner)
+    written = {Path: (str,), float: (int, float)}
+    return type(value) in written.get(kind, (kind,))
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """Turn a JSON value into that of a field of type ``kind``."""
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if Path in get_args(kind) else value
 
 
 def parse_shapes(texts: Sequence[str], names: Sequence[str]) -> list[dict[str, tuple[int, ...]]]:

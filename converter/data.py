@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.errors import ConverterError
+from converter.errors import ConverterError, root_line
 from converter.images import Images
 
 Arrays = dict[str, np.ndarray]
@@ -244,7 +244,7 @@ def _from_function(
     try:
         yielded = list(produced)
     except Exception as error:  # the user's generator may raise anything
-        raise ConverterError(f"Data {source} failed: {type(error).__name__}: {error}.") from None
+        raise ConverterError(f"Data {source} failed: {root_line(error)}") from None
     for chunk in yielded:
         if not isinstance(chunk, Mapping) or any(name not in chunk for name in names):
             raise ConverterError(

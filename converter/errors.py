@@ -1,5 +1,24 @@
-"""The one error class of the package."""
+"""The one error class of the package, and how the errors of others are told in one line."""
+
+from __future__ import annotations
+
+import re
 
 
 class ConverterError(Exception):
     """One sentence that says what was wrong and what to do, with the layer or file named."""
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of what an exception says; its class if it says nothing."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0][:300]
+
+
+def root_line(error: BaseException) -> str:
+    """Give class and first line of an exception, or of what it says it was caused by."""
+    while error.__cause__ is not None:  # exporters wrap what went wrong in advice
+        error = error.__cause__
+    line = first_line(error)
+    name = type(error).__name__
+    return name if line == name else f"{name}: {line}"

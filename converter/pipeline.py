@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,31 @@ from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
 from converter.delivery.check import check, check_graph, check_twin
-from converter.delivery.compare import Comparison, Evaluate, compare_models
+from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
+from converter.delivery.correct import correct
 from converter.delivery.report import LayerRow, Report, layer_rows
-from converter.delivery.result import Result, load, read_origin, read_plan, read_rows
-from converter.delivery.tune import tune
+from converter.delivery.result import Result, load, read_config, read_origin, read_rows
+from converter.delivery.tune import check_device, tune
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
-from converter.kernels.form import decompose, refit, relative_error
-from converter.networks import onnx_network, torch_network
+from converter.kernels.form import relative_error
+from converter.kernels.forms import find_form
+from converter.kernels.metric import Metric
+from converter.networks import onnx_network, torch_export, torch_network
 from converter.networks.onnx_rewrite import rewrite
-from converter.networks.source import Source, examples, free_axes, open_source, read_data, samples
+from converter.networks.source import (
+    Source,
+    examples,
+    free_axes,
+    open_source,
+    read_data,
+    read_named_data,
+    samples,
+)
 from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
-from converter.planning.plan import Plan, make_plan
-
-Progress = Callable[[str, float], None]
+from converter.planning.plan import Plan, make_plan, read_plan
+from converter.planning.solve import solve_layer, solve_layers
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ def convert(
     Raises:
         ConverterError: When the input or an option is wrong; nothing is written.
     """
-    config = config or ConvertConfig()
+    config = check_options(config or ConvertConfig())
     progress("loading", 0.0)
     source = open_source(model, example_input, config, calib)
     progress("loading", 1.0)
@@ -88,7 +99,7 @@ def convert(
     if config.finetune and source.module is None:
         raise ConverterError("--finetune needs a torch model; name a factory, not an ONNX file.")
     layers, plan = survey_and_plan(source, config)
-    chains, errors = solve(source, plan, layers, progress)
+    chains, errors = solve(source, plan, layers, config, progress)
     by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
     converted = rewrite(source.network, by_output)
     problem = check(source.network, converted, layers, chains, samples(source, config.seed))
@@ -97,6 +108,7 @@ def convert(
         module = torch_network.apply(source.module, layers, chains)
         if config.finetune:
             module = fine_tune(module, source, config, progress)
+            errors = {}  # those of weights that are no more
             converted = export_tuned(module, source, config)
             problem = problem or check_graph(converted)
         problem = problem or check_twin(module, converted, samples(source, config.seed))
@@ -131,25 +143,41 @@ def finetune(
         ConverterError: When the folder or the data cannot be used.
     """
     folder = Path(directory)
-    origin, plan = read_origin(folder), read_plan(folder)
+    origin, plan = read_origin(folder), read_plan(folder / "plan.json")
     student = load(folder)
     if not isinstance(student, nn.Module) or "factory" not in origin:
         raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")
-    recorded = {n: tuple(v) if isinstance(v, list) else v for n, v in origin["config"].items()}
-    config = ConvertConfig(**{**recorded, **changes})
+    config = check_options(replace(read_config(folder), **changes, plan=None))
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
     calib = read_data(config.calib, spec, config) if config.calib else None
     shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
     shapes = dict(plan.input_shapes) | shapes
     further = tuple(shapes | other for other in more)
-    source = Source(network, student, spec, shapes, further, calib, origin)
+    train, scored = read_named_data(spec, config)
+    source = Source(network, student, spec, shapes, further, calib, train, scored, origin)
     module = fine_tune(student, source, config, progress)
     converted = export_tuned(module, source, config)
     problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
-    rows = read_rows(folder)
+    rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
     conversion = Conversion(plan, rows, converted, module, problem)
     return prove(source, conversion, config, None, command, progress)
+
+
+def check_options(config: ConvertConfig) -> ConvertConfig:
+    """Refuse at once what is used only after minutes of solving.
+
+    Returns:
+        The options, with the seed of the plan that is replayed, if one is.
+
+    Raises:
+        ConverterError: When there is no such form, execution provider, device or plan here.
+    """
+    for text in config.form:
+        find_form(text.rpartition("=")[2])
+    onnx_network.check_provider(config.provider)
+    check_device(config.device)
+    return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
 
 
 def survey_and_plan(source: Source, config: ConvertConfig) -> tuple[tuple[Layer, ...], Plan]:
@@ -162,7 +190,11 @@ def survey_and_plan(source: Source, config: ConvertConfig) -> tuple[tuple[Layer,
 
 
 def solve(
-    source: Source, plan: Plan, layers: Sequence[Layer], progress: Progress
+    source: Source,
+    plan: Plan,
+    layers: Sequence[Layer],
+    config: ConvertConfig,
+    progress: Progress,
 ) -> tuple[dict[str, Chain], dict[str, float]]:
     """Decompose every chosen layer, for what it sees of the sample inputs if there are any.
 
@@ -171,23 +203,30 @@ def solve(
         or without sample inputs of its weights.
     """
     chosen = plan.chosen()
-    by_name = {layer.name: layer for layer in layers}
-    chains, errors = {}, {}
-    for number, (name, (form, rank)) in enumerate(chosen.items()):
-        layer = by_name[name]
-        if layer.conv is None:
-            raise ConverterError(f"Layer {name} cannot be converted.")
-        moments = None
-        if source.calib is not None:
-            fixed = source.inputs[0].shape[0]
-            moments = second_moments(source.network, layer, source.calib, fixed, plan.seed)
-        try:
-            chain = decompose(layer.conv, form, rank, plan.seed)
-        except ConverterError as error:
-            raise ConverterError(f"Layer {name}: {error}") from None
-        chains[name] = chain if moments is None else refit(layer.conv, chain, moments)
-        errors[name] = relative_error(layer.conv, chains[name], moments)
-        progress("decomposing", (number + 1) / len(chosen))
+    cache = config.cache_folder()
+    if source.calib is not None and config.correct and chosen:
+        return correct(
+            source.network, layers, chosen, source.calib,
+            partial(solve_layer, seed=plan.seed, device=config.device, cache=cache),
+            seed=plan.seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
+            threads=torch.get_num_threads(), progress=lambda done: progress("solving", done),
+        )  # fmt: skip
+    metrics: dict[str, tuple[Metric, ...]] = {}
+    if source.calib is not None and chosen:
+        metrics = second_moments(
+            source.network, [layer for layer in layers if layer.name in chosen], source.calib,
+            seed=plan.seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
+            threads=torch.get_num_threads(), progress=lambda done: progress("calibrating", done),
+        )  # fmt: skip
+    chains = solve_layers(
+        layers, chosen, metrics, seed=plan.seed, device=config.device, cache=cache,
+        progress=lambda done: progress("solving", done),
+    )  # fmt: skip
+    convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
+    errors = {
+        name: relative_error(convs[name], chain, metrics.get(name))
+        for name, chain in chains.items()
+    }
     return chains, errors
 
 
@@ -195,7 +234,7 @@ def fine_tune(
     module: nn.Module, source: Source, config: ConvertConfig, progress: Progress
 ) -> nn.Module:
     """Distil from the original on ``--train``, or on the calibration inputs without it."""
-    data = read_data(config.train, source.inputs, config) if config.train else source.calib
+    data = source.train or source.calib
     if data is None:
         raise ConverterError("There are no inputs to train on; give --train.")
     return tune(
@@ -213,7 +252,7 @@ def fine_tune(
 
 def export_tuned(module: nn.Module, source: Source, config: ConvertConfig) -> ir.Model:
     """Export a tuned model with the free axes of the original."""
-    return torch_network.export(module, examples(source, config.seed, 1), free_axes(source.inputs))
+    return torch_export.export(module, examples(source, config.seed, 1), free_axes(source.inputs))
 
 
 def prove(
@@ -225,10 +264,9 @@ def prove(
     progress: Progress,
 ) -> Result:
     """Race original and converted, score them on ``--eval`` (else the sample inputs), report."""
-    data = read_data(config.eval, source.inputs, config) if config.eval else source.calib
     comparison = compare_models(
         {"original": source.network, "converted": conversion.network},
-        data=data,
+        data=source.eval or source.calib,
         evaluate=evaluate,
         shapes=source.shapes,
         more_shapes=source.more_shapes,

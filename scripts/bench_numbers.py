@@ -2,22 +2,26 @@
 
 Scores on the whole CIFAR-10 test set (``scripts/fetch_cifar10.py``) beside the 2,000 embedded
 images. Timing: batch 1, one thread, onnxruntime; original and converted race in one process.
+Rows are written as they come; an interrupted run goes on with ``--resume``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_results import ROOT, write
+from bench_results import ROOT, earlier_rows, table, write
 
 sys.path.insert(0, str(ROOT))
 
 import converter
 
 DEMO = "spatial, ranks -/96/112 (scripts/demo.sh)"
+EXACT = "ResNet-20, tucker at full rank"
 SAMPLE = "sample_models.paper_cifar10:build"
 EMBEDDED = ROOT / "sample_models"
 RESNET_IMAGES = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
@@ -31,12 +35,13 @@ def convert(model: str, folder: Path, **options: Any) -> dict[str, Any]:
 
 
 def figures(name: str, report: dict[str, Any]) -> dict[str, Any]:
-    """Take a row from a report."""
+    """Take a row from a report; both latencies are those of its own race."""
     before, after = report["original"], report["converted"]
     return {
         "name": name,
         "params_ratio": before["params"] / after["params"],
         "macs_ratio": before["macs"] / after["macs"],
+        "original_latency_ms": before["latency_ms"]["median"],
         "latency_ms": after["latency_ms"]["median"],
         "speedup": report["speedup"]["median"],
         "speedup_low": report["speedup"]["low"],
@@ -46,8 +51,14 @@ def figures(name: str, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sample_rows(data: Path, runs: Path, tune: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Convert the sample network in each way that the README tells of."""
+def sample_rows(
+    data: Path, runs: Path, tune: bool, done: Collection[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Convert the sample network in each way that the README tells of, but for those ``done``.
+
+    Yields:
+        Row and report, as each is measured.
+    """
     chosen: dict[str, dict[str, Any]] = {
         DEMO: {
             "form": ("spatial",),
@@ -64,9 +75,9 @@ def sample_rows(data: Path, runs: Path, tune: bool) -> tuple[list[dict[str, Any]
     tuned = {"finetune": 3, "train": str(data / "train.npz")}
     for name in ("flattened, ranks 32/64/128", "lvh") if tune else ():
         chosen[f"{name}, 3 epochs of fine-tuning"] = chosen[name] | tuned
-    rows: list[dict[str, Any]] = []
-    report: dict[str, Any] = {}
     for number, (name, options) in enumerate(chosen.items()):
+        if name in done:
+            continue
         folder = runs / f"sample_{number}"
         report = convert(
             SAMPLE,
@@ -81,24 +92,30 @@ def sample_rows(data: Path, runs: Path, tune: bool) -> tuple[list[dict[str, Any]
             folder / "model.onnx",
             data=str(EMBEDDED / "cifar10_eval.npz"),
         ).networks[1]
-        if not rows:
+        if number == 0 and "original" not in done:
             accuracy = report["original"]["accuracy"]
             original = figures("original", report | {"converted": report["original"]})
             original |= {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
             target = {"target": "accuracy 0.87", "met": accuracy >= 0.87}
-            rows.append(original | {"drop_points": 0.0, "drop_points_of_2000": 0.0} | target)
+            yield original | {"drop_points": 0.0, "drop_points_of_2000": 0.0} | target, report
         row = figures(name, report)
         row["drop_points_of_2000"] = few.drop_points.median if few.drop_points else None
         if name == DEMO:
             row["target"] = "3x, 1 point of 2,000 images"
             row["met"] = row["speedup"] >= 3 and row["drop_points_of_2000"] <= 1.0
-        rows.append(row)
-        print(row, flush=True)
-    return rows, report
+        yield row, report
 
 
-def exactness_row(checkpoint: Path, data: Path, runs: Path) -> dict[str, Any]:
-    """Convert ResNet-20 by Tucker at full rank, which must change nothing."""
+def exactness_rows(
+    checkpoint: Path | None, data: Path, runs: Path, done: Collection[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Convert ResNet-20 by Tucker at full rank, which must change nothing.
+
+    Yields:
+        Row and report; nothing without a checkpoint or where it is ``done``.
+    """
+    if checkpoint is None or EXACT in done:
+        return
     report = convert(
         "sample_models.resnet_cifar:resnet20",
         runs / "resnet20_exact",
@@ -109,10 +126,10 @@ def exactness_row(checkpoint: Path, data: Path, runs: Path) -> dict[str, Any]:
         rank=("1.0",),
         **RESNET_IMAGES,
     )
-    row = figures("ResNet-20, tucker at full rank", report)
+    row = figures(EXACT, report)
     row["target"] = "accuracy 0.9173 within 0.0002"
     row["met"] = abs(row["accuracy"] - 0.9173) <= 0.0002
-    return row
+    yield row, report
 
 
 def main() -> int:
@@ -122,11 +139,20 @@ def main() -> int:
     parser.add_argument("--resnet20", type=Path, help="resnet20-12fca82f.th, for its row")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench_numbers")
     parser.add_argument("--tuned", action="store_true", help="also rows with fine-tuning (long)")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows measured at this commit"
+    )
     options = parser.parse_args()
-    rows, seen = sample_rows(options.data, options.runs, options.tuned)
-    if options.resnet20:
-        rows.append(exactness_row(options.resnet20, options.data, options.runs))
-    write("numbers", seen, rows)
+    rows = earlier_rows("numbers") if options.resume else []
+    done = {row["name"] for row in rows}
+    for row, report in itertools.chain(
+        sample_rows(options.data, options.runs, options.tuned, done),
+        exactness_rows(options.resnet20, options.data, options.runs, done),
+    ):
+        rows.append(row)
+        write("numbers", report, rows)
+        print(row, flush=True)
+    print(table("numbers"))
     return 0
 
 

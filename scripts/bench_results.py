@@ -17,23 +17,35 @@ RESULTS = ROOT / "scripts" / "results"
 
 
 def write(name: str, conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``scripts/results/NAME.json`` and print its rows as a table."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    """Write ``scripts/results/NAME.json``, whole or not at all."""
     document = {
         "conditions": {
             "cpu": conditions["cpu"],
             "threads": conditions["threads"],
             "versions": conditions["versions"],
             "date": datetime.date.today().isoformat(),
-            "commit": commit,
+            "commit": commit(),
         },
         "rows": list(rows),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    print(table(name))
+    scratch = RESULTS / f".{name}.partial"
+    scratch.write_text(json.dumps(document, indent=2) + "\n")
+    scratch.replace(RESULTS / f"{name}.json")
+
+
+def earlier_rows(name: str) -> list[dict[str, Any]]:
+    """Read the rows of ``scripts/results/NAME.json`` if they were measured at this commit."""
+    path = RESULTS / f"{name}.json"
+    document = json.loads(path.read_text()) if path.exists() else {}
+    same = document and document["conditions"]["commit"] == commit()
+    return document["rows"] if same else []
+
+
+def commit() -> str:
+    """Name the commit that is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def table(name: str) -> str:

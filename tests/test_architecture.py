@@ -12,7 +12,7 @@ ORDER = """
 errors config images data
 kernels.conv kernels.solve.cp kernels.solve.svd kernels.solve.tucker kernels.form kernels.forms
 networks.onnx_network networks.onnx_rewrite networks.survey networks.checkpoint
-networks.torch_modules networks.torch_network networks.source
+networks.torch_modules networks.torch_export networks.torch_network networks.source
 planning.calibrate planning.measure planning.candidates planning.plan
 delivery.check delivery.tune delivery.compare delivery.report
 delivery.tables delivery.page delivery.result

@@ -15,7 +15,7 @@ from PIL import Image
 
 import converter
 from converter import Plan
-from converter.networks.torch_network import find_callable
+from converter.networks.torch_export import find_callable
 
 EVALUATE = """
 import numpy as np
@@ -411,6 +411,20 @@ def test_other_commands_refuse_too(place, arguments, words):
     before = sorted(place.rglob("*"))
     assert_refused(flatconv(*arguments.split(), "-q"), words)
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "command", [("inspect", "net.onnx"), ("compare", "net.onnx", "other.onnx")]
+)
+def test_an_unexpected_error_is_one_sentence_too(place, monkeypatch, command):
+    def surprise(model):
+        raise ZeroDivisionError("nobody saw this coming")
+
+    monkeypatch.setattr("converter.networks.onnx_network.inputs", surprise)
+    outcome = flatconv(*command)
+    assert_refused(outcome, "unexpected ZeroDivisionError: nobody saw this coming", "-v")
+    status, _, err = flatconv(*command, "-v")
+    assert status == 2 and "Traceback" in err and err.splitlines()[-1] == outcome[2].strip()
 
 
 def test_finetune_needs_a_factory(out):

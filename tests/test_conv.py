@@ -227,15 +227,6 @@ def test_scaling_reaches_the_kernel_and_not_the_bias(chain, seed):
     assert after.bias is before.bias
 
 
-@pytest.mark.parametrize("bias", [None, np.arange(4.0)])
-def test_a_bias_can_be_exchanged(bias):
-    chain = Chain((make_conv((4, 3, 1, 1), bias=False), make_conv((4, 4, 3, 1))))
-    changed = chain.with_bias(bias)
-    assert changed.steps[-1].bias is bias
-    assert changed.steps[0] is chain.steps[0]
-    assert chain.steps[-1].bias is not None
-
-
 def test_geometry_goes_to_the_first_step_that_covers_the_axis():
     conv = make_conv(
         (4, 3, 3, 1, 5),

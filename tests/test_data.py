@@ -9,7 +9,7 @@ from converter.config import ConvertConfig, parse_arguments, parse_shapes
 from converter.data import conform, from_arrays, load, random_data
 from converter.errors import ConverterError
 from converter.images import Images
-from converter.networks.torch_network import find_callable
+from converter.networks.torch_export import find_callable
 
 PLAIN = Images()
 

@@ -16,7 +16,7 @@ from converter.delivery.tune import tune
 from converter.images import Images
 from converter.networks.onnx_network import load as load_onnx
 from converter.networks.source import open_source
-from converter.networks.torch_network import find_callable
+from converter.networks.torch_export import find_callable
 
 CHANNEL = ConvertConfig(form=("channel",))
 
@@ -85,7 +85,7 @@ def test_evaluations_that_fail(place, name):  # compare.compare_models
         converter.convert("net.onnx", None, CHANNEL, evaluate=find_callable(f"odd:{name}", ""))
 
 
-def test_a_factory_that_exits(place):  # torch_network.build, find_callable
+def test_a_factory_that_exits(place):  # torch_export.build, find_callable
     refused("convert", "odd:ends", "-o", "nowhere", "-q")
 
 

@@ -15,15 +15,14 @@ from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
 from converter.kernels.form import decompose, parse_rank, relative_error
 from converter.kernels.forms import FORMS
-from converter.networks import onnx_network, torch_network
+from converter.networks import torch_export, torch_network
 from converter.networks.checkpoint import load_into, load_state
 from converter.networks.onnx_network import open_session, run
 from converter.networks.onnx_rewrite import rewrite
-from converter.networks.survey import count_macs, survey
+from converter.networks.survey import survey
 
 X = np.random.default_rng(0).standard_normal((2, 4, 9, 8)).astype(np.float32)
 W = np.random.default_rng(1).standard_normal((6, 4, 3, 3)).astype(np.float32)
-ONE = "g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) { y = Conv (x, w) }"
 
 
 def chains_of(model, form, x):
@@ -36,15 +35,6 @@ def chains_of(model, form, x):
 
 def outputs(model, x):
     return run(open_session(model), {"x": x})
-
-
-def test_weights_beside_the_graph_are_read(tmp_path):
-    path = tmp_path / "net.onnx"
-    onnx.save(
-        from_text(ONE, w=W), path, save_as_external_data=True, location="w.bin", size_threshold=0
-    )
-    (layer,) = survey(onnx_network.load(path), {"x": X})
-    assert layer.conv.kernel.tobytes() == W.tobytes()
 
 
 def test_an_initializer_that_is_also_listed_as_an_input_is_rewritten():
@@ -86,12 +76,6 @@ def test_a_value_name_that_is_taken_is_refused_or_avoided(taken):
     except ConverterError:
         return
     onnx.checker.check_model(ir.to_proto(rewritten), full_check=True)
-
-
-def test_a_network_without_convolutions_has_no_layers():
-    model = ir.from_proto(from_text("g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }"))
-    assert survey(model, {"x": X[:, :, 0, 0]}) == ()
-    assert count_macs(model, {"x": X[:, :, 0, 0]}) == 0
 
 
 def test_a_bias_that_is_not_finite_is_refused():
@@ -165,7 +149,7 @@ class Functional(nn.Module):
 
 def test_a_module_whose_weight_is_used_without_calling_it_is_kept():
     model = Functional().eval()
-    network = torch_network.export(model, {"x": X})
+    network = torch_export.export(model, {"x": X})
     (layer,) = torch_network.match(model, survey(network, {"x": X}), {"x": X})
     assert layer.reason
 
@@ -174,7 +158,7 @@ def test_a_module_whose_weight_is_used_without_calling_it_is_kept():
 def test_a_model_with_weight_norm_of_the_old_kind_is_exported_or_refused():
     model = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(4, 4, 3))).eval()
     with contextlib.suppress(ConverterError):
-        torch_network.export(model, {"x": X})
+        torch_export.export(model, {"x": X})
 
 
 def test_the_reason_why_a_model_cannot_be_exported_is_told():
@@ -183,7 +167,7 @@ def test_the_reason_why_a_model_cannot_be_exported_is_told():
             return x if x.sum() > 0 else -x
 
     with pytest.raises(ConverterError) as caught:
-        torch_network.export(Branching(), {"x": X})
+        torch_export.export(Branching(), {"x": X})
     assert "\x1b" not in str(caught.value)
     assert "Next steps" not in str(caught.value)
 

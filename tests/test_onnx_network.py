@@ -138,28 +138,12 @@ def test_a_truncated_file_is_refused(fraction, two_layer_file):
         onnx_network.load(two_layer_file)
 
 
-def test_weights_beside_the_graph_are_read(tmp_path):
+def test_weights_beside_the_graph_are_read_unless_they_are_lost(tmp_path):
     path = tmp_path / "net.onnx"
-    onnx.save(
-        from_text(TWO_LAYERS, **TWO_WEIGHTS),
-        path,
-        save_as_external_data=True,
-        location="weights.bin",
-        size_threshold=0,
-    )
+    model = from_text(TWO_LAYERS, **TWO_WEIGHTS)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     first, _ = survey(onnx_network.load(path), {"x": X})
     assert first.conv.kernel.tobytes() == TWO_WEIGHTS["first"].tobytes()
-
-
-def test_a_graph_whose_weights_lie_in_a_lost_file_is_refused(tmp_path):
-    path = tmp_path / "net.onnx"
-    onnx.save(
-        from_text(TWO_LAYERS, **TWO_WEIGHTS),
-        path,
-        save_as_external_data=True,
-        location="weights.bin",
-        size_threshold=0,
-    )
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(ConverterError, match="is not a valid ONNX file"):
         onnx_network.load(path)
@@ -556,6 +540,29 @@ def test_a_weight_that_others_still_use_stays(used_by):
     check(rewritten)
     assert "b" in rewritten.graph.initializers
     assert difference(outputs(rewritten, X)["y"], outputs(model, X)["y"]) < 1e-4
+
+
+@pytest.mark.parametrize("others", ["", "z = Relu (w)"])
+def test_a_weight_in_a_constant_node_is_counted_and_goes_when_nobody_needs_it(others):
+    text = f"""g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) {{
+        w = Constant ()
+        {others}
+        y = Conv (x, w)
+    }}"""
+    proto, weight = from_text(text), random(6, 4, 3, 3)
+    tensor = onnx.numpy_helper.from_array(weight, "w")
+    proto.graph.node[0].attribute.append(helper.make_attribute("value", tensor))
+    model = ir.from_proto(proto)
+    assert count_params(model) == weight.size
+    chains = chains_of(model, "channel", {"x": X})
+    rewritten = rewrite(model, chains)
+    check(rewritten)
+    assert difference(outputs(rewritten, X)["y"], outputs(model, X)["y"]) < 1e-4
+    left = [node for node in rewritten.graph if node.op_type == "Constant"]
+    assert len(left) == (1 if others else 0)
+    ((_, chain),) = chains.values()
+    assert count_params(rewritten) == chain.params + (weight.size if others else 0)
+    assert count_params(model) == weight.size
 
 
 @pytest.mark.parametrize("name", ["w.0.weight", "w.1.bias"])

@@ -18,14 +18,16 @@ import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import dry_run, export, inspect
 from converter.data import from_arrays
-from converter.delivery.check import check, check_graph, difference
+from converter.delivery.check import check, check_graph, difference, tolerance
+from converter.delivery.tables import layer_cells
 from converter.delivery.tune import distance, tune
 from converter.kernels.form import decompose
 from converter.kernels.forms import FORMS
+from converter.networks import onnx_network, torch_export
 from converter.networks.onnx_network import load as load_onnx
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
-from converter.networks.torch_network import find_callable
+from converter.networks.torch_export import find_callable
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
 TORCH_FILES = {"model.safetensors", "model.pt2"}
@@ -142,6 +144,43 @@ def test_a_factory_is_recorded(from_factory):
     assert (source["factory"], source["factory_args"]) == ("toy:build", {})
 
 
+def test_data_is_recorded_with_its_whole_path(from_onnx, place):
+    recorded = json.loads((from_onnx.folder / "source.json").read_text())["config"]
+    assert (recorded["calib"], recorded["eval"]) == tuple(
+        str((place / name).resolve()) for name in ("calib.npz", "eval.npz")
+    )
+
+
+@pytest.mark.parametrize(
+    "recorded", [None, [], {"calib": 3}, {"threads": "4"}, {"seed": True}, {"depth": 3}, {"lr": 0}]
+)
+def test_damaged_options_name_their_file(from_factory, tmp_path, recorded):
+    from_factory.result.save(tmp_path)
+    source = json.loads((tmp_path / "source.json").read_text()) | {"config": recorded}
+    (tmp_path / "source.json").write_text(json.dumps(source))
+    with pytest.raises(ConverterError, match=r"source\.json is damaged\. "):
+        converter.finetune(tmp_path, train="calib.npz", finetune=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "form": ("channel",),
+            "rank": ("4", "conv1=0.5"),
+            "lr": 1,
+            "batch_size": 3,
+            "calib": "a:b",
+        },
+        {"plan": Path("/plan.json"), "checkpoint": Path("/w.pt"), "channels": "bgr"},
+    ],
+)
+def test_options_come_back_from_json(options):
+    config = ConvertConfig(**options)
+    assert ConvertConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
 def test_a_folder_that_is_no_output_is_refused(tmp_path):
     with pytest.raises(ConverterError, match="not an output folder of flatconv"):
         converter.load(tmp_path)
@@ -156,6 +195,36 @@ def test_an_earlier_output_is_replaced_whole(from_onnx, from_module, tmp_path):
     assert {path.name for path in folder.iterdir()} == FILES
     assert (folder / "plan.json").read_text() == from_onnx.result.plan.to_json()
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("interrupted", ["old", "new"])
+def test_an_interrupt_keeps_the_earlier_output(from_onnx, tmp_path, monkeypatch, interrupted):
+    folder = tmp_path / "out"
+    from_onnx.result.save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = Path.rename
+
+    def interrupt(path, target):
+        if path.name == interrupted or Path(target).name == interrupted:
+            monkeypatch.undo()
+            if interrupted == "old":
+                rename(path, target)
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        from_onnx.result.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_damaged_plan_is_named(from_onnx, tmp_path):
+    from_onnx.result.save(tmp_path / "out")
+    for text in ("{", '{"format": "flatconv-plan", "version": 1, "layers": {"a": {"form": "b"}}}'):
+        (tmp_path / "out" / "plan.json").write_text(text)
+        with pytest.raises(ConverterError, match=r"out.plan\.json cannot be used"):
+            converter.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "sub/weights.bin"])
@@ -182,6 +251,36 @@ def test_an_export_is_the_same_network(from_onnx, tmp_path):
     shipped = outputs(from_onnx.folder / "model.onnx", X)
     np.testing.assert_array_equal(outputs(tmp_path / "model.onnx", X), shipped)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_export_keeps_every_node(place, tmp_path):
+    shape = ("1,3,8,8",)
+    made = converted(tmp_path / "out", "toy:build", input_shape=shape, form=("conv2=decoupled",))
+    export(made.folder, tmp_path / "model.onnx")
+    shipped, exported = (onnx.load(f / "model.onnx") for f in (made.folder, tmp_path))
+    kinds = [node.op_type for node in exported.graph.node]
+    assert kinds == [node.op_type for node in shipped.graph.node]
+    assert "Concat" in kinds
+
+
+def test_an_export_that_is_interrupted_leaves_nothing(from_onnx, tmp_path, monkeypatch):
+    def interrupted(model, path):
+        path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx_network, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(from_onnx.folder, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_network_is_not_exported(from_onnx, tmp_path):
+    folder = tmp_path / "out"
+    from_onnx.result.save(folder)
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:500])
+    with pytest.raises(ConverterError, match=r"model\.onnx is not a valid ONNX file"):
+        export(folder, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("name", ["", "missing/model.onnx"])
@@ -319,6 +418,15 @@ def test_a_replayed_plan_gives_the_same_bytes(from_onnx, tmp_path):
     assert again.report["converted"]["macs"] == from_onnx.report["converted"]["macs"]
 
 
+def test_a_replayed_plan_brings_its_seed(place, tmp_path):
+    options = {"calib": "calib.npz", "samples": 20}
+    first = converted(tmp_path / "first", "net.onnx", form=("channel",), seed=5, **options)
+    again = converted(tmp_path / "again", "net.onnx", plan=first.folder / "plan.json", **options)
+    assert again.report["seed"] == 5
+    model, same = (made.folder / "model.onnx" for made in (first, again))
+    assert model.read_bytes() == same.read_bytes()
+
+
 def test_a_replayed_plan_gives_the_same_torch_model(from_factory, tmp_path):
     plan = from_factory.folder / "plan.json"
     converted(tmp_path / "out", "toy:build", plan=plan, input_shape=("1,3,8,8",))
@@ -342,6 +450,26 @@ def test_a_model_is_left_as_it_is(place, build):
     for name, tensor in before.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_model_in_half_precision_stays_in_it(place, build, tmp_path):
+    options = {"form": ("channel",), "calib": "calib.npz"}
+    made = converted(tmp_path / "out", build().eval().half(), **options)
+    assert made.report["met"] is True
+    assert list(made.result.plan.chosen()) == ["conv1", "conv2"]
+    x = X.astype(np.float16)
+    assert outputs(made.folder / "model.onnx", x).dtype == np.float16
+    for model in (made.result.model, converter.load(made.folder)):
+        found = outputs(model, x)
+        assert found.dtype == np.float16
+        assert difference(outputs(made.folder / "model.onnx", x), found) < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float64"])
+def test_a_precision_that_onnxruntime_lacks_is_refused(build, kind):
+    model = build().to(getattr(torch, kind))
+    with pytest.raises(ConverterError, match=f"The model is in {kind}, .* give it as float32"):
+        converter.convert(model, torch.zeros(1, 3, 8, 8))
 
 
 def test_a_file_is_left_as_it_is(place, tmp_path):
@@ -422,6 +550,38 @@ def test_an_onnx_file_cannot_be_tuned(place):
         converter.convert("net.onnx", None, ConvertConfig(finetune=1, train="calib.npz"))
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"provider": "NoProvider"}, "'NoProvider' is not available"),
+        ({"device": "nowhere"}, "Device 'nowhere' cannot be used"),
+        ({"device": "meta"}, "Device 'meta' cannot be used"),
+        ({"device": "cuda:99"}, "Device 'cuda:99' cannot be used"),
+        ({"form": ("conv1=flat",), "keep": ("conv1",)}, "There is no form 'flat'"),
+        ({"eval": "missing.npz"}, "Data missing.npz does not exist"),
+        ({"train": "missing.npz"}, "Data missing.npz does not exist"),
+        ({"train": "large.npz", "finetune": 1}, "examples of shape 3,9,9 for input 'x'"),
+    ],
+)
+def test_what_is_used_last_is_checked_first(place, options, words):
+    np.savez("large.npz", x=noise(4, 3, 9, 9))
+    stages = []
+    config = ConvertConfig(**{"form": ("channel",), "input_shape": ("1,3,8,8",)} | options)
+    with pytest.raises(ConverterError, match=words):
+        converter.convert(
+            "toy:build", None, config, progress=lambda stage, done: stages.append(stage)
+        )
+    assert set(stages) <= {"loading"}
+    with pytest.raises(ConverterError, match=words):
+        dry_run("toy:build", config)
+
+
+@pytest.mark.parametrize("name", ["form", "rank", "only", "keep"])
+def test_a_plan_leaves_nothing_to_choose(name):
+    with pytest.raises(ConverterError, match="--plan says what happens to each layer"):
+        ConvertConfig(plan=Path("plan.json"), **{name: ("conv1=8",)})
+
+
 # tuning
 
 
@@ -454,6 +614,29 @@ def test_tuning_is_seeded(from_module, lesson):
     small = lesson[0].take(np.arange(200))
     once, again = (tune(student, original, small, epochs=1, seed=7).state_dict() for _ in range(2))
     assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_dropout_that_is_called_as_a_function_is_seeded(lesson):
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return nn.functional.dropout(self.conv(x).mean((2, 3)), 0.5, self.training)
+
+    student = Dropping().eval()
+    teacher = torch_export.export(student, {"x": X})
+    with torch.no_grad():
+        student.conv.bias += torch.arange(4.0)
+    states, before = [], torch.get_rng_state()
+    for _ in range(2):
+        tuned = tune(student, teacher, lesson[0].take(np.arange(100)), epochs=2, lr=1e-2)
+        states.append(tuned.state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+        before = torch.manual_seed(1).get_state()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["conv.bias"], student.conv.bias)
 
 
 def test_tuning_keeps_the_best_weights(from_module, lesson):
@@ -496,6 +679,8 @@ def test_a_tuned_conversion_ships_the_tuned_weights(from_factory, lesson, tmp_pa
     made = converted(tmp_path / "out", "toy:build", **options)
     assert made.report["met"] is True
     assert made.result.plan == from_factory.result.plan
+    assert [layer["rel_error"] for layer in made.report["layers"]] == [None, None]
+    assert [layer_cells(row)[5] for row in made.result.report.layers] == ["", "-"]
     test = noise(128, 3, 8, 8, seed=4)
     wanted = outputs(from_factory.folder / "original.onnx", test)
     before, after = (loss_of(f.folder / "model.onnx", test, wanted) for f in (from_factory, made))
@@ -564,6 +749,33 @@ def test_an_invalid_graph_is_found(rewritten):
     samples = {"random inputs": {"x": X}}
     for problem in (check_graph(broken), check(network, broken, layers, chains, samples)):
         assert problem.startswith("The rewritten network is not valid ONNX: ")
+
+
+def test_a_rewritten_network_that_does_not_run_is_found(rewritten):
+    network, layers, chains, result = rewritten
+    broken = result.clone()
+    broken.graph.inputs[0].name = "other"
+    problem = check(network, broken, layers, chains, {"random inputs": {"x": X}})
+    assert problem.startswith("The rewritten network does not run on random inputs: ")
+
+
+@pytest.mark.parametrize(("flips", "wanted"), [(0, 0.0), (1, 0.0), (3, 0.02), (100, 0.99)])
+def test_of_class_indices_the_share_that_differs_counts(flips, wanted):
+    classes = np.arange(100) % 10
+    other = np.where(np.arange(100) < flips, (classes + 5) % 10, classes)
+    assert difference(classes, other) == pytest.approx(
+        min(wanted, difference(1.0 * classes, other))
+    )
+    assert (difference(classes, other) <= tolerance(classes)) == (flips < 3)
+
+
+def test_of_rounded_pixels_the_distance_counts():
+    pixels = np.random.default_rng(0).integers(100, 200, 500).astype(np.uint8)
+    assert (
+        difference(pixels, pixels + np.uint8(1))
+        < tolerance(pixels)
+        < difference(pixels, pixels // 2)
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from converter.errors import ConverterError
 from converter.kernels.conv import PADDING_MODES, Chain
 from converter.kernels.form import decompose, fit_rank, full_rank, skeleton
 from converter.kernels.forms import FORMS
-from converter.networks import onnx_network, torch_network
+from converter.networks import onnx_network, torch_export, torch_network
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
 from converter.networks.torch_modules import read_module, replace_module, to_modules
@@ -130,7 +130,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def network(model):
-    return torch_network.export(model, FEEDS)
+    return torch_export.export(model, FEEDS)
 
 
 @pytest.fixture(scope="module")
@@ -146,13 +146,13 @@ def odd():
 
 @pytest.fixture(scope="module")
 def odd_layers(odd):
-    network = torch_network.export(odd, FEEDS)
+    network = torch_export.export(odd, FEEDS)
     return {layer.name: layer for layer in torch_network.match(odd, survey(network, FEEDS), FEEDS)}
 
 
 def torch_outputs(model, x=X):
     with torch.no_grad():
-        return [t.numpy() for t in torch_network.flat_outputs(model(torch.from_numpy(x)))]
+        return [t.numpy() for t in torch_export.flat_outputs(model(torch.from_numpy(x)))]
 
 
 def onnx_outputs(network, x=X):
@@ -272,10 +272,15 @@ def test_a_rebuilt_model_takes_the_weights_of_the_rewritten_one(name, model, lay
 def test_a_saved_program_runs_without_its_class(model, layers, tmp_path):
     chains = chains_for(layers, FORMS["spatial"], 0.5)
     module = torch_network.apply(model, layers, chains).eval()
-    torch_network.save_program(module, {"x": (1, 4, 9, 8)}, tmp_path / "model.pt2")
-    program = torch_network.load_program(tmp_path / "model.pt2")
+    torch_export.save_program(module, {"x": (1, 4, 9, 8)}, tmp_path / "model.pt2")
+    program = torch_export.load_program(tmp_path / "model.pt2")
     for ours, theirs in zip(torch_outputs(program), torch_outputs(module), strict=True):
         assert difference(ours, theirs) < 1e-5
+
+
+def test_a_model_that_torch_cannot_save_is_refused(tmp_path):
+    with pytest.raises(ConverterError, match=r"torch cannot save the converted model as m\.pt2: "):
+        torch_export.save_program(Branching().eval(), {"x": (1, 4, 9, 8)}, tmp_path / "m.pt2")
 
 
 def test_a_layer_whose_module_has_another_kernel_is_kept(model, layers):
@@ -349,18 +354,29 @@ def test_an_odd_model_is_rewritten_where_it_can_be(odd, odd_layers):
 
 @pytest.mark.parametrize("shape", [(1, 3, 9, 8), (1, 4), (1, 4, 2, 2)])
 def test_inputs_that_the_model_cannot_take_are_refused(shape, model):
-    with pytest.raises(ConverterError, match=r"does not run on inputs of shape \{'x': \(1, "):
-        torch_network.export(model, {"x": np.zeros(shape, np.float32)})
+    with pytest.raises(ConverterError, match=r"does not run on inputs of shape \{'x': \(2, "):
+        torch_export.export(model, {"x": np.zeros(shape, np.float32)})
+
+
+def test_a_model_that_fails_on_one_example_is_refused(model, layers):
+    class Pairs(Branches):
+        def forward(self, x):
+            if len(x) < 2:
+                raise ValueError("give me two")
+            return super().forward(x)
+
+    with pytest.raises(ConverterError, match=r"\(1, 4, 9, 8\)\}: ValueError: give me two"):
+        torch_network.match(Pairs().eval(), layers, FEEDS)
 
 
 def test_too_few_inputs_are_refused():
     with pytest.raises(ConverterError, match="The model does not run on inputs of shape"):
-        torch_network.export(nn.Bilinear(2, 2, 2), {"x": np.zeros((1, 2), np.float32)})
+        torch_export.export(nn.Bilinear(2, 2, 2), {"x": np.zeros((1, 2), np.float32)})
 
 
 def test_a_model_that_torch_cannot_export_is_refused():
     with pytest.raises(ConverterError, match="torch cannot export the model to ONNX"):
-        torch_network.export(Branching().eval(), FEEDS)
+        torch_export.export(Branching().eval(), FEEDS)
 
 
 @pytest.mark.parametrize("mode", PADDING_MODES)
@@ -446,9 +462,9 @@ def test_a_replacement_takes_the_mode_of_what_it_replaces(training):
 
 def test_the_outputs_of_a_model_are_flattened_in_order():
     a, b, c = (torch.full((1,), float(n)) for n in range(3))
-    assert torch_network.flat_outputs({"z": a, "y": [b, (c,)]}) == [a, b, c]
-    assert torch_network.flat_outputs(a) == [a]
-    assert torch_network.flat_outputs(None) == []
+    assert torch_export.flat_outputs({"z": a, "y": [b, (c,)]}) == [a, b, c]
+    assert torch_export.flat_outputs(a) == [a]
+    assert torch_export.flat_outputs(None) == []
 
 
 def test_the_inputs_of_a_model_are_what_forward_demands():
@@ -456,12 +472,12 @@ def test_the_inputs_of_a_model_are_what_forward_demands():
         def forward(self, image, mask, scale=1.0, *rest, flag=False, **options):
             return image
 
-    assert torch_network.input_names(Net()) == ("image", "mask")
-    assert torch_network.input_names(nn.Sequential(nn.ReLU())) == ("input",)
+    assert torch_export.input_names(Net()) == ("image", "mask")
+    assert torch_export.input_names(nn.Sequential(nn.ReLU())) == ("input",)
 
 
 def build(spec, arguments=None, checkpoint=None):
-    return torch_network.build(spec, arguments or {}, checkpoint, trust_pickle=False)
+    return torch_export.build(spec, arguments or {}, checkpoint, trust_pickle=False)
 
 
 def test_a_factory_is_called_with_its_arguments(workplace):
@@ -514,7 +530,7 @@ def test_a_checkpoint_of_another_width_is_refused(workplace):
 def test_a_pickled_module_is_read_when_trusted(tmp_path):
     path = tmp_path / "net.pt"
     torch.save(nn.Sequential(nn.Conv2d(4, 6, 3)), path)
-    model = torch_network.unpickle(path, trust_pickle=True)
+    model = torch_export.unpickle(path, trust_pickle=True)
     assert type(model[0]) is nn.Conv2d
     assert not model.training
 
@@ -522,16 +538,16 @@ def test_a_pickled_module_is_read_when_trusted(tmp_path):
 def test_a_pickled_module_is_refused_without_trust(tmp_path):
     torch.save(nn.Conv2d(4, 6, 3), tmp_path / "net.pt")
     with pytest.raises(ConverterError, match="or pass --trust-pickle to unpickle"):
-        torch_network.unpickle(tmp_path / "net.pt", trust_pickle=False)
+        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=False)
 
 
 @pytest.mark.parametrize("trust", [True, False])
 def test_a_missing_pickle_is_refused(trust, tmp_path):
     with pytest.raises(ConverterError, match="does not exist"):
-        torch_network.unpickle(tmp_path / "net.pt", trust_pickle=trust)
+        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=trust)
 
 
 def test_a_state_dict_is_no_pickled_module(tmp_path):
     torch.save(nn.Conv2d(4, 6, 3).state_dict(), tmp_path / "net.pt")
     with pytest.raises(ConverterError, match=r"holds a OrderedDict, not a pickled nn\.Module"):
-        torch_network.unpickle(tmp_path / "net.pt", trust_pickle=True)
+        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=True)

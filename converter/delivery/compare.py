@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from converter.data import Data, conform, random_data
-from converter.errors import ConverterError
+from converter.errors import ConverterError, root_line
 from converter.networks.onnx_network import Arrays, inputs, open_session, run
 from converter.networks.source import example_shapes
 from converter.networks.survey import count_macs, count_params
@@ -218,7 +218,7 @@ def _evaluated(evaluate: Evaluate, session: onnxruntime.InferenceSession) -> flo
     except ConverterError:
         raise
     except Exception as error:  # the user's function may raise anything
-        raise ConverterError(f"evaluate failed: {type(error).__name__}: {error}") from None
+        raise ConverterError(f"evaluate failed: {root_line(error)}") from None
     if not math.isfinite(value):
         raise ConverterError(f"evaluate returned {value}; it must return a finite number.")
     return value

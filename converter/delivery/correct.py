@@ -11,14 +11,19 @@ import onnx_ir as ir
 from scipy.linalg import cho_factor, cho_solve
 
 from converter.data import Data
-from converter.kernels.conv import Chain, Conv
+from converter.kernels.conv import Chain, Conv, assemble
 from converter.kernels.form import Form, Rank, refit
 from converter.kernels.metric import Metric
 from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_shapes
 from converter.networks.segments import Walk, advance, cut
 from converter.networks.survey import Layer
 from converter.planning.calibrate import (
-    choose_positions, cut_patches, enough_patches, fits, metric_of, patch_size,
+    choose_positions,
+    cut_patches,
+    enough_patches,
+    fits,
+    metric_of,
+    patch_size,
 )  # fmt: skip
 
 # Of the mean power of the inputs: how strongly the best kernel is held to the trained one.
@@ -122,10 +127,8 @@ def correct(
     rng = np.random.default_rng(seed)
     for number, layer in enumerate(todo):
         original = advance(walk, number, original, threads)
-        if replaced:
-            converted = advance(walk, number, converted, threads, replaced)
-        else:
-            converted = original
+        same = not replaced
+        converted = original if same else advance(walk, number, converted, threads, replaced)
         seen = _look(layer, around[layer.output], original, converted, memory / 2, rng)
         chain, error = _solve(layer, *chosen[layer.name], seen, memory / 2, solve)
         chains[layer.name], errors[layer.name] = chain, error
@@ -255,11 +258,12 @@ def _solve(
     kernel = chain.dense().kernel.reshape(conv.groups, -1, patch_size(conv))
     shift = np.einsum("gon,gn->go", kernel, means).reshape(-1)
     bias = (target.mean(0, dtype=np.float64) - shift).astype(conv.kernel.dtype)
-    return chain.with_bias(bias), seen.error(response)
+    shipped = assemble(conv, [(step.kernel, step.groups) for step in chain.steps])
+    return shipped.with_bias(bias), seen.error(response)
 
 
 def _pull(conv: Conv, metric: Metric, group: int) -> np.ndarray:
-    """l W (O/groups, n) of a group: what holds its best kernel to the trained one."""
+    """L W (O/groups, n) of a group: what holds its best kernel to the trained one."""
     assert metric.full is not None
     hold = np.trace(metric.full) / len(metric.full) * HOLD / (1 + HOLD)
     weight = np.split(conv.kernel.astype(np.float64), conv.groups)[group]

@@ -14,7 +14,10 @@ from converter.planning.plan import Plan
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One convolution before and after; latencies are None where they were not measured."""
+    """One convolution before and after.
+
+    Latencies are None where they were not measured, the error of a layer that is kept or tuned.
+    """
 
     name: str
     form: str | None

@@ -12,15 +12,17 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from converter.config import ConvertConfig
 from converter.delivery.compare import Comparison
 from converter.delivery.page import report_html
 from converter.delivery.report import LayerRow, Report
-from converter.errors import ConverterError
-from converter.networks import onnx_network, torch_network
-from converter.planning.plan import Plan
+from converter.errors import ConverterError, first_line
+from converter.networks import onnx_network, torch_export, torch_network
+from converter.planning.plan import Plan, read_plan
 
 OUTPUTS = (
     "original.onnx", "model.onnx", "plan.json", "report.json", "report.html",
@@ -60,12 +62,12 @@ class Result:
                 built, old = Path(tmp) / "new", Path(tmp) / "old"
                 built.mkdir()
                 self._write(built)
-                if target.exists():
-                    target.rename(old)
                 try:
+                    if target.exists():
+                        target.rename(old)
                     built.rename(target)
-                except OSError:
-                    if old.exists():
+                except BaseException:  # an interrupt, too, must not lose the earlier output
+                    if old.exists() and not target.exists():
                         old.rename(target)
                     raise
         except OSError as error:
@@ -82,7 +84,7 @@ class Result:
         if isinstance(self.model, nn.Module):
             save_model(self.model, str(folder / "model.safetensors"))
             (folder / "model.safetensors").chmod(0o644)
-            torch_network.save_program(self.model, self.plan.input_shapes, folder / "model.pt2")
+            torch_export.save_program(self.model, self.plan.input_shapes, folder / "model.pt2")
 
 
 def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
@@ -96,23 +98,23 @@ def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
         ConverterError: When the folder is not one that ``Result.save`` wrote.
     """
     folder = Path(directory)
-    origin, plan = read_origin(folder), read_plan(folder)
+    origin, plan = read_origin(folder), read_plan(folder / "plan.json")
     if "factory" not in origin and not (folder / "model.pt2").exists():
         return ir.to_proto(onnx_network.load(folder / "model.onnx"))
     try:
         if "factory" not in origin:
-            return torch_network.load_program(folder / "model.pt2")
+            return torch_export.load_program(folder / "model.pt2")
         arguments = origin["factory_args"]
-        original = torch_network.build(origin["factory"], arguments, None, False)
-        module = torch_network.rebuild(original, plan.chosen())
+        original = torch_export.build(origin["factory"], arguments, None, False)
+        with safe_open(folder / "model.safetensors", "pt") as weights:
+            module = torch_network.rebuild(original, plan.chosen(), set(weights.keys()))
         load_model(module, folder / "model.safetensors")
         return module.eval()
     except ConverterError:
         raise
     except Exception as error:  # torch and safetensors raise many classes on damaged files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConverterError(
-            f"{folder} is damaged, or its factory has changed since: {reason}."
+            f"{folder} is damaged, or its factory has changed since: {first_line(error)}"
         ) from None
 
 
@@ -155,16 +157,17 @@ def read_origin(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_plan(folder: Path) -> Plan:
-    """Read the plan of an output folder.
+def read_config(folder: Path) -> ConvertConfig:
+    """Read the options that an output folder was made with.
 
     Raises:
-        ConverterError: When it is missing or damaged.
+        ConverterError: When ``source.json`` is missing or damaged.
     """
+    recorded = read_origin(folder).get("config")
     try:
-        return Plan.from_json((folder / "plan.json").read_text())
-    except (OSError, UnicodeDecodeError):
-        raise ConverterError(f"{folder} is not an output folder of flatconv.") from None
+        return ConvertConfig.from_json(recorded)
+    except ConverterError as error:
+        raise ConverterError(f"{folder / 'source.json'} is damaged. {error}") from None
 
 
 def read_rows(folder: Path) -> tuple[LayerRow, ...]:

@@ -76,7 +76,7 @@ def layer_cells(row: LayerRow) -> list[str]:
         show_rank(tuple(rank)) if rank else "",
         _count(row.macs_before),
         _count(row.macs_after),
-        "" if row.rel_error is None else f"{row.rel_error:.3f}",
+        ("-" if row.form else "") if row.rel_error is None else f"{row.rel_error:.3f}",
         row.reason or "",
     ]
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 from converter.data import Data
-from converter.errors import ConverterError
+from converter.errors import ConverterError, first_line
 from converter.networks.onnx_network import open_session, run
-from converter.networks.torch_network import flat_outputs
+from converter.networks.torch_export import flat_outputs
 
 TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
 HELD_OUT, BATCH = 0.1, 128
@@ -57,10 +57,8 @@ def tune(
         raise ConverterError(f"Data {data.source} has {data.count} examples; too few to train on.")
     order = np.random.default_rng(seed).permutation(data.count)
     held, train = data.take(np.sort(order[:held_count])), data.take(np.sort(order[held_count:]))
-    try:
-        model = copy.deepcopy(student).to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConverterError(f"Device {device!r} cannot be used: {error}") from None
+    check_device(device)
+    model = copy.deepcopy(student).to(device)
     session = open_session(teacher, threads)
     if data.labels is not None:
         first = next(iter(run(session, train.read(np.arange(2))).values()))
@@ -94,22 +92,37 @@ def tune(
         optimizer, lr, total_steps=epochs * steps + 1, pct_start=0.1
     )
     best_loss, best = held_out_loss(), copy.deepcopy(model.state_dict())
-    for epoch in range(epochs):
-        shuffled = np.random.default_rng((seed, epoch)).permutation(train.count)
-        for step, indices in enumerate(np.array_split(shuffled, steps)):
-            training_mode(model)
-            loss = loss_of(train, indices)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-            optimizer.step()
-            schedule.step()
-            progress((epoch + (step + 1) / steps) / epochs)
-        found = held_out_loss()
-        if found < best_loss:
-            best_loss, best = found, copy.deepcopy(model.state_dict())
+    where = torch.device(device)
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        torch.manual_seed(seed)  # of dropout, say, that a model calls as a function
+        for epoch in range(epochs):
+            shuffled = np.random.default_rng((seed, epoch)).permutation(train.count)
+            for step, indices in enumerate(np.array_split(shuffled, steps)):
+                training_mode(model)
+                loss = loss_of(train, indices)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+                optimizer.step()
+                schedule.step()
+                progress((epoch + (step + 1) / steps) / epochs)
+            found = held_out_loss()
+            if found < best_loss:
+                best_loss, best = found, copy.deepcopy(model.state_dict())
     model.load_state_dict(best)
     return model.cpu().eval()
+
+
+def check_device(name: str) -> None:
+    """Check that torch can compute on a device.
+
+    Raises:
+        ConverterError: When it cannot.
+    """
+    try:
+        torch.ones(1, device=torch.device(name)).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ConverterError(f"Device {name!r} cannot be used: {first_line(error)}") from None
 
 
 def distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -187,10 +187,11 @@ def decompose(
     """
     per_group = _group_rank(conv, form, rank)
     parts = np.split(conv.kernel.astype(np.float64), conv.groups)
+    each: Sequence[Metric | None] = metrics or [None] * conv.groups
     starts = [None] * conv.groups if start is None else _group_kernels(conv, start)
     solved = [
         form.solve(part, per_group, Setting(metric, seed, begin, device))
-        for part, metric, begin in zip(parts, metrics or [None] * conv.groups, starts)
+        for part, metric, begin in zip(parts, each, starts)
     ]
     chain = assemble(
         conv,

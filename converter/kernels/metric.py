@@ -13,7 +13,7 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Metric:
-    """Second moments S of the input patches of one group: a kernel W (O, n) has |W|^2 = tr(W S W^T).
+    """Second moments S of the input patches of one group: |W|^2 = tr(W S W^T) for W (O, n).
 
     S is kept in full, or, where that would be too large, as a Kronecker product of a moment of
     the channels and one of the window (Martens and Grosse, arXiv 1503.05671, section 3).
@@ -40,9 +40,7 @@ class Metric:
         return cls(channels, window, S)
 
     @classmethod
-    def kronecker(
-        cls, channels: np.ndarray, window: np.ndarray, floor: float = FLOOR
-    ) -> Metric:
+    def kronecker(cls, channels: np.ndarray, window: np.ndarray, floor: float = FLOOR) -> Metric:
         """Make a metric of moments of the channels (I, I) and, of any scale, the window (K, K)."""
         channels = channels + floor * _mean_power(channels) * np.eye(len(channels))
         window = window + floor * _mean_power(window) * np.eye(len(window))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from converter.errors import ConverterError
+from converter.errors import ConverterError, first_line
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
@@ -93,9 +93,10 @@ def read_file(path: Path, trust_pickle: bool) -> Any:
         raise ConverterError(
             f"Checkpoint {path} is not a sound safetensors file: {error}."
         ) from None
-    except Exception as e:  # torch raises many classes on damaged files
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise ConverterError(f"Checkpoint {path} is truncated or damaged: {first}") from None
+    except Exception as error:  # torch raises many classes on damaged files
+        raise ConverterError(
+            f"Checkpoint {path} is truncated or damaged: {first_line(error)}"
+        ) from None
 
 
 def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:

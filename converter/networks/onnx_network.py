@@ -13,11 +13,10 @@ import onnx_ir as ir
 import onnxruntime
 from google.protobuf.message import DecodeError
 
-from converter.data import Data
-from converter.errors import ConverterError
+from converter.data import Arrays, Data
+from converter.errors import ConverterError, first_line
 from converter.kernels.conv import Conv
 
-Arrays = dict[str, np.ndarray]
 LARGEST_BATCH = 64
 
 
@@ -49,10 +48,10 @@ def load(path: Path) -> ir.Model:
     ) as error:  # fmt: skip
         raise ConverterError(
             f"{path} is not a valid ONNX file (empty, truncated or of another kind): "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from None
     except OSError as error:
-        raise ConverterError(f"{path} cannot be read: {_first_line(error)}") from None
+        raise ConverterError(f"{path} cannot be read: {first_line(error)}") from None
     if not model.graph.outputs:
         raise ConverterError(f"{path} is not a valid ONNX file: its graph has no outputs.")
     return model
@@ -94,6 +93,19 @@ def free_batch(model: ir.Model, name: str = "batch") -> ir.Model:
     return copy
 
 
+def check_provider(provider: str) -> None:
+    """Check that onnxruntime has an execution provider.
+
+    Raises:
+        ConverterError: When it has not; the sentence lists those it has.
+    """
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ConverterError(
+            f"Provider {provider!r} is not available here; use one of {', '.join(available)}."
+        )
+
+
 def open_session(
     model: ir.Model | Path, threads: int = 1, provider: str = "CPUExecutionProvider"
 ) -> onnxruntime.InferenceSession:
@@ -102,11 +114,7 @@ def open_session(
     Raises:
         ConverterError: When the provider is not there or onnxruntime cannot run the network.
     """
-    if provider not in onnxruntime.get_available_providers():
-        raise ConverterError(
-            f"Provider {provider!r} is not available here; use one of "
-            f"{', '.join(onnxruntime.get_available_providers())}."
-        )
+    check_provider(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -116,7 +124,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=[provider])
     except Exception as error:  # onnxruntime raises its own unexported classes
-        raise ConverterError(f"onnxruntime cannot open the network: {_first_line(error)}") from None
+        raise ConverterError(f"onnxruntime cannot open the network: {first_line(error)}") from None
 
 
 def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> Arrays:
@@ -131,7 +139,7 @@ def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) 
     except Exception as error:  # onnxruntime raises its own unexported classes
         raise ConverterError(
             f"onnxruntime cannot run the network on inputs of shape "
-            f"{ {name: array.shape for name, array in feeds.items()} }: {_first_line(error)}"
+            f"{ {name: array.shape for name, array in feeds.items()} }: {first_line(error)}"
         ) from None
 
 
@@ -248,7 +256,3 @@ def _values(model: ir.Model) -> dict[str, ir.Value]:
     found = {str(value.name): value for value in model.graph.inputs}
     found |= {str(value.name): value for node in model.graph for value in node.outputs}
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -43,6 +43,9 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
         for value in weights:
             if not value.uses() and not value.is_graph_output():
                 copy.graph.initializers.pop(str(value.name), None)
+                maker = value.producer()
+                if maker is not None and maker.op_type == "Constant":
+                    copy.graph.remove(maker, safe=True)
                 if value in copy.graph.inputs:  # old files list weights as inputs, too
                     copy.graph.inputs.remove(value)
     return copy

@@ -1,4 +1,4 @@
-"""A network walked in segments, so that two versions of it can be run side by side, layer by layer."""
+"""A network walked in segments, so that two versions of it run side by side, layer by layer."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def advance(
     carried = [name for name in segment.outputs if name in segment.inputs]
     session = None
     if made:
-        session = open_session(rewrite(_model(walk, segment, made, state[0]), chains or {}), threads)
+        model = rewrite(_model(walk, segment, made, state[0]), chains or {})
+        session = open_session(model, threads)
     after = []
     for arrays in state:
         kept = {name: arrays[name] for name in carried}

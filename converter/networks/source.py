@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from converter.data import Data, conform, from_arrays, random_data
 from converter.data import load as load_data
 from converter.errors import ConverterError
 from converter.images import Images
-from converter.networks import onnx_network, torch_network
+from converter.networks import onnx_network, torch_export
 from converter.networks.checkpoint import sha256
 from converter.networks.onnx_network import Arrays, Input
 
@@ -36,6 +35,8 @@ class Source:
         shapes: The input shapes worked with.
         more_shapes: Further input shapes, which are timed too.
         calib: Sample inputs, or None.
+        train: Training inputs, or None.
+        eval: Inputs to score on, or None.
         origin: How to build the torch model again, as JSON values.
     """
 
@@ -45,6 +46,8 @@ class Source:
     shapes: dict[str, tuple[int, ...]]
     more_shapes: tuple[dict[str, tuple[int, ...]], ...]
     calib: Data | None
+    train: Data | None
+    eval: Data | None
     origin: dict[str, Any]
 
 
@@ -54,26 +57,33 @@ def open_source(
     config: ConvertConfig,
     calib: object,
 ) -> Source:
-    """Load what the user named, export it if it is a torch model, and settle the input shapes."""
+    """Load what the user named, export it if it is a torch model, and settle the input shapes.
+
+    Raises:
+        ConverterError: When the model or any of the data that ``config`` names cannot be used.
+    """
     module, origin = _torch_model(model, config)
-    origin["config"] = _json_fields(config)
+    origin["config"] = config.to_json()
     if module is None:
         network = onnx_network.load(Path(str(model)))
         spec = onnx_network.inputs(network)
         shapes, more, calibration = _settle(spec, example_input, config, calib)
-        return Source(network, None, spec, shapes, more, calibration, origin)
-    unknown = [Input(n, (), np.dtype(np.float32)) for n in torch_network.input_names(module)]
+        train, scored = read_named_data(spec, config)
+        return Source(network, None, spec, shapes, more, calibration, train, scored, origin)
+    dtype = _input_type(module)
+    unknown = [Input(name, (), dtype) for name in torch_export.input_names(module)]
     shapes, more, calibration = _settle(unknown, example_input, config, calib)
     noise = random_data(shapes, {item.name: item.dtype for item in unknown}, 2, config.seed)
     sample = calibration or noise
     feeds = sample.read(np.arange(2) % sample.count)
-    network = torch_network.export(module, feeds, _varying(shapes, more))
+    network = torch_export.export(module, feeds, _varying(shapes, more))
     spec = onnx_network.inputs(network)
     for other in more:
         example_shapes(spec, other, None)
     if calibration is not None:
         calibration = _conformed(calibration, spec)
-    return Source(network, module, spec, shapes, more, calibration, origin)
+    train, scored = read_named_data(spec, config)
+    return Source(network, module, spec, shapes, more, calibration, train, scored, origin)
 
 
 def examples(source: Source, seed: int, count: int) -> Arrays:
@@ -95,8 +105,16 @@ def samples(source: Source, seed: int) -> dict[str, Arrays]:
 def read_data(text: str, spec: Sequence[Input], config: ConvertConfig) -> Data:
     """Read data for the inputs ``spec``."""
     names = [item.name for item in spec]
-    data = load_data(text, names, Images.of(config), torch_network.find_callable, _bytes(spec))
+    data = load_data(text, names, Images.of(config), torch_export.find_callable, _bytes(spec))
     return _conformed(data, spec)
+
+
+def read_named_data(
+    spec: Sequence[Input], config: ConvertConfig
+) -> tuple[Data | None, Data | None]:
+    """Read ``--train`` and ``--eval`` for the inputs ``spec``; None for what is not named."""
+    train = read_data(config.train, spec, config) if config.train else None
+    return train, read_data(config.eval, spec, config) if config.eval else None
 
 
 def example_shapes(
@@ -138,7 +156,7 @@ def _torch_model(
 ) -> tuple[nn.Module | None, dict[str, Any]]:
     """Build or read a torch model, and say how it is built again; None for an ONNX file."""
     if isinstance(model, nn.Module):
-        return torch_network.copied(model).cpu().eval(), {}
+        return torch_export.copied(model).cpu().eval(), {}
     path = Path(model)
     if ":" in str(model) and not path.exists():
         arguments = parse_arguments(config.factory_args)
@@ -146,11 +164,23 @@ def _torch_model(
         if config.checkpoint is not None and config.checkpoint.is_file():
             origin["checkpoint"] = str(config.checkpoint.resolve())
             origin["checkpoint_sha256"] = sha256(config.checkpoint)
-        built = torch_network.build(str(model), arguments, config.checkpoint, config.trust_pickle)
+        built = torch_export.build(str(model), arguments, config.checkpoint, config.trust_pickle)
         return built, origin
     if path.suffix in (".pt", ".pth", ".th", ".tar"):
-        return torch_network.unpickle(path, config.trust_pickle), {}
+        return torch_export.unpickle(path, config.trust_pickle), {}
     return None, {}
+
+
+def _input_type(module: nn.Module) -> np.dtype:
+    """Give the type of a torch model's inputs: that of its parameters."""
+    kind = torch_export.float_type(module)
+    if kind not in (torch.float32, torch.float16):
+        name = str(kind).removeprefix("torch.")
+        raise ConverterError(
+            f"The model is in {name}, for which onnxruntime has no convolution on the CPU; give "
+            "it as float32 (model.float())."
+        )
+    return torch.zeros(0, dtype=kind).numpy().dtype
 
 
 def _settle(
@@ -166,7 +196,7 @@ def _settle(
     if calib is not None:
         data = from_arrays(_as_arrays(calib, names), "the given calibration inputs", names)
     elif config.calib:
-        find = torch_network.find_callable
+        find = torch_export.find_callable
         data = load_data(config.calib, names, Images.of(config), find, _bytes(spec))
     if example_input is not None:
         sample = from_arrays(_as_arrays(example_input, names), "the example input", names)
@@ -234,13 +264,4 @@ def _as_arrays(values: object, names: Sequence[str]) -> Arrays:
     return {
         name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         for name, value in items.items()
-    }
-
-
-def _json_fields(config: ConvertConfig) -> dict[str, Any]:
-    """Write a configuration as JSON values."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-        if value is not None
     }

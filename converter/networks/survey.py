@@ -121,8 +121,10 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
 
 
 def count_params(model: ir.Model) -> int:
-    """Count the floating-point weights of the network."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
+    """Count the floating-point weights of the network, those in Constant nodes included."""
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    values += [n.outputs[0] for n in model.graph.all_nodes() if n.op_type == "Constant"]
+    tensors = [ir.convenience.get_const_tensor(value) for value in values]
     return sum(t.size for t in tensors if t is not None and t.dtype.is_floating_point())
 
 

@@ -1,162 +1,17 @@
-"""A torch model: built from a factory, exported to ONNX, mapped to it, rewritten as a copy."""
+"""A torch model and its exported graph: layers matched, the model rewritten as a copy."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import importlib
-import inspect
-import io
-import logging
-import re
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
-import onnx_ir as ir
-import torch
 from torch import nn
 
-from converter.errors import ConverterError
 from converter.kernels.conv import Chain, assemble
 from converter.kernels.form import Form, Rank, skeleton
-from converter.networks.checkpoint import load_into, load_state, read_file
-from converter.networks.onnx_network import free_batch
 from converter.networks.survey import Layer
-from converter.networks.torch_modules import CONVOLUTIONS, read_module, replace_module
-
-
-def find_callable(spec: str, what: str) -> Any:
-    """Import ``package.module:name``; the current folder is importable.
-
-    Raises:
-        ConverterError: When there is no such thing, or importing it fails.
-    """
-    module_name, _, name = spec.partition(":")
-    if not module_name or not name:
-        raise ConverterError(f"{what} {spec!r} must be written package.module:name.")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise ConverterError(
-            f"{what} {spec!r}: module {module_name!r} cannot be imported: {_short(error)}"
-        ) from None
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ConverterError(f"{what} {spec!r}: {module_name} has no callable named {name!r}.")
-    return found
-
-
-def build(
-    factory: str, arguments: Mapping[str, Any], checkpoint: Path | None, trust_pickle: bool
-) -> nn.Module:
-    """Build a model from ``package.module:factory`` and fill it from a checkpoint.
-
-    Raises:
-        ConverterError: When the factory fails or gives no module, or the checkpoint does not fit.
-    """
-    function = find_callable(factory, "Factory")
-    try:
-        model = function(**arguments)
-    except (Exception, SystemExit) as error:  # the user's factory may raise anything
-        raise ConverterError(f"Factory {factory!r} failed: {_short(error)}") from None
-    if not isinstance(model, nn.Module):
-        raise ConverterError(
-            f"Factory {factory!r} gave a {type(model).__name__}, not an nn.Module."
-        )
-    if checkpoint is not None:
-        load_into(model, load_state(checkpoint, trust_pickle), checkpoint)
-    return model.eval()
-
-
-def unpickle(path: Path, trust_pickle: bool) -> nn.Module:
-    """Read a pickled module, which runs code from the file.
-
-    Raises:
-        ConverterError: Without ``trust_pickle``, or when the file holds no module.
-    """
-    if path.exists() and not trust_pickle:
-        raise ConverterError(
-            f"{path} is not an ONNX file; name a factory (package.module:factory) with "
-            "--checkpoint, or pass --trust-pickle to unpickle a whole module."
-        )
-    model = read_file(path, trust_pickle)
-    if not isinstance(model, nn.Module):
-        raise ConverterError(f"{path} holds a {type(model).__name__}, not a pickled nn.Module.")
-    return model.eval()
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a model.
-
-    Raises:
-        ConverterError: When torch cannot copy it.
-    """
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # modules may raise anything
-        raise ConverterError(f"The model cannot be copied: {_short(error)}") from None
-
-
-def input_names(model: nn.Module) -> tuple[str, ...]:
-    """List the parameters of ``forward`` that must be given."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
-    return tuple(names) or ("input",)
-
-
-def export(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    free_axes: Mapping[str, Iterable[int]] | None = None,
-) -> ir.Model:
-    """Export ``model`` in evaluation mode.
-
-    Args:
-        model: Left as it is.
-        feeds: Example inputs by name, each (N, ...).
-        free_axes: Axes of each input that are left free where the model allows it; the batch
-            axis if left out.
-
-    Raises:
-        ConverterError: When the model cannot run on ``feeds`` or torch cannot export it.
-    """
-    twin = copied(model).cpu().eval()
-    # torch.export takes a batch of one for a constant.
-    tensors = tuple(
-        torch.from_numpy(np.concatenate([a, a]) if len(a) == 1 else a) for a in feeds.values()
-    )
-    try:
-        with torch.no_grad():
-            twin(*tensors)
-    except Exception as error:  # the user's model may raise anything
-        shapes = {name: tuple(array.shape) for name, array in feeds.items()}
-        raise ConverterError(
-            f"The model does not run on inputs of shape {shapes}: {_short(error)}"
-        ) from None
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                twin,
-                tensors,
-                input_names=list(feeds),
-                dynamic_shapes=[
-                    {axis: torch.export.Dim.AUTO for axis in (free_axes or {}).get(name, (0,))}
-                    for name in feeds
-                ],
-                dynamo=True,
-                verbose=False,
-            )
-    except Exception as error:  # torch.export raises many classes
-        raise ConverterError(f"torch cannot export the model to ONNX: {_short(error)}") from None
-    assert program is not None
-    return free_batch(program.model)
+from converter.networks.torch_export import copied, forward
+from converter.networks.torch_modules import CONVOLUTIONS, read_module, replace_module, to_modules
 
 
 def match(
@@ -180,7 +35,8 @@ def apply(model: nn.Module, layers: Sequence[Layer], chains: Mapping[str, Chain]
     """Return a copy of ``model`` with convolution modules replaced by chains.
 
     The exporter folds BatchNorm into the convolutions, the copy keeps it: the folded kernel is
-    the module's times a scale per output channel, which is taken out of the chain again.
+    the module's times a scale per output channel, which is taken out of the chain again. What a
+    chain adds to the folded bias it adds to the module's.
     """
     result = copied(model)
     for layer in layers:
@@ -192,50 +48,33 @@ def apply(model: nn.Module, layers: Sequence[Layer], chains: Mapping[str, Chain]
             inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
             steps = chains[layer.name].scaled(inverse).steps
             chain = assemble(own, [(step.kernel, step.groups) for step in steps])
+            shift = _bias(steps[-1].bias) - _bias(layer.conv.bias)
+            if np.any(shift):
+                bias = _bias(own.bias) + shift * inverse
+                chain = chain.with_bias(np.asarray(bias, own.kernel.dtype))
             replace_module(result, layer.name, chain, module)
     return result
 
 
-def rebuild(model: nn.Module, shapes: Mapping[str, tuple[Form, Rank]]) -> nn.Module:
-    """Return a copy of ``model`` with modules replaced by chains of zeros of these shapes."""
+def rebuild(
+    model: nn.Module, shapes: Mapping[str, tuple[Form, Rank]], weights: Container[str]
+) -> nn.Module:
+    """Return a copy of ``model`` with modules replaced by chains of zeros.
+
+    Args:
+        model: Left as it is.
+        shapes: Form and rank of the chains by module name.
+        weights: Names of the tensors that the copy is to hold; they say which chains have a bias.
+    """
     result = copied(model)
     for name, (form, rank) in shapes.items():
         module = result.get_submodule(name)
-        replace_module(result, name, skeleton(read_module(module), form, rank), module)
+        own = read_module(module)
+        chain = skeleton(own, form, rank)
+        if f"{name}.{len(to_modules(chain)) - 1}.bias" in weights:
+            chain = chain.with_bias(np.zeros(own.O, own.kernel.dtype))
+        replace_module(result, name, chain, module)
     return result
-
-
-def flat_outputs(output: object) -> list[torch.Tensor]:
-    """Flatten what a model returns, in the order of the exported outputs."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, dict):
-        return flat_outputs(list(output.values()))
-    if isinstance(output, Iterable):
-        return [tensor for part in output for tensor in flat_outputs(part)]
-    return []
-
-
-def save_program(module: nn.Module, shapes: Mapping[str, Sequence[int]], path: Path) -> None:
-    """Write ``module`` as a .pt2 program that runs without its Python class.
-
-    Args:
-        module: In evaluation mode.
-        shapes: By input name; the batch axis is left free where the model allows it.
-        path: Where to.
-    """
-    parameters = [p for p in module.parameters()]
-    dtype = parameters[0].dtype if parameters else torch.float32
-    tensors = tuple(torch.zeros(2, *shape[1:], dtype=dtype) for shape in shapes.values())
-    free = tuple({0: torch.export.Dim.AUTO} for _ in tensors)
-    with _quiet():
-        torch.export.save(torch.export.export(module, tensors, dynamic_shapes=free), path)
-
-
-def load_program(path: Path) -> nn.Module:
-    """Read what ``save_program`` wrote."""
-    with _quiet():
-        return torch.export.load(path).module()
 
 
 def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -249,8 +88,7 @@ def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str,
                 calls[name] = calls.get(name, 0) + 1
 
             module.register_forward_hook(count)
-    with torch.no_grad():
-        twin(*(torch.from_numpy(array) for array in feeds.values()))
+    forward(twin, feeds)
     return calls
 
 
@@ -273,9 +111,14 @@ def _mismatch(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> str |
         return "its module's kernel has another shape than the exported one"
     folded = layer.conv.kernel.astype(np.float64)
     scale = _channel_scale(own, folded).reshape(-1, *[1] * (own.ndim - 1))
-    if np.linalg.norm(own * scale - folded) > 1e-4 * np.linalg.norm(folded):
+    rounding = max(1e-4, 2 * float(np.finfo(own.dtype).eps))
+    if np.linalg.norm(own * scale - folded) > rounding * np.linalg.norm(folded):
         return "its module's kernel is not the exported one up to a scale per output channel"
     return None
+
+
+def _bias(bias: np.ndarray | None) -> np.ndarray | float:
+    return 0.0 if bias is None else bias.astype(np.float64)
 
 
 def _channel_scale(own: np.ndarray, folded: np.ndarray) -> np.ndarray:
@@ -283,29 +126,3 @@ def _channel_scale(own: np.ndarray, folded: np.ndarray) -> np.ndarray:
     a, b = (kernel.astype(np.float64).reshape(len(kernel), -1) for kernel in (own, folded))
     power = (a * a).sum(1)
     return np.divide((a * b).sum(1), power, out=np.zeros_like(power), where=power > 0)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about itself off the terminal."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    sink = io.StringIO()
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(sink),
-            contextlib.redirect_stderr(sink),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def _short(error: BaseException) -> str:
-    while error.__cause__ is not None:  # the exporter wraps what went wrong in advice
-        error = error.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    line = (text.splitlines() or [""])[0][:300]
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -22,15 +22,13 @@ def content(*parts: object) -> str:
     for part in _flat(parts):
         if isinstance(part, np.ndarray):
             digest.update(f"{part.dtype}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part))
+            digest.update(np.ascontiguousarray(part).data)
         else:
             digest.update(f"{part!r};".encode())
     return digest.hexdigest()
 
 
-def remembered(
-    folder: Path | None, key: str, conv: Conv, compute: Callable[[], Chain]
-) -> Chain:
+def remembered(folder: Path | None, key: str, conv: Conv, compute: Callable[[], Chain]) -> Chain:
     """Give the chain kept under ``key``, or compute and keep it.
 
     An entry that cannot be read is computed again; a folder that cannot be written keeps nothing.
@@ -58,11 +56,12 @@ def remembered(
 def _keep(path: Path, chain: Chain) -> None:
     """Write an entry whole: beside its place, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kernels = {str(n): step.kernel for n, step in enumerate(chain.steps)}
+    arrays = {str(n): step.kernel for n, step in enumerate(chain.steps)}
+    arrays["groups"] = np.array([step.groups for step in chain.steps])
     handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, groups=[step.groups for step in chain.steps], **kernels)
+            np.savez(file, allow_pickle=False, **arrays)
         os.replace(scratch, path)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)

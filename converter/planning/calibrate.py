@@ -37,7 +37,8 @@ class Positions:
 
     def read(self, values: np.ndarray) -> np.ndarray:
         """Read a tensor (N, C, *output size) at the positions: (P, C)."""
-        return np.asarray(values[(self.images, slice(None), *self.outputs)])
+        where: tuple[np.ndarray | slice, ...] = (self.images, slice(None), *self.outputs)
+        return np.asarray(values[where])
 
 
 def choose_positions(
@@ -62,11 +63,12 @@ def cut_patches(inputs: np.ndarray, conv: Conv, at: Positions) -> np.ndarray:
     """
     padded = np.pad(inputs, ((0, 0), (0, 0), *conv.padding)).astype(np.float32, copy=False)
     axes, count = len(conv.k), len(at.images)
-    where = []
+    where: list[np.ndarray | slice] = [at.images.reshape(-1, *[1] * axes), slice(None)]
     for axis, starts in enumerate(at.outputs):
         taps = starts[:, None] * conv.stride[axis] + conv.dilation[axis] * np.arange(conv.k[axis])
-        where.append(taps.reshape(-1, *(taps.shape[1] if a == axis else 1 for a in range(axes))))
-    patches = padded[(at.images.reshape(-1, *[1] * axes), slice(None), *where)]  # (P, *k, I)
+        shape = [taps.shape[1] if a == axis else 1 for a in range(axes)]
+        where.append(taps.reshape(-1, *shape))
+    patches = padded[tuple(where)]  # (P, *k, I)
     by_channel = np.moveaxis(patches, -1, 1).reshape(count, conv.groups, conv.I // conv.groups, -1)
     return np.ascontiguousarray(by_channel.transpose(1, 0, 2, 3)).reshape(conv.groups, count, -1)
 

@@ -23,8 +23,6 @@ CONFIDENCE = 0.99
 PAUSE_S, BLOCK_S, BUDGET_S = 0.02, 0.03, 4.0
 FEWEST_ROUNDS, MOST_ROUNDS = 15, 60
 
-Progress = Callable[[float], None]
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -57,7 +55,7 @@ class Race:
 def race(
     sessions: Sequence[onnxruntime.InferenceSession],
     feeds: Sequence[Mapping[str, np.ndarray]],
-    progress: Progress = lambda done: None,
+    progress: Callable[[float], None] = lambda done: None,
 ) -> Race:
     """Time sessions against one another in short blocks, in turn, with a pause between blocks.
 
@@ -125,7 +123,7 @@ def score(
     sessions: Sequence[onnxruntime.InferenceSession],
     data: Data,
     batch_size: int,
-    progress: Progress = lambda done: None,
+    progress: Callable[[float], None] = lambda done: None,
 ) -> tuple[Score, ...]:
     """Run every session over ``data`` and compare each with the first.
 

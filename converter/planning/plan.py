@@ -152,6 +152,20 @@ def make_plan(
     return Plan(tuple(choices), dict(input_shapes), config.seed)
 
 
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        ConverterError: When it is missing or no plan; the sentence names it.
+    """
+    try:
+        return Plan.from_json(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConverterError(f"Plan {path} cannot be read: {error}.") from None
+    except ConverterError as error:
+        raise ConverterError(f"Plan {path} cannot be used. {error}") from None
+
+
 def replay(
     path: Path, layers: Sequence[Layer], input_shapes: Mapping[str, tuple[int, ...]]
 ) -> Plan:
@@ -161,14 +175,7 @@ def replay(
         ConverterError: When it cannot be read, names an unknown layer, was made for other
             weights, or asks for a rank that does not fit.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConverterError(f"Plan {path} cannot be read: {error}.") from None
-    try:
-        plan = Plan.from_json(text)
-    except ConverterError as error:
-        raise ConverterError(f"Plan {path} cannot be used. {error}") from None
+    plan = read_plan(path)
     known = {layer.name: layer for layer in layers}
     entries = {choice.layer: choice for choice in plan.choices}
     for choice in plan.choices:
@@ -233,6 +240,7 @@ def _read_choice(name: str, entry: Mapping[str, object]) -> Choice:
         rank = [rank]
     if not (isinstance(rank, list) and rank and all(type(r) is int for r in rank)):
         raise ValueError(f"the rank of layer {name} must be a whole number or a list of them")
+    find_form(str(form))
     return Choice(name, str(form), tuple(rank), str(reason) if reason else None, digest)
 
 

@@ -9,7 +9,12 @@ import torch
 
 from converter.kernels.metric import Metric
 from converter.kernels.solve.varpro import (
-    Factors, Fit, Plain, Weighted, balanced, minimise,
+    Factors,
+    Fit,
+    Plain,
+    Weighted,
+    balanced,
+    minimise,
 )  # fmt: skip
 
 STEPS, CG_STEPS = 40, 10

@@ -210,9 +210,10 @@ def balanced(factors: Sequence[torch.Tensor]) -> Factors:
     return [factor * s for factor, s in zip(factors, scale)]
 
 
-def _hadamard(matrices: Sequence[torch.Tensor]) -> torch.Tensor | float:
-    product: torch.Tensor | float = 1.0
-    for matrix in matrices:
+def _hadamard(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Entrywise product of at least one matrix."""
+    product = matrices[0]
+    for matrix in matrices[1:]:
         product = product * matrix
     return product
 
