@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_models"
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import bench_results  # noqa: E402
 import fetch_cifar10  # noqa: E402
 
 
@@ -87,3 +88,18 @@ def test_both_layouts_of_cifar10_are_read(tmp_path):
 def test_a_folder_without_cifar10_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither"):
         fetch_cifar10.read_folder(tmp_path)
+
+
+def test_the_rows_of_an_interrupted_benchmark_are_taken_up_at_the_same_commit(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bench_results, "RESULTS", tmp_path)
+    assert bench_results.earlier_rows("toy") == []
+    rows = [{"name": "a", "original_latency_ms": 2.0}, {"name": "b", "met": True}]
+    for count in (1, 2):
+        bench_results.write("toy", {"cpu": "c", "threads": 1, "versions": {}}, rows[:count])
+        assert bench_results.earlier_rows("toy") == rows[:count]
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.json"]
+    assert "| a | 2 |  |\n| b |  | yes |" in bench_results.table("toy")
+    monkeypatch.setattr(bench_results, "commit", lambda: "another")
+    assert bench_results.earlier_rows("toy") == []
