@@ -29,7 +29,7 @@ from converter.planning.calibrate import (
 # Of the mean power of the inputs: how strongly the best kernel is held to the trained one.
 HOLD = 1e-3
 # Rounds in which the targets of outputs that a ReLU cuts off follow the predictions.
-RELU_ROUNDS, RELU_REFITS = 2, 4
+RELU_ROUNDS, RELU_REFITS = 2, 3
 
 Solve = Callable[[Conv, Form, Rank, Sequence[Metric], "Chain | None"], Chain]
 

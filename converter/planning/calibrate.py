@@ -18,7 +18,7 @@ from converter.networks.survey import Layer
 IMAGES = 256
 # Patches: as many as this much arithmetic buys (multiplications), within bounds, so that a narrow
 # layer is known well and a wide one in seconds.
-WORK, FEWEST_PER_WEIGHT, MOST_PATCHES = 2.5e11, 4, 65536
+WORK, FEWEST_PER_WEIGHT, MOST_PATCHES = 2.5e11, 4, 40_000
 # Copies of a full matrix of second moments (float64) that are alive while a layer is solved.
 COPIES = 4
 

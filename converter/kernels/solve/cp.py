@@ -17,7 +17,7 @@ from converter.kernels.solve.varpro import (
     minimise,
 )  # fmt: skip
 
-STEPS, CG_STEPS = 40, 10
+STEPS, WARM_STEPS, CG_STEPS = 30, 8, 10
 # A step under a full metric multiplies with it; so many operations a decomposition, at most.
 WORK = 1.5e12
 FEWEST_STEPS = 3
@@ -76,7 +76,7 @@ def cp(
         fit = minimise(Plain(target), factors, STEPS, CG_STEPS)
         factors = fit.factors
     if full is not None:
-        fit = _polish(target, full, roots, factors)
+        fit = _polish(target, full, roots, factors, STEPS if start is None else WARM_STEPS)
     found = [
         np.linalg.solve(root.T, f.double().cpu().numpy()) for root, f in zip(roots, fit.factors)
     ]
@@ -85,7 +85,11 @@ def cp(
 
 
 def _polish(
-    target: torch.Tensor, full: np.ndarray, roots: list[np.ndarray], factors: Factors
+    target: torch.Tensor,
+    full: np.ndarray,
+    roots: list[np.ndarray],
+    factors: Factors,
+    most: int,
 ) -> Fit:
     """Improve factors under a full metric, in the coordinates that ``roots`` whiten."""
     n, R = len(full), factors[0].shape[1]
@@ -97,7 +101,7 @@ def _polish(
     white = white.reshape(n, n)
     metric = torch.from_numpy((white + white.T) / 2).to(target.device, target.dtype)
     product = 2.0 * n * R * (n + 3 * R)
-    steps = int(min(STEPS, max(WORK / product / CG_STEPS, FEWEST_STEPS)))
+    steps = int(min(most, max(WORK / product / CG_STEPS, FEWEST_STEPS)))
     return minimise(Weighted.of(target, metric), factors, steps, CG_STEPS)
 
 
