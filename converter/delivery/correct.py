@@ -41,10 +41,12 @@ class Surroundings:
     Attributes:
         added: Name of the tensor that it alone is added to, or None.
         rectified: Whether a ReLU comes next (after that addition).
+        pool: Window of the max pooling, without overlap, that comes next; (1, ...) if none does.
     """
 
     added: str | None
     rectified: bool
+    pool: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,27 +58,30 @@ class _Seen:
         target: (P, O), what it should give: the original's output, or its sum with the shortcut
             less the converted shortcut.
         shortcut: (P, O), the converted shortcut, or zeros.
-        rectified: Whether a ReLU follows the sum of both.
+        around: What follows the sum of both; P are whole windows of its pooling.
     """
 
     patches: np.ndarray
     target: np.ndarray
     shortcut: np.ndarray
-    rectified: bool
+    around: Surroundings
 
     def one_sided(self, response: np.ndarray) -> np.ndarray:
-        """The target, but where the original is cut off, a response that is cut off, too."""
-        if not self.rectified:
-            return self.target
-        cut_off = np.minimum(response + self.shortcut, 0) - self.shortcut
-        return np.where(self.target + self.shortcut > 0, self.target, cut_off)
+        """The target, but where it does not come through, a response that does not, either."""
+        wanted, got = self.target + self.shortcut, response + self.shortcut
+        ceiling = np.repeat(self._passed(wanted), math.prod(self.around.pool), axis=0)
+        return np.where(wanted >= ceiling, wanted, np.minimum(got, ceiling)) - self.shortcut
 
     def error(self, response: np.ndarray) -> float:
-        """Relative error of a response, after the ReLU where there is one."""
-        wanted, got = self.target + self.shortcut, response + self.shortcut
-        if self.rectified:
-            wanted, got = np.maximum(wanted, 0), np.maximum(got, 0)
+        """Relative error of a response, after ReLU and pooling where they follow."""
+        wanted = self._passed(self.target + self.shortcut)
+        got = self._passed(response + self.shortcut)
         return float(np.linalg.norm(got - wanted) / (np.linalg.norm(wanted) or 1.0))
+
+    def _passed(self, sums: np.ndarray) -> np.ndarray:
+        """What comes through ReLU and pooling: (P / window, O)."""
+        windows = sums.reshape(-1, math.prod(self.around.pool), sums.shape[1]).max(1)
+        return np.maximum(windows, 0) if self.around.rectified else windows
 
 
 def correct(
@@ -140,26 +145,45 @@ def correct(
 def surroundings(network: ir.Model, output: str) -> Surroundings:
     """Look at what happens to the output of a layer."""
     value = next(v for node in network.graph for v in node.outputs if v.name == output)
-    added = None
-    following = _only_user(value)
+    axes = len(value.producer().inputs[1].shape) - 2
+    added, rectified, pool = None, False, (1,) * axes
+    following = _follower(value)
     if following is not None and following.op_type == "Add":
         others = [v for v in following.inputs if v is not None and v is not value]
         if len(others) == 1 and others[0].producer() is not None:
             added = str(others[0].name)
-            following = _only_user(following.outputs[0], relus=True)
-    elif following is None:
-        following = _only_user(value, relus=True)
-    return Surroundings(added, following is not None and following.op_type == "Relu")
+            following = _follower(following.outputs[0])
+    while following is not None and following.op_type in ("Relu", "MaxPool"):
+        window = _window(following, axes)
+        if window is None:
+            break
+        pool = tuple(a * b for a, b in zip(pool, window))
+        rectified = rectified or following.op_type == "Relu"
+        following = _follower(following.outputs[0])
+    return Surroundings(added, rectified, pool)
 
 
-def _only_user(value: ir.Value, relus: bool = False) -> ir.Node | None:
-    """Give the node that alone uses a value; with ``relus`` one of several that are all Relu."""
+def _follower(value: ir.Value) -> ir.Node | None:
+    """Give the node that alone uses a value, or one of several that are all Relu."""
     users = [use.node for use in value.uses()]
-    if value.is_graph_output() or not users:
-        return None
-    if len(users) == 1 or (relus and all(user.op_type == "Relu" for user in users)):
-        return users[0]
-    return None
+    alike = len(users) == 1 or all(user.op_type == "Relu" for user in users)
+    return users[0] if users and alike and not value.is_graph_output() else None
+
+
+def _window(node: ir.Node, axes: int) -> tuple[int, ...] | None:
+    """Give the window of a pooling whose windows tile its input; of size 1 for a Relu."""
+    if node.op_type == "Relu":
+        return (1,) * axes
+    attributes = node.attributes
+    window = tuple(attributes.get_ints("kernel_shape", []))
+    tiles = (
+        tuple(attributes.get_ints("strides", [1] * axes)) == window
+        and not any(attributes.get_ints("pads", [0]))
+        and max(attributes.get_ints("dilations", [1])) == 1
+        and not attributes.get_int("ceil_mode", 0)
+        and attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    )
+    return window if tiles and len(window) == axes else None
 
 
 def _batches(
@@ -195,7 +219,8 @@ def _look(
     patches, targets, shortcuts = [], [], []
     for before, now in zip(original, converted):
         inputs = before[layer.source]
-        at = choose_positions(conv, inputs.shape, math.ceil(wanted * len(inputs)), rng)
+        count = math.ceil(wanted * len(inputs))
+        at = choose_positions(conv, inputs.shape, count, rng, around.pool)
         wished = cut_patches(inputs, conv, at)
         given = wished if now is before else cut_patches(now[layer.source], conv, at)
         target = np.concatenate(
@@ -214,7 +239,7 @@ def _look(
         np.concatenate(patches, axis=1),
         np.concatenate(targets),
         np.concatenate(shortcuts),
-        around.rectified,
+        around,
     )
 
 
@@ -243,7 +268,8 @@ def _solve(
     best = wanted(target) if full else replace(conv, bias=None)
     chain = solve(best, form, rank, metrics, None)
     response = _response(conv, chain, patches)
-    for number in range(RELU_ROUNDS * RELU_REFITS if seen.rectified and full else 0):
+    one_sided = seen.around.rectified or math.prod(seen.around.pool) > 1
+    for number in range(RELU_ROUNDS * RELU_REFITS if one_sided and full else 0):
         target = seen.one_sided(response + target.mean(0))
         best = wanted(target)
         if number % RELU_REFITS == RELU_REFITS - 1:

@@ -42,12 +42,31 @@ class Positions:
 
 
 def choose_positions(
-    conv: Conv, shape: Sequence[int], count: int, rng: np.random.Generator
+    conv: Conv,
+    shape: Sequence[int],
+    count: int,
+    rng: np.random.Generator,
+    window: tuple[int, ...] | None = None,
 ) -> Positions:
-    """Choose ``count`` output positions at random, with repetition, for inputs of ``shape``."""
-    images = rng.integers(0, shape[0], count)
-    sizes = conv.output_size(shape[2:])
-    return Positions(images, tuple(rng.integers(0, size, count) for size in sizes))
+    """Choose output positions at random, with repetition.
+
+    Args:
+        conv: The convolution.
+        shape: (N, I, *size) of its input.
+        count: How many, at least; whole windows are chosen.
+        rng: Of the choice.
+        window: Positions come in windows of this size, one after the other; single if left out.
+    """
+    window = window or (1,) * len(conv.k)
+    area = math.prod(window)
+    windows = -(-count // area)
+    images = rng.integers(0, shape[0], windows)
+    outputs = []
+    for axis, size in enumerate(conv.output_size(shape[2:])):
+        corners = rng.integers(0, size // window[axis], windows) * window[axis]
+        offsets = np.indices(window)[axis].ravel()
+        outputs.append((corners[:, None] + offsets).ravel())
+    return Positions(np.repeat(images, area), tuple(outputs))
 
 
 def cut_patches(inputs: np.ndarray, conv: Conv, at: Positions) -> np.ndarray:
