@@ -88,6 +88,11 @@ class Conv:
         return self.kernel.shape[2:]
 
     @property
+    def depthwise(self) -> bool:
+        """Whether each input channel is filtered by itself."""
+        return self.groups == self.I > 1
+
+    @property
     def params(self) -> int:
         """Number of weights, bias included."""
         return self.kernel.size + (0 if self.bias is None else self.bias.size)
