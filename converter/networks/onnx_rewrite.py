@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +36,10 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
         weights = [value for value in node.inputs[1:] if value is not None]
         source = node.inputs[0]
         assert source is not None
-        nodes = _chain_nodes(copy.graph, source, chain, prefix)
+        if len(chain.steps[0].k) == 1:
+            nodes = _flat_nodes(copy.graph, source, chain, prefix)
+        else:
+            nodes = _chain_nodes(copy.graph, source, chain, prefix)
         ir.convenience.replace_nodes_and_values(
             copy.graph, node, [node], nodes, [node.outputs[0]], [nodes[-1].outputs[0]]
         )
@@ -56,6 +60,24 @@ def replace_kernels(model: ir.Model, kernels: Mapping[str, np.ndarray]) -> ir.Mo
         if node.op_type == "Conv" and key in kernels:
             node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", kernels[key]))
     return copy
+
+
+def _flat_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
+    """Build a chain over one axis as images of height 1: onnxruntime's fast layout is 2-D only."""
+    raised = _reshape_node(graph, source, [0, 0, 1, -1], f"{prefix}.raised")
+    steps = tuple(
+        replace(
+            step,
+            kernel=step.kernel[:, :, None],
+            stride=(1, *step.stride),
+            padding=((0, 0), *step.padding),
+            dilation=(1, *step.dilation),
+        )
+        for step in chain.steps
+    )
+    nodes = _chain_nodes(graph, raised.outputs[0], Chain(steps), prefix)
+    lowered = _reshape_node(graph, nodes[-1].outputs[0], [0, 0, -1], f"{prefix}.lowered")
+    return [raised, *nodes, lowered]
 
 
 def _chain_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
@@ -132,6 +154,16 @@ def _pad_node(graph: ir.Graph, source: ir.Value, step: Conv, name: str) -> ir.No
         name=f"{name}.pad",
     )
     node.outputs[0].name = f"{name}.pad"
+    return node
+
+
+def _reshape_node(graph: ir.Graph, source: ir.Value, shape: list[int], name: str) -> ir.Node:
+    node = ir.node(
+        "Reshape",
+        [source, _initializer(graph, f"{name}.shape", np.array(shape, np.int64))],
+        name=name,
+    )
+    node.outputs[0].name = name
     return node
 
 

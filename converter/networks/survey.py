@@ -97,8 +97,6 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         )
         if node.op_type == "ConvTranspose":
             layer = layer.kept("transposed convolutions cannot be converted yet")
-        elif kernel.ndim != 4:
-            layer = layer.kept(f"convolutions over {kernel.ndim - 2} axes cannot be converted yet")
         elif len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
             layer = layer.kept("its bias is not a constant of the graph")
         elif free_sizes and _pads_by_size(node):

@@ -45,6 +45,7 @@ def to_modules(chain: Chain) -> nn.Sequential:
     """Write a chain as plain torch modules; a pad in front only where a convolution has none."""
     modules: list[nn.Module] = []
     for step in chain.steps:
+        padded = any(map(sum, step.padding))
         symmetric = all(begin == end for begin, end in step.padding)
         if not symmetric:
             flat = [p for pair in reversed(step.padding) for p in pair]  # last axis first
@@ -58,7 +59,7 @@ def to_modules(chain: Chain) -> nn.Sequential:
             dilation=step.dilation,
             groups=step.groups,
             bias=step.bias is not None,
-            padding_mode=step.padding_mode if symmetric else "zeros",
+            padding_mode=step.padding_mode if padded and symmetric else "zeros",
         )
         module.weight = nn.Parameter(_to_torch(step.kernel))
         if step.bias is not None:

@@ -59,24 +59,26 @@ def sample_patches(
     """Cut the patches that ``conv`` sees at positions chosen at random.
 
     Args:
-        inputs: (N, I, H, W).
-        conv: Two-dimensional, zero padding.
+        inputs: (N, I, *size).
+        conv: Zero padding.
         count: Positions, chosen with repetition.
         rng: Of the choice.
 
     Returns:
-        (groups, count, I/groups * Kh * Kw), float32.
+        (groups, count, I/groups * prod(k)), float32.
     """
-    images, I = inputs.shape[:2]
-    padded = np.pad(inputs, ((0, 0), (0, 0), *conv.padding)).astype(np.float32)
-    at = rng.integers(0, images, count)
-    starts = [
-        rng.integers(0, size, count) * stride
-        for size, stride in zip(conv.output_size(inputs.shape[2:]), conv.stride)
-    ]
-    offsets = [dilation * np.arange(k) for dilation, k in zip(conv.dilation, conv.k)]
-    rows = (starts[0][:, None] + offsets[0])[:, :, None]  # (P, Kh, 1)
-    columns = (starts[1][:, None] + offsets[1])[:, None]  # (P, 1, Kw)
-    patches = padded[at[:, None, None], :, rows, columns]  # (P, Kh, Kw, I)
-    by_channel = patches.transpose(0, 3, 1, 2).reshape(count, conv.groups, I // conv.groups, -1)
-    return np.ascontiguousarray(by_channel.transpose(1, 0, 2, 3)).reshape(conv.groups, count, -1)
+    images, axes = len(inputs), len(conv.k)
+    at = rng.integers(0, images, count).reshape(-1, *[1] * axes)
+    places, inside = [], np.ones(())
+    for axis, end in enumerate(conv.output_size(inputs.shape[2:])):
+        start = rng.integers(0, end, count) * conv.stride[axis] - conv.padding[axis][0]
+        place = start[:, None] + conv.dilation[axis] * np.arange(conv.k[axis])  # (P, K)
+        shape = [count, *[1] * axes]
+        shape[1 + axis] = conv.k[axis]
+        size = inputs.shape[2 + axis]
+        inside = inside * ((place >= 0) & (place < size)).reshape(shape)
+        places.append(place.clip(0, size - 1).reshape(shape))
+    last = np.moveaxis(inputs, 1, -1)  # (N, *size, I)
+    patches = last[(at, *places)] * inside[..., None]  # (P, *k, I)
+    by_channel = np.moveaxis(patches, -1, 1).reshape(count, conv.groups, -1)
+    return np.ascontiguousarray(by_channel.swapaxes(0, 1), np.float32)
