@@ -263,13 +263,6 @@ def test_a_depthwise_convolution_is_refused(name):
         decompose(conv, FORMS[name], (1,))
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_a_transposed_convolution_is_refused(name):
-    conv = make_conv((4, 4, 3, 3), transposed=True)
-    with pytest.raises(ConverterError, match="transposed convolutions cannot be converted yet"):
-        decompose(conv, FORMS[name], (1,))
-
-
 @pytest.mark.parametrize("name", WINDOW_FORMS)
 def test_a_pointwise_convolution_has_nothing_to_separate_in_space(name):
     conv = make_conv((8, 4, 1, 1))

@@ -18,8 +18,9 @@ class Conv:
     """One convolution over 1, 2 or 3 spatial axes, free of any framework.
 
     Attributes:
-        kernel: (O, I/groups, *k); for a transposed convolution (I, O/groups, *k), as torch and
-            ONNX store it. Any float type; arithmetic happens in float32 or float64.
+        kernel: (O, I/groups, *k), for a transposed convolution, too (torch and ONNX store
+            those as (I, O/groups, *k): ``turned`` goes there and back). Any float type;
+            arithmetic happens in float32 or float64.
         bias: (O,) or None.
         stride: One per axis.
         padding: (begin, end) per axis; for a transposed convolution, what is cut off the output.
@@ -69,23 +70,30 @@ class Conv:
             raise ConverterError(
                 f"{self.groups} groups do not divide {self.kernel.shape[0]} filters."
             )
+        if self.transposed and self.padding_mode != "zeros":
+            raise ConverterError("A transposed convolution cuts its padding off; it has no mode.")
         if self.bias is not None and self.bias.shape != (self.O,):
             raise ConverterError(f"A bias of shape {self.bias.shape} must have shape ({self.O},).")
 
     @property
     def O(self) -> int:  # noqa: E743
         """Output channels."""
-        return self.kernel.shape[1] * self.groups if self.transposed else self.kernel.shape[0]
+        return self.kernel.shape[0]
 
     @property
     def I(self) -> int:  # noqa: E743
         """Input channels."""
-        return self.kernel.shape[0] if self.transposed else self.kernel.shape[1] * self.groups
+        return self.kernel.shape[1] * self.groups
 
     @property
     def k(self) -> tuple[int, ...]:
         """Kernel size per axis."""
         return self.kernel.shape[2:]
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each position is computed from that position alone."""
+        return set(self.k) <= {1} and set(self.stride) <= {1} and not any(map(sum, self.padding))
 
     @property
     def depthwise(self) -> bool:
@@ -119,15 +127,16 @@ class Chain:
     """The plain convolutions that, one after the other, stand in for one ``Conv``.
 
     Raises:
-        ConverterError: When channels do not match or a step before the last has a bias.
+        ConverterError: When channels do not match, a step before the last has a bias, or a
+            transposed step stands beside a plain one that is more than pointwise.
     """
 
     steps: tuple[Conv, ...]
 
     def __post_init__(self) -> None:
         """Check that each step takes what the one before it gives."""
-        if not self.steps or any(step.transposed for step in self.steps):
-            raise ConverterError("A chain has at least one step, and none is transposed.")
+        if not self.steps:
+            raise ConverterError("A chain has at least one step.")
         if len({len(step.k) for step in self.steps}) > 1:
             raise ConverterError("The steps of a chain have the same number of spatial axes.")
         for before, after in zip(self.steps, self.steps[1:]):
@@ -135,6 +144,9 @@ class Chain:
                 raise ConverterError(f"A step gives {before.O} channels, the next takes {after.I}.")
             if before.bias is not None:
                 raise ConverterError("Only the last step of a chain carries a bias.")
+        plain = [step for step in self.steps if not step.transposed]
+        if len(plain) < len(self.steps) and not all(step.pointwise for step in plain):
+            raise ConverterError("Beside a transposed step the others are pointwise.")
 
     @property
     def params(self) -> int:
@@ -176,9 +188,10 @@ class Chain:
 def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     """Give factor kernels the geometry of ``conv`` and make a chain of them.
 
-    Stride, padding and dilation of an axis go on the first step whose kernel covers it (on the
-    first step for an axis of size 1), the bias on the last. The kernels are cast to the type of
-    ``conv``'s.
+    Stride, padding (what a transposed convolution cuts off) and dilation of an axis go on the
+    first step whose kernel covers it (on the first step for an axis of size 1), the bias on the
+    last. The steps of a transposed convolution that own no axis are plain pointwise ones. The
+    kernels are cast to the type of ``conv``'s.
 
     Args:
         conv: The convolution that the chain stands in for.
@@ -191,19 +204,35 @@ def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     steps = []
     for n, (kernel, groups) in enumerate(kernels):
         own = [first == n for first in owner]
-        last = n == len(kernels) - 1
-        steps.append(
-            Conv(
-                kernel=kernel.astype(conv.kernel.dtype, copy=False),
-                bias=conv.bias if last else None,
-                stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, own)),
-                padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, own)),
-                dilation=tuple(d if mine else 1 for d, mine in zip(conv.dilation, own)),
-                padding_mode=conv.padding_mode,
-                groups=groups,
-            )
+        step = Conv(
+            kernel=kernel.astype(conv.kernel.dtype, copy=False),
+            bias=conv.bias if n == len(kernels) - 1 else None,
+            stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, own)),
+            padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, own)),
+            dilation=tuple(d if mine else 1 for d, mine in zip(conv.dilation, own)),
+            padding_mode=conv.padding_mode,
+            groups=groups,
         )
+        extra = tuple(e if mine else 0 for e, mine in zip(conv.output_padding, own))
+        if conv.transposed and not (step.pointwise and not any(extra)):
+            step = replace(step, transposed=True, output_padding=extra)
+        steps.append(step)
     return Chain(tuple(steps))
+
+
+def turned(kernel: np.ndarray, groups: int) -> np.ndarray:
+    """Rearrange a transposed convolution's kernel (I, O/groups, *k) to (O, I/groups, *k), or back.
+
+    Args:
+        kernel: (groups * a, b, *k).
+        groups: Of the convolution.
+
+    Returns:
+        (groups * b, a, *k), in C order.
+    """
+    rows, columns, *k = kernel.shape
+    split = kernel.reshape(groups, rows // groups, columns, *k).swapaxes(1, 2)
+    return np.ascontiguousarray(split).reshape(groups * columns, rows // groups, *k)
 
 
 def _expand(conv: Conv, groups: int) -> np.ndarray:
@@ -224,14 +253,19 @@ def _expand(conv: Conv, groups: int) -> np.ndarray:
 def _compose(first: Conv, second: Conv) -> Conv:
     """Compose two convolutions: tap t1 of the first and t2 of the second meet at d1 t1 + s1 d2 t2.
 
-    The result keeps the groups that both share, and the largest dilation that fits all taps.
+    Transposed, the strides change sides: they meet at s2 d1 t1 + d2 t2. The result keeps the
+    groups that both share, and the largest dilation that fits all taps.
     """
     groups = math.gcd(first.groups, second.groups)
     a, b = _expand(first, groups), _expand(second, groups)  # (g, M, I, *k1), (g, O, M, *k2)
-    far = tuple(s * d for s, d in zip(first.stride, second.dilation))
+    transposed = first.transposed or second.transposed
+    ahead = second.stride if transposed else (1,) * len(first.k)  # of the first step's taps
+    behind = (1,) * len(first.k) if transposed else first.stride  # of the second's
+    near = tuple(s * d for s, d in zip(ahead, first.dilation))
+    far = tuple(s * d for s, d in zip(behind, second.dilation))
     dilation, k = [], []
     for axis in range(len(first.k)):
-        spans = (first.dilation[axis], first.k[axis]), (far[axis], second.k[axis])
+        spans = (near[axis], first.k[axis]), (far[axis], second.k[axis])
         unit = math.gcd(*(step if size > 1 else 0 for step, size in spans)) or 1
         dilation.append(unit)
         k.append(sum(step * (size - 1) for step, size in spans) // unit + 1)
@@ -242,7 +276,7 @@ def _compose(first: Conv, second: Conv) -> Conv:
         product = (b[at] @ flat).reshape(groups, b.shape[1], *a.shape[2:])
         for axis, unit in enumerate(dilation):
             start = far[axis] * tap[axis] // unit
-            step = max(first.dilation[axis] // unit, 1)
+            step = max(near[axis] // unit, 1)
             where.append(slice(start, start + step * (first.k[axis] - 1) + 1, step))
         kernel[tuple(where)] += product
     return Conv(
@@ -250,10 +284,19 @@ def _compose(first: Conv, second: Conv) -> Conv:
         bias=second.bias,
         stride=tuple(x * y for x, y in zip(first.stride, second.stride)),
         padding=tuple(
-            (p[0] + s * q[0], p[1] + s * q[1])
-            for p, q, s in zip(first.padding, second.padding, first.stride)
+            (a * p[0] + b * q[0], a * p[1] + b * q[1])
+            for p, q, a, b in zip(first.padding, second.padding, ahead, behind)
         ),
         dilation=tuple(dilation),
         padding_mode=first.padding_mode,
         groups=groups,
+        transposed=transposed,
+        output_padding=_added(first, second, ahead) if transposed else (),
     )
+
+
+def _added(first: Conv, second: Conv, ahead: tuple[int, ...]) -> tuple[int, ...]:
+    """Output padding of two transposed convolutions, one after the other."""
+    none = (0,) * len(first.k)
+    pairs = zip(first.output_padding or none, second.output_padding or none, ahead)
+    return tuple(s * a + b for a, b, s in pairs)

@@ -53,8 +53,6 @@ class Form:
 
 def refusal(form: Form, conv: Conv) -> str | None:
     """Say why ``form`` cannot stand in for ``conv``, or None if it can."""
-    if conv.transposed:
-        return "transposed convolutions cannot be converted yet"
     if conv.depthwise and not form.splits_depthwise:
         return "it is depthwise and has no channels to separate"
     if conv.depthwise and sum(size > 1 for size in conv.k) < 2:

@@ -14,7 +14,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 
 from converter.errors import ConverterError
-from converter.kernels.conv import Conv
+from converter.kernels.conv import Conv, turned
 
 Arrays = dict[str, np.ndarray]
 
@@ -171,7 +171,7 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 
 def read_conv(node: ir.Node, size: Sequence[int]) -> Conv:
-    """Read a Conv node with constant weights.
+    """Read a Conv or ConvTranspose node with constant weights.
 
     Args:
         node: The node.
@@ -194,8 +194,18 @@ def read_conv(node: ir.Node, size: Sequence[int]) -> Conv:
             _same_padding(n, k, s, d, upper=auto_pad == "SAME_UPPER")
             for n, k, s, d in zip(size, kernel.shape[2:], stride, dilation)
         )
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    return Conv(kernel, bias, stride, padding, dilation, groups=attributes.get_int("group", 1) or 1)
+    groups = attributes.get_int("group", 1) or 1
+    transposed = node.op_type == "ConvTranspose"
+    return Conv(
+        kernel=turned(kernel, groups) if transposed else kernel,
+        bias=constant(node.inputs[2]) if len(node.inputs) > 2 else None,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        transposed=transposed,
+        output_padding=tuple(attributes.get_ints("output_padding", ())) if transposed else (),
+    )
 
 
 def _same_padding(n: int, k: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:

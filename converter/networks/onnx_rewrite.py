@@ -10,13 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from converter.errors import ConverterError
-from converter.kernels.conv import PADDING_MODES, Chain, Conv
+from converter.kernels.conv import PADDING_MODES, Chain, Conv, turned
 
+REWRITTEN = ("Conv", "ConvTranspose")
 ONNX_PAD_MODES = dict(zip(PADDING_MODES, ("constant", "reflect", "edge", "wrap")))
 
 
 def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Model:
-    """Return a copy of ``model`` with Conv nodes replaced by chains.
+    """Return a copy of ``model`` with nodes of convolutions replaced by chains.
 
     The value that a replaced node gave keeps its name.
 
@@ -28,7 +29,7 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
     taken = {str(value.name) for node in copy.graph for value in node.outputs}
     for node in list(copy.graph):
         key = node.outputs[0].name
-        if node.op_type != "Conv" or key not in chains:
+        if node.op_type not in REWRITTEN or key not in chains:
             continue
         prefix, chain = chains[str(key)]
         while any(re.match(rf"{re.escape(prefix)}\.\d", name) for name in taken):
@@ -53,13 +54,21 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
 
 
 def replace_kernels(model: ir.Model, kernels: Mapping[str, np.ndarray]) -> ir.Model:
-    """Return a copy with other kernels (of the same shapes) in Conv nodes, by output name."""
+    """Return a copy with other kernels, as ``Conv`` has them, in the nodes with these outputs."""
     copy = model.clone()
     for node in copy.graph:
         key = str(node.outputs[0].name)
-        if node.op_type == "Conv" and key in kernels:
-            node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", kernels[key]))
+        if node.op_type in REWRITTEN and key in kernels:
+            kernel = _stored(node, kernels[key])
+            node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", kernel))
     return copy
+
+
+def _stored(node: ir.Node, kernel: np.ndarray) -> np.ndarray:
+    """Arrange a kernel (O, I/groups, *k) as the node stores it."""
+    if node.op_type == "ConvTranspose":
+        return turned(kernel, node.attributes.get_int("group", 1) or 1)
+    return kernel
 
 
 def _flat_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
@@ -72,6 +81,7 @@ def _flat_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) ->
             stride=(1, *step.stride),
             padding=((0, 0), *step.padding),
             dilation=(1, *step.dilation),
+            output_padding=(0, *step.output_padding) if step.output_padding else (),
         )
         for step in chain.steps
     )
@@ -123,22 +133,23 @@ def _by_copy(kernel: np.ndarray, copies: int) -> np.ndarray:
 def _conv_node(
     graph: ir.Graph, source: ir.Value, step: Conv, kernel: np.ndarray, name: str
 ) -> ir.Node:
+    if step.transposed:
+        kernel = turned(kernel, step.groups)
     values = [source, _initializer(graph, f"{name}.weight", kernel)]
     if step.bias is not None:
         values.append(_initializer(graph, f"{name}.bias", step.bias))
     padding = step.padding if step.padding_mode == "zeros" else ((0, 0),) * len(step.k)
-    node = ir.node(
-        "Conv",
-        values,
-        {
-            "kernel_shape": list(step.k),
-            "strides": list(step.stride),
-            "pads": [p[0] for p in padding] + [p[1] for p in padding],
-            "dilations": list(step.dilation),
-            "group": step.groups,
-        },
-        name=name,
-    )
+    attributes: dict[str, int | list[int]] = {
+        "kernel_shape": list(step.k),
+        "strides": list(step.stride),
+        "pads": [p[0] for p in padding] + [p[1] for p in padding],
+        "dilations": list(step.dilation),
+        "group": step.groups,
+    }
+    if any(step.output_padding):
+        attributes["output_padding"] = list(step.output_padding)
+    kind = "ConvTranspose" if step.transposed else "Conv"
+    node = ir.node(kind, values, attributes, name=name)
     node.outputs[0].name = name
     return node
 

@@ -95,8 +95,8 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
             params=kernel.size + (0 if bias is None else bias.size),
             macs=kernel.size * math.prod(positions[2:]),
         )
-        if node.op_type == "ConvTranspose":
-            layer = layer.kept("transposed convolutions cannot be converted yet")
+        if node.op_type == "ConvTranspose" and _sized_by_runtime(node):
+            layer = layer.kept("its padding is left to the runtime (output_shape or auto_pad)")
         elif len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
             layer = layer.kept("its bias is not a constant of the graph")
         elif free_sizes and _pads_by_size(node):
@@ -142,6 +142,11 @@ def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
             out = shapes[str(node.outputs[0].name)]
             layers += weight.size * math.prod(out) // out[-1] // batch
     return layers
+
+
+def _sized_by_runtime(node: ir.Node) -> bool:
+    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
+    return "output_shape" in node.attributes or str(auto_pad).startswith("SAME")
 
 
 def _pads_by_size(node: ir.Node) -> bool:

@@ -9,9 +9,11 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from converter.kernels.conv import Chain, Conv
+from converter.kernels.conv import Chain, Conv, turned
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+CONVERTED = (*CONVOLUTIONS.values(), *TRANSPOSED.values())
 PADS: dict[str, dict[int, type[nn.Module]]] = {
     "zeros": {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d},
     "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
@@ -22,7 +24,8 @@ PADS: dict[str, dict[int, type[nn.Module]]] = {
 
 def read_module(module: nn.Module) -> Conv:
     """Read a torch convolution as a ``Conv``."""
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    assert isinstance(module, CONVERTED)
+    transposed, kernel = type(module) in TRANSPOSED.values(), _to_numpy(module.weight)
     if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
         padding = tuple((total // 2, total - total // 2) for total in totals)
@@ -31,13 +34,15 @@ def read_module(module: nn.Module) -> Conv:
     else:
         padding = tuple((int(p), int(p)) for p in module.padding)
     return Conv(
-        kernel=_to_numpy(module.weight),
+        kernel=turned(kernel, module.groups) if transposed else kernel,
         bias=None if module.bias is None else _to_numpy(module.bias),
         stride=tuple(module.stride),
         padding=padding,
         dilation=tuple(module.dilation),
         padding_mode=module.padding_mode,
         groups=module.groups,
+        transposed=transposed,
+        output_padding=tuple(module.output_padding) if transposed else (),
     )
 
 
@@ -50,7 +55,14 @@ def to_modules(chain: Chain) -> nn.Sequential:
         if not symmetric:
             flat = [p for pair in reversed(step.padding) for p in pair]  # last axis first
             modules.append(PADS[step.padding_mode][len(step.k)](tuple(flat)))
-        module = CONVOLUTIONS[len(step.k)](
+        if step.transposed:
+            assert symmetric  # as torch's own transposed convolutions are
+            kinds, kernel = TRANSPOSED, turned(step.kernel, step.groups)
+            options: dict[str, Any] = {"output_padding": step.output_padding or 0}
+        else:
+            kinds, kernel = CONVOLUTIONS, step.kernel
+            options = {"padding_mode": step.padding_mode if padded and symmetric else "zeros"}
+        module = kinds[len(step.k)](
             step.I,
             step.O,
             step.k,
@@ -59,9 +71,9 @@ def to_modules(chain: Chain) -> nn.Sequential:
             dilation=step.dilation,
             groups=step.groups,
             bias=step.bias is not None,
-            padding_mode=step.padding_mode if padded and symmetric else "zeros",
+            **options,
         )
-        module.weight = nn.Parameter(_to_torch(step.kernel))
+        module.weight = nn.Parameter(_to_torch(kernel))
         if step.bias is not None:
             module.bias = nn.Parameter(_to_torch(step.bias))
         modules.append(module)

@@ -26,7 +26,7 @@ from converter.kernels.form import Form, Rank, skeleton
 from converter.networks.checkpoint import load_into, load_state, read_file
 from converter.networks.onnx_network import free_batch
 from converter.networks.survey import Layer
-from converter.networks.torch_modules import CONVOLUTIONS, read_module, replace_module
+from converter.networks.torch_modules import CONVERTED, read_module, replace_module
 
 
 def find_callable(spec: str, what: str) -> Any:
@@ -239,16 +239,16 @@ def load_program(path: Path) -> nn.Module:
 
 
 def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Run ``model`` and count the calls of each convolution module."""
+    """Run ``model`` and count the arguments that each convolution module is called with."""
     calls: dict[str, int] = {}
     twin = copied(model).eval()
     for name, module in twin.named_modules():
-        if type(module) in CONVOLUTIONS.values():
+        if type(module) in CONVERTED:
 
-            def count(*_: object, name: str = name) -> None:
-                calls[name] = calls.get(name, 0) + 1
+            def count(_: object, args: tuple, kwargs: dict, __: object, name: str = name) -> None:
+                calls[name] = calls.get(name, 0) + len(args) + len(kwargs)
 
-            module.register_forward_hook(count)
+            module.register_forward_hook(count, with_kwargs=True)
     with torch.no_grad():
         twin(*(torch.from_numpy(array) for array in feeds.values()))
     return calls
@@ -264,10 +264,10 @@ def _mismatch(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> str |
         return (
             "it is not a convolution module of the model (called as a function, or reparametrised)"
         )
-    if type(module) not in CONVOLUTIONS.values():
+    if type(module) not in CONVERTED:
         return f"its module is a {type(module).__name__}, not a plain convolution"
     if calls.get(layer.weight.removesuffix(".weight")) != 1:
-        return "its module is not called exactly once"
+        return "its module is not called exactly once, with one input"
     own = read_module(module).kernel
     if own.shape != layer.conv.kernel.shape:
         return "its module's kernel has another shape than the exported one"

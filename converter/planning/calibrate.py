@@ -60,7 +60,7 @@ def sample_patches(
 
     Args:
         inputs: (N, I, *size).
-        conv: Zero padding.
+        conv: Zero padding; a transposed one sees its inputs with zeros between them.
         count: Positions, chosen with repetition.
         rng: Of the choice.
 
@@ -71,14 +71,21 @@ def sample_patches(
     at = rng.integers(0, images, count).reshape(-1, *[1] * axes)
     places, inside = [], np.ones(())
     for axis, end in enumerate(conv.output_size(inputs.shape[2:])):
-        start = rng.integers(0, end, count) * conv.stride[axis] - conv.padding[axis][0]
-        place = start[:, None] + conv.dilation[axis] * np.arange(conv.k[axis])  # (P, K)
+        start, stride = rng.integers(0, end, count)[:, None], conv.stride[axis]
+        taps = conv.dilation[axis] * np.arange(conv.k[axis])
+        if conv.transposed:
+            place = start + conv.padding[axis][0] - taps  # (P, K), among the zeros
+            inserted, place = place % stride != 0, place // stride
+        else:
+            place = start * stride - conv.padding[axis][0] + taps
+            inserted = np.zeros(place.shape, bool)
         shape = [count, *[1] * axes]
         shape[1 + axis] = conv.k[axis]
         size = inputs.shape[2 + axis]
-        inside = inside * ((place >= 0) & (place < size)).reshape(shape)
+        inside = inside * ((place >= 0) & (place < size) & ~inserted).reshape(shape)
         places.append(place.clip(0, size - 1).reshape(shape))
     last = np.moveaxis(inputs, 1, -1)  # (N, *size, I)
-    patches = last[(at, *places)] * inside[..., None]  # (P, *k, I)
+    where = (at, *places)
+    patches = last[where] * inside[..., None]  # (P, *k, I)
     by_channel = np.moveaxis(patches, -1, 1).reshape(count, conv.groups, -1)
     return np.ascontiguousarray(by_channel.swapaxes(0, 1), np.float32)
