@@ -24,7 +24,8 @@ from converter.kernels.conv import PADDING_MODES, Chain, Conv, assemble, turned
 MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 CONTRADICTIONS = {
-    "no spatial axis": ({"kernel": np.ones((4, 2))}, "is not a convolution's"),
+    "one axis": ({"kernel": np.ones(4)}, "is not a convolution's"),
+    "a matrix with strides": ({"kernel": np.ones((4, 2))}, "must each have 0 entries"),
     "four spatial axes": ({"kernel": np.ones((4, 2, 1, 1, 1, 1))}, "is not a convolution's"),
     "an empty axis": ({"kernel": np.ones((4, 2, 0, 3))}, "is not a convolution's"),
     "no filters": ({"kernel": np.ones((0, 2, 3, 3))}, "is not a convolution's"),

@@ -17,6 +17,9 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class Conv:
     """One convolution over 1, 2 or 3 spatial axes, free of any framework.
 
+    Over none it is a linear layer: kernel (O, I), and ``size`` below is whatever axes of its
+    input stand beside the channels.
+
     Attributes:
         kernel: (O, I/groups, *k), for a transposed convolution, too (torch and ONNX store
             those as (I, O/groups, *k): ``turned`` goes there and back). Any float type;
@@ -47,7 +50,7 @@ class Conv:
     def __post_init__(self) -> None:
         """Check that the fields fit together."""
         axes = self.kernel.ndim - 2
-        if not 1 <= axes <= 3 or 0 in self.kernel.shape:
+        if not 0 <= axes <= 3 or 0 in self.kernel.shape:
             raise ConverterError(f"A kernel of shape {self.kernel.shape} is not a convolution's.")
         if not len(self.stride) == len(self.padding) == len(self.dilation) == axes:
             raise ConverterError(
@@ -60,7 +63,7 @@ class Conv:
             )
         if self.output_padding and len(self.output_padding) != axes:
             raise ConverterError(f"Output padding {self.output_padding} must have {axes} entries.")
-        if min((*self.stride, *self.dilation)) < 1 or self.groups < 1:
+        if min((*self.stride, *self.dilation, self.groups)) < 1:
             raise ConverterError("Stride, dilation and groups must be at least 1.")
         if self.padding_mode not in PADDING_MODES:
             raise ConverterError(
@@ -107,6 +110,8 @@ class Conv:
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial output size for a spatial input ``size``, one entry per axis."""
+        if not self.k:
+            return tuple(size)
         out = []
         for axis, n in enumerate(size):
             span = self.dilation[axis] * (self.k[axis] - 1)

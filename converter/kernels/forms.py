@@ -190,7 +190,8 @@ def _tucker_errors(kernel: np.ndarray) -> ErrorAt:
 
 
 def _needs_window(k: tuple[int, ...]) -> str | None:
-    return None if _covered(k) else "a 1x1 kernel has nothing to separate in space"
+    what = "1x1 kernel" if k else "linear layer"
+    return None if _covered(k) else f"a {what} has nothing to separate in space"
 
 
 def _needs_two_axes(k: tuple[int, ...]) -> str | None:

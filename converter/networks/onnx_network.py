@@ -208,6 +208,31 @@ def read_conv(node: ir.Node, size: Sequence[int]) -> Conv:
     )
 
 
+def read_linear(node: ir.Node) -> Conv:
+    """Read a Gemm or MatMul node with a constant weight as a convolution over no axes.
+
+    Raises:
+        ConverterError: When it computes more than a product and a bias per output.
+    """
+    attributes = node.attributes
+    weight, bias = constant(node.inputs[1]), None
+    if weight is None or weight.ndim != 2:
+        raise ConverterError("its weight is not a constant matrix")
+    if attributes.get_int("transA", 0):
+        raise ConverterError("its input is transposed (transA)")
+    if any(attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
+        raise ConverterError("its product or bias is scaled (alpha, beta)")
+    kernel = weight if attributes.get_int("transB", 0) else np.ascontiguousarray(weight.T)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = constant(node.inputs[2])
+        if bias is None:
+            raise ConverterError("its bias is not a constant of the graph")
+        if bias.size not in (1, len(kernel)) or bias.size != (bias.shape or (1,))[-1]:
+            raise ConverterError("its bias is not one number per output")
+        bias = np.broadcast_to(bias.reshape(-1), len(kernel))
+    return Conv(kernel, bias, (), (), ())
+
+
 def _same_padding(n: int, k: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:
     """ONNX's SAME_UPPER and SAME_LOWER: output ceil(n / stride), the odd pixel last or first."""
     total = max((math.ceil(n / stride) - 1) * stride + dilation * (k - 1) + 1 - n, 0)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from converter.errors import ConverterError
 from converter.kernels.conv import PADDING_MODES, Chain, Conv, turned
 
-REWRITTEN = ("Conv", "ConvTranspose")
+REWRITTEN = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ONNX_PAD_MODES = dict(zip(PADDING_MODES, ("constant", "reflect", "edge", "wrap")))
 
 
@@ -37,10 +37,8 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
         weights = [value for value in node.inputs[1:] if value is not None]
         source = node.inputs[0]
         assert source is not None
-        if len(chain.steps[0].k) == 1:
-            nodes = _flat_nodes(copy.graph, source, chain, prefix)
-        else:
-            nodes = _chain_nodes(copy.graph, source, chain, prefix)
+        build = BUILDERS.get(len(chain.steps[0].k), _chain_nodes)
+        nodes = build(copy.graph, source, chain, prefix)
         ir.convenience.replace_nodes_and_values(
             copy.graph, node, [node], nodes, [node.outputs[0]], [nodes[-1].outputs[0]]
         )
@@ -68,7 +66,25 @@ def _stored(node: ir.Node, kernel: np.ndarray) -> np.ndarray:
     """Arrange a kernel (O, I/groups, *k) as the node stores it."""
     if node.op_type == "ConvTranspose":
         return turned(kernel, node.attributes.get_int("group", 1) or 1)
+    if node.op_type in ("Gemm", "MatMul") and not node.attributes.get_int("transB", 0):
+        return kernel.T
     return kernel
+
+
+def _linear_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
+    """Build a chain over no axes as products; only one with a bias must be a Gemm."""
+    nodes: list[ir.Node] = []
+    value = source
+    for number, step in enumerate(chain.steps):
+        name = f"{prefix}.{number}"
+        values = [value, _initializer(graph, f"{name}.weight", step.kernel.T)]
+        if step.bias is not None:
+            values.append(_initializer(graph, f"{name}.bias", step.bias))
+        kind = "MatMul" if step.bias is None else "Gemm"
+        nodes.append(ir.node(kind, values, name=name))
+        value = nodes[-1].outputs[0]
+        value.name = name
+    return nodes
 
 
 def _flat_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
@@ -122,6 +138,9 @@ def _chain_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -
         interleaved = wider if wider > 1 and following == 1 else 1
         value = nodes[-1].outputs[0]
     return nodes
+
+
+BUILDERS = {0: _linear_nodes, 1: _flat_nodes}  # by the number of axes
 
 
 def _by_copy(kernel: np.ndarray, copies: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def export(
 def match(
     model: nn.Module, layers: Sequence[Layer], feeds: Mapping[str, np.ndarray]
 ) -> tuple[Layer, ...]:
-    """Keep the layers that are not a plain convolution module of ``model``, with the reason.
+    """Keep the layers that are not a plain module of ``model``, with the reason.
 
     Args:
         model: In evaluation mode.
@@ -172,7 +173,7 @@ def match(
     calls = _count_calls(model, feeds)
     return tuple(
         layer.kept(reason) if (reason := _mismatch(model, layer, calls)) else layer
-        for layer in layers
+        for layer in (_named(model, layer, calls) for layer in layers)
     )
 
 
@@ -252,6 +253,22 @@ def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str,
     with torch.no_grad():
         twin(*(torch.from_numpy(array) for array in feeds.values()))
     return calls
+
+
+def _named(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> Layer:
+    """Name a linear layer after its module: the exporter turns some weights and renames them."""
+    if layer.conv is None or layer.conv.k or layer.weight.removesuffix(".weight") in calls:
+        return layer
+    owners = [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and calls.get(name) == 1
+        and np.array_equal(read_module(module).kernel, layer.conv.kernel)
+    ]
+    if len(owners) != 1:
+        return layer
+    return replace(layer, name=owners[0], weight=f"{owners[0]}.weight")
 
 
 def _mismatch(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> str | None:

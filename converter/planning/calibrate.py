@@ -59,7 +59,7 @@ def sample_patches(
     """Cut the patches that ``conv`` sees at positions chosen at random.
 
     Args:
-        inputs: (N, I, *size).
+        inputs: (N, I, *size); of a linear layer (..., I).
         conv: Zero padding; a transposed one sees its inputs with zeros between them.
         count: Positions, chosen with repetition.
         rng: Of the choice.
@@ -67,6 +67,8 @@ def sample_patches(
     Returns:
         (groups, count, I/groups * prod(k)), float32.
     """
+    if not conv.k:
+        inputs = inputs.reshape(-1, conv.I)
     images, axes = len(inputs), len(conv.k)
     at = rng.integers(0, images, count).reshape(-1, *[1] * axes)
     places, inside = [], np.ones(())

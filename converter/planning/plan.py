@@ -140,6 +140,9 @@ def make_plan(
             choice = replace(choice, reason=layer.reason)
         elif layer.name in keep or (config.only and layer.name not in only):
             choice = replace(choice, reason="the user keeps it")
+        elif (wanted_form or wanted_rank) and not (named or layer.conv.k):
+            reason = f"it is a linear layer; name it to convert it (--form {layer.name}=channel)"
+            choice = replace(choice, reason=reason)
         elif wanted_form or wanted_rank:
             by_hand = _by_hand(layer.conv, wanted_form or DEFAULT_FORM, wanted_rank, layer.name)
             if by_hand.form is None and layer.name in forms:
