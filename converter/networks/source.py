@@ -58,7 +58,7 @@ def open_source(
     module, origin = _torch_model(model, config)
     origin["config"] = _json_fields(config)
     if module is None:
-        network = onnx_network.load(Path(str(model)))
+        network = _read_network(Path(str(model)), config.trust_pickle)
         spec = onnx_network.inputs(network)
         shapes, more, calibration = _settle(spec, example_input, config, calib)
         return Source(network, None, spec, shapes, more, calibration, origin)
@@ -136,7 +136,7 @@ def example_shapes(
 def _torch_model(
     model: nn.Module | str | Path, config: ConvertConfig
 ) -> tuple[nn.Module | None, dict[str, Any]]:
-    """Build or read a torch model, and say how it is built again; None for an ONNX file."""
+    """Build or read a torch model, and say how it is built again; None for ONNX and .pt2 files."""
     if isinstance(model, nn.Module):
         return torch_network.copied(model).cpu().eval(), {}
     path = Path(model)
@@ -151,6 +151,13 @@ def _torch_model(
     if path.suffix in (".pt", ".pth", ".th", ".tar"):
         return torch_network.unpickle(path, config.trust_pickle), {}
     return None, {}
+
+
+def _read_network(path: Path, trust_pickle: bool) -> ir.Model:
+    """Read an ONNX file, or a .pt2 program as ONNX."""
+    if path.suffix == ".pt2":
+        return torch_network.export_program(path, trust_pickle)
+    return onnx_network.load(path)
 
 
 def _settle(

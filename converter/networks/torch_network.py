@@ -160,6 +160,37 @@ def export(
     return free_batch(program.model)
 
 
+def export_program(path: Path, trust_pickle: bool) -> ir.Model:
+    """Read a .pt2 program of ``torch.export.save`` and export it.
+
+    Args:
+        path: The file.
+        trust_pickle: Whether its author is trusted: ``torch.export.load`` unpickles what it holds.
+
+    Raises:
+        ConverterError: Without ``trust_pickle``, when the file is missing or damaged, or when
+            torch cannot export the program.
+    """
+    if not path.is_file():
+        raise ConverterError(f"{path} does not exist, or is no file.")
+    if not trust_pickle:
+        raise ConverterError(
+            f"Reading {path} can run code from it; pass --trust-pickle if you trust its author."
+        )
+    try:
+        with _quiet():
+            loaded = torch.export.load(path)
+    except Exception as error:  # torch raises many classes on damaged files
+        raise ConverterError(f"{path} is not a sound .pt2 program: {_short(error)}") from None
+    try:
+        with _quiet():
+            program = torch.onnx.export(loaded, dynamo=True, verbose=False)
+    except Exception as error:  # torch.export raises many classes
+        raise ConverterError(f"torch cannot export {path} to ONNX: {_short(error)}") from None
+    assert program is not None
+    return free_batch(program.model)
+
+
 def match(
     model: nn.Module, layers: Sequence[Layer], feeds: Mapping[str, np.ndarray]
 ) -> tuple[Layer, ...]:
