@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -202,9 +203,11 @@ def match(
         feeds: Inputs to run it on once, to see which modules are called.
     """
     calls = _count_calls(model, feeds)
+    layers = [_named(model, layer, calls) for layer in layers]
+    names = Counter(layer.name for layer in layers)
     return tuple(
-        layer.kept(reason) if (reason := _mismatch(model, layer, calls)) else layer
-        for layer in (_named(model, layer, calls) for layer in layers)
+        layer.kept(reason) if (reason := _mismatch(model, layer, calls, names)) else layer
+        for layer in layers
     )
 
 
@@ -302,7 +305,9 @@ def _named(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> Layer:
     return replace(layer, name=owners[0], weight=f"{owners[0]}.weight")
 
 
-def _mismatch(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> str | None:
+def _mismatch(
+    model: nn.Module, layer: Layer, calls: Mapping[str, int], names: Mapping[str, int]
+) -> str | None:
     """Say why a layer of the exported graph is not a convolution module, or None."""
     if layer.conv is None:
         return layer.reason
@@ -316,6 +321,8 @@ def _mismatch(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> str |
         return f"its module is a {type(module).__name__}, not a plain convolution"
     if calls.get(layer.weight.removesuffix(".weight")) != 1:
         return "its module is not called exactly once, with one input"
+    if names[layer.name] > 1:
+        return "its module's weight is used more than once"
     own = read_module(module).kernel
     if own.shape != layer.conv.kernel.shape:
         return "its module's kernel has another shape than the exported one"
