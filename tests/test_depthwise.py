@@ -131,6 +131,15 @@ def test_a_depthwise_kernel_over_one_axis_is_refused(name, k):
         decompose(conv, FORMS[name], (8,))
 
 
+@pytest.mark.parametrize("k", [(3, 1), (1, 1)])
+def test_a_layer_that_no_form_fits_is_surveyed_with_the_reason(k):
+    model = ir.from_proto(from_text(ONE, w=np.ones((32, 1, *k), np.float32)))
+    (layer,) = survey(model, {"x": np.zeros((1, 32, 9, 9), np.float32)})
+    assert layer.reason == "it is depthwise and has no channels to separate"
+    with pytest.raises(ConverterError, match="Layer w cannot be converted: it is depthwise"):
+        make_plan((layer,), ConvertConfig(form=("w=spatial",)), {})
+
+
 @pytest.mark.parametrize("rank", [(4,), (12,), (9,)])
 def test_ranks_are_multiples_of_the_channels(rank):
     with pytest.raises(ConverterError, match=r"must be a multiple of 8 groups|does not fit"):

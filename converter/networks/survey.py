@@ -12,6 +12,8 @@ import onnx_ir as ir
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Conv
+from converter.kernels.form import refusal
+from converter.kernels.forms import FORMS
 from converter.networks.onnx_network import constant, observe_shapes, read_conv, read_linear
 
 
@@ -108,7 +110,9 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         elif users[str(weight.name)] > 1:
             layer = layer.kept(f"its weight is shared by {users[str(weight.name)]} layers")
         else:
-            layer = replace(layer, conv=read_conv(node, in_shape[2:]))
+            conv = read_conv(node, in_shape[2:])
+            refusals = [refusal(form, conv) for form in FORMS.values()]
+            layer = replace(layer, conv=conv, reason=refusals[-1] if all(refusals) else None)
         layers.append(layer)
     inner = [
         n for n in model.graph.all_nodes() if n.op_type == "Conv" and n.graph is not model.graph
