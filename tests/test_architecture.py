@@ -10,7 +10,8 @@ import converter
 ROOT = Path(converter.__file__).parent
 ORDER = """
 errors config images data
-kernels.conv kernels.solve.cp kernels.solve.svd kernels.solve.tucker kernels.form kernels.forms
+kernels.taps kernels.conv
+kernels.solve.cp kernels.solve.svd kernels.solve.tucker kernels.form kernels.forms
 networks.onnx_network networks.onnx_rewrite networks.survey networks.checkpoint
 networks.torch_modules networks.torch_network networks.source
 planning.calibrate planning.measure planning.candidates planning.plan

@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from converter.errors import ConverterError
-from converter.kernels.conv import PADDING_MODES, Chain, Conv, assemble, turned
+from converter.kernels.conv import PADDING_MODES, Chain, Conv, assemble
+from converter.kernels.taps import turned
 
 MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

@@ -21,7 +21,7 @@ from networks_for_tests import (
 from torch import nn
 
 from converter.errors import ConverterError
-from converter.kernels.conv import Chain, assemble, turned
+from converter.kernels.conv import Chain, assemble
 from converter.kernels.form import (
     decompose,
     fit_rank,
@@ -32,6 +32,7 @@ from converter.kernels.form import (
     skeleton,
 )
 from converter.kernels.forms import FORMS
+from converter.kernels.taps import turned
 from converter.networks import torch_network
 from converter.networks.onnx_network import open_session, run
 from converter.networks.onnx_rewrite import replace_kernels, rewrite

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converter.errors import ConverterError
+from converter.kernels.taps import composed, expanded
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -22,7 +23,7 @@ class Conv:
 
     Attributes:
         kernel: (O, I/groups, *k), for a transposed convolution, too (torch and ONNX store
-            those as (I, O/groups, *k): ``turned`` goes there and back). Any float type;
+            those as (I, O/groups, *k): ``taps.turned`` goes there and back). Any float type;
             arithmetic happens in float32 or float64.
         bias: (O,) or None.
         stride: One per axis.
@@ -225,83 +226,34 @@ def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     return Chain(tuple(steps))
 
 
-def turned(kernel: np.ndarray, groups: int) -> np.ndarray:
-    """Rearrange a transposed convolution's kernel (I, O/groups, *k) to (O, I/groups, *k), or back.
-
-    Args:
-        kernel: (groups * a, b, *k).
-        groups: Of the convolution.
-
-    Returns:
-        (groups * b, a, *k), in C order.
-    """
-    rows, columns, *k = kernel.shape
-    split = kernel.reshape(groups, rows // groups, columns, *k).swapaxes(1, 2)
-    return np.ascontiguousarray(split).reshape(groups * columns, rows // groups, *k)
-
-
-def _expand(conv: Conv, groups: int) -> np.ndarray:
-    """Write a kernel (O, I/conv.groups, *k) as (groups, O/groups, I/groups, *k), zeros filled in.
-
-    ``groups`` divides ``conv.groups``.
-    """
-    inner = conv.groups // groups
-    O, i = conv.kernel.shape[:2]
-    o = O // conv.groups
-    blocks = np.zeros((groups, inner, o, inner, i, *conv.k))
-    parts = conv.kernel.astype(np.float64).reshape(groups, inner, o, i, *conv.k)
-    for n in range(inner):
-        blocks[:, n, :, n] = parts[:, n]
-    return blocks.reshape(groups, inner * o, inner * i, *conv.k)
-
-
 def _compose(first: Conv, second: Conv) -> Conv:
     """Compose two convolutions: tap t1 of the first and t2 of the second meet at d1 t1 + s1 d2 t2.
 
     Transposed, the strides change sides: they meet at s2 d1 t1 + d2 t2. The result keeps the
-    groups that both share, and the largest dilation that fits all taps.
+    groups that both share.
     """
     groups = math.gcd(first.groups, second.groups)
-    a, b = _expand(first, groups), _expand(second, groups)  # (g, M, I, *k1), (g, O, M, *k2)
-    transposed = first.transposed or second.transposed
-    ahead = second.stride if transposed else (1,) * len(first.k)  # of the first step's taps
-    behind = (1,) * len(first.k) if transposed else first.stride  # of the second's
-    near = tuple(s * d for s, d in zip(ahead, first.dilation))
-    far = tuple(s * d for s, d in zip(behind, second.dilation))
-    dilation, k = [], []
-    for axis in range(len(first.k)):
-        spans = (near[axis], first.k[axis]), (far[axis], second.k[axis])
-        unit = math.gcd(*(step if size > 1 else 0 for step, size in spans)) or 1
-        dilation.append(unit)
-        k.append(sum(step * (size - 1) for step, size in spans) // unit + 1)
-    kernel = np.zeros((groups, b.shape[1], a.shape[2], *k))
-    flat = a.reshape(groups, a.shape[1], -1)
-    for tap in np.ndindex(*second.k):
-        at, where = (..., *tap), [slice(None)] * 3
-        product = (b[at] @ flat).reshape(groups, b.shape[1], *a.shape[2:])
-        for axis, unit in enumerate(dilation):
-            start = far[axis] * tap[axis] // unit
-            step = max(near[axis] // unit, 1)
-            where.append(slice(start, start + step * (first.k[axis] - 1) + 1, step))
-        kernel[tuple(where)] += product
+    transposed, once = first.transposed or second.transposed, (1,) * len(first.k)
+    ahead, behind = (second.stride, once) if transposed else (once, first.stride)
+    kernel, dilation = composed(
+        expanded(first.kernel, first.groups, groups),
+        expanded(second.kernel, second.groups, groups),
+        near=[s * d for s, d in zip(ahead, first.dilation)],
+        far=[s * d for s, d in zip(behind, second.dilation)],
+    )
+    none = (0,) * len(first.k)
+    extra = zip(ahead, first.output_padding or none, second.output_padding or none)
     return Conv(
-        kernel=kernel.reshape(-1, a.shape[2], *k),
+        kernel=kernel.reshape(-1, *kernel.shape[2:]),
         bias=second.bias,
         stride=tuple(x * y for x, y in zip(first.stride, second.stride)),
         padding=tuple(
-            (a * p[0] + b * q[0], a * p[1] + b * q[1])
-            for p, q, a, b in zip(first.padding, second.padding, ahead, behind)
+            (near * p[0] + far * q[0], near * p[1] + far * q[1])
+            for p, q, near, far in zip(first.padding, second.padding, ahead, behind)
         ),
-        dilation=tuple(dilation),
+        dilation=dilation,
         padding_mode=first.padding_mode,
         groups=groups,
         transposed=transposed,
-        output_padding=_added(first, second, ahead) if transposed else (),
+        output_padding=tuple(s * x + y for s, x, y in extra) if transposed else (),
     )
-
-
-def _added(first: Conv, second: Conv, ahead: tuple[int, ...]) -> tuple[int, ...]:
-    """Output padding of two transposed convolutions, one after the other."""
-    none = (0,) * len(first.k)
-    pairs = zip(first.output_padding or none, second.output_padding or none, ahead)
-    return tuple(s * a + b for a, b, s in pairs)

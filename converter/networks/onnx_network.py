@@ -14,7 +14,8 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 
 from converter.errors import ConverterError
-from converter.kernels.conv import Conv, turned
+from converter.kernels.conv import Conv
+from converter.kernels.taps import turned
 
 Arrays = dict[str, np.ndarray]
 

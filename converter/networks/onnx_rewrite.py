@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from converter.errors import ConverterError
-from converter.kernels.conv import PADDING_MODES, Chain, Conv, turned
+from converter.kernels.conv import PADDING_MODES, Chain, Conv
+from converter.kernels.taps import turned
 
 REWRITTEN = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ONNX_PAD_MODES = dict(zip(PADDING_MODES, ("constant", "reflect", "edge", "wrap")))

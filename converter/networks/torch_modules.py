@@ -10,7 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from converter.kernels.conv import Chain, Conv, turned
+from converter.kernels.conv import Chain, Conv
+from converter.kernels.taps import turned
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
