@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from converter.kernels.conv import Conv
 from converter.kernels.form import decompose, full_rank, refusal
 from converter.kernels.forms import FORMS
+from converter.kernels.taps import turned
 
 FEW = settings(max_examples=15, deadline=None)
 SOME = settings(max_examples=25, deadline=None)
@@ -24,6 +25,7 @@ TORCH_MODES = {
     "circular": "circular",
 }
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 HEADER = '<ir_version: 8, opset_import: ["" : 19]>\n'
 
 
@@ -77,6 +79,9 @@ def compute(steps, x):
     value = torch.from_numpy(x)
     for step in steps:
         last_axis_first = [p for pair in reversed(step.padding) for p in pair]
+        if step.transposed:
+            value = _transpose(step, value)
+            continue
         value = CONVOLVE[len(step.k)](
             F.pad(value, last_axis_first, mode=TORCH_MODES[step.padding_mode]),
             torch.from_numpy(np.array(step.kernel)),
@@ -87,6 +92,22 @@ def compute(steps, x):
             step.groups,
         )
     return value.numpy()
+
+
+def _transpose(step, value):
+    """A transposed convolution by torch: nothing cut off there, then the padding cut off."""
+    whole = TRANSPOSE[len(step.k)](
+        value,
+        torch.from_numpy(turned(np.array(step.kernel), step.groups)),
+        None if step.bias is None else torch.from_numpy(np.array(step.bias)),
+        step.stride,
+        0,
+        step.output_padding or 0,
+        step.groups,
+        step.dilation,
+    )
+    cuts = [slice(a, n - b) for (a, b), n in zip(step.padding, whole.shape[2:])]
+    return whole[(..., *cuts)]
 
 
 def difference(found, wanted):

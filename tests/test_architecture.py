@@ -10,11 +10,14 @@ import converter
 ROOT = Path(converter.__file__).parent
 ORDER = """
 errors config images data
-kernels.conv kernels.solve.cp kernels.solve.svd kernels.solve.tucker kernels.form kernels.forms
-networks.onnx_network networks.onnx_rewrite networks.survey networks.checkpoint
+kernels.taps kernels.conv kernels.metric
+kernels.solve.varpro kernels.solve.cp kernels.solve.svd kernels.solve.tucker
+kernels.form kernels.forms
+networks.onnx_network networks.onnx_rewrite networks.segments networks.survey networks.checkpoint
 networks.torch_modules networks.torch_export networks.torch_network networks.source
 planning.calibrate planning.measure planning.candidates planning.plan
-delivery.check delivery.tune delivery.compare delivery.report
+planning.cache planning.solve
+delivery.check delivery.correct delivery.tune delivery.compare delivery.report
 delivery.tables delivery.page delivery.result
 pipeline commands cli __main__
 """.split()

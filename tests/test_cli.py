@@ -109,8 +109,8 @@ def test_inspect_lists_the_layers(place):
 def test_inspect_gives_json(place):
     status, text, err = flatconv("inspect", "net.onnx", "--json")
     assert (status, err) == (0, "")
-    first, second = json.loads(text)
-    assert (first["name"], second["name"]) == ("conv0", "conv1")
+    first, second, last = json.loads(text)
+    assert [layer["name"] for layer in (first, second, last)] == ["conv0", "conv1", "fc"]
     assert second["kernel"] == [16, 16, 3, 3] and second["input_size"] == [8, 8]
     assert second["macs"] == 64 * 16 * 16 * 9 and second["reason"] is None
 
@@ -122,7 +122,8 @@ def test_convert_writes_a_folder(out):
     assert "speedup" in text and "conv1" in text and str(out / "report.html") in text
     report = json.loads((out / "report.json").read_text())
     assert report["met"] is True
-    assert [(entry["form"], entry["rank"]) for entry in report["layers"]] == [("channel", 8)] * 2
+    *rows, linear = [(entry["form"], entry["rank"]) for entry in report["layers"]]
+    assert (rows, linear) == ([("channel", 8)] * 2, (None, None))
     assert report["command"].split()[:4] == ["flatconv", "convert", "net.onnx", "-o"]
     assert run(out / "model.onnx", noise(2, 3, 8, 8)).shape == (2, 4)
 
@@ -140,7 +141,7 @@ def test_convert_obeys_every_option(out):
     assert flatconv(*arguments.split(), out)[:2] == (0, "")
     report = json.loads((out / "report.json").read_text())
     rows = [(entry["form"], entry["rank"]) for entry in report["layers"]]
-    assert rows == [("channel", 8), ("tucker", [4, 8])]
+    assert rows == [("channel", 8), ("tucker", [4, 8]), (None, None)]
     assert (report["batch_size"], report["seed"], report["threads"]) == (3, 7, 1)
     assert report["examples"] == 4 and report["data"] == "images"
     ones = np.ones((8, 3, 8, 8), np.float32)
@@ -151,7 +152,7 @@ def test_convert_obeys_every_option(out):
 def test_convert_only_some_layers(out):
     arguments = ("convert", "net.onnx", "-o", out, "--form", "channel", "--keep", "conv0", "-q")
     assert flatconv(*arguments)[0] == 0
-    first, second = json.loads((out / "report.json").read_text())["layers"]
+    first, second, _ = json.loads((out / "report.json").read_text())["layers"]
     assert (first["form"], first["reason"]) == (None, "the user keeps it")
     assert second["form"] == "channel"
 

@@ -20,11 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from converter.errors import ConverterError
 from converter.kernels.conv import PADDING_MODES, Chain, Conv, assemble
+from converter.kernels.taps import turned
 
 MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 CONTRADICTIONS = {
-    "no spatial axis": ({"kernel": np.ones((4, 2))}, "is not a convolution's"),
+    "one axis": ({"kernel": np.ones(4)}, "is not a convolution's"),
+    "a matrix with strides": ({"kernel": np.ones((4, 2))}, "must each have 0 entries"),
     "four spatial axes": ({"kernel": np.ones((4, 2, 1, 1, 1, 1))}, "is not a convolution's"),
     "an empty axis": ({"kernel": np.ones((4, 2, 0, 3))}, "is not a convolution's"),
     "no filters": ({"kernel": np.ones((0, 2, 3, 3))}, "is not a convolution's"),
@@ -37,15 +39,15 @@ CONTRADICTIONS = {
     "groups 0": ({"groups": 0}, "must be at least 1"),
     "unknown padding mode": ({"padding_mode": "mirror"}, "Padding mode 'mirror' is unknown"),
     "groups that do not divide O": ({"groups": 3}, "3 groups do not divide 4 filters"),
-    "groups that do not divide I": (
-        {"groups": 3, "transposed": True},
-        "3 groups do not divide 4 filters",
+    "a transposed one with a padding mode": (
+        {"transposed": True, "padding_mode": "reflect"},
+        "it has no mode",
     ),
     "a bias too short": ({"bias": np.ones(2)}, r"must have shape \(4,\)"),
     "a bias of two axes": ({"bias": np.ones((4, 1))}, r"must have shape \(4,\)"),
     "a bias per input of a transposed one": (
-        {"transposed": True, "bias": np.ones(4)},
-        r"must have shape \(2,\)",
+        {"transposed": True, "bias": np.ones(2)},
+        r"must have shape \(4,\)",
     ),
 }
 
@@ -84,7 +86,7 @@ def test_output_size_and_cost_are_those_of_torch(conv):
 @pytest.mark.parametrize("output_padding", [(), (1, 0)])
 def test_a_transposed_convolution_is_sized_as_in_torch(groups, output_padding):
     conv = Conv(
-        kernel=np.ones((4, 3, 3, 2)),
+        kernel=np.ones((3 * groups, 4 // groups, 3, 2)),
         bias=np.ones(3 * groups),
         stride=(2, 3),
         padding=((1, 1), (0, 0)),
@@ -96,7 +98,7 @@ def test_a_transposed_convolution_is_sized_as_in_torch(groups, output_padding):
     with FlopCounterMode(display=False) as counter:
         out = F.conv_transpose2d(
             torch.zeros(1, 4, 5, 6, dtype=torch.float64),
-            torch.from_numpy(conv.kernel),
+            torch.from_numpy(turned(conv.kernel, groups)),
             torch.from_numpy(conv.bias),
             conv.stride,
             (1, 0),

@@ -131,11 +131,6 @@ def test_steps_over_other_axes_are_refused():
         Chain((make_conv((4, 3, 3), bias=False), make_conv((4, 4, 3, 3))))
 
 
-def test_a_transposed_step_is_refused():
-    with pytest.raises(ConverterError):
-        Chain((make_conv((4, 4, 3, 3), bias=False, transposed=True), make_conv((4, 4, 3, 3))))
-
-
 class Functional(nn.Module):
     """The module holds the weight but is not called."""
 

@@ -340,25 +340,6 @@ def test_a_bias_that_is_computed_is_kept():
     assert layer.reason == "its bias is not a constant of the graph"
 
 
-def test_a_transposed_convolution_is_kept():
-    text = """g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) {
-        y = ConvTranspose <strides = [2, 2]> (x, w)
-    }"""
-    layer = only_layer(text, w=random(4, 6, 3, 3))
-    assert layer.reason == "transposed convolutions cannot be converted yet"
-    assert layer.macs == 4 * 6 * 9 * 9 * 8
-
-
-@pytest.mark.parametrize("k", [(3,), (3, 3, 3)])
-def test_convolutions_over_one_or_three_axes_are_kept(k):
-    sizes = ", ".join("5" for _ in k)
-    free = ", ".join("PQR"[: len(k)])
-    text = f"g (float[N, 4, {sizes}] x) => (float[N, 6, {free}] y) {{ y = Conv (x, w) }}"
-    layer = only_layer(text, random(1, 4, *[5] * len(k)), w=random(6, 4, *k))
-    assert layer.reason == f"convolutions over {len(k)} axes cannot be converted yet"
-    assert layer.macs == 6 * 4 * 3 ** len(k) * 3 ** len(k)
-
-
 def test_a_convolution_inside_a_subgraph_is_kept():
     text = """g (float[N, 4, 9, 8] x, bool[] which) => (float[N, 6, P, Q] y) {
         a = Conv (x, v)

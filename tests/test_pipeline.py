@@ -358,10 +358,10 @@ def test_a_report_adds_up(from_onnx):
     report = from_onnx.report
     before, after = (sum(entry[k] for entry in report["layers"]) for k in LAYER if "macs" in k)
     rest = 16 * 4  # the linear layer
-    assert before == 64 * (16 * 3 * 9 + 16 * 16 * 9)
-    assert report["original"]["macs"] == before + rest
-    assert report["converted"]["macs"] == after + rest
-    assert after == 64 * 16 * ((3 + 3 + 3 + 16) + (16 + 3 + 3 + 16))  # rank O = 16
+    assert before == 64 * (16 * 3 * 9 + 16 * 16 * 9) + rest
+    assert report["original"]["macs"] == before
+    assert report["converted"]["macs"] == after
+    assert after == 64 * 16 * ((3 + 3 + 3 + 16) + (16 + 3 + 3 + 16)) + rest  # rank O = 16
     assert report["original"]["params"] == 16 * 3 * 9 + 16 * 16 * 9 + 32 + 16 * 4 + 4
     assert report["seed"] == 5 and report["command"] == "converter.convert"
 
@@ -381,7 +381,8 @@ def test_accuracy_is_what_numpy_says(from_onnx, place):
 
 
 def test_weight_errors_are_those_of_the_shipped_kernels(from_module, build):
-    assert [entry["form"] for entry in from_module.report["layers"]] == ["channel", "separable"]
+    forms = [entry["form"] for entry in from_module.report["layers"]]
+    assert forms == ["channel", "separable", None]
     original = build(6).conv1.weight.detach().numpy().reshape(6, -1)
     first, second = (step.weight.detach().numpy() for step in from_module.result.model.conv1)
     found = second.reshape(6, 2) @ first.reshape(2, -1)
@@ -504,7 +505,7 @@ def test_nothing_slower_is_shipped_unless_asked_for(tmp_path, channels, size):
         assert "the converted network was no faster" in made.report["reason"]
         shipped, original = (made.folder / name for name in ("model.onnx", "original.onnx"))
         assert shipped.read_bytes() == original.read_bytes()
-        assert all("no faster" in layer["reason"] for layer in made.report["layers"])
+        assert all("no faster" in layer["reason"] for layer in made.report["layers"][:-1])
     assert made.report["met"] is True
 
 
@@ -542,6 +543,7 @@ def test_inspecting_lists_the_layers(place):
     assert [(x.name, x.size, x.params, x.macs) for x in layers] == [
         ("conv0", (8, 8), 16 * 3 * 9 + 16, 64 * 16 * 3 * 9),
         ("conv1", (8, 8), 16 * 16 * 9 + 16, 64 * 16 * 16 * 9),
+        ("fc", (1,), 16 * 4 + 4, 16 * 4),
     ]
 
 
@@ -696,7 +698,7 @@ def test_a_tuned_conversion_ships_the_tuned_weights(from_factory, lesson, tmp_pa
 def rewritten(place):
     """A network, its layers, chains for both, and the rewritten network."""
     network = load_onnx(place / "net.onnx")
-    layers = survey(network, {"x": X})
+    layers = survey(network, {"x": X})[:2]
     chains = {
         "conv0": decompose(layers[0].conv, FORMS["channel"], (4,)),
         "conv1": decompose(layers[1].conv, FORMS["tucker"], (8, 4)),

@@ -123,7 +123,7 @@ def correct(
         Chains and relative errors of the responses, by layer name.
     """
     todo = [layer for layer in layers if layer.name in chosen]
-    around = {layer.output: surroundings(network, layer.output) for layer in todo}
+    around = {layer.output: surroundings(network, layer) for layer in todo}
     walk = cut(network, [layer.output for layer in todo])
     original = converted = _batches(network, walk, data, batch_size, memory / 2, seed)
     chains: dict[str, Chain] = {}
@@ -142,10 +142,10 @@ def correct(
     return chains, errors
 
 
-def surroundings(network: ir.Model, output: str) -> Surroundings:
+def surroundings(network: ir.Model, layer: Layer) -> Surroundings:
     """Look at what happens to the output of a layer."""
-    value = next(v for node in network.graph for v in node.outputs if v.name == output)
-    axes = len(value.producer().inputs[1].shape) - 2
+    value = next(v for node in network.graph for v in node.outputs if v.name == layer.output)
+    axes = len(layer.conv.k) if layer.conv else 0
     added, rectified, pool = None, False, (1,) * axes
     following = _follower(value)
     if following is not None and following.op_type == "Add":

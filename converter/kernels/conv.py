@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converter.errors import ConverterError
+from converter.kernels.taps import composed, expanded
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -17,9 +18,13 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class Conv:
     """One convolution over 1, 2 or 3 spatial axes, free of any framework.
 
+    Over none it is a linear layer: kernel (O, I), and ``size`` below is whatever axes of its
+    input stand beside the channels.
+
     Attributes:
-        kernel: (O, I/groups, *k); for a transposed convolution (I, O/groups, *k), as torch and
-            ONNX store it. Any float type; arithmetic happens in float32 or float64.
+        kernel: (O, I/groups, *k), for a transposed convolution, too (torch and ONNX store
+            those as (I, O/groups, *k): ``taps.turned`` goes there and back). Any float type;
+            arithmetic happens in float32 or float64.
         bias: (O,) or None.
         stride: One per axis.
         padding: (begin, end) per axis; for a transposed convolution, what is cut off the output.
@@ -46,7 +51,7 @@ class Conv:
     def __post_init__(self) -> None:
         """Check that the fields fit together."""
         axes = self.kernel.ndim - 2
-        if not 1 <= axes <= 3 or 0 in self.kernel.shape:
+        if not 0 <= axes <= 3 or 0 in self.kernel.shape:
             raise ConverterError(f"A kernel of shape {self.kernel.shape} is not a convolution's.")
         if not len(self.stride) == len(self.padding) == len(self.dilation) == axes:
             raise ConverterError(
@@ -59,7 +64,7 @@ class Conv:
             )
         if self.output_padding and len(self.output_padding) != axes:
             raise ConverterError(f"Output padding {self.output_padding} must have {axes} entries.")
-        if min((*self.stride, *self.dilation)) < 1 or self.groups < 1:
+        if min((*self.stride, *self.dilation, self.groups)) < 1:
             raise ConverterError("Stride, dilation and groups must be at least 1.")
         if self.padding_mode not in PADDING_MODES:
             raise ConverterError(
@@ -69,23 +74,35 @@ class Conv:
             raise ConverterError(
                 f"{self.groups} groups do not divide {self.kernel.shape[0]} filters."
             )
+        if self.transposed and self.padding_mode != "zeros":
+            raise ConverterError("A transposed convolution cuts its padding off; it has no mode.")
         if self.bias is not None and self.bias.shape != (self.O,):
             raise ConverterError(f"A bias of shape {self.bias.shape} must have shape ({self.O},).")
 
     @property
     def O(self) -> int:  # noqa: E743
         """Output channels."""
-        return self.kernel.shape[1] * self.groups if self.transposed else self.kernel.shape[0]
+        return self.kernel.shape[0]
 
     @property
     def I(self) -> int:  # noqa: E743
         """Input channels."""
-        return self.kernel.shape[0] if self.transposed else self.kernel.shape[1] * self.groups
+        return self.kernel.shape[1] * self.groups
 
     @property
     def k(self) -> tuple[int, ...]:
         """Kernel size per axis."""
         return self.kernel.shape[2:]
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each position is computed from that position alone."""
+        return set(self.k) <= {1} and set(self.stride) <= {1} and not any(map(sum, self.padding))
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each input channel is filtered by itself."""
+        return self.groups == self.I > 1
 
     @property
     def params(self) -> int:
@@ -94,6 +111,8 @@ class Conv:
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial output size for a spatial input ``size``, one entry per axis."""
+        if not self.k:
+            return tuple(size)
         out = []
         for axis, n in enumerate(size):
             span = self.dilation[axis] * (self.k[axis] - 1)
@@ -114,15 +133,16 @@ class Chain:
     """The plain convolutions that, one after the other, stand in for one ``Conv``.
 
     Raises:
-        ConverterError: When channels do not match or a step before the last has a bias.
+        ConverterError: When channels do not match, a step before the last has a bias, or a
+            transposed step stands beside a plain one that is more than pointwise.
     """
 
     steps: tuple[Conv, ...]
 
     def __post_init__(self) -> None:
         """Check that each step takes what the one before it gives."""
-        if not self.steps or any(step.transposed for step in self.steps):
-            raise ConverterError("A chain has at least one step, and none is transposed.")
+        if not self.steps:
+            raise ConverterError("A chain has at least one step.")
         if len({len(step.k) for step in self.steps}) > 1:
             raise ConverterError("The steps of a chain have the same number of spatial axes.")
         for before, after in zip(self.steps, self.steps[1:]):
@@ -130,6 +150,9 @@ class Chain:
                 raise ConverterError(f"A step gives {before.O} channels, the next takes {after.I}.")
             if before.bias is not None:
                 raise ConverterError("Only the last step of a chain carries a bias.")
+        plain = [step for step in self.steps if not step.transposed]
+        if len(plain) < len(self.steps) and not all(step.pointwise for step in plain):
+            raise ConverterError("Beside a transposed step the others are pointwise.")
 
     @property
     def params(self) -> int:
@@ -171,9 +194,10 @@ class Chain:
 def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     """Give factor kernels the geometry of ``conv`` and make a chain of them.
 
-    Stride, padding and dilation of an axis go on the first step whose kernel covers it (on the
-    first step for an axis of size 1), the bias on the last. The kernels are cast to the type of
-    ``conv``'s.
+    Stride, padding (what a transposed convolution cuts off) and dilation of an axis go on the
+    first step whose kernel covers it (on the first step for an axis of size 1), the bias on the
+    last. The steps of a transposed convolution that own no axis are plain pointwise ones. The
+    kernels are cast to the type of ``conv``'s.
 
     Args:
         conv: The convolution that the chain stands in for.
@@ -186,69 +210,50 @@ def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     steps = []
     for n, (kernel, groups) in enumerate(kernels):
         own = [first == n for first in owner]
-        last = n == len(kernels) - 1
-        steps.append(
-            Conv(
-                kernel=kernel.astype(conv.kernel.dtype, copy=False),
-                bias=conv.bias if last else None,
-                stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, own)),
-                padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, own)),
-                dilation=tuple(d if mine else 1 for d, mine in zip(conv.dilation, own)),
-                padding_mode=conv.padding_mode,
-                groups=groups,
-            )
+        step = Conv(
+            kernel=kernel.astype(conv.kernel.dtype, copy=False),
+            bias=conv.bias if n == len(kernels) - 1 else None,
+            stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, own)),
+            padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, own)),
+            dilation=tuple(d if mine else 1 for d, mine in zip(conv.dilation, own)),
+            padding_mode=conv.padding_mode,
+            groups=groups,
         )
+        extra = tuple(e if mine else 0 for e, mine in zip(conv.output_padding, own))
+        if conv.transposed and not (step.pointwise and not any(extra)):
+            step = replace(step, transposed=True, output_padding=extra)
+        steps.append(step)
     return Chain(tuple(steps))
-
-
-def _expand(conv: Conv, groups: int) -> np.ndarray:
-    """Write a kernel (O, I/conv.groups, *k) as (groups, O/groups, I/groups, *k), zeros filled in.
-
-    ``groups`` divides ``conv.groups``.
-    """
-    inner = conv.groups // groups
-    O, i = conv.kernel.shape[:2]
-    o = O // conv.groups
-    blocks = np.zeros((groups, inner, o, inner, i, *conv.k))
-    parts = conv.kernel.astype(np.float64).reshape(groups, inner, o, i, *conv.k)
-    for n in range(inner):
-        blocks[:, n, :, n] = parts[:, n]
-    return blocks.reshape(groups, inner * o, inner * i, *conv.k)
 
 
 def _compose(first: Conv, second: Conv) -> Conv:
     """Compose two convolutions: tap t1 of the first and t2 of the second meet at d1 t1 + s1 d2 t2.
 
-    The result keeps the groups that both share, and the largest dilation that fits all taps.
+    Transposed, the strides change sides: they meet at s2 d1 t1 + d2 t2. The result keeps the
+    groups that both share.
     """
     groups = math.gcd(first.groups, second.groups)
-    a, b = _expand(first, groups), _expand(second, groups)  # (g, M, I, *k1), (g, O, M, *k2)
-    far = tuple(s * d for s, d in zip(first.stride, second.dilation))
-    dilation, k = [], []
-    for axis in range(len(first.k)):
-        spans = (first.dilation[axis], first.k[axis]), (far[axis], second.k[axis])
-        unit = math.gcd(*(step if size > 1 else 0 for step, size in spans)) or 1
-        dilation.append(unit)
-        k.append(sum(step * (size - 1) for step, size in spans) // unit + 1)
-    kernel = np.zeros((groups, b.shape[1], a.shape[2], *k))
-    flat = a.reshape(groups, a.shape[1], -1)
-    for tap in np.ndindex(*second.k):
-        at, where = (..., *tap), [slice(None)] * 3
-        product = (b[at] @ flat).reshape(groups, b.shape[1], *a.shape[2:])
-        for axis, unit in enumerate(dilation):
-            start = far[axis] * tap[axis] // unit
-            step = max(first.dilation[axis] // unit, 1)
-            where.append(slice(start, start + step * (first.k[axis] - 1) + 1, step))
-        kernel[tuple(where)] += product
+    transposed, once = first.transposed or second.transposed, (1,) * len(first.k)
+    ahead, behind = (second.stride, once) if transposed else (once, first.stride)
+    kernel, dilation = composed(
+        expanded(first.kernel, first.groups, groups),
+        expanded(second.kernel, second.groups, groups),
+        near=[s * d for s, d in zip(ahead, first.dilation)],
+        far=[s * d for s, d in zip(behind, second.dilation)],
+    )
+    none = (0,) * len(first.k)
+    extra = zip(ahead, first.output_padding or none, second.output_padding or none)
     return Conv(
-        kernel=kernel.reshape(-1, a.shape[2], *k),
+        kernel=kernel.reshape(-1, *kernel.shape[2:]),
         bias=second.bias,
         stride=tuple(x * y for x, y in zip(first.stride, second.stride)),
         padding=tuple(
-            (p[0] + s * q[0], p[1] + s * q[1])
-            for p, q, s in zip(first.padding, second.padding, first.stride)
+            (near * p[0] + far * q[0], near * p[1] + far * q[1])
+            for p, q, near, far in zip(first.padding, second.padding, ahead, behind)
         ),
-        dilation=tuple(dilation),
+        dilation=dilation,
         padding_mode=first.padding_mode,
         groups=groups,
+        transposed=transposed,
+        output_padding=tuple(s * x + y for s, x, y in extra) if transposed else (),
     )

@@ -52,7 +52,9 @@ class Form:
         max_rank: (O, I, *k) -> the rank at which the form is exact.
         default: The rank used when the user names the form only, as text for ``parse_rank``.
         refuses: kernel size k -> why the form has nothing to offer for it, or None.
+        whole: (O, I, *k) of the whole layer -> what the rank 1.0 means.
         per_channel: The rank counts per channel (lvh, decoupled), not over the whole layer.
+        splits_depthwise: Whether the form splits a depthwise kernel over two or more axes.
         errors: kernel (O, I, *k) -> a function from rank to relative error, where that has a
             closed form (for tucker an upper bound); None where only solving tells.
     """
@@ -63,16 +65,18 @@ class Form:
     max_rank: Callable[[Shape], Rank]
     default: str
     refuses: Callable[[tuple[int, ...]], str | None]
+    whole: Callable[[Shape], Rank] = lambda shape: (shape[0],)
     per_channel: bool = False
+    splits_depthwise: bool = False
     errors: Callable[[np.ndarray], ErrorAt] | None = None
 
 
 def refusal(form: Form, conv: Conv) -> str | None:
     """Say why ``form`` cannot stand in for ``conv``, or None if it can."""
-    if conv.transposed:
-        return "transposed convolutions cannot be converted yet"
-    if conv.groups == conv.I > 1:
+    if conv.depthwise and not form.splits_depthwise:
         return "it is depthwise and has no channels to separate"
+    if conv.depthwise and sum(size > 1 for size in conv.k) < 2:
+        return "it is depthwise and its kernel does not extend over two axes"
     return form.refuses(conv.k)
 
 
@@ -87,7 +91,8 @@ def parse_rank(text: str, form: Form, conv: Conv) -> Rank:
     """Turn what the user wrote into a rank, which need not fit ``conv``.
 
     ``16`` is an integer; ``1.0`` a fraction of O (for ``tucker`` of I and O, for ``decoupled``
-    of the kernel's size); ``0.5,0.5`` or ``16,32`` a pair for ``tucker``.
+    of the kernel's size); ``0.5,0.5`` or ``16,32`` a pair for ``tucker``, and for ``spatial`` of
+    a kernel over three axes.
 
     Raises:
         ConverterError: When ``text`` is not a number (or a pair), or not above 0.
@@ -98,11 +103,8 @@ def parse_rank(text: str, form: Form, conv: Conv) -> Rank:
         parts = parts * count
     if len(parts) != count:
         raise ConverterError(f"Rank {text!r} has {len(parts)} parts; {form.name} takes {count}.")
-    whole = (conv.I, conv.O) if count == 2 else (conv.O,)
-    if form.per_channel:
-        whole = (math.prod(conv.k),)
     rank = []
-    for part, size in zip(parts, whole):
+    for part, size in zip(parts, form.whole((conv.O, conv.I, *conv.k))):
         try:
             value = int(part) if part.strip().lstrip("+-").isdigit() else float(part)
         except (ValueError, OverflowError):
@@ -123,8 +125,12 @@ def fit_rank(rank: Rank, form: Form, conv: Conv) -> Rank:
 
 
 def rank_grid(form: Form, conv: Conv, block: int) -> list[Rank]:
-    """List the ranks worth asking for: multiples of the runtime's ``block``, and the full one."""
-    unit = 1 if form.per_channel else math.lcm(block, conv.groups)
+    """List the ranks worth asking for: multiples of the runtime's ``block``, and the full one.
+
+    The steps of a depthwise convolution mix no channels: any multiple of its groups will do.
+    """
+    unit = conv.groups if conv.depthwise else math.lcm(block, conv.groups)
+    unit = 1 if form.per_channel else unit
     axes = [[*range(unit, most, unit), most] for most in full_rank(form, conv)]
     return list(itertools.product(*axes))
 

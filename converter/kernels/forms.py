@@ -8,7 +8,6 @@ its business: ``decompose`` deals with them for all forms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -53,15 +52,28 @@ def _covered(k: tuple[int, ...]) -> list[int]:
 
 
 def _lvh(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
-    """Give each filter its best rank-1 chain: lateral, vertical, horizontal (arXiv 1412.5474)."""
-    O, _, *k = kernel.shape
+    """Give each filter its best rank-1 chain: lateral, vertical, horizontal (arXiv 1412.5474).
+
+    With one input channel there is nothing lateral but a factor, which the next step takes.
+    """
+    O, I, *k = kernel.shape
     axes = _covered(tuple(k))
     roots = _roots(kernel, setting.metric)
     factors = rank_one(_mapped(kernel.reshape(_squeezed(kernel.shape)), roots))
     lateral, *spatial = (np.linalg.solve(root.T, f.T).T for root, f in zip(roots, factors))
-    steps: Kernels = [(_pointwise(lateral, len(k)), 1)]
-    steps += [(_along(f.T, axis, len(k)), O) for f, axis in zip(spatial, axes)]
-    return steps
+    if I == 1:
+        spatial[0] = spatial[0] * lateral
+    steps = [(_along(f.T, axis, len(k)), O) for f, axis in zip(spatial, axes)]
+    if I == 1:
+        return [(steps[0][0], 1), *steps[1:]]
+    return [(_pointwise(lateral, len(k)), 1), *steps]
+
+
+def _lvh_shapes(shape: Shape, rank: Rank) -> list[tuple[Shape, int]]:
+    steps = _one_axis(shape, shape[0])
+    if shape[1] == 1:
+        return [(steps[0][0], 1), *steps[1:]]
+    return [((*shape[:2], *_ones(shape)), 1), *steps]
 
 
 def _flattened(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
@@ -118,23 +130,63 @@ def _decoupled(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     return [(window.reshape(-1, 1, *k), I), (_pointwise(mix, len(k)), 1)]
 
 
-def _spatial_matrix(kernel: np.ndarray) -> np.ndarray:
-    O, I, Kh, Kw = kernel.shape
-    return kernel.transpose(1, 2, 0, 3).reshape(I * Kh, O * Kw)
+def _train(kernel: np.ndarray) -> np.ndarray:
+    """Order a kernel as ``spatial`` reads it: (I, K1, ..., Kn, O), without axes of size 1."""
+    return np.moveaxis(kernel.reshape(_squeezed(kernel.shape)), 0, -1)
 
 
 def _spatial(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
-    """Split into a vertical and a horizontal convolution by SVD (arXiv 1405.3866, scheme 2)."""
-    O, I, Kh, Kw = kernel.shape
-    left = right = None
-    if setting.metric is not None:
-        channels, vertical, horizontal = (r @ r.T for r in setting.metric.roots((Kh, Kw)))
-        left, right = np.kron(channels, vertical), np.kron(np.eye(O), horizontal)
-    a, b = truncated_svd(_spatial_matrix(kernel), rank[0], left, right)  # (I Kh, R), (R, O Kw)
+    """Split into one convolution an axis by SVD (arXiv 1405.3866, scheme 2).
+
+    Over three axes this is the tensor train of Oseledets (2011): an SVD splits the first axis
+    from the rest, which is split again. Under a metric all axes are whitened by its Kronecker
+    form, in which the SVD is exact.
+    """
+    axes = _covered(kernel.shape[2:])
+    roots = _roots(kernel, setting.metric)
+    squeezed = _mapped(kernel.reshape(_squeezed(kernel.shape)), roots)
+    rest = np.moveaxis(squeezed, 0, -1)  # (I, K1, ..., Kn, O)
+    factors = []
+    weight = np.ones(kernel.shape[1])  # singular values that are shared with the step before
+    for R in rank:
+        rows, columns = math.prod(rest.shape[:2]), rest.shape[2:]
+        weighted = rest * weight.reshape(-1, *[1] * (rest.ndim - 1))
+        left, right = truncated_svd(weighted.reshape(rows, -1), R)  # (M K, R), (R, ...)
+        left = np.pad(left, ((0, 0), (0, R - left.shape[1])))
+        right = np.pad(right, ((0, R - right.shape[0]), (0, 0)))
+        inverse = np.divide(1, weight, out=np.zeros_like(weight), where=weight > 0)
+        factors.append((left.reshape(len(weight), -1, R).T * inverse).swapaxes(1, 2))  # (R, M, K)
+        rest, weight = right.reshape(R, *columns), np.linalg.norm(left, axis=0)
+    factors.append(rest.transpose(2, 0, 1))  # (O, R, K)
+    channels, *windows = roots
+    factors[0] = np.einsum("rmk,mi->rik", factors[0], np.linalg.inv(channels))
+    factors = [f @ np.linalg.inv(window) for f, window in zip(factors, windows)]
     return [
-        (a.T.reshape(-1, I, Kh, 1), 1),
-        (b.reshape(-1, O, Kw).transpose(1, 0, 2)[:, :, None], 1),  # (O, R, 1, Kw)
+        (f.reshape(*f.shape[:2], *_only(axis, f.shape[2], kernel.shape)), 1)
+        for f, axis in zip(factors, axes)
     ]
+
+
+def _spatial_shapes(shape: Shape, rank: Rank) -> list[tuple[Shape, int]]:
+    channels, axes = (shape[1], *rank, shape[0]), _covered(shape[2:])
+    return [
+        ((after, before, *_only(axis, shape[2 + axis], shape)), 1)
+        for before, after, axis in zip(channels, channels[1:], axes)
+    ]
+
+
+def _spatial_rank(shape: Shape) -> Rank:
+    sizes = [shape[1], *_squeezed(shape)[2:], shape[0]]
+    cuts = range(2, len(sizes) - 1)
+    return tuple(min(math.prod(sizes[:cut]), math.prod(sizes[cut:])) for cut in cuts)
+
+
+def _spatial_errors(kernel: np.ndarray) -> ErrorAt:
+    """Add up the errors of the cuts: exact for one, for two a bound (Oseledets 2011, thm 2.2)."""
+    train = _train(kernel)
+    cuts = range(2, train.ndim - 1)
+    tails = [tail_errors(train.reshape(math.prod(train.shape[:cut]), -1)) for cut in cuts]
+    return lambda rank: math.hypot(*(tail[r] for tail, r in zip(tails, rank)))
 
 
 def _tucker(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
@@ -157,12 +209,9 @@ def _channel(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     return [(filters.reshape(-1, I, *k), 1), (_pointwise(out, len(k)), 1)]
 
 
-def _matrix_errors(unfold: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], ErrorAt]:
-    def errors(kernel: np.ndarray) -> ErrorAt:
-        tail = tail_errors(unfold(kernel))
-        return lambda rank: float(tail[rank[0]])
-
-    return errors
+def _channel_errors(kernel: np.ndarray) -> ErrorAt:
+    tail = tail_errors(kernel.reshape(len(kernel), -1))
+    return lambda rank: float(tail[rank[0]])
 
 
 def _tucker_errors(kernel: np.ndarray) -> ErrorAt:
@@ -174,13 +223,12 @@ def _tucker_errors(kernel: np.ndarray) -> ErrorAt:
 
 
 def _needs_window(k: tuple[int, ...]) -> str | None:
-    return None if _covered(k) else "a 1x1 kernel has nothing to separate in space"
+    what = "1x1 kernel" if k else "linear layer"
+    return None if _covered(k) else f"a {what} has nothing to separate in space"
 
 
 def _needs_two_axes(k: tuple[int, ...]) -> str | None:
-    if len(k) != 2 or len(_covered(k)) != 2:
-        return "its kernel does not extend over two axes"
-    return None
+    return None if len(_covered(k)) > 1 else "its kernel does not extend over two axes"
 
 
 def _squeezed(shape: Shape) -> Shape:
@@ -191,10 +239,14 @@ def _ones(shape: Shape) -> Shape:
     return (1,) * (len(shape) - 2)
 
 
+def _only(axis: int, size: int, shape: Shape) -> Shape:
+    """Give the window of a step that covers one axis of a kernel of ``shape``."""
+    return tuple(size if a == axis else 1 for a in range(len(shape) - 2))
+
+
 def _one_axis(shape: Shape, R: int) -> list[tuple[Shape, int]]:
     """Shapes of the depthwise 1-D steps, one for each axis that the kernel covers."""
-    k = shape[2:]
-    return [((R, 1, *(k[a] if a == axis else 1 for a in range(len(k)))), R) for axis in _covered(k)]
+    return [((R, 1, *_only(a, shape[2 + a], shape)), R) for a in _covered(shape[2:])]
 
 
 register(
@@ -229,11 +281,13 @@ register(
     Form(
         name="lvh",
         solve=_lvh,
-        shapes=lambda s, r: [((s[0], s[1], *_ones(s)), 1), *_one_axis(s, s[0])],
+        shapes=_lvh_shapes,
         max_rank=lambda s: (1,),
         default="1",
         refuses=_needs_window,
+        whole=lambda s: (math.prod(s[2:]),),
         per_channel=True,
+        splits_depthwise=True,
     )
 )
 register(
@@ -247,6 +301,7 @@ register(
         max_rank=lambda s: (min(s[0], math.prod(s[2:])),),
         default="2",
         refuses=_needs_window,
+        whole=lambda s: (math.prod(s[2:]),),
         per_channel=True,
     )
 )
@@ -254,11 +309,13 @@ register(
     Form(
         name="spatial",
         solve=_spatial,
-        shapes=lambda s, r: [((r[0], s[1], s[2], 1), 1), ((s[0], r[0], 1, s[3]), 1)],
-        max_rank=lambda s: (min(s[1] * s[2], s[0] * s[3]),),
+        shapes=_spatial_shapes,
+        max_rank=_spatial_rank,
         default="0.5",
         refuses=_needs_two_axes,
-        errors=_matrix_errors(_spatial_matrix),
+        whole=lambda s: (s[0],) * len(_spatial_rank(s)),
+        splits_depthwise=True,
+        errors=_spatial_errors,
     )
 )
 register(
@@ -276,6 +333,7 @@ register(
         ),
         default="0.5,0.5",
         refuses=_needs_window,
+        whole=lambda s: (s[1], s[0]),
         errors=_tucker_errors,
     )
 )
@@ -287,6 +345,6 @@ register(
         max_rank=lambda s: (min(s[0], math.prod(s[1:])),),
         default="0.5",
         refuses=lambda k: None,
-        errors=_matrix_errors(lambda kernel: kernel.reshape(len(kernel), -1)),
+        errors=_channel_errors,
     )
 )

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from converter.data import Arrays, Data
 from converter.errors import ConverterError, first_line
 from converter.kernels.conv import Conv
+from converter.kernels.taps import turned
 
 LARGEST_BATCH = 64
 
@@ -217,7 +218,7 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 
 def read_conv(node: ir.Node, size: Sequence[int]) -> Conv:
-    """Read a Conv node with constant weights.
+    """Read a Conv or ConvTranspose node with constant weights.
 
     Args:
         node: The node.
@@ -240,8 +241,43 @@ def read_conv(node: ir.Node, size: Sequence[int]) -> Conv:
             _same_padding(n, k, s, d, upper=auto_pad == "SAME_UPPER")
             for n, k, s, d in zip(size, kernel.shape[2:], stride, dilation)
         )
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    return Conv(kernel, bias, stride, padding, dilation, groups=attributes.get_int("group", 1) or 1)
+    groups = attributes.get_int("group", 1) or 1
+    transposed = node.op_type == "ConvTranspose"
+    return Conv(
+        kernel=turned(kernel, groups) if transposed else kernel,
+        bias=constant(node.inputs[2]) if len(node.inputs) > 2 else None,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        transposed=transposed,
+        output_padding=tuple(attributes.get_ints("output_padding", ())) if transposed else (),
+    )
+
+
+def read_linear(node: ir.Node) -> Conv:
+    """Read a Gemm or MatMul node with a constant weight as a convolution over no axes.
+
+    Raises:
+        ConverterError: When it computes more than a product and a bias per output.
+    """
+    attributes = node.attributes
+    weight, bias = constant(node.inputs[1]), None
+    if weight is None or weight.ndim != 2:
+        raise ConverterError("its weight is not a constant matrix")
+    if attributes.get_int("transA", 0):
+        raise ConverterError("its input is transposed (transA)")
+    if any(attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
+        raise ConverterError("its product or bias is scaled (alpha, beta)")
+    kernel = weight if attributes.get_int("transB", 0) else np.ascontiguousarray(weight.T)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = constant(node.inputs[2])
+        if bias is None:
+            raise ConverterError("its bias is not a constant of the graph")
+        if bias.size not in (1, len(kernel)) or bias.size != (bias.shape or (1,))[-1]:
+            raise ConverterError("its bias is not one number per output")
+        bias = np.broadcast_to(bias.reshape(-1), len(kernel))
+    return Conv(kernel, bias, (), (), ())
 
 
 def _same_padding(n: int, k: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:

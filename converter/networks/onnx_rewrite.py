@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from converter.errors import ConverterError
 from converter.kernels.conv import PADDING_MODES, Chain, Conv
+from converter.kernels.taps import turned
 
+REWRITTEN = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ONNX_PAD_MODES = dict(zip(PADDING_MODES, ("constant", "reflect", "edge", "wrap")))
 
 
 def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Model:
-    """Return a copy of ``model`` with Conv nodes replaced by chains.
+    """Return a copy of ``model`` with nodes of convolutions replaced by chains.
 
     The value that a replaced node gave keeps its name.
 
@@ -27,7 +30,7 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
     taken = {str(value.name) for node in copy.graph for value in node.outputs}
     for node in list(copy.graph):
         key = node.outputs[0].name
-        if node.op_type != "Conv" or key not in chains:
+        if node.op_type not in REWRITTEN or key not in chains:
             continue
         prefix, chain = chains[str(key)]
         while any(re.match(rf"{re.escape(prefix)}\.\d", name) for name in taken):
@@ -35,7 +38,8 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
         weights = [value for value in node.inputs[1:] if value is not None]
         source = node.inputs[0]
         assert source is not None
-        nodes = _chain_nodes(copy.graph, source, chain, prefix)
+        build = BUILDERS.get(len(chain.steps[0].k), _chain_nodes)
+        nodes = build(copy.graph, source, chain, prefix)
         ir.convenience.replace_nodes_and_values(
             copy.graph, node, [node], nodes, [node.outputs[0]], [nodes[-1].outputs[0]]
         )
@@ -52,23 +56,68 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
 
 
 def replace_weights(model: ir.Model, convs: Mapping[str, Conv]) -> ir.Model:
-    """Return a copy with other kernels (of the same shapes) and biases in Conv nodes.
+    """Return a copy with other kernels (of the same shapes) and biases.
 
     Args:
         model: Left as it is.
-        convs: By the name of the node's output.
+        convs: By the name of the node's output; kernels as ``Conv`` has them.
     """
     copy = model.clone()
     for node in copy.graph:
         key = str(node.outputs[0].name)
-        if key not in convs:
+        if node.op_type not in REWRITTEN or key not in convs:
             continue
-        node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", convs[key].kernel))
+        kernel = _stored(node, convs[key].kernel)
+        node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", kernel))
         bias = convs[key].bias
         if bias is not None:
             node.resize_inputs(3)
             node.replace_input_with(2, _initializer(copy.graph, f"{key}.bias", bias))
     return copy
+
+
+def _stored(node: ir.Node, kernel: np.ndarray) -> np.ndarray:
+    """Arrange a kernel (O, I/groups, *k) as the node stores it."""
+    if node.op_type == "ConvTranspose":
+        return turned(kernel, node.attributes.get_int("group", 1) or 1)
+    if node.op_type in ("Gemm", "MatMul") and not node.attributes.get_int("transB", 0):
+        return kernel.T
+    return kernel
+
+
+def _linear_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
+    """Build a chain over no axes as products; only one with a bias must be a Gemm."""
+    nodes: list[ir.Node] = []
+    value = source
+    for number, step in enumerate(chain.steps):
+        name = f"{prefix}.{number}"
+        values = [value, _initializer(graph, f"{name}.weight", step.kernel.T)]
+        if step.bias is not None:
+            values.append(_initializer(graph, f"{name}.bias", step.bias))
+        kind = "MatMul" if step.bias is None else "Gemm"
+        nodes.append(ir.node(kind, values, name=name))
+        value = nodes[-1].outputs[0]
+        value.name = name
+    return nodes
+
+
+def _flat_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
+    """Build a chain over one axis as images of height 1: onnxruntime's fast layout is 2-D only."""
+    raised = _reshape_node(graph, source, [0, 0, 1, -1], f"{prefix}.raised")
+    steps = tuple(
+        replace(
+            step,
+            kernel=step.kernel[:, :, None],
+            stride=(1, *step.stride),
+            padding=((0, 0), *step.padding),
+            dilation=(1, *step.dilation),
+            output_padding=(0, *step.output_padding) if step.output_padding else (),
+        )
+        for step in chain.steps
+    )
+    nodes = _chain_nodes(graph, raised.outputs[0], Chain(steps), prefix)
+    lowered = _reshape_node(graph, nodes[-1].outputs[0], [0, 0, -1], f"{prefix}.lowered")
+    return [raised, *nodes, lowered]
 
 
 def _chain_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
@@ -105,6 +154,9 @@ def _chain_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -
     return nodes
 
 
+BUILDERS = {0: _linear_nodes, 1: _flat_nodes}  # by the number of axes
+
+
 def _by_copy(kernel: np.ndarray, copies: int) -> np.ndarray:
     """Reorder channels on axis 0 from (channel, copy) to (copy, channel)."""
     split = kernel.reshape(-1, copies, *kernel.shape[1:])
@@ -114,22 +166,23 @@ def _by_copy(kernel: np.ndarray, copies: int) -> np.ndarray:
 def _conv_node(
     graph: ir.Graph, source: ir.Value, step: Conv, kernel: np.ndarray, name: str
 ) -> ir.Node:
+    if step.transposed:
+        kernel = turned(kernel, step.groups)
     values = [source, _initializer(graph, f"{name}.weight", kernel)]
     if step.bias is not None:
         values.append(_initializer(graph, f"{name}.bias", step.bias))
     padding = step.padding if step.padding_mode == "zeros" else ((0, 0),) * len(step.k)
-    node = ir.node(
-        "Conv",
-        values,
-        {
-            "kernel_shape": list(step.k),
-            "strides": list(step.stride),
-            "pads": [p[0] for p in padding] + [p[1] for p in padding],
-            "dilations": list(step.dilation),
-            "group": step.groups,
-        },
-        name=name,
-    )
+    attributes: dict[str, int | list[int]] = {
+        "kernel_shape": list(step.k),
+        "strides": list(step.stride),
+        "pads": [p[0] for p in padding] + [p[1] for p in padding],
+        "dilations": list(step.dilation),
+        "group": step.groups,
+    }
+    if any(step.output_padding):
+        attributes["output_padding"] = list(step.output_padding)
+    kind = "ConvTranspose" if step.transposed else "Conv"
+    node = ir.node(kind, values, attributes, name=name)
     node.outputs[0].name = name
     return node
 
@@ -145,6 +198,16 @@ def _pad_node(graph: ir.Graph, source: ir.Value, step: Conv, name: str) -> ir.No
         name=f"{name}.pad",
     )
     node.outputs[0].name = f"{name}.pad"
+    return node
+
+
+def _reshape_node(graph: ir.Graph, source: ir.Value, shape: list[int], name: str) -> ir.Node:
+    node = ir.node(
+        "Reshape",
+        [source, _initializer(graph, f"{name}.shape", np.array(shape, np.int64))],
+        name=name,
+    )
+    node.outputs[0].name = name
     return node
 
 

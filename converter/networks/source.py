@@ -65,7 +65,7 @@ def open_source(
     module, origin = _torch_model(model, config)
     origin["config"] = config.to_json()
     if module is None:
-        network = onnx_network.load(Path(str(model)))
+        network = _read_network(Path(str(model)), config.trust_pickle)
         spec = onnx_network.inputs(network)
         shapes, more, calibration = _settle(spec, example_input, config, calib)
         train, scored = read_named_data(spec, config)
@@ -154,7 +154,7 @@ def example_shapes(
 def _torch_model(
     model: nn.Module | str | Path, config: ConvertConfig
 ) -> tuple[nn.Module | None, dict[str, Any]]:
-    """Build or read a torch model, and say how it is built again; None for an ONNX file."""
+    """Build or read a torch model, and say how it is built again; None for ONNX and .pt2 files."""
     if isinstance(model, nn.Module):
         return torch_export.copied(model).cpu().eval(), {}
     path = Path(model)
@@ -181,6 +181,13 @@ def _input_type(module: nn.Module) -> np.dtype:
             "it as float32 (model.float())."
         )
     return torch.zeros(0, dtype=kind).numpy().dtype
+
+
+def _read_network(path: Path, trust_pickle: bool) -> ir.Model:
+    """Read an ONNX file, or a .pt2 program as ONNX."""
+    if path.suffix == ".pt2":
+        return torch_export.export_program(path, trust_pickle)
+    return onnx_network.load(path)
 
 
 def _settle(

@@ -1,4 +1,4 @@
-"""Every convolution of a network, with its geometry and cost, or why it cannot be converted."""
+"""Every convolution and linear layer, with geometry and cost, or why it cannot be converted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import onnx_ir as ir
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Conv
-from converter.networks.onnx_network import constant, observe_shapes, read_conv
+from converter.kernels.form import refusal
+from converter.kernels.forms import FORMS
+from converter.networks.onnx_network import constant, observe_shapes, read_conv, read_linear
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of a network.
+    """One convolution, or linear layer, of a network.
 
     Attributes:
         name: The weight's name without ``.weight``, else the node's.
@@ -25,7 +27,8 @@ class Layer:
         source: Name of the tensor that the node takes.
         weight: Name of its weight.
         conv: The convolution; None where ``reason`` says that it cannot be read.
-        size: Spatial size of its input for the surveyed input shape.
+        size: Spatial size of its input for the surveyed input shape; for a linear layer, how
+            many vectors it multiplies for one example.
         params: Weights and bias.
         macs: Multiply-accumulates for one example.
         reason: Why the layer cannot be converted; None if it can.
@@ -47,7 +50,7 @@ class Layer:
 
 
 def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...]:
-    """List the convolutions of ``model`` in graph order.
+    """List the convolutions and linear layers of ``model`` in graph order.
 
     Args:
         model: The network.
@@ -56,7 +59,7 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
     Raises:
         ConverterError: When the network cannot run, or a weight is NaN or infinite.
     """
-    nodes = [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose")]
+    nodes = [n for n in model.graph if n.op_type in ("Conv", "ConvTranspose") or _is_linear(n)]
     ends = [
         str(value.name) for node in nodes for value in (node.inputs[0], node.outputs[0]) if value
     ]
@@ -68,6 +71,7 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         for value in model.graph.inputs
         for size in list(value.shape or ())[1:]
     )
+    batch = len(next(iter(feeds.values())))
     layers = []
     for node in nodes:
         source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
@@ -84,21 +88,21 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
             raise ConverterError(
                 f"The weight of layer {name} holds NaN or infinite values; use a sound checkpoint."
             )
-        positions = in_shape if node.op_type == "ConvTranspose" else out_shape
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None and not np.isfinite(bias.astype(np.float32)).all():
             raise ConverterError(
                 f"The bias of layer {name} holds NaN or infinite values; use a sound checkpoint."
             )
-        layer = replace(
-            layer,
-            params=kernel.size + (0 if bias is None else bias.size),
-            macs=kernel.size * math.prod(positions[2:]),
-        )
-        if node.op_type == "ConvTranspose":
-            layer = layer.kept("transposed convolutions cannot be converted yet")
-        elif kernel.ndim != 4:
-            layer = layer.kept(f"convolutions over {kernel.ndim - 2} axes cannot be converted yet")
+        layer = replace(layer, params=kernel.size + (0 if bias is None else bias.size))
+        if node.op_type in ("Gemm", "MatMul"):
+            inner = kernel.shape[1 if node.attributes.get_int("transB", 0) else -2]
+            macs = math.prod(out_shape) * inner // batch
+            layers.append(_linear(node, replace(layer, macs=macs), users[str(weight.name)]))
+            continue
+        positions = in_shape if node.op_type == "ConvTranspose" else out_shape
+        layer = replace(layer, macs=kernel.size * math.prod(positions[2:]))
+        if node.op_type == "ConvTranspose" and _sized_by_runtime(node):
+            layer = layer.kept("its padding is left to the runtime (output_shape or auto_pad)")
         elif len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
             layer = layer.kept("its bias is not a constant of the graph")
         elif free_sizes and _pads_by_size(node):
@@ -106,7 +110,9 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         elif users[str(weight.name)] > 1:
             layer = layer.kept(f"its weight is shared by {users[str(weight.name)]} layers")
         else:
-            layer = replace(layer, conv=read_conv(node, in_shape[2:]))
+            conv = read_conv(node, in_shape[2:])
+            refusals = [refusal(form, conv) for form in FORMS.values()]
+            layer = replace(layer, conv=conv, reason=refusals[-1] if all(refusals) else None)
         layers.append(layer)
     inner = [
         n for n in model.graph.all_nodes() if n.op_type == "Conv" and n.graph is not model.graph
@@ -133,19 +139,31 @@ def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
 
     For one example, whatever the batch size of ``feeds``.
     """
-    layers = sum(layer.macs for layer in survey(model, feeds))
-    products = [
-        n for n in model.graph if n.op_type in ("Gemm", "MatMul") and n.inputs[1] is not None
-    ]
-    names = list(dict.fromkeys(str(node.outputs[0].name) for node in products))
-    shapes = observe_shapes(model, names, feeds) if names else {}
-    batch = len(next(iter(feeds.values())))
-    for node in products:
-        weight = constant(node.inputs[1])
-        if weight is not None:
-            out = shapes[str(node.outputs[0].name)]
-            layers += weight.size * math.prod(out) // out[-1] // batch
-    return layers
+    return sum(layer.macs for layer in survey(model, feeds))
+
+
+def _is_linear(node: ir.Node) -> bool:
+    """Tell a product with constant weights from one of two things that are computed."""
+    if node.op_type not in ("Gemm", "MatMul"):
+        return False
+    weight = constant(node.inputs[1])
+    return weight is not None and weight.ndim > 1 and not np.issubdtype(weight.dtype, np.integer)
+
+
+def _linear(node: ir.Node, layer: Layer, users: int) -> Layer:
+    """Finish a linear layer: read its weight, or say why it is kept."""
+    if users > 1:
+        return layer.kept(f"its weight is shared by {users} layers")
+    try:
+        conv = read_linear(node)
+    except ConverterError as error:
+        return layer.kept(str(error))
+    return replace(layer, conv=conv, size=(layer.macs // conv.kernel.size,))
+
+
+def _sized_by_runtime(node: ir.Node) -> bool:
+    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
+    return "output_shape" in node.attributes or str(auto_pad).startswith("SAME")
 
 
 def _pads_by_size(node: ir.Node) -> bool:

@@ -178,6 +178,37 @@ def flat_outputs(output: object) -> list[torch.Tensor]:
     return []
 
 
+def export_program(path: Path, trust_pickle: bool) -> ir.Model:
+    """Read a .pt2 program of ``torch.export.save`` and export it.
+
+    Args:
+        path: The file.
+        trust_pickle: Whether its author is trusted: ``torch.export.load`` unpickles what it holds.
+
+    Raises:
+        ConverterError: Without ``trust_pickle``, when the file is missing or damaged, or when
+            torch cannot export the program.
+    """
+    if not path.is_file():
+        raise ConverterError(f"{path} does not exist, or is no file.")
+    if not trust_pickle:
+        raise ConverterError(
+            f"Reading {path} can run code from it; pass --trust-pickle if you trust its author."
+        )
+    try:
+        with _quiet():
+            loaded = torch.export.load(path)
+    except Exception as error:  # torch raises many classes on damaged files
+        raise ConverterError(f"{path} is not a sound .pt2 program: {root_line(error)}") from None
+    try:
+        with _quiet():
+            program = torch.onnx.export(loaded, dynamo=True, verbose=False)
+    except Exception as error:  # torch.export raises many classes
+        raise ConverterError(f"torch cannot export {path} to ONNX: {root_line(error)}") from None
+    assert program is not None
+    return free_batch(program.model)
+
+
 def save_program(module: nn.Module, shapes: Mapping[str, Sequence[int]], path: Path) -> None:
     """Write ``module`` as a .pt2 program that runs without its Python class.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 
 from converter.kernels.conv import Chain, Conv
+from converter.kernels.taps import turned
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+CONVERTED = (nn.Linear, *CONVOLUTIONS.values(), *TRANSPOSED.values())
 PADS: dict[str, dict[int, type[nn.Module]]] = {
     "zeros": {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d},
     "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
@@ -21,8 +25,12 @@ PADS: dict[str, dict[int, type[nn.Module]]] = {
 
 
 def read_module(module: nn.Module) -> Conv:
-    """Read a torch convolution as a ``Conv``."""
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    """Read a torch convolution or linear layer as a ``Conv``."""
+    assert isinstance(module, CONVERTED)
+    bias = None if module.bias is None else _to_numpy(module.bias)
+    if isinstance(module, nn.Linear):
+        return Conv(_to_numpy(module.weight), bias, (), (), ())
+    transposed, kernel = type(module) in TRANSPOSED.values(), _to_numpy(module.weight)
     if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
         padding = tuple((total // 2, total - total // 2) for total in totals)
@@ -31,13 +39,15 @@ def read_module(module: nn.Module) -> Conv:
     else:
         padding = tuple((int(p), int(p)) for p in module.padding)
     return Conv(
-        kernel=_to_numpy(module.weight),
-        bias=None if module.bias is None else _to_numpy(module.bias),
+        kernel=turned(kernel, module.groups) if transposed else kernel,
+        bias=bias,
         stride=tuple(module.stride),
         padding=padding,
         dilation=tuple(module.dilation),
         padding_mode=module.padding_mode,
         groups=module.groups,
+        transposed=transposed,
+        output_padding=tuple(module.output_padding) if transposed else (),
     )
 
 
@@ -45,26 +55,38 @@ def to_modules(chain: Chain) -> nn.Sequential:
     """Write a chain as plain torch modules; a pad in front only where a convolution has none."""
     modules: list[nn.Module] = []
     for step in chain.steps:
-        symmetric = all(begin == end for begin, end in step.padding)
-        if not symmetric:
+        if any(begin != end for begin, end in step.padding):
+            assert not step.transposed  # torch cuts alike at both ends, and so do our chains of it
             flat = [p for pair in reversed(step.padding) for p in pair]  # last axis first
             modules.append(PADS[step.padding_mode][len(step.k)](tuple(flat)))
-        module = CONVOLUTIONS[len(step.k)](
-            step.I,
-            step.O,
-            step.k,
-            stride=step.stride,
-            padding=tuple(begin for begin, _ in step.padding) if symmetric else 0,
-            dilation=step.dilation,
-            groups=step.groups,
-            bias=step.bias is not None,
-            padding_mode=step.padding_mode if symmetric else "zeros",
-        )
-        module.weight = nn.Parameter(_to_torch(step.kernel))
+            step = replace(step, padding=((0, 0),) * len(step.k))
+        module = _module(step)
         if step.bias is not None:
             module.bias = nn.Parameter(_to_torch(step.bias))
         modules.append(module)
     return nn.Sequential(*modules)
+
+
+def _module(step: Conv) -> nn.Module:
+    """Make the plain module of one step, its padding alike at both ends; its bias unset."""
+    kernel, bias = step.kernel, step.bias is not None
+    if not step.k:
+        module: nn.Module = nn.Linear(step.I, step.O, bias)
+    else:
+        options: dict[str, Any] = {"stride": step.stride, "dilation": step.dilation}
+        if step.transposed:
+            kinds, kernel = TRANSPOSED, turned(kernel, step.groups)
+            options["output_padding"] = step.output_padding or 0
+        else:
+            kinds = CONVOLUTIONS
+            padded = any(map(sum, step.padding))
+            options["padding_mode"] = step.padding_mode if padded else "zeros"
+        padding = tuple(begin for begin, _ in step.padding)
+        module = kinds[len(step.k)](
+            step.I, step.O, step.k, padding=padding, groups=step.groups, bias=bias, **options
+        )
+    module.weight = nn.Parameter(_to_torch(kernel))
+    return module
 
 
 def replace_module(root: nn.Module, name: str, chain: Chain, old: nn.Module) -> None:

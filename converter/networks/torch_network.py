@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -11,13 +13,13 @@ from converter.kernels.conv import Chain, assemble
 from converter.kernels.form import Form, Rank, skeleton
 from converter.networks.survey import Layer
 from converter.networks.torch_export import copied, forward
-from converter.networks.torch_modules import CONVOLUTIONS, read_module, replace_module, to_modules
+from converter.networks.torch_modules import CONVERTED, read_module, replace_module, to_modules
 
 
 def match(
     model: nn.Module, layers: Sequence[Layer], feeds: Mapping[str, np.ndarray]
 ) -> tuple[Layer, ...]:
-    """Keep the layers that are not a plain convolution module of ``model``, with the reason.
+    """Keep the layers that are not a plain module of ``model``, with the reason.
 
     Args:
         model: In evaluation mode.
@@ -25,8 +27,10 @@ def match(
         feeds: Inputs to run it on once, to see which modules are called.
     """
     calls = _count_calls(model, feeds)
+    layers = [_named(model, layer, calls) for layer in layers]
+    names = Counter(layer.name for layer in layers)
     return tuple(
-        layer.kept(reason) if (reason := _mismatch(model, layer, calls)) else layer
+        layer.kept(reason) if (reason := _mismatch(model, layer, calls, names)) else layer
         for layer in layers
     )
 
@@ -78,21 +82,39 @@ def rebuild(
 
 
 def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Run ``model`` and count the calls of each convolution module."""
+    """Run ``model`` and count the arguments that each convolution module is called with."""
     calls: dict[str, int] = {}
     twin = copied(model).eval()
     for name, module in twin.named_modules():
-        if type(module) in CONVOLUTIONS.values():
+        if type(module) in CONVERTED:
 
-            def count(*_: object, name: str = name) -> None:
-                calls[name] = calls.get(name, 0) + 1
+            def count(_: object, args: tuple, kwargs: dict, __: object, name: str = name) -> None:
+                calls[name] = calls.get(name, 0) + len(args) + len(kwargs)
 
-            module.register_forward_hook(count)
+            module.register_forward_hook(count, with_kwargs=True)
     forward(twin, feeds)
     return calls
 
 
-def _mismatch(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> str | None:
+def _named(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> Layer:
+    """Name a linear layer after its module: the exporter turns some weights and renames them."""
+    if layer.conv is None or layer.conv.k or layer.weight.removesuffix(".weight") in calls:
+        return layer
+    owners = [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and calls.get(name) == 1
+        and np.array_equal(read_module(module).kernel, layer.conv.kernel)
+    ]
+    if len(owners) != 1:
+        return layer
+    return replace(layer, name=owners[0], weight=f"{owners[0]}.weight")
+
+
+def _mismatch(
+    model: nn.Module, layer: Layer, calls: Mapping[str, int], names: Mapping[str, int]
+) -> str | None:
     """Say why a layer of the exported graph is not a convolution module, or None."""
     if layer.conv is None:
         return layer.reason
@@ -102,10 +124,12 @@ def _mismatch(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> str |
         return (
             "it is not a convolution module of the model (called as a function, or reparametrised)"
         )
-    if type(module) not in CONVOLUTIONS.values():
+    if type(module) not in CONVERTED:
         return f"its module is a {type(module).__name__}, not a plain convolution"
     if calls.get(layer.weight.removesuffix(".weight")) != 1:
-        return "its module is not called exactly once"
+        return "its module is not called exactly once, with one input"
+    if names[layer.name] > 1:
+        return "its module's weight is used more than once"
     own = read_module(module).kernel
     if own.shape != layer.conv.kernel.shape:
         return "its module's kernel has another shape than the exported one"

@@ -25,10 +25,10 @@ COPIES = 4
 
 @dataclass(frozen=True)
 class Positions:
-    """Where a convolution was looked at.
+    """Where a layer was looked at.
 
     Attributes:
-        images: (P,) indices into the batch.
+        images: (P,) indices into the batch; of a linear layer into all rows of its inputs.
         outputs: (P,) positions of the output, one array for each axis.
     """
 
@@ -36,7 +36,9 @@ class Positions:
     outputs: tuple[np.ndarray, ...]
 
     def read(self, values: np.ndarray) -> np.ndarray:
-        """Read a tensor (N, C, *output size) at the positions: (P, C)."""
+        """Read a tensor (N, C, *output size), or (..., C), at the positions: (P, C)."""
+        if not self.outputs:
+            return np.asarray(values.reshape(-1, values.shape[-1])[self.images])
         where: tuple[np.ndarray | slice, ...] = (self.images, slice(None), *self.outputs)
         return np.asarray(values[where])
 
@@ -51,12 +53,14 @@ def choose_positions(
     """Choose output positions at random, with repetition.
 
     Args:
-        conv: The convolution.
-        shape: (N, I, *size) of its input.
+        conv: The layer.
+        shape: (N, I, *size) of its input; (..., I) of a linear layer's.
         count: How many, at least; whole windows are chosen.
         rng: Of the choice.
         window: Positions come in windows of this size, one after the other; single if left out.
     """
+    if not conv.k:
+        return Positions(rng.integers(0, math.prod(shape[:-1]), count), ())
     window = window or (1,) * len(conv.k)
     area = math.prod(window)
     windows = -(-count // area)
@@ -70,26 +74,39 @@ def choose_positions(
 
 
 def cut_patches(inputs: np.ndarray, conv: Conv, at: Positions) -> np.ndarray:
-    """Cut the patches that ``conv`` sees.
+    """Cut the patches that a layer sees.
 
     Args:
-        inputs: (N, I, *size).
-        conv: Zero padding.
+        inputs: (N, I, *size); of a linear layer (..., I).
+        conv: Zero padding; a transposed one sees its inputs with zeros between them.
         at: Positions of its output.
 
     Returns:
         (groups, P, I/groups * prod(k)), float32, in the order of the kernel's entries.
     """
-    padded = np.pad(inputs, ((0, 0), (0, 0), *conv.padding)).astype(np.float32, copy=False)
+    if not conv.k:
+        inputs = inputs.reshape(-1, conv.I)
     axes, count = len(conv.k), len(at.images)
-    where: list[np.ndarray | slice] = [at.images.reshape(-1, *[1] * axes), slice(None)]
-    for axis, starts in enumerate(at.outputs):
-        taps = starts[:, None] * conv.stride[axis] + conv.dilation[axis] * np.arange(conv.k[axis])
-        shape = [taps.shape[1] if a == axis else 1 for a in range(axes)]
-        where.append(taps.reshape(-1, *shape))
-    patches = padded[tuple(where)]  # (P, *k, I)
-    by_channel = np.moveaxis(patches, -1, 1).reshape(count, conv.groups, conv.I // conv.groups, -1)
-    return np.ascontiguousarray(by_channel.transpose(1, 0, 2, 3)).reshape(conv.groups, count, -1)
+    places, inside = [], np.ones(())
+    for axis, chosen in enumerate(at.outputs):
+        start, stride = chosen[:, None], conv.stride[axis]
+        taps = conv.dilation[axis] * np.arange(conv.k[axis])
+        if conv.transposed:
+            place = start + conv.padding[axis][0] - taps  # (P, K), among the zeros
+            inserted, place = place % stride != 0, place // stride
+        else:
+            place = start * stride - conv.padding[axis][0] + taps
+            inserted = np.zeros(place.shape, bool)
+        shape = [count, *[1] * axes]
+        shape[1 + axis] = conv.k[axis]
+        size = inputs.shape[2 + axis]
+        inside = inside * ((place >= 0) & (place < size) & ~inserted).reshape(shape)
+        places.append(place.clip(0, size - 1).reshape(shape))
+    last = np.moveaxis(inputs, 1, -1)  # (N, *size, I)
+    where = (at.images.reshape(-1, *[1] * axes), *places)
+    patches = last[where] * inside[..., None].astype(np.float32)  # (P, *k, I)
+    by_channel = np.moveaxis(patches, -1, 1).reshape(count, conv.groups, -1)
+    return np.ascontiguousarray(by_channel.swapaxes(0, 1), np.float32)
 
 
 def enough_patches(n: int, memory: float) -> int:

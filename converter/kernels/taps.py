@@ -1,0 +1,79 @@
+"""Kernels as arrays of taps: rearranged between groups and layouts, and composed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def turned(kernel: np.ndarray, groups: int) -> np.ndarray:
+    """Rearrange a transposed convolution's kernel (I, O/groups, *k) to (O, I/groups, *k), or back.
+
+    Args:
+        kernel: (groups * a, b, *k).
+        groups: Of the convolution.
+
+    Returns:
+        (groups * b, a, *k), in C order.
+    """
+    rows, columns, *k = kernel.shape
+    split = kernel.reshape(groups, rows // groups, columns, *k).swapaxes(1, 2)
+    return np.ascontiguousarray(split).reshape(groups * columns, rows // groups, *k)
+
+
+def expanded(kernel: np.ndarray, groups: int, outer: int) -> np.ndarray:
+    """Write a grouped kernel with fewer groups, zeros filled in.
+
+    Args:
+        kernel: (O, I/groups, *k), any float type.
+        groups: Of the convolution.
+        outer: The fewer groups; divides ``groups``.
+
+    Returns:
+        (outer, O/outer, I/outer, *k), float64.
+    """
+    inner = groups // outer
+    O, i, *k = kernel.shape
+    o = O // groups
+    blocks = np.zeros((outer, inner, o, inner, i, *k))
+    parts = kernel.astype(np.float64).reshape(outer, inner, o, i, *k)
+    for n in range(inner):
+        blocks[:, n, :, n] = parts[:, n]
+    return blocks.reshape(outer, inner * o, inner * i, *k)
+
+
+def composed(
+    first: np.ndarray, second: np.ndarray, near: Sequence[int], far: Sequence[int]
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Compose two kernels: tap t1 of the first and t2 of the second meet at near t1 + far t2.
+
+    Args:
+        first: (groups, M, I, *k1).
+        second: (groups, O, M, *k2).
+        near: Distance of the first's taps per axis, in the positions of the result.
+        far: Distance of the second's.
+
+    Returns:
+        The kernel (groups, O, I, *k), and its dilation: the largest that fits all taps.
+    """
+    k1, k2 = first.shape[3:], second.shape[3:]
+    dilation, k = [], []
+    for axis in range(len(k1)):
+        spans = (near[axis], k1[axis]), (far[axis], k2[axis])
+        unit = math.gcd(*(step if size > 1 else 0 for step, size in spans)) or 1
+        dilation.append(unit)
+        k.append(sum(step * (size - 1) for step, size in spans) // unit + 1)
+    groups, O, I = len(first), second.shape[1], first.shape[2]
+    kernel = np.zeros((groups, O, I, *k))
+    flat = first.reshape(groups, first.shape[1], -1)
+    for tap in np.ndindex(*k2):
+        at, where = (..., *tap), [slice(None)] * 3
+        product = (second[at] @ flat).reshape(groups, O, I, *k1)
+        for axis, unit in enumerate(dilation):
+            start = far[axis] * tap[axis] // unit
+            step = max(near[axis] // unit, 1)
+            where.append(slice(start, start + step * (k1[axis] - 1) + 1, step))
+        kernel[tuple(where)] += product
+    return kernel, tuple(dilation)

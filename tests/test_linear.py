@@ -1,0 +1,272 @@
+"""Linear layers: convolutions over no axes, split in two products where that is asked for."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from conftest import noise
+from hypothesis import given
+from hypothesis import strategies as st
+from networks_for_tests import FEW, difference, from_text
+from torch import nn
+
+from converter.config import ConvertConfig
+from converter.errors import ConverterError
+from converter.kernels.conv import Chain, Conv
+from converter.kernels.form import decompose, refit, refusal, relative_error, skeleton
+from converter.kernels.forms import FORMS
+from converter.networks import torch_network
+from converter.networks.onnx_network import open_session, run
+from converter.networks.onnx_rewrite import replace_kernels, rewrite
+from converter.networks.survey import count_macs, survey
+from converter.networks.torch_modules import read_module, to_modules
+from converter.planning.calibrate import sample_patches
+from converter.planning.plan import make_plan
+
+CHANNEL = FORMS["channel"]
+GEMM = "g (float[N, 8] x) => (float[N, M] y) {{ y = Gemm <{}> (x, w{}) }}"
+MATMUL = "g (float[N, T, 8] x) => (float[N, T, M] y) { y = MatMul (x, w) }"
+
+
+def linear(O=6, I=8, bias=True, seed=0):
+    return Conv(noise(O, I, seed=seed), noise(O, seed=seed + 1) if bias else None, (), (), ())
+
+
+def surveyed(text, x, **weights):
+    model = ir.from_proto(from_text(text, **weights))
+    (layer,) = survey(model, {"x": x})
+    return model, layer
+
+
+@FEW
+@given(O=st.integers(1, 6), I=st.integers(1, 6), bias=st.booleans())
+def test_full_rank_reproduces_a_linear_layer(O, I, bias):
+    conv = linear(O, I, bias)
+    chain = decompose(conv, CHANNEL, (min(O, I),))
+    assert [step.kernel.shape for step in chain.steps] == [(min(O, I), I), (O, min(O, I))]
+    assert relative_error(conv, chain) < 1e-5
+    x = noise(5, I)
+    with torch.no_grad():
+        found = to_modules(chain)(torch.from_numpy(x)).numpy()
+    wanted = x @ conv.kernel.T + (conv.bias if bias else 0)
+    assert np.allclose(found, wanted, atol=1e-4)
+
+
+def test_the_error_falls_to_zero_with_the_rank():
+    conv = linear()
+    errors = [relative_error(conv, decompose(conv, CHANNEL, (rank,))) for rank in range(1, 7)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0.5 > 1e-5 > errors[-1]
+
+
+def test_it_costs_what_its_products_cost():
+    conv = linear()
+    chain, bones = decompose(conv, CHANNEL, (3,)), skeleton(conv, CHANNEL, (3,))
+    assert conv.macs((5,)) == 5 * 48
+    assert chain.macs((5,)) == bones.macs((5,)) == 5 * (24 + 18)
+    assert chain.params == bones.params == 24 + 18 + 6
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "channel"])
+def test_other_forms_are_refused(name):
+    assert refusal(FORMS[name], linear())
+    with pytest.raises(ConverterError, match=r"a linear layer has nothing|not extend over two"):
+        decompose(linear(), FORMS[name], (1,))
+
+
+def test_it_does_not_stand_beside_convolutions():
+    with pytest.raises(ConverterError, match="same number of spatial axes"):
+        Chain((linear(bias=False), Conv(noise(6, 6, 1), None, (1,), ((0, 0),), (1,))))
+
+
+@pytest.mark.parametrize("turned", [0, 1])
+@pytest.mark.parametrize("bias", [(), (6,), (1, 6), (1,)])
+def test_a_gemm_is_read_and_rewritten(turned, bias):
+    x = noise(3, 8)
+    weights = {"w": noise(6, 8) if turned else noise(8, 6)}
+    if bias:
+        weights["b"] = noise(*bias)
+    text = GEMM.format(f"transB = {turned}", ", b" if bias else "")
+    model, layer = surveyed(text, x, **weights)
+    assert (layer.reason, layer.name, layer.size, layer.macs) == (None, "w", (1,), 48)
+    wanted = run(open_session(model), {"x": x})["y"]
+    offset = 0 if layer.conv.bias is None else layer.conv.bias
+    assert difference(x @ layer.conv.kernel.T + offset, wanted) < 1e-5
+    rewritten = rewrite(model, {"y": ("w", decompose(layer.conv, CHANNEL, (6,)))})
+    onnx.checker.check_model(ir.to_proto(rewritten), full_check=True)
+    assert [n.op_type for n in rewritten.graph] == ["MatMul", "Gemm" if bias else "MatMul"]
+    assert not {"w", "b"} & set(rewritten.graph.initializers)
+    assert difference(run(open_session(rewritten), {"x": x})["y"], wanted) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 5, 8), (2, 3, 4, 8)])
+def test_a_product_is_read_and_rewritten_over_any_axes(shape):
+    text = MATMUL.replace("T, ", "T, " * (len(shape) - 2)).replace("T, T", "T, U")
+    x = noise(*shape)
+    model, layer = surveyed(text, x, w=noise(8, 6))
+    positions = int(np.prod(shape[1:-1]))
+    assert (layer.size, layer.macs) == ((positions,), positions * 48)
+    assert layer.macs == layer.conv.macs(layer.size) == count_macs(model, {"x": x})
+    chain = decompose(layer.conv, CHANNEL, (3,))
+    rewritten = rewrite(model, {"y": ("w", chain)})
+    onnx.checker.check_model(ir.to_proto(rewritten), full_check=True)
+    found = run(open_session(rewritten), {"x": x})["y"]
+    dense = chain.dense().kernel.astype(np.float32)
+    assert difference(found, x @ dense.T) < 1e-5
+    twin = replace_kernels(model, {"y": dense})
+    assert difference(run(open_session(twin), {"x": x})["y"], found) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("attributes", "bias", "reason"),
+    [
+        ("alpha = 2.0", (6,), "its product or bias is scaled (alpha, beta)"),
+        ("beta = 0.5", (6,), "its product or bias is scaled (alpha, beta)"),
+        ("transA = 1", (6,), "its input is transposed (transA)"),
+        ("alpha = 1.0", (8, 6), "its bias is not one number per output"),
+        ("alpha = 1.0", (8, 1), "its bias is not one number per output"),
+    ],
+)
+def test_a_gemm_that_does_more_is_kept(attributes, bias, reason):
+    _, layer = surveyed(GEMM.format(attributes, ", b"), noise(8, 8), w=noise(8, 6), b=noise(*bias))
+    assert (layer.conv, layer.reason) == (None, reason)
+    assert layer.macs == 48
+
+
+def test_a_computed_bias_is_kept():
+    text = "g (float[N, 8] x) => (float[N, 6] y) { c = Relu (b) y = Gemm (x, w, c) }"
+    _, layer = surveyed(text, noise(3, 8), w=noise(8, 6), b=noise(6))
+    assert layer.reason == "its bias is not a constant of the graph"
+
+
+def test_a_stack_of_matrices_is_kept_and_counted():
+    _, layer = surveyed(MATMUL, noise(2, 5, 8), w=noise(2, 8, 6))
+    assert (layer.reason, layer.macs) == ("its weight is not a constant matrix", 5 * 48)
+
+
+def test_a_shared_weight_is_kept():
+    text = "g (float[N, 8] x) => (float[N, 8] y) { a = MatMul (x, w) y = MatMul (a, w) }"
+    layers = survey(ir.from_proto(from_text(text, w=noise(8, 8))), {"x": noise(3, 8)})
+    assert [layer.reason for layer in layers] == ["its weight is shared by 2 layers"] * 2
+
+
+def test_products_of_two_things_that_are_computed_are_no_layers():
+    text = "g (float[N, 8] x) => (float[M, M] y) { t = Transpose (x) y = MatMul (t, x) }"
+    model = ir.from_proto(from_text(text))
+    assert survey(model, {"x": noise(3, 8)}) == ()
+
+
+def test_a_weight_that_is_not_finite_is_refused():
+    with pytest.raises(ConverterError, match="The weight of layer w holds NaN or infinite values"):
+        surveyed(MATMUL, noise(2, 5, 8), w=np.full((8, 6), np.inf, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (10, 5, 8)])
+def test_what_it_sees_are_vectors_of_the_last_axis(shape):
+    x = noise(*shape)
+    found = sample_patches(x, linear(), 40, np.random.default_rng(0))
+    assert found.shape == (1, 40, 8)
+    assert np.abs(found[0][:, None] - x.reshape(-1, 8)).max(-1).min(1).max() == 0
+
+
+def test_the_last_step_is_solved_again():
+    conv = linear()
+    patches = sample_patches(noise(90, 8).cumsum(1), conv, 80, np.random.default_rng(0))
+    moments = patches.swapaxes(1, 2).astype(np.float64) @ patches / 80
+    chain = decompose(conv, CHANNEL, (3,))
+    before = relative_error(conv, chain, moments)
+    assert relative_error(conv, refit(conv, chain, moments), moments) < 0.99 * before
+
+
+class Mixer(nn.Module):
+    """Linear layers on vectors and on sequences, one called twice, one a subclass."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+        self.twice = nn.Linear(8, 8)
+        self.bare = nn.Linear(8, 6, bias=False)
+        self.norm = nn.BatchNorm1d(6)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.twice(torch.relu(self.twice(self.mix(x))))
+        x = self.attention(x, x, x)[0].amax(1)
+        return self.head(torch.relu(self.norm(self.bare(x))))
+
+
+@pytest.fixture(scope="module")
+def mixer():
+    torch.manual_seed(0)
+    model, x = Mixer().eval(), noise(2, 5, 8)
+    network = torch_network.export(model, {"x": x})
+    layers = torch_network.match(model, survey(network, {"x": x}), {"x": x})
+    return model, network, layers, x
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_the_torch_copy_is_the_twin_of_the_graph(mixer, rank):
+    model, network, layers, x = mixer
+    free = [layer for layer in layers if layer.reason is None]
+    assert {layer.name for layer in free} == {"mix", "bare", "head"}
+    chains = {layer.name: decompose(layer.conv, CHANNEL, (rank,)) for layer in free}
+    rewritten = rewrite(network, {la.output: (la.name, chains[la.name]) for la in free})
+    onnx.checker.check_model(ir.to_proto(rewritten), full_check=True)
+    module = torch_network.apply(model, layers, chains).eval()
+    for name in chains:
+        assert [type(m) for m in module.get_submodule(name)] == [nn.Linear, nn.Linear]
+    (found,) = run(open_session(rewritten), {"x": x}).values()
+    with torch.no_grad():
+        wanted, original = (m(torch.from_numpy(x)).numpy() for m in (module, model))
+    assert difference(found, wanted) < 1e-4
+    assert difference(found, original) > 1e-3
+
+
+def test_what_cannot_be_replaced_is_kept(mixer):
+    reasons = {layer.name: layer.reason for layer in mixer[2] if layer.reason}
+    assert len(reasons) >= 3
+    shared = "its weight is shared by 2 layers"
+    assert list(reasons.values()).count(shared) == 2
+    assert "NonDynamicallyQuantizableLinear, not" in reasons["attention.out_proj"]
+
+
+def test_a_module_read_back_is_the_layer():
+    conv = linear()
+    (module,) = to_modules(Chain((conv,)))
+    assert read_module(module).kernel.tobytes() == conv.kernel.tobytes()
+    assert read_module(module).bias.tobytes() == conv.bias.tobytes()
+
+
+def plan_for(weight, **options):
+    _, layer = surveyed(MATMUL, noise(2, 5, weight.shape[0]), w=weight)
+    (choice,) = make_plan((layer,), ConvertConfig(**options), {}).choices
+    return choice
+
+
+@pytest.mark.parametrize("options", [{"form": ("channel",)}, {"rank": ("0.5",)}])
+def test_a_form_for_all_layers_leaves_it_alone(options):
+    choice = plan_for(noise(8, 6), **options)
+    assert choice.form is None
+    assert choice.reason == "it is a linear layer; name it to convert it (--form w=channel)"
+
+
+def test_named_it_is_converted():
+    choice = plan_for(noise(8, 6), form=("w=channel",), rank=("4",))
+    assert (choice.form, choice.rank) == ("channel", (4,))
+
+
+def test_named_with_another_form_it_is_refused():
+    with pytest.raises(ConverterError, match="Layer w: tucker: a linear layer has nothing"):
+        plan_for(noise(8, 6), form=("w=tucker",))
+
+
+def test_by_default_it_is_converted_only_if_that_saves_enough():
+    low = noise(48, 2) @ noise(2, 64, seed=1)
+    text = MATMUL.replace("8]", "48]")
+    for weight, form in ((low, "channel"), (noise(48, 64), None)):
+        _, layer = surveyed(text, noise(2, 5, 48), w=weight)
+        (choice,) = make_plan((layer,), ConvertConfig(), {}).choices
+        assert choice.form == form
+    assert "no form saves 25% of its MACs" in choice.reason
