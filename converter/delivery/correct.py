@@ -12,10 +12,11 @@ from scipy.linalg import cho_factor, cho_solve
 
 from converter.data import Data
 from converter.kernels.conv import Chain, Conv, assemble
-from converter.kernels.form import Form, Rank, refit
+from converter.kernels.form import Form, Rank, refit, skeleton
 from converter.kernels.metric import Metric
 from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_shapes
 from converter.networks.segments import Walk, advance, cut
+from converter.networks.surroundings import Surroundings, surroundings
 from converter.networks.survey import Layer
 from converter.planning.calibrate import (
     choose_positions,
@@ -32,21 +33,6 @@ HOLD = 1e-3
 RELU_ROUNDS, RELU_REFITS = 2, 3
 
 Solve = Callable[[Conv, Form, Rank, Sequence[Metric], "Chain | None"], Chain]
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What happens to the output of a layer.
-
-    Attributes:
-        added: Name of the tensor that it alone is added to, or None.
-        rectified: Whether a ReLU comes next (after that addition).
-        pool: Window of the max pooling, without overlap, that comes next; (1, ...) if none does.
-    """
-
-    added: str | None
-    rectified: bool
-    pool: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +89,9 @@ def correct(
     a restriction is W* = E[y x^T] (E[x x^T] + l I)^-1, held to the trained one by l; its chain is
     solved under the metric E[x x^T]. The last convolution before an addition makes up for the
     error of the other branch. Where a ReLU follows, outputs that the original has below zero
-    count only as far as they come out above (a one-sided form of arXiv 1505.06798, section 3.2).
+    count only as far as they come out above (a one-sided form of arXiv 1505.06798, section 3.2);
+    where max pooling follows, as far as they come out above the largest of their window. Outputs
+    weigh as the layers that read them do.
     Least squares throughout; no labels, no gradient descent.
 
     Args:
@@ -123,7 +111,7 @@ def correct(
         Chains and relative errors of the responses, by layer name.
     """
     todo = [layer for layer in layers if layer.name in chosen]
-    around = {layer.output: surroundings(network, layer) for layer in todo}
+    around = {layer.output: surroundings(network, layer, layers) for layer in todo}
     walk = cut(network, [layer.output for layer in todo])
     original = converted = _batches(network, walk, data, batch_size, memory / 2, seed)
     chains: dict[str, Chain] = {}
@@ -140,50 +128,6 @@ def correct(
         replaced = {layer.output: (layer.name, chain)}
         progress((number + 1) / len(todo))
     return chains, errors
-
-
-def surroundings(network: ir.Model, layer: Layer) -> Surroundings:
-    """Look at what happens to the output of a layer."""
-    value = next(v for node in network.graph for v in node.outputs if v.name == layer.output)
-    axes = len(layer.conv.k) if layer.conv else 0
-    added, rectified, pool = None, False, (1,) * axes
-    following = _follower(value)
-    if following is not None and following.op_type == "Add":
-        others = [v for v in following.inputs if v is not None and v is not value]
-        if len(others) == 1 and others[0].producer() is not None:
-            added = str(others[0].name)
-            following = _follower(following.outputs[0])
-    while following is not None and following.op_type in ("Relu", "MaxPool"):
-        window = _window(following, axes)
-        if window is None:
-            break
-        pool = tuple(a * b for a, b in zip(pool, window))
-        rectified = rectified or following.op_type == "Relu"
-        following = _follower(following.outputs[0])
-    return Surroundings(added, rectified, pool)
-
-
-def _follower(value: ir.Value) -> ir.Node | None:
-    """Give the node that alone uses a value, or one of several that are all Relu."""
-    users = [use.node for use in value.uses()]
-    alike = len(users) == 1 or all(user.op_type == "Relu" for user in users)
-    return users[0] if users and alike and not value.is_graph_output() else None
-
-
-def _window(node: ir.Node, axes: int) -> tuple[int, ...] | None:
-    """Give the window of a pooling whose windows tile its input; of size 1 for a Relu."""
-    if node.op_type == "Relu":
-        return (1,) * axes
-    attributes = node.attributes
-    window = tuple(attributes.get_ints("kernel_shape", []))
-    tiles = (
-        tuple(attributes.get_ints("strides", [1] * axes)) == window
-        and not any(attributes.get_ints("pads", [0]))
-        and max(attributes.get_ints("dilations", [1])) == 1
-        and not attributes.get_int("ceil_mode", 0)
-        and attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    )
-    return window if tiles and len(window) == axes else None
 
 
 def _batches(
@@ -265,15 +209,24 @@ def _solve(
         ]
         return replace(conv, kernel=np.concatenate(kernels).reshape(conv.kernel.shape), bias=None)
 
+    def solved(best: Conv, start: Chain | None) -> Chain:
+        weight = seen.around.weight
+        if weight is None or skeleton(conv, form, rank).steps[-1].groups > 1:
+            return solve(best, form, rank, metrics, start)
+        root = np.linalg.cholesky(weight)
+        chain = solve(_turned(best, root.T), form, rank, metrics, start)
+        *head, last = chain.steps
+        return Chain((*head, _turned(last, np.linalg.inv(root.T))))
+
     best = wanted(target) if full else replace(conv, bias=None)
-    chain = solve(best, form, rank, metrics, None)
+    chain = solved(best, None)
     response = _response(conv, chain, patches)
     one_sided = seen.around.rectified or math.prod(seen.around.pool) > 1
     for number in range(RELU_ROUNDS * RELU_REFITS if one_sided and full else 0):
         target = seen.one_sided(response + target.mean(0))
         best = wanted(target)
         if number % RELU_REFITS == RELU_REFITS - 1:
-            chain = solve(best, form, rank, metrics, chain)
+            chain = solved(best, chain)
         else:
             chain = refit(best, chain, metrics)
         response = _response(conv, chain, patches)
@@ -286,6 +239,12 @@ def _solve(
     bias = (target.mean(0, dtype=np.float64) - shift).astype(conv.kernel.dtype)
     shipped = assemble(conv, [(step.kernel, step.groups) for step in chain.steps])
     return shipped.with_bias(bias), seen.error(response)
+
+
+def _turned(conv: Conv, matrix: np.ndarray) -> Conv:
+    """Mix the filters of a convolution without groups by ``matrix`` (O, O)."""
+    rows = conv.kernel.reshape(conv.O, -1).astype(np.float64)
+    return replace(conv, kernel=(matrix @ rows).reshape(conv.kernel.shape))
 
 
 def _pull(conv: Conv, metric: Metric, group: int) -> np.ndarray:
