@@ -12,7 +12,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from converter.data import Data
 from converter.kernels.conv import Chain, Conv, assemble
-from converter.kernels.form import Form, Rank, refit, skeleton
+from converter.kernels.form import Form, Rank, refit
 from converter.kernels.metric import Metric
 from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_shapes
 from converter.networks.segments import Walk, advance, cut
@@ -90,8 +90,7 @@ def correct(
     solved under the metric E[x x^T]. The last convolution before an addition makes up for the
     error of the other branch. Where a ReLU follows, outputs that the original has below zero
     count only as far as they come out above (a one-sided form of arXiv 1505.06798, section 3.2);
-    where max pooling follows, as far as they come out above the largest of their window. Outputs
-    weigh as the layers that read them do.
+    where max pooling follows, as far as they come out above the largest of their window.
     Least squares throughout; no labels, no gradient descent.
 
     Args:
@@ -111,7 +110,7 @@ def correct(
         Chains and relative errors of the responses, by layer name.
     """
     todo = [layer for layer in layers if layer.name in chosen]
-    around = {layer.output: surroundings(network, layer, layers) for layer in todo}
+    around = {layer.output: surroundings(network, layer) for layer in todo}
     walk = cut(network, [layer.output for layer in todo])
     original = converted = _batches(network, walk, data, batch_size, memory / 2, seed)
     chains: dict[str, Chain] = {}
@@ -209,24 +208,15 @@ def _solve(
         ]
         return replace(conv, kernel=np.concatenate(kernels).reshape(conv.kernel.shape), bias=None)
 
-    def solved(best: Conv, start: Chain | None) -> Chain:
-        weight = seen.around.weight
-        if weight is None or skeleton(conv, form, rank).steps[-1].groups > 1:
-            return solve(best, form, rank, metrics, start)
-        root = np.linalg.cholesky(weight)
-        chain = solve(_turned(best, root.T), form, rank, metrics, start)
-        *head, last = chain.steps
-        return Chain((*head, _turned(last, np.linalg.inv(root.T))))
-
     best = wanted(target) if full else replace(conv, bias=None)
-    chain = solved(best, None)
+    chain = solve(best, form, rank, metrics, None)
     response = _response(conv, chain, patches)
     one_sided = seen.around.rectified or math.prod(seen.around.pool) > 1
     for number in range(RELU_ROUNDS * RELU_REFITS if one_sided and full else 0):
         target = seen.one_sided(response + target.mean(0))
         best = wanted(target)
         if number % RELU_REFITS == RELU_REFITS - 1:
-            chain = solved(best, chain)
+            chain = solve(best, form, rank, metrics, chain)
         else:
             chain = refit(best, chain, metrics)
         response = _response(conv, chain, patches)
@@ -239,12 +229,6 @@ def _solve(
     bias = (target.mean(0, dtype=np.float64) - shift).astype(conv.kernel.dtype)
     shipped = assemble(conv, [(step.kernel, step.groups) for step in chain.steps])
     return shipped.with_bias(bias), seen.error(response)
-
-
-def _turned(conv: Conv, matrix: np.ndarray) -> Conv:
-    """Mix the filters of a convolution without groups by ``matrix`` (O, O)."""
-    rows = conv.kernel.reshape(conv.O, -1).astype(np.float64)
-    return replace(conv, kernel=(matrix @ rows).reshape(conv.kernel.shape))
 
 
 def _pull(conv: Conv, metric: Metric, group: int) -> np.ndarray:

@@ -19,8 +19,7 @@ from converter.kernels.solve.varpro import (
 
 STEPS, WARM_STEPS, CG_STEPS = 30, 8, 10
 # A step under a full metric multiplies with it; so many operations a decomposition, at most.
-WORK = 1.5e12
-FEWEST_STEPS = 3
+WORK = 4e11
 DOUBLE = 400_000  # entries of a tensor up to which double precision costs nothing
 
 
@@ -101,7 +100,7 @@ def _polish(
     white = white.reshape(n, n)
     metric = torch.from_numpy((white + white.T) / 2).to(target.device, target.dtype)
     product = 2.0 * n * R * (n + 3 * R)
-    steps = int(min(most, max(WORK / product / CG_STEPS, FEWEST_STEPS)))
+    steps = int(min(most, max(WORK / product / CG_STEPS, 1)))
     return minimise(Weighted.of(target, metric), factors, steps, CG_STEPS)
 
 

@@ -1,0 +1,202 @@
+"""ResNets without fine-tuning: accuracy over rank, and how long solving takes.
+
+CIFAR-10 ResNets with public weights (github.com/akamaster/pytorch_resnet_cifar10, in
+``--checkpoints``): every 3x3 convolution but the first, one rank for all, solved and corrected on
+2,048 unlabelled training images; scored on the whole test set (``scripts/fetch_cifar10.py``);
+batch 1, one thread. ImageNet-sized ResNets (pytorchcv, random weights): time and memory only, each
+in a process of its own. ``--curve`` adds the accuracy over rank of three ways to solve, and draws
+``docs/accuracy_over_rank.svg``. Rows are written as they come; ``--resume`` keeps those there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench_results import ROOT, earlier_rows, write
+
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+import converter
+from converter.delivery.compare import versions
+from converter.planning.measure import cpu_model
+
+IMAGES = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
+# Accuracy wanted without fine-tuning; flattened may lose 1.5 points more than separable.
+WANTED = {(20, 1.0): 0.885, (20, 2.0): 0.912, (56, 1.0): 0.905, (56, 2.0): 0.930}
+SLACK = {"separable": 0.0, "flattened": 0.015}
+SOLVE_S = {(20, "separable", 1.0): 30.0}
+LARGE = {"resnet18": (60.0, 3.0), "resnet50": (120.0, None)}
+CURVE_RANKS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+WAYS: dict[str, dict[str, Any]] = {
+    "weights alone": {"data": False},
+    "data-aware": {"data": True, "correct": False},
+    "corrected": {"data": True, "correct": True},
+}
+
+
+def convert(
+    depth: int, form: str, rank: float, options: argparse.Namespace, way: str = "corrected"
+) -> dict[str, Any]:
+    """Convert one CIFAR-10 ResNet and take a row from its report."""
+    how = dict(WAYS[way])
+    moments: dict[str, float] = {}
+
+    def progress(stage: str, done: float) -> None:
+        if stage == "loading" and done == 1:
+            moments["start"] = time.perf_counter()
+        if stage == "solving":
+            moments["end"] = time.perf_counter()
+
+    calib = str(options.data / "train.npz") if how.pop("data") else None
+    config = converter.ConvertConfig(
+        checkpoint=next(options.checkpoints.glob(f"resnet{depth}-*.th")),
+        input_shape=("1,3,32,32",), calib=calib, samples=2048, eval=str(options.data / "test.npz"),
+        form=(form,), rank=(str(rank),), keep=("conv1",), cache=False, **IMAGES, **how,
+    )  # fmt: skip
+    result = converter.convert(
+        f"sample_models.resnet_cifar:resnet{depth}", config=config, progress=progress
+    )
+    report = result.report.to_dict()
+    before, after = report["original"], report["converted"]
+    return {
+        "name": f"ResNet-{depth}, {form}, R = {rank:g} O"
+        + ("" if way == "corrected" else f", {way}"),
+        "accuracy": after["accuracy"],
+        "drop_points": report["drop_points"],
+        "macs_ratio": before["macs"] / after["macs"],
+        "params_ratio": before["params"] / after["params"],
+        "speedup": report["speedup"]["median"],
+        "solve_s": moments["end"] - moments["start"],
+    }
+
+
+def judged(row: dict[str, Any], depth: int, form: str, rank: float) -> dict[str, Any]:
+    """Add the target of a row, if it has one."""
+    wanted = WANTED.get((depth, rank))
+    if wanted is None:
+        return row
+    wanted -= SLACK[form]
+    target, met = f"accuracy {wanted:.3f}", row["accuracy"] >= wanted
+    seconds = SOLVE_S.get((depth, form, rank))
+    if seconds:
+        target, met = f"{target}, solved in {seconds:g} s", met and row["solve_s"] <= seconds
+    return row | {"target": target, "met": met}
+
+
+def solve_large(name: str) -> None:
+    """Solve an ImageNet-sized ResNet for what it sees; print seconds and gibibytes as JSON.
+
+    Calibration counts; correction is left out. The memory is at most what this process and as
+    many of its largest helpers as there are cores took.
+    """
+    from joblib import cpu_count
+    from joblib.externals.loky import get_reusable_executor
+    from pytorchcv.model_provider import get_model
+
+    images = np.random.default_rng(0).standard_normal((64, 3, 224, 224)).astype(np.float32)
+    times: dict[str, float] = {}
+
+    def progress(stage: str, done: float) -> None:
+        if stage == "loading" and done == 1:
+            times["start"] = time.perf_counter()
+        if stage == "solving" and done == 1:
+            seconds = time.perf_counter() - times["start"]
+            get_reusable_executor().shutdown(wait=True)
+            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+            peak_gib = (own + cpu_count() * helper) / 2**20
+            print(json.dumps({"solve_s": seconds, "peak_gib": peak_gib}))
+            sys.exit(0)
+
+    config = converter.ConvertConfig(
+        form=("separable",), rank=("1.0",), keep=("*init*",), cache=False, correct=False
+    )
+    model = get_model(name, pretrained=False).eval()
+    converter.convert(model, images[:1], config, calib=images, progress=progress)
+
+
+def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
+    """Measure every row that is not done yet."""
+    for depth, rank in WANTED:
+        for form in SLACK:
+            if f"ResNet-{depth}, {form}, R = {rank:g} O" not in done:
+                yield judged(convert(depth, form, rank, options), depth, form, rank)
+    for name, (seconds, gib) in LARGE.items():
+        title = f"{name}, 224x224, separable, R = O, random weights"
+        if title in done:
+            continue
+        command = [sys.executable, __file__, "--solve-large", name]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        row = {"name": title, **json.loads(found.splitlines()[-1])}
+        target = f"{seconds:g} s" + (f", {gib:g} GiB" if gib else "")
+        met = row["solve_s"] <= seconds and (gib is None or row["peak_gib"] <= gib)
+        yield row | {"target": target, "met": met}
+    for way in WAYS if options.curve else ():
+        for rank in CURVE_RANKS:
+            row = {"name": f"ResNet-20, separable, R = {rank:g} O, {way}"}
+            if row["name"] not in done:
+                yield (
+                    convert(20, "separable", rank, options, way) | row | {"way": way, "rank": rank}
+                )
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Draw accuracy over rank, a line for each way."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "flatconv"
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for way in WAYS:
+        points = sorted((r["rank"], 100 * r["accuracy"]) for r in found if r.get("way") == way)
+        axes.plot(*zip(*points), marker="o", label=way)
+    axes.axhline(91.73, color="gray", linestyle=":", label="original")
+    axes.set(
+        xlabel="rank, as a share of the output channels",
+        ylabel="accuracy on the test set, %",
+        title="ResNet-20 on CIFAR-10, every 3x3 convolution but the first, no fine-tuning",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> int:
+    """Measure, print, and write ``scripts/results/resnets_untuned.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
+    parser.add_argument("--curve", action="store_true")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--solve-large", choices=tuple(LARGE), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.solve_large:
+        solve_large(options.solve_large)
+        return 0
+    found = earlier_rows("resnets_untuned") if options.resume else []
+    conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
+    for row in rows(options, {row["name"] for row in found}):
+        print(row, flush=True)
+        found.append(row)
+        write("resnets_untuned", conditions, found)
+    if options.curve:
+        draw(found, ROOT / "docs" / "accuracy_over_rank.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
