@@ -281,7 +281,7 @@ def prove(
         layers=conversion.rows,
         plan=conversion.plan,
         met=conversion.problem is None,
-        reason=conversion.problem or notice(comparison, conversion.plan),
+        reason=conversion.problem or notice(comparison, conversion.plan, source.calib is not None),
         budget={},
         seed=config.seed,
         command=command,
@@ -297,12 +297,14 @@ def prove(
     )
 
 
-def notice(comparison: Comparison, plan: Plan) -> str | None:
-    """Say what the user should know: nothing converted, or slower by their own choice."""
+def notice(comparison: Comparison, plan: Plan, sampled: bool) -> str | None:
+    """Say what the user should know: nothing converted, slower by their own choice, no data."""
     if not plan.chosen():
         reasons = sorted({c.reason for c in plan.choices if c.reason})
         return "No layer was converted: " + ("; ".join(reasons) or "there is no convolution") + "."
     if comparison.networks[1].speedup.low <= 1:
         verdict = comparison.networks[1].verdict
         return f"The network is not faster in onnxruntime ({verdict}); the chosen forms were kept."
+    if not sampled:
+        return "Layers were solved for their weights alone; give sample inputs with --calib."
     return None

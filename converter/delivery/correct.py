@@ -20,6 +20,7 @@ from converter.networks.surroundings import Surroundings, surroundings
 from converter.networks.survey import Layer
 from converter.planning.calibrate import (
     choose_positions,
+    count_positions,
     cut_patches,
     enough_patches,
     fits,
@@ -162,7 +163,7 @@ def _look(
     patches, targets, shortcuts = [], [], []
     for before, now in zip(original, converted):
         inputs = before[layer.source]
-        count = math.ceil(wanted * len(inputs))
+        count = min(math.ceil(wanted * len(inputs)), count_positions(conv, inputs.shape))
         at = choose_positions(conv, inputs.shape, count, rng, around.pool)
         wished = cut_patches(inputs, conv, at)
         given = wished if now is before else cut_patches(now[layer.source], conv, at)

@@ -73,6 +73,11 @@ def choose_positions(
     return Positions(np.repeat(images, area), tuple(outputs))
 
 
+def count_positions(conv: Conv, shape: Sequence[int]) -> int:
+    """Count the output positions for inputs of ``shape``, as ``choose_positions`` takes it."""
+    return math.prod((shape[0], *conv.output_size(shape[2:])) if conv.k else shape[:-1])
+
+
 def cut_patches(inputs: np.ndarray, conv: Conv, at: Positions) -> np.ndarray:
     """Cut the patches that a layer sees.
 
@@ -164,7 +169,8 @@ def second_moments(
         for layer in layers:
             conv, inputs = convs[layer.name], seen[layer.source]
             wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
-            at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
+            count = min(math.ceil(wanted), count_positions(conv, inputs.shape))
+            at = choose_positions(conv, inputs.shape, count, rng)
             found = [
                 _sums(part, conv.I // conv.groups, layer.name in full)
                 for part in cut_patches(inputs, conv, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from converter.kernels.metric import Metric
 from converter.networks.survey import Layer
 from converter.planning.cache import content, remembered
 
-SMALL = 4  # layers up to which starting other processes takes longer than it saves
+# Processes pay off for many narrow layers; few layers do not outweigh their start, and wide ones
+# keep all cores busy by themselves, with one copy of their moments in memory.
+FEW, WIDE = 4, 1200
 
 
 def solve_layer(
@@ -74,7 +77,8 @@ def solve_layers(
         )
         for layer in todo
     )  # fmt: skip
-    alone = len(todo) <= SMALL or device != "cpu"
+    widest = max((math.prod(l.conv.kernel.shape[1:]) for l in todo if l.conv), default=0)
+    alone = len(todo) <= FEW or widest > WIDE or device != "cpu"
     with parallel_config(backend="loky", inner_max_num_threads=1):
         found = Parallel(n_jobs=1 if alone else -1, return_as="generator_unordered")(jobs)
         chains = {}
