@@ -259,3 +259,10 @@ def test_the_last_step_is_solved_again_over_any_axes(name, k):
     chain = decompose(conv, form, rank)
     before = relative_error(conv, chain, moments)
     assert relative_error(conv, refit(conv, chain, moments), moments) < 0.99 * before
+
+
+def test_a_convolution_over_four_axes_is_kept():
+    text = "g (float[N, 2, 3, 3, 3, 3] x) => (float[N, 4, P, Q, R, S] y) { y = Conv (x, w) }"
+    model = ir.from_proto(from_text(text, w=noise(4, 2, 2, 2, 2, 2)))
+    (layer,) = survey(model, {"x": noise(1, 2, 3, 3, 3, 3)})
+    assert layer.reason == "convolutions over 4 axes cannot be converted"

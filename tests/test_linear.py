@@ -252,6 +252,26 @@ def test_a_form_for_all_layers_leaves_it_alone(options):
     assert choice.reason == "it is a linear layer; name it to convert it (--form w=channel)"
 
 
+@pytest.mark.parametrize("options", [{"form": ("*=channel",)}, {"rank": ("*=4",)}])
+def test_a_pattern_leaves_it_alone(options):
+    assert plan_for(noise(8, 6), **options).reason == "no form was chosen for it"
+
+
+def test_named_with_a_rank_alone_its_form_is_channel():
+    for forms in ((), ("tucker",)):
+        choice = plan_for(noise(8, 6), form=forms, rank=("w=4",))
+        assert (choice.form, choice.rank) == ("channel", (4,))
+
+
+def test_a_product_of_constants_is_no_layer():
+    text = """g (float[N, 6] x) => (float[N, 6] y) {
+        a = MatMul (v, w)
+        y = Add (x, a)
+    }"""
+    model = ir.from_proto(from_text(text, v=noise(1, 8), w=noise(8, 6)))
+    assert survey(model, {"x": noise(3, 6)}) == ()
+
+
 def test_named_it_is_converted():
     choice = plan_for(noise(8, 6), form=("w=channel",), rank=("4",))
     assert (choice.form, choice.rank) == ("channel", (4,))

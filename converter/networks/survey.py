@@ -71,7 +71,7 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         for value in model.graph.inputs
         for size in list(value.shape or ())[1:]
     )
-    batch = len(next(iter(feeds.values())))
+    batch = next((len(array) for array in feeds.values() if array.ndim), 1)
     layers = []
     for node in nodes:
         source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
@@ -107,6 +107,8 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
             layer = layer.kept("its bias is not a constant of the graph")
         elif free_sizes and _pads_by_size(node):
             layer = layer.kept("its padding (auto_pad) depends on an input size that is free")
+        elif not 3 <= kernel.ndim <= 5:
+            layer = layer.kept(f"convolutions over {kernel.ndim - 2} axes cannot be converted")
         elif users[str(weight.name)] > 1:
             layer = layer.kept(f"its weight is shared by {users[str(weight.name)]} layers")
         else:
@@ -115,7 +117,9 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
             layer = replace(layer, conv=conv, reason=refusals[-1] if all(refusals) else None)
         layers.append(layer)
     inner = [
-        n for n in model.graph.all_nodes() if n.op_type == "Conv" and n.graph is not model.graph
+        n
+        for n in model.graph.all_nodes()
+        if n.op_type in ("Conv", "ConvTranspose") and n.graph is not model.graph
     ]
     layers += [
         Layer(
@@ -146,8 +150,10 @@ def _is_linear(node: ir.Node) -> bool:
     """Tell a product with constant weights from one of two things that are computed."""
     if node.op_type not in ("Gemm", "MatMul"):
         return False
-    weight = constant(node.inputs[1])
-    return weight is not None and weight.ndim > 1 and not np.issubdtype(weight.dtype, np.integer)
+    taken, weight = (constant(value) for value in node.inputs[:2])
+    if taken is not None or weight is None:
+        return False
+    return weight.ndim > 1 and not np.issubdtype(weight.dtype, np.integer)
 
 
 def _linear(node: ir.Node, layer: Layer, users: int) -> Layer:

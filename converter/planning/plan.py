@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from converter.networks.survey import Layer
 from converter.planning.candidates import candidates
 
 VERSION = 1
-DEFAULT_FORM = "flattened"
+DEFAULT_FORM, LINEAR_FORM = "flattened", "channel"
 # Without a choice by hand: the cheapest candidate whose weights err by no more than this, if it
 # saves at least a quarter of the layer's MACs.
 MAX_WEIGHT_ERROR, MOST_MACS = 0.25, 0.75
@@ -127,24 +127,26 @@ def make_plan(
     names = [layer.name for layer in layers]
     only = _matching(config.only, names, "--only")
     keep = _matching(config.keep, names, "--keep")
-    forms, form = _by_layer(config.form, names, "--form")
-    ranks, rank = _by_layer(config.rank, names, "--rank")
+    linear = {layer.name for layer in layers if layer.conv is not None and not layer.conv.k}
+    forms, form = _by_layer(config.form, names, "--form", linear)
+    ranks, rank = _by_layer(config.rank, names, "--rank", linear)
     choices = []
     for layer in layers:
         choice = Choice(layer.name, kernel_sha256=_digest(layer.conv))
         named = layer.name in forms or layer.name in ranks
-        wanted_form, wanted_rank = forms.get(layer.name, form), ranks.get(layer.name, rank)
+        for_all = LINEAR_FORM if layer.name in linear else form or DEFAULT_FORM
+        wanted_form, wanted_rank = forms.get(layer.name, for_all), ranks.get(layer.name, rank)
         if layer.reason or layer.conv is None:
             if named:
                 raise ConverterError(f"Layer {layer.name} cannot be converted: {layer.reason}.")
             choice = replace(choice, reason=layer.reason)
         elif layer.name in keep or (config.only and layer.name not in only):
             choice = replace(choice, reason="the user keeps it")
-        elif (wanted_form or wanted_rank) and not (named or layer.conv.k):
+        elif (form or rank) and layer.name in linear and not named:
             reason = f"it is a linear layer; name it to convert it (--form {layer.name}=channel)"
             choice = replace(choice, reason=reason)
-        elif wanted_form or wanted_rank:
-            by_hand = _by_hand(layer.conv, wanted_form or DEFAULT_FORM, wanted_rank, layer.name)
+        elif form or rank or named:
+            by_hand = _by_hand(layer.conv, wanted_form, wanted_rank, layer.name)
             if by_hand.form is None and layer.name in forms:
                 raise ConverterError(f"Layer {layer.name}: {by_hand.reason}.")
             if by_hand.reason and layer.name in ranks:
@@ -251,9 +253,12 @@ def _read_choice(name: str, entry: Mapping[str, object]) -> Choice:
 
 
 def _by_layer(
-    values: Sequence[str], names: Sequence[str], option: str
+    values: Sequence[str], names: Sequence[str], option: str, by_name: Collection[str]
 ) -> tuple[dict[str, str], str | None]:
-    """Split ``VALUE`` and ``LAYER=VALUE`` into values by layer and the one for all."""
+    """Split ``VALUE`` and ``LAYER=VALUE`` into values by layer and the one for all.
+
+    A pattern passes by the layers ``by_name``, which must be named.
+    """
     named: dict[str, str] = {}
     everywhere = None
     for value in values:
@@ -262,7 +267,8 @@ def _by_layer(
             everywhere = value
             continue
         for name in _matching([layer], names, option):
-            named[name] = text
+            if name == layer or name not in by_name:
+                named[name] = text
     return named, everywhere
 
 
