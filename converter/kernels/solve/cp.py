@@ -19,7 +19,7 @@ from converter.kernels.solve.varpro import (
 
 STEPS, WARM_STEPS, CG_STEPS = 30, 8, 10
 # A step under a full metric multiplies with it; so many operations a decomposition, at most.
-WORK = 4e11
+WORK, PLAIN_PRODUCTS = 4e11, 24
 DOUBLE = 400_000  # entries of a tensor up to which double precision costs nothing
 
 
@@ -72,7 +72,8 @@ def cp(
     factors = [torch.from_numpy(f).to(device, dtype) for f in first]
     full = None if metric is None else metric.full
     if start is None or full is None:
-        fit = minimise(Plain(target), factors, STEPS, CG_STEPS)
+        steps = STEPS if full is None else _afford(STEPS, PLAIN_PRODUCTS * R**3)
+        fit = minimise(Plain(target), factors, steps, CG_STEPS)
         factors = fit.factors
     if full is not None:
         fit = _polish(target, full, roots, factors, STEPS if start is None else WARM_STEPS)
@@ -99,9 +100,13 @@ def _polish(
         white = white.reshape(n, n).T.reshape(white.shape)
     white = white.reshape(n, n)
     metric = torch.from_numpy((white + white.T) / 2).to(target.device, target.dtype)
-    product = 2.0 * n * R * (n + 3 * R)
-    steps = int(min(most, max(WORK / product / CG_STEPS, 1)))
+    steps = _afford(most, 2.0 * n * R * (n + 3 * R))
     return minimise(Weighted.of(target, metric), factors, steps, CG_STEPS)
+
+
+def _afford(most: int, product: float) -> int:
+    """Say how many steps ``WORK`` pays for, where a conjugate gradient takes ``product``."""
+    return int(min(most, max(WORK / product / CG_STEPS, 1)))
 
 
 def _guess(tensor: np.ndarray, R: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -48,7 +48,7 @@ class _Point:
     factors: Factors
     outer: torch.Tensor  # A (O, R)
     inner: torch.Tensor  # A^T A (R, R)
-    cholesky: torch.Tensor  # of Z^T S Z with the ridge (R, R)
+    inverse: torch.Tensor  # of Z^T S Z with the ridge (R, R)
     features: torch.Tensor | None  # Z (n, R)
     weighted: torch.Tensor | None  # S Z (n, R)
     loss: float
@@ -86,7 +86,7 @@ class Plain:
         mixed = [x.T @ f for x, f in zip(v, at.factors)]  # (R of v, R of f)
         moved = sum(_hadamard([*grams[:j], mixed[j], *grams[j + 1 :]]) for j in modes)  # dZ^T Z
         assert isinstance(moved, torch.Tensor)
-        back = torch.cholesky_solve(moved.T, at.cholesky) @ at.inner  # (R, R)
+        back = at.inverse @ moved.T @ at.inner  # (R, R)
         result = []
         for i in modes:
             total = v[i] @ (at.inner * _hadamard(grams[:i] + grams[i + 1 :]))
@@ -138,7 +138,7 @@ class Weighted:
             moved = moved + khatri_rao([*f[:j], v[j], *f[j + 1 :]])
         weighted = self.metric @ moved
         # What A can make up for does not count.
-        weighted -= at.weighted @ torch.cholesky_solve(at.features.T @ weighted, at.cholesky)
+        weighted -= at.weighted @ (at.inverse @ (at.features.T @ weighted))
         slope = weighted @ at.inner
         return [contract(slope, f, j) for j in range(len(f))]
 
@@ -229,11 +229,11 @@ def _point(
     """Solve A (Z^T S Z) = W S Z, ``seen``, with a ridge on each term's own power."""
     ridge = RIDGE * gram.diagonal().double()
     ridge = ridge + torch.finfo(seen.dtype).eps * ridge.mean() + torch.finfo(torch.float32).tiny
-    cholesky = torch.linalg.cholesky(gram.double() + torch.diag(ridge)).to(seen.dtype)
-    outer = torch.cholesky_solve(seen.T, cholesky).T
+    inverse = _inverse(gram.double() + torch.diag(ridge)).to(seen.dtype)
+    outer = seen @ inverse
     # The ridge counts in the loss, so that the steps lower what they solve.
     loss = problem.power - float((outer.double() * seen.double()).sum())
-    return _Point(factors, outer, outer.T @ outer, cholesky, features, weighted, loss)
+    return _Point(factors, outer, outer.T @ outer, inverse, features, weighted, loss)
 
 
 def _blocks(at: _Point) -> list[torch.Tensor]:
@@ -253,14 +253,13 @@ def _newton(
     cg_steps: int,
 ) -> tuple[Factors, float]:
     """Solve the damped Gauss-Newton system; the step and the drop of the loss it predicts."""
-    chols = [
-        torch.linalg.cholesky((b + d * torch.eye(len(b), dtype=b.dtype, device=b.device)).double())
+    inverses = [
+        _inverse((b + d * torch.eye(len(b), dtype=b.dtype, device=b.device)).double()).to(b.dtype)
         for b, d in zip(blocks, damps)
     ]
-    chols = [chol.to(slope[0].dtype) for chol in chols]
 
     def precondition(v: Factors) -> Factors:
-        return [torch.cholesky_solve(x.T, chol).T for x, chol in zip(v, chols)]
+        return [x @ inverse for x, inverse in zip(v, inverses)]
 
     x = [torch.zeros_like(s) for s in slope]
     residual = [-s for s in slope]
@@ -284,6 +283,12 @@ def _newton(
         direction = [u + (power / before) * v for u, v in zip(solved, direction)]
     # Of CG's iterates: -slope.x = x.H x + residual.x, so the model's drop is slope and residual's.
     return x, -_dot(slope, x) + _dot(residual, x)
+
+
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    """Invert a positive definite matrix; products with it are faster than triangular solves."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    return (inverse + inverse.T) / 2
 
 
 def _dot(a: Factors, b: Factors) -> float:
