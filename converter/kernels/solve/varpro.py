@@ -21,6 +21,7 @@ RIDGE = 1e-6
 # It stops when a step lowers the error by less than this share of it.
 LEAST_GAIN = 1e-5
 LEAST_DAMPING, MOST_DAMPING = 1e-10, 1e6
+RAISES = 10  # times that a ridge may grow tenfold
 CG_TOLERANCE = 1e-4  # of the squared preconditioned residual
 
 Factors = list[torch.Tensor]
@@ -51,7 +52,8 @@ class _Point:
     cholesky: torch.Tensor  # of Z^T S Z with the ridge (R, R)
     features: torch.Tensor | None  # Z (n, R)
     weighted: torch.Tensor | None  # S Z (n, R)
-    loss: float
+    loss: float  # the squared error with the ridge, which is what the steps lower
+    error: float  # the squared error
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def minimise(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: in
             damps = [max(damping * scale, torch.finfo(slope[0].dtype).tiny) for scale in scales]
             change, drop = _newton(problem, at, slope, blocks, damps, cg_steps)
             trial = problem.evaluate(balanced([f + x for f, x in zip(at.factors, change)]))
-            gain = (at.loss - trial.loss) / max(drop, torch.finfo(torch.float64).tiny)
+            gain = min((at.loss - trial.loss) / max(drop, torch.finfo(torch.float64).tiny), 1.0)
             if trial.loss < at.loss:
                 found = trial
                 damping = max(damping * max(0.2, 1 - (2 * gain - 1) ** 3), LEAST_DAMPING)
@@ -177,7 +179,7 @@ def minimise(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: in
         at = found
         if small:
             break
-    return Fit(at.outer, at.factors, max(at.loss, 0.0) / (power or 1.0))
+    return Fit(at.outer, at.factors, max(at.error, 0.0) / (power or 1.0))
 
 
 def khatri_rao(factors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -229,11 +231,22 @@ def _point(
     """Solve A (Z^T S Z) = W S Z, ``seen``, with a ridge on each term's own power."""
     ridge = RIDGE * gram.diagonal().double()
     ridge = ridge + torch.finfo(seen.dtype).eps * ridge.mean() + torch.finfo(torch.float32).tiny
-    cholesky = torch.linalg.cholesky(gram.double() + torch.diag(ridge)).to(seen.dtype)
+    cholesky = _cholesky(gram, ridge).to(seen.dtype)
     outer = torch.cholesky_solve(seen.T, cholesky).T
-    # The ridge counts in the loss, so that the steps lower what they solve.
-    loss = problem.power - float((outer.double() * seen.double()).sum())
-    return _Point(factors, outer, outer.T @ outer, cholesky, features, weighted, loss)
+    inner, power = outer.T @ outer, problem.power
+    common = float((outer.double() * seen.double()).sum())
+    error = power - 2 * common + float((inner.double() * gram.double()).sum())
+    return _Point(factors, outer, inner, cholesky, features, weighted, power - common, error)
+
+
+def _cholesky(matrix: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
+    """Factor matrix + diag(ridge); with more ridge where rounding left the matrix indefinite."""
+    for _ in range(RAISES):
+        factor, failed = torch.linalg.cholesky_ex(matrix.double() + torch.diag(ridge))
+        if not failed:
+            return factor
+        ridge = 10 * ridge
+    return torch.linalg.cholesky(matrix.double() + torch.diag(ridge))
 
 
 def _blocks(at: _Point) -> list[torch.Tensor]:
@@ -254,10 +267,9 @@ def _newton(
 ) -> tuple[Factors, float]:
     """Solve the damped Gauss-Newton system; the step and the drop of the loss it predicts."""
     chols = [
-        torch.linalg.cholesky((b + d * torch.eye(len(b), dtype=b.dtype, device=b.device)).double())
-        for b, d in zip(blocks, damps)
+        _cholesky(block, damp * torch.ones_like(block[0], dtype=torch.float64)).to(block.dtype)
+        for block, damp in zip(blocks, damps)
     ]
-    chols = [chol.to(slope[0].dtype) for chol in chols]
 
     def precondition(v: Factors) -> Factors:
         return [torch.cholesky_solve(x.T, chol).T for x, chol in zip(v, chols)]
