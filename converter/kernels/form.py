@@ -193,11 +193,11 @@ def decompose(
     """
     per_group = _group_rank(conv, form, rank)
     parts = np.split(conv.kernel.astype(np.float64), conv.groups)
-    each: Sequence[Metric | None] = metrics or [None] * conv.groups
+    each: Sequence[Metric | None] = [None] * conv.groups if metrics is None else metrics
     starts = [None] * conv.groups if start is None else _group_kernels(conv, start)
     solved = [
         form.solve(part, per_group, Setting(metric, seed, begin, device))
-        for part, metric, begin in zip(parts, each, starts)
+        for part, metric, begin in zip(parts, each, starts, strict=True)
     ]
     chain = assemble(
         conv,
@@ -312,7 +312,7 @@ def _norm(kernel: np.ndarray, groups: int, metrics: Sequence[Metric] | None) -> 
     if metrics is None:
         return float(np.linalg.norm(kernel))
     parts = np.split(kernel, groups)
-    return math.sqrt(sum(metric.square(part) for metric, part in zip(metrics, parts)))
+    return math.sqrt(sum(metric.square(part) for metric, part in zip(metrics, parts, strict=True)))
 
 
 def show_rank(rank: Rank) -> str:

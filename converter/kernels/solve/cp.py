@@ -20,6 +20,7 @@ from converter.kernels.solve.varpro import (
 STEPS, WARM_STEPS, CG_STEPS = 30, 8, 10
 # A step under a full metric multiplies with it; so many operations a decomposition, at most.
 WORK, PLAIN_PRODUCTS = 4e11, 24
+DEAD = 1e-12  # of the power of the strongest direction of the channels
 DOUBLE = 400_000  # entries of a tensor up to which double precision costs nothing
 
 
@@ -113,7 +114,8 @@ def _guess(tensor: np.ndarray, R: int, rng: np.random.Generator) -> list[np.ndar
     """Start from the leading directions of the channels, the rest at random."""
     channels = np.moveaxis(tensor, 1, 0).reshape(tensor.shape[1], -1)
     power, vectors = np.linalg.eigh(channels @ channels.T)
-    leading = (vectors * np.maximum(power, 0) ** 0.25)[:, ::-1][:, :R]
+    alive = power > DEAD * power[-1]  # a term in a direction without power would stay zero
+    leading = (vectors[:, alive] * power[alive] ** 0.25)[:, ::-1][:, :R]
     first = np.hstack([leading, _noise(rng, leading, R - leading.shape[1])])
     return [first, *(rng.standard_normal((n, R)) for n in tensor.shape[2:])]
 
@@ -131,8 +133,9 @@ def exact_rank(shape: tuple[int, ...]) -> int:
 def rank_one(tensors: np.ndarray, iterations: int = 100) -> list[np.ndarray]:
     """Give the best rank-1 term of each tensor of a stack (higher-order power method).
 
-    Started from the leading singular vector of each mode's unfolding (De Lathauwer, De Moor and
-    Vandewalle 2000); exact where a tensor has rank 1.
+    Started from the leading singular vector of each mode's unfolding, in turn, of what the modes
+    before it leave (Vannieuwenhoven, Vandebril and Meerbergen 2012), so that the start of a sparse
+    tensor is never orthogonal to it; exact where a tensor has rank 1.
 
     Args:
         tensors: (N, n_1, ..., n_d), float64.
@@ -143,11 +146,12 @@ def rank_one(tensors: np.ndarray, iterations: int = 100) -> list[np.ndarray]:
     """
     count, modes = len(tensors), tensors.ndim - 1
     letters = "abcdef"[:modes]
-    factors = []
-    for mode in range(modes):
-        unfolding = np.moveaxis(tensors, 1 + mode, 1).reshape(count, tensors.shape[1 + mode], -1)
+    factors, rest = [], tensors
+    for size in tensors.shape[1:]:
+        unfolding = rest.reshape(count, size, -1)
         _, vectors = np.linalg.eigh(unfolding @ unfolding.transpose(0, 2, 1))
         factors.append(vectors[:, :, -1])
+        rest = np.einsum("znm,zn->zm", unfolding, factors[-1])
     for _ in range(iterations):
         for mode in range(modes):
             others = [j for j in range(modes) if j != mode]

@@ -52,7 +52,9 @@ def tucker2(
     seen = metric.dense() @ basis
     gram = basis.T @ seen
     free = np.linalg.solve(gram, seen.T @ tensor.reshape(O, -1).T).T  # best (O, R1 K)
-    out, core = truncated_svd(free, R2, right=gram)
+    out, core = truncated_svd(free, min(R2, R1 * K), right=gram)
+    idle = R2 - out.shape[1]  # outputs that so small a core cannot tell apart
+    out, core = np.pad(out, ((0, 0), (0, idle))), np.pad(core, ((0, idle), (0, 0)))
     return out, core.reshape(R2, R1, K), inner
 
 

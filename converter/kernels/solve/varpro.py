@@ -21,6 +21,7 @@ RIDGE = 1e-6
 # It stops when a step lowers the error by less than this share of it.
 LEAST_GAIN = 1e-5
 LEAST_DAMPING, MOST_DAMPING = 1e-10, 1e6
+RAISES = 10  # times that a ridge may grow tenfold
 CG_TOLERANCE = 1e-4  # of the squared preconditioned residual
 
 Factors = list[torch.Tensor]
@@ -51,7 +52,8 @@ class _Point:
     inverse: torch.Tensor  # of Z^T S Z with the ridge (R, R)
     features: torch.Tensor | None  # Z (n, R)
     weighted: torch.Tensor | None  # S Z (n, R)
-    loss: float
+    loss: float  # the squared error with the ridge, which is what the steps lower
+    error: float  # the squared error
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def minimise(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: in
             damps = [max(damping * scale, torch.finfo(slope[0].dtype).tiny) for scale in scales]
             change, drop = _newton(problem, at, slope, blocks, damps, cg_steps)
             trial = problem.evaluate(balanced([f + x for f, x in zip(at.factors, change)]))
-            gain = (at.loss - trial.loss) / max(drop, torch.finfo(torch.float64).tiny)
+            gain = min((at.loss - trial.loss) / max(drop, torch.finfo(torch.float64).tiny), 1.0)
             if trial.loss < at.loss:
                 found = trial
                 damping = max(damping * max(0.2, 1 - (2 * gain - 1) ** 3), LEAST_DAMPING)
@@ -177,7 +179,7 @@ def minimise(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: in
         at = found
         if small:
             break
-    return Fit(at.outer, at.factors, max(at.loss, 0.0) / (power or 1.0))
+    return Fit(at.outer, at.factors, max(at.error, 0.0) / (power or 1.0))
 
 
 def khatri_rao(factors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -229,11 +231,26 @@ def _point(
     """Solve A (Z^T S Z) = W S Z, ``seen``, with a ridge on each term's own power."""
     ridge = RIDGE * gram.diagonal().double()
     ridge = ridge + torch.finfo(seen.dtype).eps * ridge.mean() + torch.finfo(torch.float32).tiny
-    inverse = _inverse(gram.double() + torch.diag(ridge)).to(seen.dtype)
+    inverse = _inverse(gram, ridge).to(seen.dtype)
     outer = seen @ inverse
-    # The ridge counts in the loss, so that the steps lower what they solve.
-    loss = problem.power - float((outer.double() * seen.double()).sum())
-    return _Point(factors, outer, outer.T @ outer, inverse, features, weighted, loss)
+    inner, power = outer.T @ outer, problem.power
+    common = float((outer.double() * seen.double()).sum())
+    error = power - 2 * common + float((inner.double() * gram.double()).sum())
+    return _Point(factors, outer, inner, inverse, features, weighted, power - common, error)
+
+
+def _inverse(matrix: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
+    """Invert matrix + diag(ridge); with more ridge where rounding left the matrix indefinite.
+
+    Products with an inverse are faster than triangular solves.
+    """
+    for _ in range(RAISES):
+        factor, failed = torch.linalg.cholesky_ex(matrix.double() + torch.diag(ridge))
+        if not failed:
+            break
+        ridge = 10 * ridge
+    inverse = torch.cholesky_inverse(factor)
+    return (inverse + inverse.T) / 2
 
 
 def _blocks(at: _Point) -> list[torch.Tensor]:
@@ -254,8 +271,8 @@ def _newton(
 ) -> tuple[Factors, float]:
     """Solve the damped Gauss-Newton system; the step and the drop of the loss it predicts."""
     inverses = [
-        _inverse((b + d * torch.eye(len(b), dtype=b.dtype, device=b.device)).double()).to(b.dtype)
-        for b, d in zip(blocks, damps)
+        _inverse(block, damp * torch.ones_like(block[0], dtype=torch.float64)).to(block.dtype)
+        for block, damp in zip(blocks, damps)
     ]
 
     def precondition(v: Factors) -> Factors:
@@ -283,12 +300,6 @@ def _newton(
         direction = [u + (power / before) * v for u, v in zip(solved, direction)]
     # Of CG's iterates: -slope.x = x.H x + residual.x, so the model's drop is slope and residual's.
     return x, -_dot(slope, x) + _dot(residual, x)
-
-
-def _inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """Invert a positive definite matrix; products with it are faster than triangular solves."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-    return (inverse + inverse.T) / 2
 
 
 def _dot(a: Factors, b: Factors) -> float:
