@@ -450,4 +450,4 @@ def test_json_can_be_piped(place):
     shape = ["--input-shape", "1,3,8,8"]
     ended = subprocess.run(command + shape, cwd=place, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0
-    assert [layer["name"] for layer in json.loads(ended.stdout)] == ["conv1", "conv2"]
+    assert [layer["name"] for layer in json.loads(ended.stdout)] == ["conv1", "conv2", "fc"]
