@@ -44,6 +44,10 @@ class Data:
         picked = np.sort(np.random.default_rng(seed).permutation(self.count)[:count])
         return self.take(picked)
 
+    def filled(self, count: int) -> Data:
+        """Repeat the examples until there are ``count``."""
+        return self.take(np.arange(count) % self.count) if count > self.count else self
+
     def take(self, picked: np.ndarray) -> Data:
         """Restrict to the examples ``picked``."""
         labels = None if self.labels is None else self.labels[picked]

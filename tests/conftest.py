@@ -55,6 +55,14 @@ def number(width=8):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """No test sees what the user, or an earlier run, has solved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLATCONV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Tiny matrices: several threads only wait for one another on a busy machine."""
     threads = torch.get_num_threads()

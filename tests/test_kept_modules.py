@@ -8,7 +8,7 @@ from networks_for_tests import at_full_rank, difference
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from converter.networks import torch_network
+from converter.networks import torch_export, torch_network
 from converter.networks.onnx_network import open_session, run
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
@@ -48,7 +48,7 @@ def reasons(module, use):
     """Reasons by layer; what is left to convert computes the same in both worlds."""
     model = Called(module, use).eval()
     x = noise(2, 4, *[6] * model.axes)
-    network = torch_network.export(model, {"x": x})
+    network = torch_export.export(model, {"x": x})
     layers = torch_network.match(model, survey(network, {"x": x}), {"x": x})
     free = [layer for layer in layers if layer.reason is None]
     chains = {layer.name: at_full_rank(layer.conv, "channel") for layer in free}
@@ -114,6 +114,6 @@ class Twice(nn.Module):
 def test_a_turned_weight_that_is_used_twice_is_kept():
     torch.manual_seed(0)
     model, feeds = Twice().eval(), {"x": noise(2, 4, 6)}
-    network = torch_network.export(model, feeds)
+    network = torch_export.export(model, feeds)
     layers = torch_network.match(model, survey(network, feeds), feeds)
     assert [la.reason for la in layers] == ["its module's weight is used more than once"] * 2

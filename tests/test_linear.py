@@ -1,5 +1,7 @@
 """Linear layers: convolutions over no axes, split in two products where that is asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -16,12 +18,13 @@ from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
 from converter.kernels.form import decompose, refit, refusal, relative_error, skeleton
 from converter.kernels.forms import FORMS
-from converter.networks import torch_network
+from converter.kernels.metric import Metric
+from converter.networks import torch_export, torch_network
 from converter.networks.onnx_network import open_session, run
-from converter.networks.onnx_rewrite import replace_kernels, rewrite
+from converter.networks.onnx_rewrite import replace_weights, rewrite
 from converter.networks.survey import count_macs, survey
 from converter.networks.torch_modules import read_module, to_modules
-from converter.planning.calibrate import sample_patches
+from converter.planning.calibrate import choose_positions, cut_patches
 from converter.planning.plan import make_plan
 
 CHANNEL = FORMS["channel"]
@@ -114,8 +117,25 @@ def test_a_product_is_read_and_rewritten_over_any_axes(shape):
     found = run(open_session(rewritten), {"x": x})["y"]
     dense = chain.dense().kernel.astype(np.float32)
     assert difference(found, x @ dense.T) < 1e-5
-    twin = replace_kernels(model, {"y": dense})
+    twin = replace_weights(model, {"y": replace(layer.conv, kernel=dense)})
     assert difference(run(open_session(twin), {"x": x})["y"], found) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 5, 8)])
+def test_a_product_without_a_bias_can_be_given_one(shape):
+    text = MATMUL if len(shape) == 3 else MATMUL.replace("T, ", "")
+    x = noise(*shape)
+    model, layer = surveyed(text, x, w=noise(8, 6))
+    bias = noise(6, seed=3)
+    chain = decompose(layer.conv, CHANNEL, (6,)).with_bias(bias)
+    wanted = run(open_session(model), {"x": x})["y"] + bias
+    for given_one in (
+        rewrite(model, {"y": ("w", chain)}),
+        replace_weights(model, {"y": replace(layer.conv, bias=bias)}),
+    ):
+        onnx.checker.check_model(ir.to_proto(given_one), full_check=True)
+        assert difference(run(open_session(given_one), {"x": x})["y"], wanted) < 1e-5
+    assert difference(run(open_session(model), {"x": x})["y"] + bias, wanted) == 0
 
 
 @pytest.mark.parametrize(
@@ -165,18 +185,20 @@ def test_a_weight_that_is_not_finite_is_refused():
 @pytest.mark.parametrize("shape", [(50, 8), (10, 5, 8)])
 def test_what_it_sees_are_vectors_of_the_last_axis(shape):
     x = noise(*shape)
-    found = sample_patches(x, linear(), 40, np.random.default_rng(0))
+    at = choose_positions(linear(), x.shape, 40, np.random.default_rng(0))
+    found = cut_patches(x, linear(), at)
     assert found.shape == (1, 40, 8)
+    assert np.array_equal(found[0], at.read(x))
     assert np.abs(found[0][:, None] - x.reshape(-1, 8)).max(-1).min(1).max() == 0
 
 
 def test_the_last_step_is_solved_again():
     conv = linear()
-    patches = sample_patches(noise(90, 8).cumsum(1), conv, 80, np.random.default_rng(0))
-    moments = patches.swapaxes(1, 2).astype(np.float64) @ patches / 80
+    patches = noise(90, 8).cumsum(1).astype(np.float64)
+    metrics = [Metric.of(patches.T @ patches / 90, conv.I)]
     chain = decompose(conv, CHANNEL, (3,))
-    before = relative_error(conv, chain, moments)
-    assert relative_error(conv, refit(conv, chain, moments), moments) < 0.99 * before
+    before = relative_error(conv, chain, metrics)
+    assert relative_error(conv, refit(conv, chain, metrics), metrics) < 0.99 * before
 
 
 class Mixer(nn.Module):
@@ -201,7 +223,7 @@ class Mixer(nn.Module):
 def mixer():
     torch.manual_seed(0)
     model, x = Mixer().eval(), noise(2, 5, 8)
-    network = torch_network.export(model, {"x": x})
+    network = torch_export.export(model, {"x": x})
     layers = torch_network.match(model, survey(network, {"x": x}), {"x": x})
     return model, network, layers, x
 

@@ -1,5 +1,7 @@
 """ONNX graphs: loading, observing, surveying, and rewriting without changing what they compute."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -27,7 +29,7 @@ from converter.kernels.form import decompose, skeleton
 from converter.kernels.forms import FORMS
 from converter.networks import onnx_network
 from converter.networks.onnx_network import observe, open_session, run
-from converter.networks.onnx_rewrite import replace_kernels, rewrite
+from converter.networks.onnx_rewrite import replace_weights, rewrite
 from converter.networks.survey import count_macs, count_params, survey
 
 
@@ -577,9 +579,14 @@ def test_a_half_precision_graph_is_rewritten():
     assert difference(found, wanted) < 5e-3
 
 
-def test_kernels_are_replaced_in_a_copy(two_layers):
+def test_weights_are_replaced_in_a_copy(two_layers):
     before = outputs(two_layers, X)["y"]
-    doubled = replace_kernels(two_layers, {"y": 2 * TWO_WEIGHTS["second"]})
+    second = survey(two_layers, {"x": X})[1].conv
+    doubled = replace_weights(two_layers, {"y": replace(second, kernel=2 * second.kernel)})
     check(doubled)
     assert difference(outputs(doubled, X)["y"], 2 * before) < 1e-5
+    bias = random(5, seed=4)
+    moved = replace_weights(two_layers, {"y": replace(second, bias=bias)})
+    check(moved)
+    assert difference(outputs(moved, X)["y"], before + bias[:, None, None]) < 1e-5
     assert difference(outputs(two_layers, X)["y"], before) == 0

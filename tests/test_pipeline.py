@@ -681,8 +681,8 @@ def test_a_tuned_conversion_ships_the_tuned_weights(from_factory, lesson, tmp_pa
     made = converted(tmp_path / "out", "toy:build", **options)
     assert made.report["met"] is True
     assert made.result.plan == from_factory.result.plan
-    assert [layer["rel_error"] for layer in made.report["layers"]] == [None, None]
-    assert [layer_cells(row)[5] for row in made.result.report.layers] == ["", "-"]
+    assert [layer["rel_error"] for layer in made.report["layers"]] == [None] * 3
+    assert [layer_cells(row)[5] for row in made.result.report.layers] == ["", "-", ""]
     test = noise(128, 3, 8, 8, seed=4)
     wanted = outputs(from_factory.folder / "original.onnx", test)
     before, after = (loss_of(f.folder / "model.onnx", test, wanted) for f in (from_factory, made))

@@ -13,7 +13,7 @@ from torch import nn
 
 import converter
 from converter.errors import ConverterError
-from converter.networks import torch_network
+from converter.networks import torch_export
 from converter.networks.onnx_network import inputs, load, open_session, run
 from converter.networks.survey import survey
 
@@ -36,7 +36,7 @@ def program(model, tmp_path_factory):
 
 
 def test_a_program_becomes_a_graph_that_computes_the_same(program, model):
-    network = torch_network.export_program(program, trust_pickle=True)
+    network = torch_export.export_program(program, trust_pickle=True)
     (item,) = inputs(network)
     assert (item.shape, item.dtype) == ((None, 3, 8, 8), np.float32)
     (found,) = run(open_session(network), {item.name: X}).values()
@@ -97,10 +97,10 @@ def test_a_damaged_program_is_refused(how, program, tmp_path):
 def test_a_missing_program_is_refused(name, tmp_path):
     (tmp_path / "folder.pt2").mkdir()
     with pytest.raises(ConverterError, match="does not exist, or is no file"):
-        torch_network.export_program(tmp_path / name, trust_pickle=True)
+        torch_export.export_program(tmp_path / name, trust_pickle=True)
 
 
 def test_a_program_cannot_be_tuned(program):
-    config = converter.ConvertConfig(finetune=1, train="x.npz", trust_pickle=True)
+    config = converter.ConvertConfig(finetune=1, trust_pickle=True)
     with pytest.raises(ConverterError, match="--finetune needs a torch model"):
-        converter.convert(program, None, config)
+        converter.convert(program, None, config, calib=X)

@@ -1,5 +1,7 @@
 """Transposed convolutions: chains that compute the same, in torch and in ONNX."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -32,13 +34,14 @@ from converter.kernels.form import (
     skeleton,
 )
 from converter.kernels.forms import FORMS
+from converter.kernels.metric import Metric
 from converter.kernels.taps import turned
-from converter.networks import torch_network
+from converter.networks import torch_export, torch_network
 from converter.networks.onnx_network import open_session, run
-from converter.networks.onnx_rewrite import replace_kernels, rewrite
+from converter.networks.onnx_rewrite import replace_weights, rewrite
 from converter.networks.survey import count_macs, survey
 from converter.networks.torch_modules import read_module, to_modules
-from converter.planning.calibrate import sample_patches
+from converter.planning.calibrate import choose_positions, cut_patches
 
 MODULES = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
@@ -192,14 +195,13 @@ def test_a_depthwise_transposed_convolution_is_split():
 @given(conv=transposed(), seed=st.integers(0, 9))
 def test_patches_give_the_responses(conv, seed):
     x = small_input(conv).astype(np.float32)
-    patches = sample_patches(x, conv, 20, np.random.default_rng(seed))
+    at = choose_positions(conv, x.shape, 20, np.random.default_rng(seed))
+    patches = cut_patches(x, conv, at)
     assert patches.shape == (conv.groups, 20, conv.kernel[0].size)
     O = conv.O // conv.groups
     found = patches @ conv.kernel.reshape(conv.groups, O, -1).swapaxes(1, 2)  # (g, P, O/g)
-    every = compute([Chain((conv,)).with_bias(None).steps[0]], x.astype(np.float64))
-    every = every.reshape(len(x), conv.groups, O, -1).transpose(1, 0, 3, 2)
-    every = every.reshape(conv.groups, -1, O)
-    assert np.abs(found[:, :, None] - every[:, None]).max(-1).min(-1).max() < 1e-3
+    wanted = at.read(compute([Chain((conv,)).with_bias(None).steps[0]], x.astype(np.float64)))
+    assert np.abs(np.concatenate(list(found), axis=1) - wanted).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -210,11 +212,14 @@ def test_the_last_step_is_solved_again(name, groups):
         transposed=True,
     )  # fmt: skip
     inputs = noise(9, 8, 7, 6).cumsum(1)
-    patches = sample_patches(inputs, conv, 800, np.random.default_rng(0)).astype(np.float64)
-    moments = patches.swapaxes(1, 2) @ patches / 800
+    at = choose_positions(conv, inputs.shape, 800, np.random.default_rng(0))
+    metrics = [
+        Metric.of(part.T @ part / 800, conv.I // groups)
+        for part in cut_patches(inputs, conv, at).astype(np.float64)
+    ]
     chain = decompose(conv, FORMS[name], fit_rank((4, 4), FORMS[name], conv))
-    before = relative_error(conv, chain, moments)
-    assert relative_error(conv, refit(conv, chain, moments), moments) < 0.995 * before
+    before = relative_error(conv, chain, metrics)
+    assert relative_error(conv, refit(conv, chain, metrics), metrics) < 0.995 * before
 
 
 @SOME
@@ -255,7 +260,7 @@ def decoder(axes):
 @pytest.fixture(scope="module", params=[1, 2, 3])
 def exported(request):
     model, x = decoder(request.param), noise(2, 4, *range(3, 3 + request.param))
-    network = torch_network.export(model, {"x": x})
+    network = torch_export.export(model, {"x": x})
     return model, network, survey(network, {"x": x}), x
 
 
@@ -282,8 +287,12 @@ def test_the_torch_copy_is_the_twin_of_the_graph(exported, name, share):
     assert difference(found, copied) < 1e-4
     if share == 1 and name != "lvh":
         assert difference(found, original) < 1e-4
-    dense = {la.output: chains[la.name].dense().kernel for la in layers if la.name in chains}
-    twin = replace_kernels(network, {n: k.astype(np.float32) for n, k in dense.items()})
+    dense = {
+        la.output: replace(la.conv, kernel=chains[la.name].dense().kernel.astype(np.float32))
+        for la in layers
+        if la.name in chains
+    }
+    twin = replace_weights(network, dense)
     (expected,) = run(open_session(twin), {"x": x}).values()
     assert difference(found, expected) < 1e-4
 
@@ -342,5 +351,5 @@ class Sized(nn.Module):
 
 def test_a_module_that_is_told_its_output_size_is_kept():
     model, feeds = Sized().eval(), {"x": noise(1, 4, 5, 6)}
-    (layer,) = torch_network.match(model, survey(torch_network.export(model, feeds), feeds), feeds)
+    (layer,) = torch_network.match(model, survey(torch_export.export(model, feeds), feeds), feeds)
     assert layer.reason == "its module is not called exactly once, with one input"

@@ -141,7 +141,7 @@ def _batches(
         for segment in walk.segments
     )
     count = max(int(memory / (4 * max(widest, 1))), 1) * (batch_size or 1)
-    images = data.sample(count, seed)
+    images = data.sample(count, seed).filled(batch_size or 1)
     size = batch_size or LARGEST_BATCH
     return [f for indices, f in images.batches(size) if len(indices) == size or not batch_size]
 

@@ -40,10 +40,7 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
         assert source is not None
         build = BUILDERS.get(len(chain.steps[0].k), _chain_nodes)
         nodes = build(copy.graph, source, chain, prefix)
-        ir.convenience.replace_nodes_and_values(
-            copy.graph, node, [node], nodes, [node.outputs[0]], [nodes[-1].outputs[0]]
-        )
-        nodes[-1].outputs[0].name = key
+        _replace(copy.graph, node, nodes)
         for value in weights:
             if not value.uses() and not value.is_graph_output():
                 copy.graph.initializers.pop(str(value.name), None)
@@ -63,17 +60,28 @@ def replace_weights(model: ir.Model, convs: Mapping[str, Conv]) -> ir.Model:
         convs: By the name of the node's output; kernels as ``Conv`` has them.
     """
     copy = model.clone()
-    for node in copy.graph:
+    for node in list(copy.graph):
         key = str(node.outputs[0].name)
         if node.op_type not in REWRITTEN or key not in convs:
             continue
+        source, bias = node.inputs[0], convs[key].bias
+        if node.op_type == "MatMul" and bias is not None:
+            assert source is not None
+            _replace(copy.graph, node, _product_nodes(copy.graph, source, convs[key], f"{key}.new"))
+            continue
         kernel = _stored(node, convs[key].kernel)
         node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", kernel))
-        bias = convs[key].bias
         if bias is not None:
             node.resize_inputs(3)
             node.replace_input_with(2, _initializer(copy.graph, f"{key}.bias", bias))
     return copy
+
+
+def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
+    """Put ``nodes`` in the place of ``node``; its value keeps its name."""
+    old, new = node.outputs[0], nodes[-1].outputs[0]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [old], [new])
+    new.name = old.name
 
 
 def _stored(node: ir.Node, kernel: np.ndarray) -> np.ndarray:
@@ -86,18 +94,29 @@ def _stored(node: ir.Node, kernel: np.ndarray) -> np.ndarray:
 
 
 def _linear_nodes(graph: ir.Graph, source: ir.Value, chain: Chain, prefix: str) -> list[ir.Node]:
-    """Build a chain over no axes as products; only one with a bias must be a Gemm."""
+    """Build a chain over no axes as products; one with a bias is a Gemm if it takes a matrix."""
+    matrix = source.shape is not None and len(source.shape) == 2
     nodes: list[ir.Node] = []
-    value = source
     for number, step in enumerate(chain.steps):
-        name = f"{prefix}.{number}"
-        values = [value, _initializer(graph, f"{name}.weight", step.kernel.T)]
-        if step.bias is not None:
-            values.append(_initializer(graph, f"{name}.bias", step.bias))
-        kind = "MatMul" if step.bias is None else "Gemm"
-        nodes.append(ir.node(kind, values, name=name))
-        value = nodes[-1].outputs[0]
-        value.name = name
+        value = nodes[-1].outputs[0] if nodes else source
+        nodes += _product_nodes(graph, value, step, f"{prefix}.{number}", matrix)
+    return nodes
+
+
+def _product_nodes(
+    graph: ir.Graph, source: ir.Value, step: Conv, name: str, matrix: bool = False
+) -> list[ir.Node]:
+    """Build a linear layer, whose input is a ``matrix`` for certain or has any axes."""
+    values = [source, _initializer(graph, f"{name}.weight", step.kernel.T)]
+    bias = [] if step.bias is None else [_initializer(graph, f"{name}.bias", step.bias)]
+    if matrix and bias:
+        nodes = [ir.node("Gemm", [*values, *bias], name=name)]
+    else:
+        nodes = [ir.node("MatMul", values, name=name)]
+        nodes[0].outputs[0].name = f"{name}.product" if bias else name
+        if bias:
+            nodes.append(ir.node("Add", [nodes[0].outputs[0], *bias], name=f"{name}.add"))
+    nodes[-1].outputs[0].name = name
     return nodes
 
 

@@ -44,20 +44,23 @@ def remembered(folder: Path | None, key: str, conv: Conv, compute: Callable[[], 
     path = folder / f"v{VERSION}" / key[:2] / f"{key}.npz"
     try:
         with np.load(path, allow_pickle=False) as entry:
+            if str(entry["key"]) != key:
+                raise ValueError("This is the entry of another key.")
             groups = entry["groups"].tolist()
             return assemble(conv, [(entry[str(n)], group) for n, group in enumerate(groups)])
     except Exception:  # whatever is wrong with an entry, the remedy is the same
         chain = compute()
     with contextlib.suppress(OSError):
-        _keep(path, chain)
+        _keep(path, key, chain)
     return chain
 
 
-def _keep(path: Path, chain: Chain) -> None:
+def _keep(path: Path, key: str, chain: Chain) -> None:
     """Write an entry whole: beside its place, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {str(n): step.kernel for n, step in enumerate(chain.steps)}
     arrays["groups"] = np.array([step.groups for step in chain.steps])
+    arrays["key"] = np.array(key)
     handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -158,7 +158,8 @@ def second_moments(
     Returns:
         By layer name, a metric for each group.
     """
-    images = data.sample(IMAGES, seed)
+    least = batch_size or 1
+    images = data.sample(max(IMAGES, least), seed).filled(least)
     convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
     full = _those_that_fit(convs, memory)
     sums: dict[str, list[list[np.ndarray]]] = {}
@@ -208,12 +209,12 @@ def _those_that_fit(convs: Mapping[str, Conv], memory: float) -> set[str]:
 
 
 def _sums(patches: np.ndarray, I: int, full: bool) -> list[np.ndarray]:
-    """Sum x x^T over patches (P, I K): (n, n), or of channels (I, I) and window (K, K)."""
+    """Sum x x^T over patches (P, I K): (n, n); or channels (I, I), a mean, and window (K, K)."""
     if full:
         return [_squares(patches)]
     blocks = patches.reshape(len(patches), I, -1)
     channels = _squares(blocks.transpose(0, 2, 1).reshape(-1, I))
-    return [channels, _squares(blocks.reshape(len(patches) * I, -1))]
+    return [channels / blocks.shape[2], _squares(blocks.reshape(len(patches) * I, -1))]
 
 
 def _squares(rows: np.ndarray) -> np.ndarray:

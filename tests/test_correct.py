@@ -1,0 +1,480 @@
+"""Correction between layers: it loses nothing at full rank, never makes it worse, and ships."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from conftest import make_net, noise
+from networks_for_tests import difference, from_text
+from torch import nn
+
+import converter
+from converter.data import from_arrays
+from converter.delivery.correct import Surroundings, correct, surroundings
+from converter.kernels.form import fit_rank, full_rank, refusal
+from converter.kernels.forms import FORMS
+from converter.networks.onnx_network import load, observe
+from converter.networks.onnx_rewrite import rewrite
+from converter.networks.survey import survey
+from converter.planning.calibrate import second_moments
+from converter.planning.solve import solve_layer, solve_layers
+
+RESIDUAL = """g (float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    b = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1]> (b, w1)
+    d = Add (c, b)
+    e = Relu (d)
+    f = Conv <pads = [1, 1, 1, 1]> (e, w2, b2)
+    y = Add (e, f)
+}"""
+POOLED = """g (float[N, 4, 8, 8] x) => (float[N, 8, 2, 2] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    b = Relu (a)
+    c = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (b)
+    d = Conv <pads = [1, 1, 1, 1]> (c, w1)
+    e = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (d)
+    y = Relu (e)
+}"""
+STRIDED = """g (float[N, 4, 8, 8] x) => (float[N, 8, 4, 4] y) {
+    a = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (x, w0, b0)
+    s = Conv <strides = [2, 2]> (x, w3)
+    b = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1]> (b, w1)
+    d = Add (s, c)
+    y = Relu (d)
+}"""
+GROUPED = """g (float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    b = Relu (a)
+    c = Conv <group = 2, pads = [1, 1, 1, 1]> (b, half)
+    y = Relu (c)
+}"""
+SIGNALS = """g (float[N, 4, 24] x) => (float[N, 8, 12] y) {
+    a = Conv <pads = [2, 2]> (x, s0)
+    b = Relu (a)
+    m = MaxPool <kernel_shape = [2], strides = [2]> (b)
+    y = Conv <pads = [2, 2]> (m, s1, b2)
+}"""
+VOLUMES = """g (float[N, 4, 5, 4, 5] x) => (float[N, 8, 5, 4, 5] y) {
+    a = Conv <pads = [1, 1, 1, 1, 1, 1]> (x, v0, b0)
+    b = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1, 1, 1]> (b, v1)
+    y = Add (c, b)
+}"""
+UP = """g (float[N, 4, 5, 5] x) => (float[N, 8, 10, 10] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    b = Relu (a)
+    c = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1]> (b, up)
+    y = Relu (c)
+}"""
+LINEAR = """g (float[N, 6, 10] x) => (float[N, 6, 12] y) {
+    a = MatMul (x, l0)
+    b = Relu (a)
+    y = MatMul (b, l1)
+}"""
+GEMM = """g (float[N, 10] x) => (float[N, 12] y) {
+    a = Gemm (x, l0, bias)
+    b = Relu (a)
+    y = MatMul (b, l1)
+}"""
+BIAS = noise(8, seed=9) / 2
+WEIGHTS = {
+    "w0": noise(8, 4, 3, 3) / 5,
+    "w1": noise(8, 8, 3, 3, seed=1) / 8,
+    "w2": noise(8, 8, 3, 3, seed=2) / 8,
+    "w3": noise(8, 4, 1, 1, seed=3) / 2,
+    "half": noise(8, 4, 3, 3, seed=4) / 6,
+    "s0": noise(8, 4, 5, seed=5) / 4,
+    "s1": noise(8, 8, 5, seed=6) / 6,
+    "v0": noise(8, 4, 3, 3, 3, seed=7) / 9,
+    "v1": noise(8, 8, 3, 3, 3, seed=8) / 12,
+    "up": noise(8, 8, 4, 4, seed=10) / 8,
+    "l0": noise(10, 16, seed=11) / 3,
+    "l1": noise(16, 12, seed=12) / 4,
+    "bias": noise(16, seed=13) / 2,
+    "b0": BIAS,
+    "b2": BIAS[::-1].copy(),
+}
+NETWORKS = {
+    "residual": RESIDUAL,
+    "pooled": POOLED,
+    "strided": STRIDED,
+    "grouped": GROUPED,
+    "signals": SIGNALS,
+    "volumes": VOLUMES,
+    "transposed": UP,
+    "linear": LINEAR,
+    "gemm": GEMM,
+}
+
+
+def smooth(shape, count=48, seed=0):
+    """Inputs whose neighbours resemble one another, as those of images do."""
+    x = noise(count, *shape, seed=seed)
+    for axis in range(2, x.ndim):
+        x = x + np.roll(x, 1, axis) + np.roll(x, 2, axis)
+    return (x + x[:, :1]) / x.std()
+
+
+def setting(name, **changed):
+    text = NETWORKS[name]
+    used = {w: a for w, a in (WEIGHTS | changed).items() if f"{w})" in text or f"{w}," in text}
+    model = ir.from_proto(from_text(text, **used))
+    (value,) = model.graph.inputs
+    data = from_arrays({"x": smooth([d for d in value.shape if isinstance(d, int)])}, "smooth")
+    return model, survey(model, data.read(np.arange(2))), data
+
+
+def choose(layers, share, names=("channel",)):
+    """The first of the forms ``names`` that fits, at a share of its full rank."""
+    chosen = {}
+    for layer in layers:
+        form = next(FORMS[n] for n in names if refusal(FORMS[n], layer.conv) is None)
+        rank = tuple(round(share * r) for r in full_rank(form, layer.conv))
+        chosen[layer.name] = (form, fit_rank(rank, form, layer.conv))
+    return chosen
+
+
+def corrected(model, layers, data, chosen, **options):
+    return correct(model, layers, chosen, data, partial(solve_layer, seed=0), **options)
+
+
+def uncorrected(model, layers, data, chosen):
+    todo = [layer for layer in layers if layer.name in chosen]
+    return solve_layers(layers, chosen, second_moments(model, todo, data))
+
+
+def rewritten(model, layers, chains):
+    return rewrite(model, {la.output: (la.name, chains[la.name]) for la in layers})
+
+
+def error(model, other, data):
+    x = data.read(np.arange(data.count))
+    return difference(observe(other, ["y"], x)["y"], observe(model, ["y"], x)["y"])
+
+
+@pytest.mark.parametrize("forms", [("channel",), ("spatial", "channel"), ("tucker", "channel")])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_at_full_rank_it_changes_nothing(name, forms):
+    model, layers, data = setting(name)
+    chains, errors = corrected(model, layers, data, choose(layers, 1, forms))
+    assert list(chains) == list(errors) == [layer.name for layer in layers]
+    assert max(errors.values()) < 1e-4
+    assert error(model, rewritten(model, layers, chains), data) < 1e-4
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+@pytest.mark.parametrize("forms", [("channel",), ("spatial", "channel")])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_makes_nothing_worse_on_what_it_has_seen(name, forms, share):
+    model, layers, data = setting(name)
+    chosen = choose(layers, share, forms)
+    chains, errors = corrected(model, layers, data, chosen)
+    after = error(model, rewritten(model, layers, chains), data)
+    before = error(model, rewritten(model, layers, uncorrected(model, layers, data, chosen)), data)
+    assert after <= before
+    assert min(errors.values()) > 0 and max(errors.values()) < 1
+
+
+def test_it_makes_a_residual_network_much_better():
+    model, layers, data = setting("residual")
+    chosen = choose(layers, 0.4)
+    chains, _ = corrected(model, layers, data, chosen)
+    after = error(model, rewritten(model, layers, chains), data)
+    before = error(model, rewritten(model, layers, uncorrected(model, layers, data, chosen)), data)
+    assert after < 0.9 * before
+
+
+def test_what_follows_an_error_makes_up_for_it():
+    """The second of two products sees what the first makes; its rank allows to undo that."""
+    text = """g (float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] y) {
+        a = Conv (x, first)
+        y = Conv (a, w1)
+    }"""
+    first = WEIGHTS["w3"]
+    model = ir.from_proto(from_text(text, first=first, w1=WEIGHTS["w1"]))
+    data = from_arrays({"x": smooth((4, 8, 8))}, "smooth")
+    layers = survey(model, data.read(np.arange(2)))
+    chosen = {"first": (FORMS["channel"], (2,))}
+    alone, _ = corrected(model, layers[:1], data, chosen)
+    chosen["w1"] = (FORMS["channel"], (8,))
+    both, _ = corrected(model, layers, data, chosen)
+    once, twice = (
+        error(model, rewritten(model, layers[:n], chains), data)
+        for n, chains in ((1, alone), (2, both))
+    )
+    assert twice <= once
+
+
+def test_layers_that_are_not_chosen_are_left_alone():
+    model, layers, data = setting("residual")
+    chosen = {layers[1].name: choose(layers, 0.4)[layers[1].name]}
+    chains, errors = corrected(model, layers, data, chosen)
+    assert list(chains) == list(errors) == [layers[1].name]
+
+
+def bytes_of(chains):
+    return [
+        array.tobytes()
+        for chain in chains.values()
+        for step in chain.steps
+        for array in (step.kernel, step.bias)
+        if array is not None
+    ]
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    model, layers, data = setting("pooled")
+    chosen = choose(layers, 0.4)
+    (one, _), (two, _), (other, _) = (
+        corrected(model, layers, data, chosen, seed=seed) for seed in (1, 1, 2)
+    )
+    assert bytes_of(one) == bytes_of(two)
+    assert bytes_of(one) != bytes_of(other)
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "transposed", "linear"])
+def test_with_little_memory_layers_are_solved_under_factors(name):
+    model, layers, data = setting(name)
+    full = []
+
+    def solve(conv, form, rank, metrics, start):
+        full.extend(metric.full is not None for metric in metrics)
+        return solve_layer(conv, form, rank, metrics, start, seed=0)
+
+    chains, errors = correct(model, layers, choose(layers, 0.5), data, solve, memory=2000.0)
+    assert full and not any(full)
+    assert max(errors.values()) < 1
+    assert error(model, rewritten(model, layers, chains), data) < 1
+    chains, _ = correct(model, layers, choose(layers, 1), data, solve, memory=2000.0)
+    assert error(model, rewritten(model, layers, chains), data) < 0.02
+
+
+def test_a_batch_size_that_the_network_insists_on_is_kept(tmp_path):
+    make_net(tmp_path / "net.onnx", batch=4)
+    network = load(tmp_path / "net.onnx")
+    x = noise(10, 3, 8, 8)
+    x[8:] = np.nan  # of the last batch, which is incomplete
+    data = from_arrays({"x": x}, "noise")
+    layers = [layer for layer in survey(network, data.read(np.arange(4))) if layer.conv.k]
+    chains, errors = corrected(network, layers, data, choose(layers, 0.5), batch_size=4)
+    assert len(chains) == 2
+    assert all(np.isfinite(found) for found in errors.values())
+    assert all(np.isfinite(array).all() for array in map(np.frombuffer, bytes_of(chains)))
+
+
+def test_fewer_examples_than_the_batch_are_repeated(tmp_path):
+    make_net(tmp_path / "net.onnx", batch=4)
+    network = load(tmp_path / "net.onnx")
+    x = noise(3, 3, 8, 8)
+    few, same = (from_arrays({"x": array}, "noise") for array in (x, x[[0, 1, 2, 0]]))
+    layers = [la for la in survey(network, same.read(np.arange(4))) if la.conv.k]
+    chosen = choose(layers, 0.5)
+    one, two = (corrected(network, layers, data, chosen, batch_size=4)[0] for data in (few, same))
+    assert bytes_of(one) == bytes_of(two)
+    one, two = (second_moments(network, layers, data, batch_size=4) for data in (few, same))
+    for name in one:
+        assert np.array_equal(one[name][0].full, two[name][0].full)
+
+
+@pytest.mark.parametrize("name", ["residual", "pooled", "strided", "signals"])
+def test_activations_that_are_always_zero_do_no_harm(name):
+    bias = np.full(8, -1e3, np.float32)
+    model, layers, data = setting(name, b0=bias, **({"s0": -abs(WEIGHTS["s0"])}))
+    chains, errors = corrected(model, layers, data, choose(layers, 0.4))
+    assert all(np.isfinite(step.kernel).all() for c in chains.values() for step in c.steps)
+    assert all(np.isfinite(found) for found in errors.values())
+    assert error(model, rewritten(model, layers, chains), data) < 1
+
+
+def test_inputs_that_are_all_zero_do_no_harm():
+    model, layers, _ = setting("residual")
+    data = from_arrays({"x": np.zeros((8, 4, 8, 8), np.float32)}, "zeros")
+    chains, errors = corrected(model, layers, data, choose(layers, 0.4))
+    assert all(np.isfinite(found) for found in errors.values())
+    assert all(np.isfinite(step.kernel).all() for c in chains.values() for step in c.steps)
+    assert error(model, rewritten(model, layers, chains), data) < 0.2
+
+
+HALVED = {
+    "form": ("channel", "fc=channel"),
+    "rank": ("0.5",),
+    "only": ("conv0", "conv1", "conv2", "fc"),
+}
+
+
+class Normed(nn.Module):
+    """BatchNorm behind convolutions without a bias, a shortcut, pooling and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv0 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm0 = nn.BatchNorm2d(8)
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 12, bias=False)
+
+    def forward(self, x):
+        x = torch.relu(self.norm0(self.conv0(x)))
+        x = torch.relu(self.norm1(self.conv1(x)) + x)
+        x = torch.max_pool2d(torch.relu(self.conv2(x)), 2)
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def normed():
+    """A model with uneven norms, one of whose channels is dead, and its conversion."""
+    torch.manual_seed(0)
+    model = Normed()
+    for norm in (model.norm0, model.norm1):
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            nn.init.uniform_(tensor, 0.3, 1.5)
+    with torch.no_grad():
+        model.norm0.weight[3] = 0
+    x = smooth((3, 8, 8), 64)
+    result = converter.convert(model.eval(), x[:1], converter.ConvertConfig(**HALVED), calib=x)
+    assert set(result.plan.chosen()) == {"conv0", "conv1", "conv2", "fc"}
+    return model, result, x
+
+
+def outputs_of(network, x):
+    (value,), (output,) = network.graph.inputs, network.graph.outputs
+    return observe(network, [output.name], {value.name: x})[output.name]
+
+
+def output_of(module, x):
+    with torch.no_grad():
+        return module(torch.from_numpy(x)).numpy()
+
+
+def test_the_torch_copy_is_the_twin_of_the_graph(normed):
+    model, result, x = normed
+    assert result.report.met
+    found = outputs_of(result.converted, x)
+    assert difference(found, output_of(result.model, x)) < 1e-4
+    assert difference(found, output_of(model, x)) > 1e-3
+    kinds = [type(module) for module in result.model.modules()]
+    assert kinds.count(nn.BatchNorm2d) == 2
+    for name in ("conv0", "conv1", "conv2", "fc"):
+        assert result.model.get_submodule(name)[-1].bias is not None
+
+
+def test_a_new_bias_is_saved_and_loaded(normed, tmp_path):
+    _, result, x = normed
+    result.save(tmp_path / "out")
+    loaded = converter.load(tmp_path / "out")
+    assert difference(output_of(loaded, x), output_of(result.model, x)) < 1e-5
+
+
+def test_a_factory_is_loaded_with_a_new_bias(workplace):
+    x = noise(32, 3, 8, 8)
+    config = converter.ConvertConfig(form=("channel",), rank=("4",), input_shape=("1,3,8,8",))
+    result = converter.convert("toy:build", None, config, calib=x)
+    result.save(workplace / "out")
+    loaded = converter.load(workplace / "out")
+    saved, kept = (m.get_submodule("conv2")[-1].bias for m in (loaded, result.model))
+    assert torch.equal(saved, kept)
+    assert saved.abs().max() > 0
+    assert difference(output_of(loaded, x), output_of(result.model, x)) < 1e-6
+
+
+def test_the_network_is_nearer_to_the_original_than_without(normed):
+    model, result, x = normed
+    config = converter.ConvertConfig(**HALVED, correct=False)
+    blind = converter.convert(model, x[:1], config, calib=x)
+    wanted = outputs_of(result.original, x)
+    after, before = (difference(outputs_of(r.converted, x), wanted) for r in (result, blind))
+    assert after < before
+    rows = [row for row in result.report.layers if row.form]
+    assert len(rows) == 4
+    assert all(0 < row.rel_error < 1 for row in rows)
+
+
+def around(body, value="c", **weights):
+    text = f"g (float[N, 4, 8, 8] x, float[N, 8, 8, 8] u) => (float[N, 8, P, Q] y) {{ {body} }}"
+    model = ir.from_proto(from_text(text, w=noise(8, 4, 3, 3), **weights))
+    feeds = {"x": noise(2, 4, 8, 8), "u": noise(2, 8, 8, 8)}
+    layer = next(la for la in survey(model, feeds) if la.output == value)
+    return surroundings(model, layer)
+
+
+CONV = "c = Conv <pads = [1, 1, 1, 1]> (x, w)"
+NOTHING = Surroundings(None, False, (1, 1))
+RECTIFIED = Surroundings(None, True, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("y = Relu (c)", RECTIFIED),
+        ("y = Sigmoid (c)", NOTHING),
+        ("d = Relu (c) y = Relu (d)", RECTIFIED),
+        ("v = Relu (u) y = Add (c, v)", Surroundings("v", False, (1, 1))),
+        ("v = Relu (u) y = Add (v, c)", Surroundings("v", False, (1, 1))),
+        ("v = Neg (u) d = Add (c, v) y = Relu (d)", Surroundings("v", True, (1, 1))),
+        ("y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (c)", NOTHING),
+        ("y = MaxPool <kernel_shape = [2, 4], strides = [2, 4]> (c)", NOTHING),
+        (
+            "v = Neg (u) d = Add (v, c) e = Relu (d) "
+            "y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (e)",
+            Surroundings("v", True, (2, 2)),
+        ),
+    ],
+)
+def test_what_follows_is_recognised(body, found):
+    if "(c)" in body and "MaxPool" in body:
+        found = replace(found, pool=(2, 4) if "[2, 4]" in body else (2, 2))
+    assert around(f"{CONV} {body}") == found
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "kernel_shape = [3, 3], strides = [2, 2]",
+        "kernel_shape = [2, 2]",
+        "kernel_shape = [2, 2], strides = [3, 3]",
+        "kernel_shape = [2, 2], strides = [2, 2], pads = [1, 1, 1, 1]",
+        "kernel_shape = [2, 2], strides = [2, 2], pads = [0, 0, 0, 1]",
+        "kernel_shape = [3, 3], strides = [3, 3], ceil_mode = 1",
+        "kernel_shape = [2, 2], strides = [2, 2], dilations = [2, 2]",
+        'kernel_shape = [2, 2], strides = [2, 2], auto_pad = "SAME_UPPER"',
+    ],
+)
+def test_windows_that_do_not_tile_are_refused(pool):
+    assert around(f"{CONV} d = Relu (c) y = MaxPool <{pool}> (d)") == RECTIFIED
+    assert around(f"{CONV} y = MaxPool <{pool}> (c)") == NOTHING
+
+
+def test_pools_of_pools_are_one():
+    two = "kernel_shape = [2, 2], strides = [2, 2]"
+    body = f"d = MaxPool <{two}> (c) e = Relu (d) y = MaxPool <{two}> (e)"
+    assert around(f"{CONV} {body}") == Surroundings(None, True, (4, 4))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "d = Relu (c) e = Neg (c) y = Add (d, e)",  # two that see it, one of them all of it
+        "y = Add (c, k)",  # a constant is no shortcut
+        "y = Add (c, c)",
+        "y = Mul (c, u)",
+    ],
+)
+def test_whatever_else_follows_is_nothing(body):
+    weights = {"k": noise(8, 1, 1)} if "k" in body else {}
+    assert around(f"{CONV} {body}", **weights) == NOTHING
+
+
+def test_an_output_of_the_network_is_wanted_as_it_is():
+    text = """g (float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] c, float[N, 8, 8, 8] y) {
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)
+        y = Relu (c)
+    }"""
+    model = ir.from_proto(from_text(text, w=noise(8, 4, 3, 3)))
+    (layer,) = survey(model, {"x": noise(2, 4, 8, 8)})
+    assert surroundings(model, layer) == NOTHING

@@ -1,0 +1,277 @@
+"""A graph walked in segments: at every cut the values are those of the whole network."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from conftest import noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks_for_tests import difference, from_text
+
+from converter.kernels.form import decompose
+from converter.kernels.forms import FORMS
+from converter.networks.onnx_network import observe
+from converter.networks.onnx_rewrite import rewrite
+from converter.networks.segments import advance, cut
+from converter.networks.survey import survey
+
+BRANCHES = """g (float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y, float[N, 6] z) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, first)
+    b = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1]> (b, second, bias)
+    d = Conv (x, third)
+    e = Add (c, d)
+    f = Relu (e)
+    g = Conv <pads = [1, 1, 1, 1]> (f, second)
+    y = Add (g, b)
+    m = GlobalAveragePool (f)
+    z = Flatten (m)
+}"""
+SEVERAL = """g (float[N, 4, 8, 8] x, float[N, 4, 8, 8] u, float[N, 1, 1, 1] gate) =>
+        (float[N, 6, 8, 8] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, first)
+    b = Conv <pads = [1, 1, 1, 1]> (u, first)
+    c = Mul (b, gate)
+    d = Add (a, c)
+    e = Conv <pads = [1, 1, 1, 1]> (d, second)
+    f = Conv (u, third)
+    y = Add (e, f)
+}"""
+SUBGRAPH = """g (float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, first)
+    s = ReduceMax <keepdims = 0> (a)
+    zero = Constant <value = float {0.0}> ()
+    t = Greater (s, zero)
+    b = Relu (a)
+    y = If (t) <
+        then_branch = yes () => (float[N, 6, 8, 8] p) {
+            q = Conv <pads = [1, 1, 1, 1]> (b, second)
+            p = Add (q, a)
+        },
+        else_branch = no () => (float[N, 6, 8, 8] o) { o = Neg (a) }
+    >
+}"""
+UNBATCHED = """g (float[N, 4, 8, 8] x) => (float[N, 6, 64] y) {
+    w = Constant <value_floats = [0.5, 2.0, 1.0, 3.0, 1.5, 0.25]> ()
+    shape = Constant <value_ints = [6, 1, 1]> ()
+    scale = Reshape (w, shape)
+    a = Conv <pads = [1, 1, 1, 1]> (x, first)
+    whole = Shape (a)
+    zero = Constant <value_ints = [0]> ()
+    two = Constant <value_ints = [2]> ()
+    n = Slice (whole, zero, two)
+    rest = Constant <value_ints = [-1]> ()
+    to = Concat <axis = 0> (n, rest)
+    b = Mul (a, scale)
+    c = Conv <pads = [1, 1, 1, 1]> (b, second)
+    y = Reshape (c, to)
+}"""
+FIXED = """g (float[3, 4, 8, 8] x) => (float[3, 384] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, first)
+    to = Constant <value_ints = [3, 6, 64]> ()
+    b = Reshape (a, to)
+    back = Constant <value_ints = [3, 6, 8, 8]> ()
+    c = Reshape (b, back)
+    d = Conv <pads = [1, 1, 1, 1]> (c, second, bias)
+    flat = Constant <value_ints = [3, 384]> ()
+    y = Reshape (d, flat)
+}"""
+WEIGHTS = {
+    "first": noise(6, 4, 3, 3),
+    "second": noise(6, 6, 3, 3, seed=1) / 8,
+    "third": noise(6, 4, 1, 1, seed=2),
+    "bias": noise(6, seed=3),
+}
+NETWORKS = {
+    "branches": BRANCHES,
+    "several inputs": SEVERAL,
+    "a subgraph": SUBGRAPH,
+    "values without a batch": UNBATCHED,
+    "a fixed batch": FIXED,
+}
+
+
+def network(name):
+    text = NETWORKS[name]
+    used = {w: array for w, array in WEIGHTS.items() if f"{w})" in text or f"{w}," in text}
+    return ir.from_proto(from_text(text, **used))
+
+
+def batches(model, count=2):
+    """Batches of inputs, of 3 examples and then fewer where the network takes fewer."""
+    found = []
+    for number in range(count):
+        feeds = {}
+        for value in model.graph.inputs:
+            size, *rest = value.shape
+            examples = size if isinstance(size, int) else 3 - number
+            feeds[value.name] = noise(examples, *rest, seed=number + len(feeds))
+        found.append(feeds)
+    return found
+
+
+def node_values(model):
+    return [str(node.outputs[0].name) for node in model.graph]
+
+
+def walked(model, marks, feeds, chains=None):
+    """All states of a walk, batch by batch; chains are replaced in the segment they stand in."""
+    walk, states = cut(model, marks), [feeds]
+    for number, segment in enumerate(walk.segments):
+        inside = {name for node in segment.nodes for name in node.output}
+        here = {name: chain for name, chain in (chains or {}).items() if name in inside}
+        states.append(advance(walk, number, states[-1], 1, here))
+    return walk, states
+
+
+@settings(max_examples=12, deadline=None)
+@pytest.mark.parametrize("name", NETWORKS)
+@given(data=st.data())
+def test_every_value_of_a_walk_is_that_of_the_whole_network(name, data):
+    model = network(name)
+    names = node_values(model)
+    marks = data.draw(st.lists(st.sampled_from(names), unique=True, min_size=1).map(sorted))
+    marks.sort(key=names.index)
+    feeds = batches(model)
+    walk, states = walked(model, marks, feeds)
+    assert len(walk.segments) == len(marks)
+    for segment, mark, state in zip(walk.segments, marks, states[1:]):
+        before = names[: names.index(mark)]
+        assert not set(segment.outputs) & set(names[names.index(mark) :])
+        for batch, arrays in zip(feeds, state):
+            assert set(arrays) == set(segment.outputs)
+            inner = [value for value in arrays if value not in batch]
+            assert set(inner) <= set(before)
+            wanted = dict(batch) | observe(model, inner, batch)
+            for value, array in arrays.items():
+                assert array.shape == wanted[value].shape
+                assert array.dtype == wanted[value].dtype
+                assert np.allclose(array, wanted[value], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_the_rest_of_the_network_takes_is_alive(name):
+    model = network(name)
+    for mark in node_values(model):
+        (segment,) = cut(model, [mark]).segments
+        later = list(onnx_nodes(model))[len(segment.nodes) :]
+        made = {value for node in later for value in node.output} | set(WEIGHTS)
+        taken = {value for node in later for value in deep_inputs(node)}
+        inner = {value for node in later for value in inner_values(node)}
+        assert taken - made - inner - {""} == set(segment.outputs)
+
+
+def onnx_nodes(model):
+    return ir.to_proto(model).graph.node
+
+
+def graphs_in(node):
+    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+
+
+def deep_inputs(node):
+    yield from node.input
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            yield from deep_inputs(inner)
+
+
+def inner_values(node):
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            yield from inner.output
+            yield from inner_values(inner)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_chains_in_segments_are_chains_in_the_network(name):
+    model = network(name)
+    feeds = batches(model)
+    layers = [layer for layer in survey(model, feeds[0]) if layer.conv is not None]
+    form = FORMS["channel"]
+    chains = {la.output: (la.name, decompose(la.conv, form, (3,))) for la in layers}
+    names = node_values(model)
+    ends = [n for n in names if not next(iter(users(model, n)), None)]
+    marks = [layer.output for layer in layers] + [e for e in ends if e != layers[-1].output]
+    marks.sort(key=names.index)
+    whole = rewrite(model, chains)
+    _, states = walked(model, marks, feeds, chains)
+    _, originals = walked(model, marks, feeds)
+    changed = 0
+    for state, original in zip(states[1:], originals[1:]):
+        for batch, arrays, before in zip(feeds, state, original):
+            inner = [value for value in arrays if value not in batch]
+            for value, wanted in observe(whole, inner, batch).items():
+                assert np.allclose(arrays[value], wanted, rtol=1e-4, atol=1e-4)
+                changed += not np.allclose(arrays[value], before[value], rtol=0.01, atol=0.01)
+    assert changed
+
+
+def users(model, name):
+    value = next(v for node in model.graph for v in node.outputs if v.name == name)
+    return value.uses()
+
+
+def test_a_weight_that_is_a_node_is_carried_to_the_cut_it_is_used_after():
+    text = """g (float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y) {
+        a = Relu (x)
+        b = Conv <pads = [1, 1, 1, 1]> (a, w)
+        y = Relu (b)
+    }"""
+    proto = from_text(text)
+    kernel = onnx.numpy_helper.from_array(WEIGHTS["first"], "w")
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=kernel))
+    model, x = ir.from_proto(proto), noise(2, 4, 8, 8)
+    (layer,) = survey(model, {"x": x})
+    chains = {"b": (layer.name, decompose(layer.conv, FORMS["channel"], (3,)))}
+    walk, states = walked(model, ["b", "y"], [{"x": x}], chains)
+    assert set(walk.segments[0].outputs) == {"a", "w"}
+    wanted = observe(rewrite(model, chains), ["b"], {"x": x})["b"]
+    assert difference(states[2][0]["b"], wanted) < 1e-5
+
+
+@pytest.mark.parametrize("version", [3, 8])
+def test_weights_listed_as_inputs_are_weights(version):
+    proto = from_text(BRANCHES, **WEIGHTS)
+    proto.ir_version = version
+    proto.graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape)
+        for name, array in WEIGHTS.items()
+    )
+    model, x = ir.from_proto(proto), noise(2, 4, 8, 8)
+    walk, states = walked(model, ["c", "g", "z"], [{"x": x}])
+    assert walk.segments[0].inputs == ("x",)
+    assert set(walk.values) == {"b", "f", "m"}
+    wanted = observe(model, ["b", "f"], {"x": x})
+    for name in ("b", "f"):
+        assert difference(states[2][0][name], wanted[name]) < 1e-5
+
+
+def test_functions_of_the_model_are_known_in_every_segment():
+    proto = onnx.parser.parse_model("""<
+        ir_version: 8, opset_import: ["" : 19, "own" : 1]
+    >
+    g (float[N, 4] x) => (float[N, 4] y) {
+        a = own.twice (x)
+        b = Relu (a)
+        y = own.twice (b)
+    }
+    < domain: "own", opset_import: ["" : 19] >
+    twice (x) => (y) { y = Add (x, x) }
+    """)
+    x = noise(2, 4)
+    _, states = walked(ir.from_proto(proto), ["b", "y"], [{"x": x}])
+    assert np.array_equal(states[1][0]["a"], 2 * x)
+    assert np.array_equal(states[2][0]["b"], np.maximum(2 * x, 0))
+
+
+def test_nodes_after_the_last_cut_are_never_run():
+    text = """g (float[N, 4] x) => (float[N, 4] y) {
+        a = Relu (x)
+        b = Relu (a)
+        y = Add (b, never)
+    }"""
+    model = ir.from_proto(from_text(text, never=noise(9, 9, 9)))
+    _, states = walked(model, ["b"], [{"x": noise(2, 4)}])
+    assert set(states[1][0]) == {"a"}
