@@ -166,8 +166,8 @@ def second_moments(
             conv, inputs = convs[layer.name], seen[layer.source]
             wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
             at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
-            found = [
-                _sums(part, conv.I // conv.groups, layer.name in full)
+            found = [  # in float64: float32 errs by more than the metric's floor
+                _sums(part.astype(np.float64), conv.I // conv.groups, layer.name in full)
                 for part in cut_patches(inputs, conv, at)
             ]
             before = sums.get(layer.name)
@@ -212,7 +212,7 @@ def _sums(patches: np.ndarray, I: int, full: bool) -> list[np.ndarray]:
 
 
 def _squares(rows: np.ndarray) -> np.ndarray:
-    """X^T X; products in float32, sums in float64."""
+    """X^T X; products in the type of the rows, sums in float64."""
     total = np.zeros((rows.shape[1],) * 2)
     for part in np.array_split(rows, max(len(rows) // 8192, 1)):
         total += part.T @ part
