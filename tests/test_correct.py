@@ -300,6 +300,17 @@ def test_inputs_that_are_all_zero_do_no_harm():
     assert error(model, rewritten(model, layers, chains), data) < 0.2
 
 
+@pytest.mark.parametrize("kind", ["constant", "the same in every channel"])
+def test_inputs_of_few_dimensions_are_solved_for(kind):
+    model, layers, _ = setting("residual")
+    x = np.ones((8, 4, 8, 8), np.float32) if kind == "constant" else noise(8, 1, 8, 8)
+    data = from_arrays({"x": np.broadcast_to(x, (8, 4, 8, 8)).copy()}, "few dimensions")
+    chosen = choose(layers, 0.5)
+    plain = uncorrected(model, layers, data, chosen)
+    for chains in (plain, corrected(model, layers, data, chosen)[0]):
+        assert error(model, rewritten(model, layers, chains), data) < 0.5
+
+
 HALVED = {
     "form": ("channel", "fc=channel"),
     "rank": ("0.5",),

@@ -172,8 +172,8 @@ def second_moments(
             wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
             count = min(math.ceil(wanted), count_positions(conv, inputs.shape))
             at = choose_positions(conv, inputs.shape, count, rng)
-            found = [
-                _sums(part, conv.I // conv.groups, layer.name in full)
+            found = [  # in float64: float32 errs by more than the metric's floor
+                _sums(part.astype(np.float64), conv.I // conv.groups, layer.name in full)
                 for part in cut_patches(inputs, conv, at)
             ]
             before = sums.get(layer.name)
@@ -218,7 +218,7 @@ def _sums(patches: np.ndarray, I: int, full: bool) -> list[np.ndarray]:
 
 
 def _squares(rows: np.ndarray) -> np.ndarray:
-    """X^T X; products in float32, sums in float64."""
+    """X^T X; products in the type of the rows, sums in float64."""
     total = np.zeros((rows.shape[1],) * 2)
     for part in np.array_split(rows, max(len(rows) // 8192, 1)):
         total += part.T @ part
