@@ -26,6 +26,7 @@ from converter.kernels.form import (
     fit_rank,
     full_rank,
     parse_rank,
+    path,
     rank_grid,
     refit,
     refusal,
@@ -34,6 +35,7 @@ from converter.kernels.form import (
     skeleton,
 )
 from converter.kernels.forms import FORMS, find_form
+from converter.kernels.metric import Metric
 
 SVD_FORMS = ["spatial", "channel", "decoupled"]
 CP_FORMS = ["flattened", "separable"]
@@ -434,7 +436,7 @@ def test_no_error_is_estimated_for_a_rank_that_does_not_fit(name):
             error_at(rank)
 
 
-@pytest.mark.parametrize("name", ["lvh", "decoupled", "spatial", "tucker", "channel"])
+@pytest.mark.parametrize("name", FORMS)
 def test_a_kernel_of_zeros_gives_zeros(name):
     conv = Conv(np.zeros((6, 4, 3, 3)), np.ones(6), (1, 1), ((0, 0),) * 2, (1, 1))
     chain = decompose(conv, FORMS[name], fit_rank((2, 2), FORMS[name], conv))
@@ -450,8 +452,14 @@ def patches_for(conv, count, seed=0):
     return rng.standard_normal((conv.groups, count, n)) @ mixing
 
 
-def moments_of(patches):
-    return patches.swapaxes(1, 2) @ patches / patches.shape[1]
+def metrics_of(conv, patches):
+    """What the patches (groups, count, n) of each group make of its metric."""
+    return [Metric.of(x.T @ x / len(x), conv.I // conv.groups) for x in patches]
+
+
+def metrics_for(conv, count=400, kronecker=False):
+    metrics = metrics_of(conv, patches_for(conv, count))
+    return [Metric.kronecker(m.channels, m.window) for m in metrics] if kronecker else metrics
 
 
 def responses(conv, patches):
@@ -467,7 +475,9 @@ def test_the_error_under_moments_is_that_of_the_responses(conv, count, data):
     patches = patches_for(conv, count)
     found = responses(chain.dense(), patches)
     wanted = difference(found, responses(conv, patches))
-    assert abs(relative_error(conv, chain, moments_of(patches)) - wanted) < 1e-6
+    found = relative_error(conv, chain, metrics_of(conv, patches))
+    # What no patch shows counts a millionth of the mean power.
+    assert abs(found**2 - wanted**2) < 1e-4 * (1 + wanted**2)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -476,10 +486,10 @@ def test_the_error_under_moments_is_that_of_the_responses(conv, count, data):
 def test_refitting_never_raises_the_error_of_the_responses(name, data):
     form, conv = FORMS[name], data.draw(convolutions_for(name))
     patches = patches_for(conv, data.draw(st.integers(1, 80)))
-    moments = moments_of(patches)
+    metrics = metrics_of(conv, patches)
     chain = decompose(conv, form, some_rank(data.draw, conv, form))
-    again = refit(conv, chain, moments)
-    assert relative_error(conv, again, moments) <= relative_error(conv, chain, moments) + 1e-6
+    again = refit(conv, chain, metrics)
+    assert relative_error(conv, again, metrics) <= relative_error(conv, chain, metrics) + 1e-6
     for before, after in zip(chain.steps[:-1], again.steps[:-1], strict=True):
         assert after is before
     for field in ("stride", "padding", "dilation", "groups", "bias"):
@@ -491,15 +501,15 @@ def test_refitting_never_raises_the_error_of_the_responses(name, data):
 def test_refitting_lowers_the_error_where_inputs_are_unequal(name, groups):
     conv = make_conv((8, 8 // groups, 3, 3), groups=groups)
     chain = decompose(conv, FORMS[name], fit_rank((4, 4), FORMS[name], conv))
-    moments = moments_of(patches_for(conv, 500))
-    before = relative_error(conv, chain, moments)
-    assert relative_error(conv, refit(conv, chain, moments), moments) < 0.95 * before
+    metrics = metrics_for(conv, 500)
+    before = relative_error(conv, chain, metrics)
+    assert relative_error(conv, refit(conv, chain, metrics), metrics) < 0.97 * before
 
 
 @pytest.mark.parametrize("name", EXACT_FORMS)
 def test_refitting_leaves_an_exact_chain_exact(name):
     conv = make_conv((6, 4, 3, 4), groups=2)
-    again = refit(conv, at_full_rank(conv, name), moments_of(patches_for(conv, 7)))
+    again = refit(conv, at_full_rank(conv, name), metrics_for(conv, 7))
     assert relative_error(conv, again) < 1e-5
 
 
@@ -507,8 +517,102 @@ def test_refitting_leaves_an_exact_chain_exact(name):
 def test_refitting_to_white_inputs_keeps_what_is_the_best(name):
     conv = make_conv((8, 4, 3, 3))
     chain = decompose(conv, FORMS[name], fit_rank((3, 3), FORMS[name], conv))
-    again = refit(conv, chain, np.eye(4 * 9)[None])
+    again = refit(conv, chain, [Metric.of(np.eye(4 * 9), 4)])
     assert difference(again.dense().kernel, chain.dense().kernel) < 1e-5
+
+
+@pytest.mark.parametrize("name", EXACT_FORMS)
+@FEW
+@given(data=st.data())
+def test_full_rank_reproduces_the_kernel_under_a_metric_too(name, data):
+    conv = data.draw(convolutions_for(name))
+    count, kronecker = data.draw(st.integers(1, 200)), data.draw(st.booleans())
+    form, metrics = FORMS[name], metrics_for(conv, count, kronecker)
+    chain = decompose(conv, form, full_rank(form, conv), metrics=metrics)
+    assert relative_error(conv, chain, metrics) < 1e-5
+    assert relative_error(conv, chain) < 1e-5
+    x = input_for(conv)
+    assert difference(compute(chain.steps, x), compute([conv], x)) < 1e-5
+
+
+@pytest.mark.parametrize("kronecker", [False, True])
+@pytest.mark.parametrize("k", [(5,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_chain_solved_under_a_metric_is_closer_there(name, k, kronecker):
+    form, conv = FORMS[name], make_conv((12, 6, *k), groups=2, dilation=(2,) * len(k))
+    metrics = metrics_for(conv, kronecker=kronecker)
+    if refusal(form, conv):
+        with pytest.raises(ConverterError, match="cannot stand in"):
+            decompose(conv, form, (4,), metrics=metrics)
+        return
+    rank = fit_rank((4,) * len(full_rank(form, conv)), form, conv)
+    aware = relative_error(conv, decompose(conv, form, rank, 0, metrics), metrics)
+    assert aware < 0.98 * relative_error(conv, decompose(conv, form, rank), metrics)
+
+
+@FEW
+@given(conv=convolutions_for("channel"), data=st.data())
+def test_channel_is_the_best_under_any_metric(conv, data):
+    rank = some_rank(data.draw, conv, FORMS["channel"])
+    metrics = metrics_for(conv)
+    discarded = total = 0.0
+    for part, metric in zip(np.split(conv.kernel, conv.groups), metrics):
+        seen = part.reshape(len(part), -1) @ np.linalg.cholesky(metric.dense())
+        power = np.linalg.svd(seen, compute_uv=False) ** 2
+        discarded += power[rank[0] // conv.groups :].sum()
+        total += power.sum()
+    found = relative_error(conv, decompose(conv, FORMS["channel"], rank, 0, metrics), metrics)
+    assert abs(found - np.sqrt(discarded / total)) < 1e-6
+
+
+@pytest.mark.parametrize("under", [None, "kronecker", "full"])
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "lvh"])
+def test_the_error_never_rises_along_a_path(name, under):
+    form, conv = FORMS[name], make_conv((12, 6, 3, 3), groups=2)
+    metrics = metrics_for(conv, kronecker=under == "kronecker") if under else None
+    full = full_rank(form, conv)
+    ranks = sorted({fit_rank((r,) * len(full), form, conv) for r in (2, 4, 6, 8, 12, 20, 999)})
+    chains = path(conv, form, ranks[::-1], 0, metrics)
+    assert sorted(chains) == ranks
+    errors = [relative_error(conv, chains[rank], metrics) for rank in ranks]
+    assert all(later <= 1.001 * earlier for earlier, later in itertools.pairwise(errors))
+    assert errors[-1] < 1e-5
+
+
+@pytest.mark.parametrize("name", CP_FORMS)
+@pytest.mark.parametrize("rank", [4, 8])
+def test_a_chain_to_start_from_is_never_made_worse(name, rank):
+    form, conv = FORMS[name], make_conv((12, 6, 3, 3), groups=2, dtype=np.float32)
+    metrics = metrics_for(conv)
+    start = decompose(conv, form, (4,), 0, metrics)
+    found = decompose(conv, form, (rank,), 7, metrics, start)
+    before = relative_error(conv, start, metrics)
+    assert relative_error(conv, found, metrics) <= 1.001 * before
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_one_seed_gives_the_same_bytes_under_a_metric(name):
+    form, conv = FORMS[name], make_conv((12, 8, 3, 3), dtype=np.float32)
+    rank = fit_rank(parse_rank("0.5", form, conv), form, conv)
+    once, again = (decompose(conv, form, rank, 3, metrics_for(conv)) for _ in range(2))
+    for first, second in zip(once.steps, again.steps, strict=True):
+        assert first.kernel.tobytes() == second.kernel.tobytes()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_rank_that_does_not_fit_is_refused_under_a_metric(name):
+    form, conv = FORMS[name], make_conv((8, 4, 3, 3))
+    with pytest.raises(ConverterError, match="does not fit"):
+        decompose(conv, form, tuple(r + 1 for r in full_rank(form, conv)), 0, metrics_for(conv))
+
+
+def test_a_metric_too_few_is_not_passed_over():
+    conv = make_conv((8, 4, 3, 3), groups=2)
+    chain = decompose(conv, FORMS["channel"], (2,))
+    with pytest.raises(ValueError, match="argument 2"):
+        decompose(conv, FORMS["channel"], (2,), 0, metrics_for(conv)[:1])
+    with pytest.raises(ValueError, match="argument 2"):
+        relative_error(conv, chain, metrics_for(conv)[:1])
 
 
 @pytest.mark.parametrize(("rank", "text"), [((16,), "16"), ((16, 32), "16,32")])

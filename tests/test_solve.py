@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from networks_for_tests import FEW, SOME, difference
 from tensorly.decomposition import parafac, partial_tucker
 
-from converter.kernels.solve.cp import balanced, cp, exact_rank, rank_one
+from converter.kernels.metric import Metric
+from converter.kernels.solve.cp import cp, exact_rank, rank_one
 from converter.kernels.solve.svd import tail_errors, truncated_svd
 from converter.kernels.solve.tucker import tucker2
 
@@ -35,6 +36,19 @@ def rebuilt(factors):
     return np.einsum(f"{','.join(f'{letter}r' for letter in letters)}->{letters}", *factors)
 
 
+def metric_for(shape, seed, kronecker=False):
+    """What correlated patches make of the modes 1, 2, ... of a tensor of ``shape``."""
+    I, n = shape[1], int(np.prod(shape[1:]))
+    rng = np.random.default_rng(seed)
+    S = rng.standard_normal((3 * n, n)) @ (rng.standard_normal((n, n)) * 0.9 ** np.arange(n))
+    metric = Metric.of(S.T @ S / len(S), I)
+    return Metric.kronecker(metric.channels, metric.window) if kronecker else metric
+
+
+def error_under(metric, found, wanted):
+    return np.sqrt(metric.square(found - wanted) / metric.square(wanted))
+
+
 def stacked(factors):
     """The stack of rank-1 tensors that factors (N, n_j) stand for."""
     letters = "abcd"[: len(factors)]
@@ -44,7 +58,14 @@ def stacked(factors):
 @pytest.mark.filterwarnings("ignore:Trying to compute SVD")
 @pytest.mark.parametrize("make", [random, smooth])
 @pytest.mark.parametrize(
-    ("shape", "R"), [((10, 8, 9), 4), ((10, 8, 9), 12), ((8, 6, 3, 3), 6), ((6, 10, 5, 3), 12)]
+    ("shape", "R"),
+    [
+        ((10, 8, 9), 4),
+        ((10, 8, 9), 12),
+        ((8, 6, 3, 3), 6),
+        ((6, 10, 5, 3), 12),
+        ((5, 4, 3, 2, 3), 5),
+    ],
 )
 def test_cp_is_not_worse_than_tensorly(make, shape, R):
     tensor = make(shape, seed=R)
@@ -88,7 +109,7 @@ def test_solving_leaves_the_input_and_tensorlys_backend_alone():
     tensor = random((6, 5, 4), 0)
     before, backend = tensor.copy(), tl.get_backend()
     cp(tensor, 7, seed=0)
-    tucker2(tensor, (3, 3), seed=0)
+    tucker2(tensor, (3, 3))
     rank_one(tensor)
     assert tensor.tobytes() == before.tobytes()
     assert tl.get_backend() == backend
@@ -146,32 +167,6 @@ def test_a_zero_tensor_in_a_stack_stays_zero_and_disturbs_no_other():
     assert difference(found[[0, 2]], stacked(rank_one(tensors[[0, 2]]))) < 1e-5
 
 
-@SOME
-@given(
-    shape=st.lists(st.integers(1, 6), min_size=2, max_size=5),
-    R=st.integers(1, 5),
-    exponent=st.integers(-6, 6),
-    seed=st.integers(0, 100),
-)
-def test_balancing_keeps_the_product_and_evens_the_norms(shape, R, exponent, seed):
-    rng = np.random.default_rng(seed)
-    factors = [rng.standard_normal((n, R)) for n in shape]
-    factors[0] *= 10.0**exponent
-    even = balanced(factors)
-    assert difference(rebuilt(even), rebuilt(factors)) < 1e-5
-    norms = np.stack([np.linalg.norm(factor, axis=0) for factor in even])
-    assert np.all(np.ptp(norms, axis=0) <= 1e-5 * norms.max(axis=0))
-
-
-@pytest.mark.parametrize("mode", [0, 1, 2])
-def test_balancing_a_zero_term_zeroes_all_its_factors(mode):
-    factors = [random((n, 3), n) for n in (4, 5, 6)]
-    factors[mode][:, 1] = 0
-    even = balanced(factors)
-    assert not any(factor[:, 1].any() for factor in even)
-    assert difference(rebuilt(even), rebuilt(factors)) < 1e-5
-
-
 @pytest.mark.parametrize("make", [random, smooth])
 @pytest.mark.parametrize("ranks", [(2, 3), (6, 4), (10, 2)])
 def test_tucker_is_not_worse_than_tensorly(make, ranks):
@@ -181,14 +176,14 @@ def test_tucker_is_not_worse_than_tensorly(make, ranks):
             tensor, rank=list(ranks), modes=[0, 1], init="svd", n_iter_max=100, tol=1e-8
         )
         theirs = difference(tl.tenalg.multi_mode_dot(core, factors, modes=[0, 1]), tensor)
-    out, small, inner = tucker2(tensor, ranks, seed=0)
+    out, small, inner = tucker2(tensor, ranks)
     ours = difference(np.einsum("or,rsk,is->oik", out, small, inner), tensor)
-    assert ours <= 1.02 * theirs
+    assert ours <= theirs + 1e-3
 
 
 @pytest.mark.parametrize("ranks", [(1, 1), (4, 6), (10, 8)])
 def test_the_outer_factors_of_tucker_are_orthonormal(ranks):
-    out, core, inner = tucker2(random((10, 8, 9), 0), ranks, seed=0)
+    out, core, inner = tucker2(random((10, 8, 9), 0), ranks)
     assert core.shape == (*ranks, 9)
     assert difference(out.T @ out, np.eye(ranks[0])) < 1e-5
     assert difference(inner.T @ inner, np.eye(ranks[1])) < 1e-5
@@ -231,3 +226,110 @@ def test_the_tail_of_a_matrix_of_low_rank_ends_early():
 
 def test_the_tail_errors_of_zeros_are_zeros():
     assert not tail_errors(np.zeros((3, 4))).any()
+
+
+@pytest.mark.parametrize("kronecker", [False, True])
+@pytest.mark.parametrize(("shape", "R"), [((10, 8, 9), 6), ((8, 6, 3, 3), 10)])
+def test_cp_under_a_metric_is_closer_there_than_plain_cp(shape, R, kronecker):
+    tensor, metric = smooth(shape, 0), metric_for(shape, 1, kronecker)
+    ours = error_under(metric, rebuilt(cp(tensor, R, 0, metric)), tensor)
+    assert ours < 0.9 * error_under(metric, rebuilt(cp(tensor, R, 0)), tensor)
+
+
+@pytest.mark.parametrize("metric", [None, "kronecker", "full"])
+@pytest.mark.parametrize("R", [4, 7])
+def test_a_warm_start_is_never_worse_than_it_was(metric, R):
+    shape = (8, 6, 3, 3)
+    tensor = smooth(shape, 0)
+    under = metric_for(shape, 1, metric == "kronecker") if metric else None
+    judge = under or Metric.of(np.eye(54), 6)
+    start = cp(tensor, 4, 0, under)
+    found = cp(tensor, R, 1, under, start[1:])
+    before = error_under(judge, rebuilt(start), tensor)
+    assert error_under(judge, rebuilt(found), tensor) <= 1.001 * before  # the ridge
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_cp_recovers_a_known_rank(metric):
+    tensor = rebuilt([random((n, 4), n) for n in (9, 7, 5)])
+    under = metric_for(tensor.shape, 1) if metric else None
+    assert difference(rebuilt(cp(tensor, 4, 0, under)), tensor) < 1e-4
+
+
+@pytest.mark.parametrize("metric", [False, True])
+@pytest.mark.parametrize("R", [2, 3, 5])
+def test_terms_stay_bounded_where_no_best_approximation_exists(metric, R):
+    a, b = np.eye(5)[:2]
+    tensor = sum(np.einsum("i,j,k->ijk", *t) for t in [(a, a, b), (a, b, a), (b, a, a)])
+    under = metric_for(tensor.shape, 1) if metric else None
+    factors = cp(tensor, R, 0, under)
+    terms = np.prod([np.linalg.norm(factor, axis=0) for factor in factors], axis=0)
+    assert terms.max() < 1e3 * np.linalg.norm(tensor)
+    assert difference(rebuilt(factors), tensor) < 0.05
+
+
+def test_another_seed_ends_at_a_similar_error():
+    tensor = smooth((10, 8, 9), 0)
+    errors = [difference(rebuilt(cp(tensor, 6, seed)), tensor) for seed in range(5)]
+    assert max(errors) < 1.1 * min(errors)
+
+
+@pytest.mark.parametrize("R", [1, 5, 40])
+def test_a_tensor_of_zeros_gives_zeros(R):
+    factors = cp(np.zeros((6, 5, 4)), R, 0, metric_for((6, 5, 4), 0))
+    assert [factor.shape for factor in factors] == [(6, R), (5, R), (4, R)]
+    assert not rebuilt(factors).any()
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_channels_without_weights_cost_no_terms(metric):
+    tensor = random((8, 8, 9), 0)
+    tensor[:, 2:] = 0
+    under = metric_for(tensor.shape, 1) if metric else Metric.of(np.eye(72), 8)
+    found = rebuilt(cp(tensor, 8, 0, under if metric else None))
+    assert error_under(under, found, tensor) < 0.25
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_the_scale_of_a_tensor_does_not_matter(scale):
+    tensor = smooth((8, 6, 3, 3), 0)
+    found = rebuilt(cp(scale * tensor, 6, 0))
+    assert difference(found / scale, rebuilt(cp(tensor, 6, 0))) < 1e-3
+
+
+def test_rank_one_finds_a_term_of_a_sparse_tensor():
+    tensors = np.zeros((1, 4, 4, 4))
+    for at in [(0, 0, 0), (1, 0, 1), (2, 1, 2), (3, 2, 2)]:
+        tensors[(0, *at)] = 1
+    assert difference(stacked(rank_one(tensors)), tensors) <= np.sqrt(3 / 4) + 1e-9
+
+
+@FEW
+@given(m=st.integers(1, 6), n=st.integers(1, 6), seed=st.integers(0, 100), data=st.data())
+def test_the_truncated_svd_under_metrics_is_that_of_the_whitened_matrix(m, n, seed, data):
+    matrix = random((m, n), seed)
+    left, right = metric_for((1, m, 1), seed).full, metric_for((1, n, 1), seed + 1).full
+    R = data.draw(st.integers(1, min(m, n)))
+    a, b = truncated_svd(matrix, R, left, right)
+    roots = np.linalg.cholesky(left), np.linalg.cholesky(right)
+
+    def error(product):
+        return np.linalg.norm(roots[0].T @ (matrix - product) @ roots[1])
+
+    discarded = np.linalg.svd(roots[0].T @ matrix @ roots[1], compute_uv=False)
+    size = np.linalg.norm(discarded)
+    assert abs(error(a @ b) - np.linalg.norm(discarded[R:])) < 1e-7 * size
+    rng = np.random.default_rng(seed)
+    for step in (1e-3, 1e-1):
+        moved = [f + step * np.linalg.norm(f) * rng.standard_normal(f.shape) for f in (a, b)]
+        assert error(a @ b) <= error(moved[0] @ moved[1]) + 1e-7 * size
+
+
+@pytest.mark.parametrize("ranks", [(2, 3), (6, 4), (10, 1)])
+def test_tucker_under_a_metric_is_closer_there_than_plain_tucker(ranks):
+    tensor, metric = smooth((10, 8, 3), 0), metric_for((10, 8, 3), 1)
+    plain, ours = (
+        np.einsum("or,rsk,is->oik", out, core, inner)
+        for out, core, inner in (tucker2(tensor, ranks), tucker2(tensor, ranks, metric))
+    )
+    assert error_under(metric, ours, tensor) < 0.97 * error_under(metric, plain, tensor)

@@ -44,7 +44,7 @@ def cp(
         seed: Of the random part of the start.
         metric: Of the modes 2 to d, or None.
         start: Factors (n_2, r), ..., (n_d, r) to start from, r <= R; the error of what comes is
-            not above theirs.
+            not above theirs, but for the ridge.
         device: torch device to compute on.
 
     Returns:
