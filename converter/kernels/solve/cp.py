@@ -17,7 +17,7 @@ from converter.kernels.solve.varpro import (
     minimise,
 )  # fmt: skip
 
-STEPS, WARM_STEPS, CG_STEPS = 30, 8, 10
+PLAIN_STEPS, STEPS, WARM_STEPS, CG_STEPS = 15, 30, 8, 10
 # A step under a full metric multiplies with it; so many operations a decomposition, at most.
 WORK, PLAIN_PRODUCTS = 4e11, 24
 DEAD = 1e-12  # of the power of the strongest direction of the channels
@@ -73,7 +73,7 @@ def cp(
     factors = [torch.from_numpy(f).to(device, dtype) for f in first]
     full = None if metric is None else metric.full
     if start is None or full is None:
-        steps = STEPS if full is None else _afford(STEPS, PLAIN_PRODUCTS * R**3)
+        steps = PLAIN_STEPS if full is None else _afford(PLAIN_STEPS, PLAIN_PRODUCTS * R**3)
         fit = minimise(Plain(target), factors, steps, CG_STEPS)
         factors = fit.factors
     if full is not None:
