@@ -17,7 +17,7 @@ from converter.kernels.solve.varpro import (
     minimise,
 )  # fmt: skip
 
-PLAIN_STEPS, STEPS, WARM_STEPS, CG_STEPS = 15, 30, 8, 10
+PLAIN_STEPS, STEPS, WARM_STEPS, CG_STEPS = 20, 30, 8, 10
 # A step under a full metric multiplies with it; so many operations a decomposition, at most.
 WORK, PLAIN_PRODUCTS = 4e11, 24
 DEAD = 1e-12  # of the power of the strongest direction of the channels
