@@ -499,7 +499,7 @@ def test_nothing_slower_is_shipped_unless_asked_for(tmp_path, channels, size):
     made = converted(tmp_path / "out", model)
     if made.result.plan.chosen():
         assert made.report["speedup"]["low"] > 1
-        assert made.report["reason"] is None
+        assert "for their weights alone" in made.report["reason"]
         assert made.report["converted"]["macs"] < made.report["original"]["macs"]
     else:
         assert "the converted network was no faster" in made.report["reason"]

@@ -20,7 +20,6 @@ from converter.networks.surroundings import Surroundings, surroundings
 from converter.networks.survey import Layer
 from converter.planning.calibrate import (
     choose_positions,
-    count_positions,
     cut_patches,
     enough_patches,
     fits,
@@ -30,6 +29,7 @@ from converter.planning.calibrate import (
 
 # Of the mean power of the inputs: how strongly the best kernel is held to the trained one.
 HOLD = 1e-3
+FEWEST_IMAGES = 16  # whatever the memory
 # Rounds in which the targets of outputs that a ReLU cuts off follow the predictions.
 RELU_ROUNDS, RELU_REFITS = 2, 3
 
@@ -140,7 +140,7 @@ def _batches(
         sum(4 * math.prod(shapes[name]) for name in segment.outputs if name in shapes)
         for segment in walk.segments
     )
-    count = max(int(memory / (4 * max(widest, 1))), 1) * (batch_size or 1)
+    count = max(int(memory / (4 * max(widest, 1))), FEWEST_IMAGES) * (batch_size or 1)
     images = data.sample(count, seed).filled(batch_size or 1)
     size = batch_size or LARGEST_BATCH
     return [f for indices, f in images.batches(size) if len(indices) == size or not batch_size]
@@ -163,7 +163,7 @@ def _look(
     patches, targets, shortcuts = [], [], []
     for before, now in zip(original, converted):
         inputs = before[layer.source]
-        count = min(math.ceil(wanted * len(inputs)), count_positions(conv, inputs.shape))
+        count = math.ceil(wanted * len(inputs))
         at = choose_positions(conv, inputs.shape, count, rng, around.pool)
         wished = cut_patches(inputs, conv, at)
         given = wished if now is before else cut_patches(now[layer.source], conv, at)

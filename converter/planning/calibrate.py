@@ -19,6 +19,7 @@ IMAGES = 256
 # Patches: as many as this much arithmetic buys (multiplications), within bounds, so that a narrow
 # layer is known well and a wide one in seconds.
 WORK, FEWEST_PER_WEIGHT, MOST_PATCHES = 2.5e11, 4, 40_000
+FEWEST_PATCHES = 1024
 # Copies of a full matrix of second moments (float64) that are alive while a layer is solved.
 COPIES = 4
 
@@ -50,7 +51,7 @@ def choose_positions(
     rng: np.random.Generator,
     window: tuple[int, ...] | None = None,
 ) -> Positions:
-    """Choose output positions at random, with repetition.
+    """Choose output positions at random, with repetition; all of them, once, if there are no more.
 
     Args:
         conv: The layer.
@@ -59,23 +60,21 @@ def choose_positions(
         rng: Of the choice.
         window: Positions come in windows of this size, one after the other; single if left out.
     """
-    if not conv.k:
-        return Positions(rng.integers(0, math.prod(shape[:-1]), count), ())
     window = window or (1,) * len(conv.k)
     area = math.prod(window)
-    windows = -(-count // area)
-    images = rng.integers(0, shape[0], windows)
-    outputs = []
-    for axis, size in enumerate(conv.output_size(shape[2:])):
-        corners = rng.integers(0, size // window[axis], windows) * window[axis]
-        offsets = np.indices(window)[axis].ravel()
-        outputs.append((corners[:, None] + offsets).ravel())
+    if conv.k:
+        tiles = [size // w for size, w in zip(conv.output_size(shape[2:]), window)]
+        grid = (shape[0], *tiles)
+    else:
+        grid = (math.prod(shape[:-1]),)
+    wanted, there = -(-count // area), math.prod(grid)
+    chosen = rng.integers(0, there, wanted) if wanted < there else np.arange(there)
+    images, *corners = np.unravel_index(chosen, grid)
+    outputs = [
+        (corner[:, None] * window[axis] + np.indices(window)[axis].ravel()).ravel()
+        for axis, corner in enumerate(corners)
+    ]
     return Positions(np.repeat(images, area), tuple(outputs))
-
-
-def count_positions(conv: Conv, shape: Sequence[int]) -> int:
-    """Count the output positions for inputs of ``shape``, as ``choose_positions`` takes it."""
-    return math.prod((shape[0], *conv.output_size(shape[2:])) if conv.k else shape[:-1])
 
 
 def cut_patches(inputs: np.ndarray, conv: Conv, at: Positions) -> np.ndarray:
@@ -115,9 +114,12 @@ def cut_patches(inputs: np.ndarray, conv: Conv, at: Positions) -> np.ndarray:
 
 
 def enough_patches(n: int, memory: float) -> int:
-    """Say how many patches of ``n`` entries to look at, within a quarter of ``memory`` bytes."""
+    """Say how many patches of ``n`` entries to look at, within a quarter of ``memory`` bytes.
+
+    Fewer than ``FEWEST_PATCHES`` would say nothing, whatever the memory.
+    """
     wanted = min(max(WORK / n**2, FEWEST_PER_WEIGHT * n), MOST_PATCHES)
-    return max(int(min(wanted, memory / (4 * 4 * n))), 1)
+    return max(int(min(wanted, memory / (4 * 4 * n))), FEWEST_PATCHES)
 
 
 def fits(n: int, memory: float) -> bool:
@@ -170,8 +172,7 @@ def second_moments(
         for layer in layers:
             conv, inputs = convs[layer.name], seen[layer.source]
             wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
-            count = min(math.ceil(wanted), count_positions(conv, inputs.shape))
-            at = choose_positions(conv, inputs.shape, count, rng)
+            at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
             found = [  # in float64: float32 errs by more than the metric's floor
                 _sums(part.astype(np.float64), conv.I // conv.groups, layer.name in full)
                 for part in cut_patches(inputs, conv, at)

@@ -20,6 +20,7 @@ from converter.kernels.solve.varpro import (
 PLAIN_STEPS, STEPS, WARM_STEPS, CG_STEPS = 20, 30, 8, 10
 # A step under a full metric multiplies with it; so many operations a decomposition, at most.
 WORK, PLAIN_PRODUCTS = 4e11, 24
+MOST_PLAIN_STEPS, PLAIN_WORK = 200, 5e7
 DEAD = 1e-12  # of the power of the strongest direction of the channels
 DOUBLE = 400_000  # entries of a tensor up to which double precision costs nothing
 
@@ -73,7 +74,9 @@ def cp(
     factors = [torch.from_numpy(f).to(device, dtype) for f in first]
     full = None if metric is None else metric.full
     if start is None or full is None:
-        steps = PLAIN_STEPS if full is None else _afford(PLAIN_STEPS, PLAIN_PRODUCTS * R**3)
+        steps = _afford(PLAIN_STEPS, PLAIN_PRODUCTS * R**3)
+        if full is None:  # the whole way, as far as it is cheap
+            steps = max(PLAIN_STEPS, min(MOST_PLAIN_STEPS, int(PLAIN_WORK / R**3)))
         fit = minimise(Plain(target), factors, steps, CG_STEPS)
         factors = fit.factors
     if full is not None:
