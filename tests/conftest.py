@@ -9,10 +9,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from converter import cli
 from converter.planning import measure
+
+# The same examples in every run; pytest --hypothesis-profile=default looks for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 FACTORY = """
 import torch

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from networks_for_tests import SOME
 
@@ -68,12 +68,10 @@ def test_the_gradient_is_that_of_finite_differences(sizes, R, seed):
         )
         at = problem.evaluate(f)
         slope = 2 * dot(problem.gradient(at), v)
-        # The gradient leaves the ridge out, which is a millionth of the terms' power.
+        # The gradient leaves out the ridge, which matters only where terms are nearly dependent.
+        assume(np.linalg.cond(khatri_rao(f)) < 30)
         size = 2 * np.sqrt(dot(problem.gradient(at), problem.gradient(at)) * dot(v, v))
-        ridge = float((at.outer**2 * khatri_rao(f).square().sum(0)).sum())
-        assert abs((ahead - behind) / (2 * step) - slope) < 1e-3 * size + 1e-4 * (
-            ridge + problem.power
-        )
+        assert abs((ahead - behind) / (2 * step) - slope) < 1e-3 * (size + problem.power)
 
 
 @SOME
