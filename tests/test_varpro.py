@@ -118,13 +118,13 @@ def test_the_error_reported_is_the_error_and_never_rises(sizes, R, seed):
         assert all(b <= a + 1e-5 for a, b in itertools.pairwise(errors))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("light", [torch.float32, torch.float64])
 @pytest.mark.parametrize("metric", [False, True])
-def test_equal_terms_and_terms_of_zero_are_survived(dtype, metric):
-    f = [x.to(dtype) for x in factors_for((4, 3, 3), 6)]
+def test_equal_terms_and_terms_of_zero_are_survived(light, metric):
+    f = factors_for((4, 3, 3), 6)
     f = [torch.hstack([x, x, 1e-30 * x, 0 * x]) for x in f]
-    target = normal(6, 36, dtype=dtype)
-    problem = Weighted.of(target, torch.eye(36, dtype=dtype)) if metric else Plain(target)
+    target, S = normal(6, 36), torch.eye(36).double()
+    problem = Weighted.of(target, S, light) if metric else Plain(target, light)
     fit = minimise(problem, f, 20, 10)
     assert all(torch.isfinite(x).all() for x in (fit.outer, *fit.factors))
     assert fit.error < minimise(problem, f, 0, 10).error
@@ -164,3 +164,18 @@ def test_balancing_a_zero_term_zeroes_all_its_factors(mode):
     even = balanced(factors)
     assert not any(factor[:, 1].any() for factor in even)
     assert torch.allclose(khatri_rao(even), khatri_rao(factors))
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_steps_in_single_precision_come_as_far_as_in_double(metric):
+    sizes, R = (24, 5, 5), 40
+    n, f = 600, factors_for(sizes, R)
+    target = normal(80, n) * torch.logspace(0, -3, n).double()
+    S = normal(n, n, seed=9) * torch.logspace(0, -3, n).double()
+    found = [
+        minimise(
+            Weighted.of(target, S.T @ S, light) if metric else Plain(target, light), f, 30, 10
+        ).error
+        for light in (torch.float32, torch.float64)
+    ]
+    assert found[0] < 1.02 * found[1]

@@ -13,7 +13,7 @@ import numpy as np
 
 from converter.kernels.conv import Chain, Conv, assemble
 
-VERSION = 1  # of the solvers: a higher number forgets what older ones found
+VERSION = 2  # of the solvers: a higher number forgets what older ones found
 
 
 def content(*parts: object) -> str:
@@ -28,19 +28,17 @@ def content(*parts: object) -> str:
     return digest.hexdigest()
 
 
-def remembered(folder: Path | None, key: str, conv: Conv, compute: Callable[[], Chain]) -> Chain:
+def remembered(folder: Path, key: str, conv: Conv, compute: Callable[[], Chain]) -> Chain:
     """Give the chain kept under ``key``, or compute and keep it.
 
     An entry that cannot be read is computed again; a folder that cannot be written keeps nothing.
 
     Args:
-        folder: Of the entries; None to compute always.
+        folder: Of the entries.
         key: Of all that the chain depends on.
         conv: What the chain stands in for; it gives the steps their geometry.
         compute: Solves it.
     """
-    if folder is None:
-        return compute()
     path = folder / f"v{VERSION}" / key[:2] / f"{key}.npz"
     try:
         with np.load(path, allow_pickle=False) as entry:

@@ -34,6 +34,8 @@ def solve_layer(
     cache: Path | None = None,
 ) -> Chain:
     """Solve one layer as ``decompose``, or take the same result from the cache."""
+    if cache is None:
+        return decompose(conv, form, rank, seed, metrics, start, device)
     key = content(
         conv.kernel, conv.groups, conv.transposed, form.name, rank, seed, device,
         torch.get_num_threads(),

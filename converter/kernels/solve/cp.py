@@ -17,10 +17,13 @@ from converter.kernels.solve.varpro import (
     minimise,
 )  # fmt: skip
 
-PLAIN_STEPS, STEPS, WARM_STEPS, CG_STEPS = 20, 30, 8, 10
-# A step under a full metric multiplies with it; so many operations a decomposition, at most.
-WORK, PLAIN_PRODUCTS = 4e11, 24
-MOST_PLAIN_STEPS, PLAIN_WORK = 200, 5e7
+PLAIN_STEPS, FIRST_STEPS, STEPS, WARM_STEPS, CG_STEPS = 20, 10, 30, 8, 10
+# Operations that a decomposition may take: under a full metric, whose products are the work, and
+# without, where a conjugate gradient takes so many products of (R, R).
+WORK, PLAIN_WORK, PLAIN_PRODUCTS = 1e11, 2e12, 24
+LEAST_CG_STEPS = 4
+# Without a metric, small decompositions go the whole way.
+MOST_PLAIN_STEPS, SMALL_WORK = 200, 1.2e10
 DEAD = 1e-12  # of the power of the strongest direction of the channels
 DOUBLE = 400_000  # entries of a tensor up to which double precision costs nothing
 
@@ -55,14 +58,14 @@ def cp(
         return [np.zeros((n, R)) for n in tensor.shape]
     if exact_rank(tensor.shape) <= R:
         return [f.numpy() for f in balanced([torch.from_numpy(f) for f in _exact(tensor, R)])]
-    dtype = torch.float64 if tensor.size <= DOUBLE else torch.float32
+    light = torch.float64 if tensor.size <= DOUBLE else torch.float32
     sizes = tensor.shape[1:]
     roots = [np.eye(n) for n in sizes] if metric is None else metric.roots(sizes[1:])
     white = tensor
     for mode, root in enumerate(roots, start=1):
         white = np.moveaxis(np.tensordot(white, root, (mode, 0)), -1, mode)
     target = torch.from_numpy(np.ascontiguousarray(white)).reshape(len(tensor), -1)
-    target = target.to(device, dtype)
+    target = target.to(device)
     rng = np.random.default_rng(seed)
     if start is None:
         first = _guess(white, R, rng)
@@ -71,20 +74,23 @@ def cp(
             np.hstack([mapped, _noise(rng, mapped, R - mapped.shape[1])])
             for mapped in (root.T @ f for root, f in zip(roots, start))
         ]
-    factors = [torch.from_numpy(f).to(device, dtype) for f in first]
+    factors = [torch.from_numpy(f).to(device) for f in first]
     full = None if metric is None else metric.full
     if start is None or full is None:
-        steps = _afford(PLAIN_STEPS, PLAIN_PRODUCTS * R**3)
-        if full is None:  # the whole way, as far as it is cheap
-            steps = max(PLAIN_STEPS, min(MOST_PLAIN_STEPS, int(PLAIN_WORK / R**3)))
-        fit = minimise(Plain(target), factors, steps, CG_STEPS)
+        product = PLAIN_PRODUCTS * R**3
+        if full is None:
+            small, _ = _afford(MOST_PLAIN_STEPS, product, SMALL_WORK)
+            steps, cg_steps = _afford(PLAIN_STEPS, product, PLAIN_WORK)
+            steps = max(steps, small)
+        else:
+            steps, cg_steps = _afford(FIRST_STEPS, product, WORK)
+        fit = minimise(Plain(target, light), factors, steps, cg_steps)
         factors = fit.factors
     if full is not None:
-        fit = _polish(target, full, roots, factors, STEPS if start is None else WARM_STEPS)
-    found = [
-        np.linalg.solve(root.T, f.double().cpu().numpy()) for root, f in zip(roots, fit.factors)
-    ]
-    outer = fit.outer.double().cpu()
+        most = STEPS if start is None else WARM_STEPS
+        fit = _polish(target, full, roots, factors, most, light)
+    found = [np.linalg.solve(root.T, f.cpu().numpy()) for root, f in zip(roots, fit.factors)]
+    outer = fit.outer.cpu()
     return [f.numpy() for f in balanced([outer, *(torch.from_numpy(f) for f in found)])]
 
 
@@ -94,23 +100,28 @@ def _polish(
     roots: list[np.ndarray],
     factors: Factors,
     most: int,
+    light: torch.dtype,
 ) -> Fit:
     """Improve factors under a full metric, in the coordinates that ``roots`` whiten."""
     n, R = len(full), factors[0].shape[1]
-    white = full.reshape(*(len(root) for root in roots), n)
+    channels, *window = (torch.from_numpy(np.linalg.inv(root)).to(target.device) for root in roots)
+    around = torch.ones(1, 1, dtype=target.dtype, device=target.device)
+    for inverse in window:
+        around = torch.kron(around, inverse)
+    white = torch.from_numpy(full).to(target.device)
     for _ in range(2):  # L^-1 S L^-T: the rows, then the columns
-        for mode, root in enumerate(roots):
-            white = np.moveaxis(np.tensordot(np.linalg.inv(root), white, (1, mode)), 0, mode)
-        white = white.reshape(n, n).T.reshape(white.shape)
-    white = white.reshape(n, n)
-    metric = torch.from_numpy((white + white.T) / 2).to(target.device, target.dtype)
-    steps = _afford(most, 2.0 * n * R * (n + 3 * R))
-    return minimise(Weighted.of(target, metric), factors, steps, CG_STEPS)
+        white = around @ (channels @ white.reshape(len(channels), -1)).reshape(
+            len(channels), len(around), n
+        )
+        white = white.reshape(n, n).T.contiguous()
+    steps, cg_steps = _afford(most, 2.0 * n * R * (n + 3 * R), WORK)
+    return minimise(Weighted.of(target, white, light), factors, steps, cg_steps)
 
 
-def _afford(most: int, product: float) -> int:
-    """Say how many steps ``WORK`` pays for, where a conjugate gradient takes ``product``."""
-    return int(min(most, max(WORK / product / CG_STEPS, 1)))
+def _afford(most: int, product: float, work: float) -> tuple[int, int]:
+    """Say how many steps of how many conjugate gradients, each of ``product``, ``work`` pays."""
+    cg_steps = int(min(max(work / product, LEAST_CG_STEPS), CG_STEPS))
+    return int(min(most, max(work / product / cg_steps, 1))), cg_steps
 
 
 def _guess(tensor: np.ndarray, R: int, rng: np.random.Generator) -> list[np.ndarray]:

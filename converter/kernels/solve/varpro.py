@@ -5,14 +5,15 @@ factors f of the other modes, whose sizes multiply to n. A has a closed form for
 is searched (variable projection; Kaufman's approximation of the Jacobian), by Levenberg and
 Marquardt's method with preconditioned conjugate gradients inside (the block preconditioner and the
 gain rule are those of Sorber, Van Barel and De Lathauwer 2013). Alternating least squares needs
-many times the sweeps to come as far.
+many times the sweeps to come as far. What is solved for is kept in double precision; conjugate
+gradients, where the work is, may run in single.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,18 +50,30 @@ class _Point:
     factors: Factors
     outer: torch.Tensor  # A (O, R)
     inner: torch.Tensor  # A^T A (R, R)
-    inverse: torch.Tensor  # of Z^T S Z with the ridge (R, R)
-    features: torch.Tensor | None  # Z (n, R)
-    weighted: torch.Tensor | None  # S Z (n, R)
+    lower: torch.Tensor  # L (R, R): Z^T S Z and the ridge are L L^T
+    inverse: torch.Tensor  # of L L^T
+    basis: torch.Tensor | None  # Z L^-T (n, R)
+    weighted: torch.Tensor | None  # S Z L^-T (n, R)
     loss: float  # the squared error with the ridge, which is what the steps lower
     error: float  # the squared error
+
+    def to(self, dtype: torch.dtype) -> _Point:
+        """The same in another precision."""
+        tensors = {k: v.to(dtype) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, factors=[f.to(dtype) for f in self.factors], **tensors)
 
 
 @dataclass(frozen=True)
 class Plain:
-    """The Frobenius metric, where Z is never needed: its products are those of small Grams."""
+    """The Frobenius metric, where Z is never needed: its products are those of small Grams.
 
-    target: torch.Tensor  # (O, n)
+    Attributes:
+        target: (O, n), double.
+        light: The precision of conjugate gradients.
+    """
+
+    target: torch.Tensor
+    light: torch.dtype = torch.float64
 
     @property
     def power(self) -> float:
@@ -70,7 +83,7 @@ class Plain:
     def evaluate(self, factors: Factors) -> _Point:
         """Solve for A."""
         gram = _hadamard([f.T @ f for f in factors])
-        return _point(self, factors, self.target @ khatri_rao(factors), gram, None, None)
+        return _point(self, factors, self.target @ khatri_rao(factors), gram)
 
     def gradient(self, at: _Point) -> Factors:
         """Half the gradient of the squared error in the factors."""
@@ -108,11 +121,19 @@ class Weighted:
     target: torch.Tensor  # W (O, n)
     metric: torch.Tensor  # S (n, n)
     seen: torch.Tensor  # S W^T (n, O)
+    light_metric: torch.Tensor  # S in the precision of conjugate gradients
 
     @classmethod
-    def of(cls, target: torch.Tensor, metric: torch.Tensor) -> Weighted:
+    def of(
+        cls, target: torch.Tensor, metric: torch.Tensor, light: torch.dtype = torch.float64
+    ) -> Weighted:
         """Prepare the products with the target."""
-        return cls(target, metric, metric @ target.T)
+        return cls(target, metric, metric @ target.T, metric.to(light))
+
+    @property
+    def light(self) -> torch.dtype:
+        """The precision of conjugate gradients."""
+        return self.light_metric.dtype
 
     @property
     def power(self) -> float:
@@ -123,24 +144,28 @@ class Weighted:
         """Solve for A."""
         Z = khatri_rao(factors)
         SZ = self.metric @ Z
-        return _point(self, factors, self.seen.T @ Z, Z.T @ SZ, Z, SZ)
+        at = _point(self, factors, self.seen.T @ Z, Z.T @ SZ)
+        basis, weighted = (
+            torch.linalg.solve_triangular(at.lower.T, x, upper=True, left=False) for x in (Z, SZ)
+        )
+        return replace(at, basis=basis, weighted=weighted)
 
     def gradient(self, at: _Point) -> Factors:
         """Half the gradient of the squared error in the factors."""
         assert at.weighted is not None
-        slope = at.weighted @ at.inner - self.seen @ at.outer
+        slope = at.weighted @ (at.lower.T @ at.inner) - self.seen @ at.outer
         return [contract(slope, at.factors, j) for j in range(len(at.factors))]
 
     def curvature(self, at: _Point, v: Factors) -> Factors:
         """Multiply ``v`` by half the Gauss-Newton matrix."""
-        assert at.features is not None and at.weighted is not None
+        assert at.basis is not None and at.weighted is not None
         f = at.factors
         moved = khatri_rao([v[0], *f[1:]])
         for j in range(1, len(f)):
             moved = moved + khatri_rao([*f[:j], v[j], *f[j + 1 :]])
-        weighted = self.metric @ moved
+        weighted = self.light_metric.to(moved.dtype) @ moved
         # What A can make up for does not count.
-        weighted -= at.weighted @ (at.inverse @ (at.features.T @ weighted))
+        weighted -= at.weighted @ (at.basis.T @ weighted)
         slope = weighted @ at.inner
         return [contract(slope, f, j) for j in range(len(f))]
 
@@ -150,7 +175,7 @@ def minimise(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: in
 
     Args:
         problem: What to fit.
-        start: One (n_j, R) for each mode.
+        start: One (n_j, R) for each mode, double.
         steps: At most so many steps of Levenberg and Marquardt.
         cg_steps: At most so many conjugate gradients a step.
     """
@@ -159,12 +184,13 @@ def minimise(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: in
     damping, growth = 1e-3, 2.0
     for _ in range(steps):
         slope = problem.gradient(at)
+        light = at.to(problem.light)
         blocks = _blocks(at)
         scales = [float(block.diagonal().mean()) for block in blocks]
         found = None
         while found is None and damping < MOST_DAMPING:
-            damps = [max(damping * scale, torch.finfo(slope[0].dtype).tiny) for scale in scales]
-            change, drop = _newton(problem, at, slope, blocks, damps, cg_steps)
+            damps = [max(damping * scale, torch.finfo(problem.light).tiny) for scale in scales]
+            change, drop = _newton(problem, light, slope, blocks, damps, cg_steps)
             trial = problem.evaluate(balanced([f + x for f, x in zip(at.factors, change)]))
             gain = min((at.loss - trial.loss) / max(drop, torch.finfo(torch.float64).tiny), 1.0)
             if trial.loss < at.loss:
@@ -225,32 +251,27 @@ def _point(
     factors: Factors,
     seen: torch.Tensor,
     gram: torch.Tensor,
-    features: torch.Tensor | None,
-    weighted: torch.Tensor | None,
 ) -> _Point:
     """Solve A (Z^T S Z) = W S Z, ``seen``, with a ridge on each term's own power."""
-    ridge = RIDGE * gram.diagonal().double()
+    ridge = RIDGE * gram.diagonal()
     ridge = ridge + torch.finfo(seen.dtype).eps * ridge.mean() + torch.finfo(torch.float32).tiny
-    inverse = _inverse(gram, ridge).to(seen.dtype)
+    lower = _cholesky(gram, ridge)
+    inverse = torch.cholesky_inverse(lower)
     outer = seen @ inverse
     inner, power = outer.T @ outer, problem.power
-    common = float((outer.double() * seen.double()).sum())
-    error = power - 2 * common + float((inner.double() * gram.double()).sum())
-    return _Point(factors, outer, inner, inverse, features, weighted, power - common, error)
+    common = float((outer * seen).sum())
+    error = power - 2 * common + float((inner * gram).sum())
+    return _Point(factors, outer, inner, lower, inverse, None, None, power - common, error)
 
 
-def _inverse(matrix: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
-    """Invert matrix + diag(ridge); with more ridge where rounding left the matrix indefinite.
-
-    Products with an inverse are faster than triangular solves.
-    """
+def _cholesky(matrix: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
+    """L L^T = matrix + diag(ridge); with more ridge where rounding left the matrix indefinite."""
     for _ in range(RAISES):
-        factor, failed = torch.linalg.cholesky_ex(matrix.double() + torch.diag(ridge))
+        lower, failed = torch.linalg.cholesky_ex(matrix + torch.diag(ridge))
         if not failed:
             break
         ridge = 10 * ridge
-    inverse = torch.cholesky_inverse(factor)
-    return (inverse + inverse.T) / 2
+    return lower
 
 
 def _blocks(at: _Point) -> list[torch.Tensor]:
@@ -269,11 +290,15 @@ def _newton(
     damps: Sequence[float],
     cg_steps: int,
 ) -> tuple[Factors, float]:
-    """Solve the damped Gauss-Newton system; the step and the drop of the loss it predicts."""
+    """Solve the damped Gauss-Newton system; the step and the drop of the loss it predicts.
+
+    Products with an inverse are faster than triangular solves.
+    """
     inverses = [
-        _inverse(block, damp * torch.ones_like(block[0], dtype=torch.float64)).to(block.dtype)
+        torch.cholesky_inverse(_cholesky(block, damp * torch.ones_like(block[0]))).to(problem.light)
         for block, damp in zip(blocks, damps)
     ]
+    slope = [s.to(problem.light) for s in slope]
 
     def precondition(v: Factors) -> Factors:
         return [x @ inverse for x, inverse in zip(v, inverses)]
