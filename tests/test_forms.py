@@ -19,8 +19,9 @@ from networks_for_tests import (
 )
 
 from converter.errors import ConverterError
-from converter.kernels.conv import PADDING_MODES, Chain, Conv
+from converter.kernels.conv import PADDING_MODES, Chain, Conv, assemble
 from converter.kernels.form import (
+    cancellation,
     decompose,
     estimate_errors,
     fit_rank,
@@ -618,3 +619,18 @@ def test_a_metric_too_few_is_not_passed_over():
 @pytest.mark.parametrize(("rank", "text"), [((16,), "16"), ((16, 32), "16,32")])
 def test_a_rank_is_shown_as_it_is_written(rank, text):
     assert show_rank(rank) == text
+
+
+def test_terms_that_cancel_are_told_from_those_that_do_not():
+    conv = make_conv((16, 8, 3, 3))
+    chain = decompose(conv, FORMS["separable"], (12,))
+    assert 0.5 < cancellation(chain) < 5
+    lateral, window, out = (step.kernel for step in chain.steps)
+    opposite = [
+        np.concatenate([lateral, lateral]),
+        np.concatenate([window, window]),
+        np.concatenate([101 * out, -100 * out], axis=1),
+    ]
+    same = assemble(conv, list(zip(opposite, (1, 24, 1), strict=True)))
+    assert relative_error(chain.dense(), same) < 1e-4
+    assert cancellation(same) > 100

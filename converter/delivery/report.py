@@ -8,8 +8,11 @@ from typing import Any
 
 from converter.delivery.compare import Comparison, Figures
 from converter.kernels.conv import Chain
+from converter.kernels.form import cancellation
 from converter.networks.survey import Layer
 from converter.planning.plan import Plan
+
+MOST_CANCELLATION = 10.0
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,18 @@ def layer_rows(
                 rel_error=errors.get(layer.name),
                 latency_before_ms=None,
                 latency_after_ms=None,
-                reason=choice.reason,
+                reason=choice.reason or (_degenerate(chain) if chain else None),
             )
         )
     return tuple(rows)
+
+
+def _degenerate(chain: Chain) -> str | None:
+    """Warn of terms that cancel one another."""
+    times = cancellation(chain)
+    if times < MOST_CANCELLATION:
+        return None
+    return f"its terms cancel one another (together {times:.0f} times as large as their sum)"
 
 
 def conditions(comparison: Comparison) -> dict[str, Any]:

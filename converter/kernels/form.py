@@ -319,6 +319,17 @@ def _norm(kernel: np.ndarray, groups: int, metrics: Sequence[Metric] | None) -> 
     return math.sqrt(sum(metric.square(part) for metric, part in zip(metrics, parts, strict=True)))
 
 
+def cancellation(chain: Chain) -> float:
+    """Say how much larger the terms of a chain are than what they add up to, in norm.
+
+    About 1 where terms are independent; many times more where they are degenerate, that is,
+    large and nearly opposite (de Silva and Lim 2008).
+    """
+    squares = Chain(tuple(replace(s, kernel=np.square(s.kernel), bias=None) for s in chain.steps))
+    whole = float(np.square(chain.dense().kernel).sum())
+    return math.sqrt(float(squares.dense().kernel.sum()) / (whole or 1.0))
+
+
 def show_rank(rank: Rank) -> str:
     """Write a rank as the user would: ``16`` or ``16,32``."""
     return ",".join(map(str, rank))

@@ -13,7 +13,7 @@ import numpy as np
 
 from converter.errors import ConverterError
 from converter.kernels.form import ErrorAt, Form, Kernels, Rank, Setting, Shape
-from converter.kernels.metric import Metric
+from converter.kernels.metric import Metric, mapped
 from converter.kernels.solve.cp import cp, exact_rank, rank_one
 from converter.kernels.solve.svd import tail_errors, truncated_svd
 from converter.kernels.solve.tucker import tucker2
@@ -59,7 +59,7 @@ def _lvh(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     O, I, *k = kernel.shape
     axes = _covered(tuple(k))
     roots = _roots(kernel, setting.metric)
-    factors = rank_one(_mapped(kernel.reshape(_squeezed(kernel.shape)), roots))
+    factors = rank_one(mapped(kernel.reshape(_squeezed(kernel.shape)), roots))
     lateral, *spatial = (np.linalg.solve(root.T, f.T).T for root, f in zip(roots, factors))
     if I == 1:
         spatial[0] = spatial[0] * lateral
@@ -113,13 +113,6 @@ def _roots(kernel: np.ndarray, metric: Metric | None) -> list[np.ndarray]:
     return [np.eye(n) for n in sizes] if metric is None else metric.roots(sizes[1:])
 
 
-def _mapped(tensor: np.ndarray, roots: list[np.ndarray]) -> np.ndarray:
-    """Multiply mode 1, 2, ... of a tensor with the transposed roots."""
-    for mode, root in enumerate(roots, start=1):
-        tensor = np.moveaxis(np.tensordot(tensor, root, (mode, 0)), -1, mode)
-    return tensor
-
-
 def _decoupled(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     """Give each input channel m windows, then mix them: an SVD (O x K) per input channel."""
     O, I, *k = kernel.shape
@@ -144,7 +137,7 @@ def _spatial(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     """
     axes = _covered(kernel.shape[2:])
     roots = _roots(kernel, setting.metric)
-    squeezed = _mapped(kernel.reshape(_squeezed(kernel.shape)), roots)
+    squeezed = mapped(kernel.reshape(_squeezed(kernel.shape)), roots)
     rest = np.moveaxis(squeezed, 0, -1)  # (I, K1, ..., Kn, O)
     factors = []
     weight = np.ones(kernel.shape[1])  # singular values that are shared with the step before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,13 @@ class Metric:
     def dense(self) -> np.ndarray:
         """S (n, n), whichever way it is kept."""
         return np.kron(self.channels, self.window) if self.full is None else self.full
+
+
+def mapped(tensor: np.ndarray, roots: Sequence[np.ndarray]) -> np.ndarray:
+    """Multiply mode 1, 2, ... of a tensor with the transposed roots."""
+    for mode, root in enumerate(roots, start=1):
+        tensor = np.moveaxis(np.tensordot(tensor, root, (mode, 0)), -1, mode)
+    return tensor
 
 
 def _mean_power(moments: np.ndarray) -> float:

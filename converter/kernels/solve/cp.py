@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from converter.kernels.metric import Metric
+from converter.kernels.metric import Metric, mapped
 from converter.kernels.solve.varpro import (
     Factors,
     Fit,
@@ -22,6 +23,9 @@ PLAIN_STEPS, FIRST_STEPS, STEPS, WARM_STEPS, CG_STEPS = 20, 10, 30, 8, 10
 # without, where a conjugate gradient takes so many products of (R, R).
 WORK, PLAIN_WORK, PLAIN_PRODUCTS = 1e11, 2e12, 24
 LEAST_CG_STEPS = 4
+# A fit this close (a share of the power) is near an exact one, which a ridge would keep it from.
+CLOSE = 1e-3
+RIDGE, FINE_RIDGE = 1e-4, 1e-6
 # Without a metric, small decompositions go the whole way.
 MOST_PLAIN_STEPS, SMALL_WORK = 200, 1.2e10
 DEAD = 1e-12  # of the power of the strongest direction of the channels
@@ -61,9 +65,7 @@ def cp(
     light = torch.float64 if tensor.size <= DOUBLE else torch.float32
     sizes = tensor.shape[1:]
     roots = [np.eye(n) for n in sizes] if metric is None else metric.roots(sizes[1:])
-    white = tensor
-    for mode, root in enumerate(roots, start=1):
-        white = np.moveaxis(np.tensordot(white, root, (mode, 0)), -1, mode)
+    white = mapped(tensor, roots)
     target = torch.from_numpy(np.ascontiguousarray(white)).reshape(len(tensor), -1)
     target = target.to(device)
     rng = np.random.default_rng(seed)
@@ -84,7 +86,7 @@ def cp(
             steps = max(steps, small)
         else:
             steps, cg_steps = _afford(FIRST_STEPS, product, WORK)
-        fit = minimise(Plain(target, light), factors, steps, cg_steps)
+        fit = _search(Plain(target, light, RIDGE), factors, steps, cg_steps)
         factors = fit.factors
     if full is not None:
         most = STEPS if start is None else WARM_STEPS
@@ -115,7 +117,15 @@ def _polish(
         )
         white = white.reshape(n, n).T.contiguous()
     steps, cg_steps = _afford(most, 2.0 * n * R * (n + 3 * R), WORK)
-    return minimise(Weighted.of(target, white, light), factors, steps, cg_steps)
+    return _search(Weighted.of(target, white, light, RIDGE), factors, steps, cg_steps)
+
+
+def _search(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: int) -> Fit:
+    """Search with bounded terms, and without where that leads to an exact decomposition."""
+    fit = minimise(problem, start, steps, cg_steps)
+    if fit.error > CLOSE:
+        return fit
+    return minimise(replace(problem, ridge=FINE_RIDGE), fit.factors, steps, cg_steps)
 
 
 def _afford(most: int, product: float, work: float) -> tuple[int, int]:

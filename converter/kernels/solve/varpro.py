@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-# Of the power of each term: keeps terms from growing against one another (arXiv 2008.05441).
 RIDGE = 1e-6
 # It stops when a step lowers the error by less than this share of it.
 LEAST_GAIN = 1e-5
@@ -59,8 +58,16 @@ class _Point:
 
     def to(self, dtype: torch.dtype) -> _Point:
         """The same in another precision."""
-        tensors = {k: v.to(dtype) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return replace(self, factors=[f.to(dtype) for f in self.factors], **tensors)
+        return replace(
+            self,
+            factors=[f.to(dtype) for f in self.factors],
+            outer=self.outer.to(dtype),
+            inner=self.inner.to(dtype),
+            lower=self.lower.to(dtype),
+            inverse=self.inverse.to(dtype),
+            basis=None if self.basis is None else self.basis.to(dtype),
+            weighted=None if self.weighted is None else self.weighted.to(dtype),
+        )
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,13 @@ class Plain:
     Attributes:
         target: (O, n), double.
         light: The precision of conjugate gradients.
+        ridge: How much of the power of each term is added to the squared error; it keeps terms
+            from growing against one another (arXiv 2008.05441).
     """
 
     target: torch.Tensor
     light: torch.dtype = torch.float64
+    ridge: float = RIDGE
 
     @property
     def power(self) -> float:
@@ -122,13 +132,18 @@ class Weighted:
     metric: torch.Tensor  # S (n, n)
     seen: torch.Tensor  # S W^T (n, O)
     light_metric: torch.Tensor  # S in the precision of conjugate gradients
+    ridge: float = RIDGE
 
     @classmethod
     def of(
-        cls, target: torch.Tensor, metric: torch.Tensor, light: torch.dtype = torch.float64
+        cls,
+        target: torch.Tensor,
+        metric: torch.Tensor,
+        light: torch.dtype = torch.float64,
+        ridge: float = RIDGE,
     ) -> Weighted:
         """Prepare the products with the target."""
-        return cls(target, metric, metric @ target.T, metric.to(light))
+        return cls(target, metric, metric @ target.T, metric.to(light), ridge)
 
     @property
     def light(self) -> torch.dtype:
@@ -253,7 +268,7 @@ def _point(
     gram: torch.Tensor,
 ) -> _Point:
     """Solve A (Z^T S Z) = W S Z, ``seen``, with a ridge on each term's own power."""
-    ridge = RIDGE * gram.diagonal()
+    ridge = problem.ridge * gram.diagonal()
     ridge = ridge + torch.finfo(seen.dtype).eps * ridge.mean() + torch.finfo(torch.float32).tiny
     lower = _cholesky(gram, ridge)
     inverse = torch.cholesky_inverse(lower)
