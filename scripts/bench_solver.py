@@ -63,7 +63,7 @@ def rows(wheel: Path | None) -> Iterator[dict[str, Any]]:
     }
     rng = np.random.default_rng(0)
     kernels["random 512x512x3x3"] = rng.standard_normal((512, 512, 3, 3))
-    cp(rng.standard_normal((32, 32, 3, 3)), 8, seed=0)  # libraries load
+    cp(rng.standard_normal((256, 256, 3, 3)), R, seed=0)  # libraries load
     for name, kernel in kernels.items():
         kernel = kernel.astype(np.float64)
         times = []

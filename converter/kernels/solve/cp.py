@@ -18,7 +18,7 @@ from converter.kernels.solve.varpro import (
     minimise,
 )  # fmt: skip
 
-PLAIN_STEPS, FIRST_STEPS, STEPS, WARM_STEPS, CG_STEPS = 20, 10, 30, 8, 10
+PLAIN_STEPS, FIRST_STEPS, STEPS, WARM_STEPS, CG_STEPS = 19, 10, 30, 8, 10
 # Operations that a decomposition may take: under a full metric, whose products are the work, and
 # without, where a conjugate gradient takes so many products of (R, R).
 WORK, PLAIN_WORK, PLAIN_PRODUCTS = 1e11, 2e12, 24
