@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,8 +15,6 @@ from google.protobuf.message import DecodeError
 
 from converter.data import Arrays, Data
 from converter.errors import ConverterError, first_line
-from converter.kernels.conv import Conv
-from converter.kernels.taps import turned
 
 LARGEST_BATCH = 64
 
@@ -217,74 +215,9 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
-def read_conv(node: ir.Node, size: Sequence[int]) -> Conv:
-    """Read a Conv or ConvTranspose node with constant weights.
-
-    Args:
-        node: The node.
-        size: Spatial size of its input, which ``auto_pad`` needs.
-    """
-    kernel = constant(node.inputs[1])
-    if kernel is None:
-        raise ConverterError(f"The weight of node {node.name!r} is not a constant.")
-    axes = kernel.ndim - 2
-    attributes = node.attributes
-    stride = tuple(attributes.get_ints("strides", [1] * axes))
-    dilation = tuple(attributes.get_ints("dilations", [1] * axes))
-    pads = tuple(attributes.get_ints("pads", [0] * 2 * axes))
-    padding = tuple(zip(pads[:axes], pads[axes:]))
-    auto_pad = attributes.get_string("auto_pad", "NOTSET")
-    if auto_pad == "VALID":
-        padding = ((0, 0),) * axes
-    elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        padding = tuple(
-            _same_padding(n, k, s, d, upper=auto_pad == "SAME_UPPER")
-            for n, k, s, d in zip(size, kernel.shape[2:], stride, dilation)
-        )
-    groups = attributes.get_int("group", 1) or 1
-    transposed = node.op_type == "ConvTranspose"
-    return Conv(
-        kernel=turned(kernel, groups) if transposed else kernel,
-        bias=constant(node.inputs[2]) if len(node.inputs) > 2 else None,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        transposed=transposed,
-        output_padding=tuple(attributes.get_ints("output_padding", ())) if transposed else (),
-    )
-
-
-def read_linear(node: ir.Node) -> Conv:
-    """Read a Gemm or MatMul node with a constant weight as a convolution over no axes.
-
-    Raises:
-        ConverterError: When it computes more than a product and a bias per output.
-    """
-    attributes = node.attributes
-    weight, bias = constant(node.inputs[1]), None
-    if weight is None or weight.ndim != 2:
-        raise ConverterError("its weight is not a constant matrix")
-    if attributes.get_int("transA", 0):
-        raise ConverterError("its input is transposed (transA)")
-    if any(attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
-        raise ConverterError("its product or bias is scaled (alpha, beta)")
-    kernel = weight if attributes.get_int("transB", 0) else np.ascontiguousarray(weight.T)
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = constant(node.inputs[2])
-        if bias is None:
-            raise ConverterError("its bias is not a constant of the graph")
-        if bias.size not in (1, len(kernel)) or bias.size != (bias.shape or (1,))[-1]:
-            raise ConverterError("its bias is not one number per output")
-        bias = np.broadcast_to(bias.reshape(-1), len(kernel))
-    return Conv(kernel, bias, (), (), ())
-
-
-def _same_padding(n: int, k: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:
-    """ONNX's SAME_UPPER and SAME_LOWER: output ceil(n / stride), the odd pixel last or first."""
-    total = max((math.ceil(n / stride) - 1) * stride + dilation * (k - 1) + 1 - n, 0)
-    small, large = total // 2, total - total // 2
-    return (small, large) if upper else (large, small)
+def attributes(node: ir.Node) -> dict[str, Any]:
+    """Give a node's attributes as plain values."""
+    return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
 def _values(model: ir.Model) -> dict[str, ir.Value]:

@@ -14,7 +14,8 @@ from converter.errors import ConverterError
 from converter.kernels.conv import Conv
 from converter.kernels.form import refusal
 from converter.kernels.forms import FORMS
-from converter.networks.onnx_network import constant, observe_shapes, read_conv, read_linear
+from converter.networks.nodes import CONVOLUTIONS, PRODUCTS, read_conv, read_linear
+from converter.networks.onnx_network import attributes, constant, observe_shapes
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
     Raises:
         ConverterError: When the network cannot run, or a weight is NaN or infinite.
     """
-    nodes = [n for n in model.graph if n.op_type in ("Conv", "ConvTranspose") or _is_linear(n)]
+    nodes = [n for n in model.graph if n.op_type in CONVOLUTIONS or _is_linear(n)]
     ends = [
         str(value.name) for node in nodes for value in (node.inputs[0], node.outputs[0]) if value
     ]
@@ -94,10 +95,11 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
                 f"The bias of layer {name} holds NaN or infinite values; use a sound checkpoint."
             )
         layer = replace(layer, params=kernel.size + (0 if bias is None else bias.size))
-        if node.op_type in ("Gemm", "MatMul"):
+        if node.op_type in PRODUCTS:
             inner = kernel.shape[1 if node.attributes.get_int("transB", 0) else -2]
             macs = math.prod(out_shape) * inner // batch
-            layers.append(_linear(node, replace(layer, macs=macs), users[str(weight.name)]))
+            layer, shared = replace(layer, macs=macs), users[str(weight.name)]
+            layers.append(_linear(node, layer, kernel, bias, shared))
             continue
         positions = in_shape if node.op_type == "ConvTranspose" else out_shape
         layer = replace(layer, macs=kernel.size * math.prod(positions[2:]))
@@ -112,14 +114,14 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         elif users[str(weight.name)] > 1:
             layer = layer.kept(f"its weight is shared by {users[str(weight.name)]} layers")
         else:
-            conv = read_conv(node, in_shape[2:])
+            conv = read_conv(node.op_type, attributes(node), kernel, bias, in_shape[2:])
             refusals = [refusal(form, conv) for form in FORMS.values()]
             layer = replace(layer, conv=conv, reason=refusals[-1] if all(refusals) else None)
         layers.append(layer)
     inner = [
         n
         for n in model.graph.all_nodes()
-        if n.op_type in ("Conv", "ConvTranspose") and n.graph is not model.graph
+        if n.op_type in CONVOLUTIONS and n.graph is not model.graph
     ]
     layers += [
         Layer(
@@ -148,7 +150,7 @@ def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
 
 def _is_linear(node: ir.Node) -> bool:
     """Tell a product with constant weights from one of two things that are computed."""
-    if node.op_type not in ("Gemm", "MatMul"):
+    if node.op_type not in PRODUCTS:
         return False
     taken, weight = (constant(value) for value in node.inputs[:2])
     if taken is not None or weight is None:
@@ -156,12 +158,16 @@ def _is_linear(node: ir.Node) -> bool:
     return weight.ndim > 1 and not np.issubdtype(weight.dtype, np.integer)
 
 
-def _linear(node: ir.Node, layer: Layer, users: int) -> Layer:
+def _linear(
+    node: ir.Node, layer: Layer, weight: np.ndarray, bias: np.ndarray | None, users: int
+) -> Layer:
     """Finish a linear layer: read its weight, or say why it is kept."""
     if users > 1:
         return layer.kept(f"its weight is shared by {users} layers")
+    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+        return layer.kept("its bias is not a constant of the graph")
     try:
-        conv = read_linear(node)
+        conv = read_linear(attributes(node), weight, bias)
     except ConverterError as error:
         return layer.kept(str(error))
     return replace(layer, conv=conv, size=(layer.macs // conv.kernel.size,))
