@@ -24,7 +24,7 @@ from converter.kernels.conv import Chain
 from converter.kernels.form import relative_error
 from converter.kernels.forms import find_form
 from converter.kernels.metric import Metric
-from converter.networks import onnx_network, torch_export, torch_network
+from converter.networks import onnx_network, runtime, torch_export, torch_network
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.source import (
     Source,
@@ -175,7 +175,7 @@ def check_options(config: ConvertConfig) -> ConvertConfig:
     """
     for text in config.form:
         find_form(text.rpartition("=")[2])
-    onnx_network.check_provider(config.provider)
+    runtime.check_provider(config.provider)
     check_device(config.device)
     return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
 

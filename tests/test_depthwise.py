@@ -23,8 +23,9 @@ from converter.kernels.form import (
 from converter.kernels.forms import FORMS
 from converter.kernels.metric import Metric
 from converter.networks import torch_export, torch_network
-from converter.networks.onnx_network import open_session, run
+from converter.networks.onnx_network import open_session
 from converter.networks.onnx_rewrite import rewrite
+from converter.networks.runtime import run
 from converter.networks.survey import survey
 from converter.planning.plan import make_plan
 

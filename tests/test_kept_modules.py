@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from converter.networks import torch_export, torch_network
-from converter.networks.onnx_network import open_session, run
+from converter.networks.onnx_network import open_session
 from converter.networks.onnx_rewrite import rewrite
+from converter.networks.runtime import run
 from converter.networks.survey import survey
 
 FUNCTION = "it is not a convolution module of the model (called as a function, or reparametrised)"

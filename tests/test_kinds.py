@@ -8,7 +8,8 @@ from torch import nn
 
 import converter
 from converter.errors import ConverterError
-from converter.networks.onnx_network import open_session, run
+from converter.networks.onnx_network import open_session
+from converter.networks.runtime import run
 
 
 class Net1d(nn.Module):

@@ -17,8 +17,9 @@ from converter.kernels.form import decompose, parse_rank, relative_error
 from converter.kernels.forms import FORMS
 from converter.networks import torch_export, torch_network
 from converter.networks.checkpoint import load_into, load_state
-from converter.networks.onnx_network import open_session, run
+from converter.networks.onnx_network import open_session
 from converter.networks.onnx_rewrite import rewrite
+from converter.networks.runtime import run
 from converter.networks.survey import survey
 
 X = np.random.default_rng(0).standard_normal((2, 4, 9, 8)).astype(np.float32)

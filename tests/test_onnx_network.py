@@ -28,8 +28,9 @@ from converter.kernels.conv import PADDING_MODES
 from converter.kernels.form import decompose, skeleton
 from converter.kernels.forms import FORMS
 from converter.networks import onnx_network
-from converter.networks.onnx_network import observe, open_session, run
+from converter.networks.onnx_network import observe, open_session
 from converter.networks.onnx_rewrite import replace_weights, rewrite
+from converter.networks.runtime import run
 from converter.networks.survey import count_macs, count_params, survey
 
 

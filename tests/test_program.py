@@ -14,7 +14,8 @@ from torch import nn
 import converter
 from converter.errors import ConverterError
 from converter.networks import torch_export
-from converter.networks.onnx_network import inputs, load, open_session, run
+from converter.networks.onnx_network import inputs, load, open_session
+from converter.networks.runtime import run
 from converter.networks.survey import survey
 
 X = noise(2, 3, 8, 8)

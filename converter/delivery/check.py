@@ -12,8 +12,9 @@ from torch import nn
 
 from converter.errors import ConverterError, first_line
 from converter.kernels.conv import Chain
-from converter.networks.onnx_network import Arrays, observe, open_session, run
+from converter.networks.onnx_network import Arrays, observe, open_session
 from converter.networks.onnx_rewrite import replace_weights
+from converter.networks.runtime import run
 from converter.networks.survey import Layer
 from converter.networks.torch_export import flat_outputs, forward
 

@@ -15,13 +15,13 @@ import onnxruntime
 
 from converter.data import Data, conform, random_data
 from converter.errors import ConverterError, root_line
-from converter.networks.onnx_network import Arrays, inputs, open_session, run
+from converter.networks.onnx_network import Arrays, inputs, open_session
+from converter.networks.runtime import cpu_model, run
 from converter.networks.source import example_shapes
 from converter.networks.survey import count_macs, count_params
 from converter.planning.measure import (
     Interval,
     Score,
-    cpu_model,
     drop_interval,
     fixed_batch,
     race,

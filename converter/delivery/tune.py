@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from converter.data import Data
 from converter.errors import ConverterError, first_line
-from converter.networks.onnx_network import open_session, run
+from converter.networks.onnx_network import open_session
+from converter.networks.runtime import run
 from converter.networks.torch_export import flat_outputs
 
 TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)

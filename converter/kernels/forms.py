@@ -14,8 +14,7 @@ import numpy as np
 from converter.errors import ConverterError
 from converter.kernels.form import ErrorAt, Form, Kernels, Rank, Setting, Shape
 from converter.kernels.metric import Metric, mapped
-from converter.kernels.solve.cp import cp, exact_rank, rank_one
-from converter.kernels.solve.svd import tail_errors, truncated_svd
+from converter.kernels.solve.svd import exact_rank, tail_errors, truncated_svd
 from converter.kernels.solve.tucker import tucker2
 
 FORMS: dict[str, Form] = {}
@@ -58,6 +57,8 @@ def _lvh(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     """
     O, I, *k = kernel.shape
     axes = _covered(tuple(k))
+    from converter.kernels.solve.cp import rank_one  # shapes are asked for where torch is not
+
     roots = _roots(kernel, setting.metric)
     factors = rank_one(mapped(kernel.reshape(_squeezed(kernel.shape)), roots))
     lateral, *spatial = (np.linalg.solve(root.T, f.T).T for root, f in zip(roots, factors))
@@ -98,6 +99,8 @@ def _separable(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
 
 
 def _cp(tensor: np.ndarray, R: int, setting: Setting) -> list[np.ndarray]:
+    from converter.kernels.solve.cp import cp  # shapes are asked for where torch is not
+
     start = None
     if setting.start is not None:  # the kernels of all steps but the last, which has a closed form
         lateral, *windows = (kernel for kernel, _ in setting.start[:-1])

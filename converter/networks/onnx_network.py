@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from converter.data import Arrays, Data
 from converter.errors import ConverterError, first_line
+from converter.networks.runtime import open_file, run
 
 LARGEST_BATCH = 64
 
@@ -92,54 +93,16 @@ def free_batch(model: ir.Model, name: str = "batch") -> ir.Model:
     return copy
 
 
-def check_provider(provider: str) -> None:
-    """Check that onnxruntime has an execution provider.
-
-    Raises:
-        ConverterError: When it has not; the sentence lists those it has.
-    """
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise ConverterError(
-            f"Provider {provider!r} is not available here; use one of {', '.join(available)}."
-        )
-
-
 def open_session(
     model: ir.Model | Path, threads: int = 1, provider: str = "CPUExecutionProvider"
 ) -> onnxruntime.InferenceSession:
-    """Open a network in onnxruntime; denormals are flushed to zero.
+    """Open a network in onnxruntime.
 
     Raises:
         ConverterError: When the provider is not there or onnxruntime cannot run the network.
     """
-    check_provider(provider)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    source = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=[provider])
-    except Exception as error:  # onnxruntime raises its own unexported classes
-        raise ConverterError(f"onnxruntime cannot open the network: {first_line(error)}") from None
-
-
-def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> Arrays:
-    """Run a session and return its outputs by name.
-
-    Raises:
-        ConverterError: When onnxruntime refuses the inputs or fails.
-    """
-    names = [output.name for output in session.get_outputs()]
-    try:
-        return dict(zip(names, session.run(names, dict(feeds))))
-    except Exception as error:  # onnxruntime raises its own unexported classes
-        raise ConverterError(
-            f"onnxruntime cannot run the network on inputs of shape "
-            f"{ {name: array.shape for name, array in feeds.items()} }: {first_line(error)}"
-        ) from None
+    source = model if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
+    return open_file(source, threads, provider)
 
 
 def observe(model: ir.Model, names: Iterable[str], feeds: Mapping[str, np.ndarray]) -> Arrays:

@@ -10,8 +10,9 @@ import onnx
 import onnx_ir as ir
 
 from converter.kernels.conv import Chain
-from converter.networks.onnx_network import Arrays, open_session, run
+from converter.networks.onnx_network import Arrays, open_session
 from converter.networks.onnx_rewrite import rewrite
+from converter.networks.runtime import run
 
 
 @dataclass(frozen=True)

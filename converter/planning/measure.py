@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +11,9 @@ import numpy as np
 import onnxruntime
 from scipy.stats import quantile_test
 
-from converter.data import Data
+from converter.data import Arrays, Data
 from converter.errors import ConverterError
-from converter.networks.onnx_network import Arrays, run
+from converter.networks.runtime import run
 
 CONFIDENCE = 0.99
 # A sleeping block lets the other session's threads stop spinning; a block is long against the
@@ -181,16 +179,6 @@ def fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
     """Return the batch size that a network insists on, or None if it takes any."""
     sizes = [i.shape[0] for i in session.get_inputs() if i.shape]
     return next((size for size in sizes if isinstance(size, int)), None)
-
-
-def cpu_model() -> str:
-    """Name the processor."""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def renamed(feeds: Mapping[str, np.ndarray], session: onnxruntime.InferenceSession) -> Arrays:

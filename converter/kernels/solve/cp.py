@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from converter.kernels.metric import Metric, mapped
+from converter.kernels.solve.svd import exact_rank
 from converter.kernels.solve.varpro import (
     Factors,
     Fit,
@@ -147,11 +148,6 @@ def _guess(tensor: np.ndarray, R: int, rng: np.random.Generator) -> list[np.ndar
 def _noise(rng: np.random.Generator, like: np.ndarray, count: int) -> np.ndarray:
     """Random columns (n, count) of the mean power of ``like`` (n, r)."""
     return rng.standard_normal((len(like), count)) * math.sqrt(float(np.mean(like**2)))
-
-
-def exact_rank(shape: tuple[int, ...]) -> int:
-    """Return a rank at which every tensor of ``shape`` has an exact decomposition."""
-    return math.prod(shape) // max(shape)
 
 
 def rank_one(tensors: np.ndarray, iterations: int = 100) -> list[np.ndarray]:

@@ -1,6 +1,8 @@
-"""Truncated singular value decompositions, exact under the Frobenius norm (Eckart and Young)."""
+"""What linear algebra gives at once: truncated singular value decompositions, a bound on ranks."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -51,3 +53,8 @@ def tail_errors(matrix: np.ndarray) -> np.ndarray:
     energy = np.linalg.svd(matrix, compute_uv=False) ** 2
     tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
     return np.sqrt(tail / max(energy.sum(), np.finfo(np.float64).tiny))
+
+
+def exact_rank(shape: tuple[int, ...]) -> int:
+    """Return a rank at which every tensor of ``shape`` has an exact CP decomposition."""
+    return math.prod(shape) // max(shape)

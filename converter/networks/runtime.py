@@ -1,0 +1,91 @@
+"""onnxruntime: open, run, and what machine it runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from converter.errors import ConverterError, first_line
+
+
+def check_provider(provider: str) -> None:
+    """Check that onnxruntime has an execution provider.
+
+    Raises:
+        ConverterError: When it has not; the sentence lists those it has.
+    """
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ConverterError(
+            f"Provider {provider!r} is not available here; use one of {', '.join(available)}."
+        )
+
+
+def open_file(
+    source: bytes | Path,
+    threads: int = 1,
+    provider: str = "CPUExecutionProvider",
+    *,
+    profile: Path | None = None,
+    optimized: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Open a network; denormals are flushed to zero.
+
+    Args:
+        source: The content of an ONNX file, or its path.
+        threads: Of onnxruntime.
+        provider: Its execution provider.
+        profile: Beginning of the name of the file to profile into, or None.
+        optimized: Where to write the network as the runtime optimized it, or None.
+
+    Raises:
+        ConverterError: When the provider is not there or onnxruntime cannot run the network.
+    """
+    check_provider(provider)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    content = str(source) if isinstance(source, Path) else source
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=[provider])
+    except Exception as error:  # onnxruntime raises its own unexported classes
+        raise ConverterError(f"onnxruntime cannot open the network: {first_line(error)}") from None
+
+
+def run(
+    session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Run a session and return its outputs by name.
+
+    Raises:
+        ConverterError: When onnxruntime refuses the inputs or fails.
+    """
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, dict(feeds))))
+    except Exception as error:  # onnxruntime raises its own unexported classes
+        raise ConverterError(
+            f"onnxruntime cannot run the network on inputs of shape "
+            f"{ {name: array.shape for name, array in feeds.items()} }: {first_line(error)}"
+        ) from None
+
+
+def cpu_model() -> str:
+    """Name the processor."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
