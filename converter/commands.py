@@ -9,14 +9,14 @@ from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
 from converter.delivery.check import check_graph
-from converter.delivery.compare import Comparison, Progress, compare_models
+from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.report import LayerRow, layer_rows
 from converter.delivery.result import read_origin
 from converter.errors import ConverterError
-from converter.networks import onnx_network, torch_network
-from converter.networks.source import examples, open_source, read_data
-from converter.networks.survey import Layer, survey
-from converter.pipeline import check_options, solve, survey_and_plan
+from converter.networks import onnx_network
+from converter.networks.source import open_source, read_data
+from converter.networks.survey import Layer
+from converter.pipeline import check_options, decide, list_layers
 from converter.planning.plan import Plan
 
 
@@ -24,6 +24,7 @@ def dry_run(
     model: nn.Module | str | Path,
     config: ConvertConfig,
     *,
+    evaluate: Evaluate | None = None,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[Plan, tuple[LayerRow, ...]]:
     """Plan a conversion, and tell what would become of each layer; nothing is written.
@@ -33,8 +34,11 @@ def dry_run(
     """
     config = check_options(config)
     source = open_source(model, None, config, None)
-    layers, plan = survey_and_plan(source, config)
-    return plan, layer_rows(layers, plan, *solve(source, plan, layers, config, progress))
+    layers = list_layers(source, config)
+    found = decide(source, layers, config, evaluate, progress)
+    solved = found.solved
+    rows = layer_rows(layers, solved.plan, solved.chains, solved.errors, found.table)
+    return solved.plan, rows
 
 
 def inspect(
@@ -46,10 +50,9 @@ def inspect(
     """List a network's convolutions."""
     progress("loading", 0.0)
     source = open_source(model, None, config, None)
-    feeds = examples(source, config.seed, 1)
-    layers = survey(source.network, feeds)
+    layers = list_layers(source, config)
     progress("loading", 1.0)
-    return layers if source.module is None else torch_network.match(source.module, layers, feeds)
+    return layers
 
 
 def compare(

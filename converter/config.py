@@ -37,6 +37,14 @@ class ConvertConfig:
         only: Convert only these layers (names or patterns such as layer3.*); repeatable.
         keep: Leave these layers alone (names or patterns); repeatable.
         plan: Replay this plan.json.
+        max_drop: Accuracy that may be lost, a fraction (0.005); without labels it is estimated
+            on sample inputs that nothing is fitted to (needs --calib).
+        drop_type: Whether --max-drop is absolute, or relative to the original's accuracy.
+        max_error: Relative output error that may be made, of the worst output; needs no labels.
+        target_speedup: How much faster the network must become; it loses as little as it can.
+        max_macs: Share of the original's multiply-accumulates that may be left (0.43).
+        latency: Times of the layers that flatconv measure took on the target machine.
+        frontier: Also build networks for other budgets, and draw speedup over loss.
         finetune: Epochs of distillation after the conversion; 0 for none.
         train: Training inputs for --finetune, labelled or not.
         lr: Highest learning rate of the fine-tuning.
@@ -71,6 +79,13 @@ class ConvertConfig:
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     plan: Path | None = None
+    max_drop: float | None = None
+    drop_type: Literal["absolute", "relative"] = "absolute"
+    max_error: float | None = None
+    target_speedup: float | None = None
+    max_macs: float | None = None
+    latency: Path | None = None
+    frontier: bool = False
     finetune: int = 0
     train: str | None = None
     lr: float = 1e-3
@@ -100,6 +115,18 @@ class ConvertConfig:
                 "--plan says what happens to each layer; leave out --form, --rank, --only and "
                 "--keep, or edit the plan."
             )
+        if self.budget and self.manual:
+            raise ConverterError(
+                "A budget chooses forms and ranks; leave out --form, --rank and --plan, or "
+                f"{', '.join('--' + name.replace('_', '-') for name in self.budget)}."
+            )
+        bounds = {"max_drop": 1.0, "max_error": math.inf, "max_macs": 1.0}
+        for name in bounds.keys() & self.budget:
+            if not 0 < self.budget[name] < bounds[name]:
+                upper = "" if bounds[name] == math.inf else f" and below {bounds[name]:g}"
+                raise ConverterError(f"--{name.replace('_', '-')} must be above 0{upper}.")
+        if self.target_speedup is not None and not 1 < self.target_speedup < math.inf:
+            raise ConverterError("--target-speedup must be above 1.")
         if not 0 < self.memory < math.inf:
             raise ConverterError("--memory must be a number of GiB above 0.")
         if not 0 < self.lr < math.inf:
@@ -136,6 +163,12 @@ class ConvertConfig:
             return None
         named = os.environ.get("FLATCONV_CACHE")
         return Path(named) if named else platformdirs.user_cache_path("flatconv")
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """What the user asked for, by option."""
+        names = ("max_drop", "max_error", "target_speedup", "max_macs")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def manual(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
+from converter.data import Data
+from converter.delivery.budget import Found, Solved, find_plan
 from converter.delivery.check import check, check_graph, check_twin
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.correct import correct
@@ -50,7 +52,9 @@ class Conversion:
         rows: The same, with its cost.
         network: The converted network.
         module: The converted torch model, or None for an ONNX input.
-        problem: The sentence of a check that was missed, or None.
+        problem: The sentence of a check or budget that was missed, or None.
+        budget: What was asked for, by option.
+        predicted_ms: Latency by the table of layer times, or None without one.
     """
 
     plan: Plan
@@ -58,6 +62,8 @@ class Conversion:
     network: ir.Model
     module: nn.Module | None
     problem: str | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+    predicted_ms: float | None = None
 
 
 def convert(
@@ -98,10 +104,10 @@ def convert(
         raise ConverterError("--finetune needs inputs to train on; give --train.")
     if config.finetune and source.module is None:
         raise ConverterError("--finetune needs a torch model; name a factory, not an ONNX file.")
-    layers, plan = survey_and_plan(source, config)
-    chains, errors = solve(source, plan, layers, config, progress)
-    by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
-    converted = rewrite(source.network, by_output)
+    layers = list_layers(source, config)
+    found = decide(source, layers, config, evaluate, progress)
+    solved = found.solved
+    plan, chains, errors, converted = solved.plan, solved.chains, solved.errors, solved.network
     problem = check(source.network, converted, layers, chains, samples(source, config.seed))
     module = None
     if source.module is not None:
@@ -112,14 +118,17 @@ def convert(
             converted = export_tuned(module, source, config)
             problem = problem or check_graph(converted)
         problem = problem or check_twin(module, converted, samples(source, config.seed))
-    rows = layer_rows(layers, plan, chains, errors)
-    conversion = Conversion(plan, rows, converted, module, problem)
+    rows = layer_rows(layers, plan, chains, errors, found.table)
+    conversion = Conversion(
+        plan, rows, converted, module, problem or found.problem, found.budget, found.predicted_ms
+    )
     result = prove(source, conversion, config, evaluate, command, progress)
     outcome = result.comparison.networks[1]
     if problem or config.manual or not chains or outcome.speedup.low > 1:
         return result
     plan = plan.withdrawn(f"the converted network was no faster ({outcome.verdict})")
-    unchanged = Conversion(plan, layer_rows(layers, plan, {}, {}), source.network, source.module)
+    rows = layer_rows(layers, plan, {}, {}, found.table)
+    unchanged = Conversion(plan, rows, source.network, source.module, None, found.budget)
     return prove(source, unchanged, config, evaluate, command, progress)
 
 
@@ -180,13 +189,33 @@ def check_options(config: ConvertConfig) -> ConvertConfig:
     return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
 
 
-def survey_and_plan(source: Source, config: ConvertConfig) -> tuple[tuple[Layer, ...], Plan]:
-    """List the convolutions and choose what happens to each."""
+def list_layers(source: Source, config: ConvertConfig) -> tuple[Layer, ...]:
+    """List the convolutions and linear layers."""
     feeds = examples(source, config.seed, 1)
     layers = survey(source.network, feeds)
-    if source.module is not None:
-        layers = torch_network.match(source.module, layers, feeds)
-    return layers, make_plan(layers, config, source.shapes)
+    if source.module is None:
+        return layers
+    return torch_network.match(source.module, layers, feeds)
+
+
+def decide(
+    source: Source,
+    layers: Sequence[Layer],
+    config: ConvertConfig,
+    evaluate: Evaluate | None,
+    progress: Progress,
+) -> Found:
+    """Carry out the user's choices, or search for the best under a budget."""
+
+    def build(plan: Plan, fit: Data | None) -> Solved:
+        chains, errors = solve(replace(source, calib=fit), plan, layers, config, progress)
+        by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
+        return Solved(plan, chains, errors, rewrite(source.network, by_output))
+
+    if config.manual or (not config.budget and source.calib is None):
+        plan = make_plan(layers, config, source.shapes)
+        return Found(build(plan, source.calib), None, {}, None, None)
+    return find_plan(source, layers, config, evaluate, build, progress)
 
 
 def solve(
@@ -276,13 +305,15 @@ def prove(
         seed=config.seed,
         progress=progress,
     )
+    problem = conversion.problem or missed(comparison, conversion.budget, config.drop_type)
     report = Report(
         comparison=comparison,
         layers=conversion.rows,
         plan=conversion.plan,
-        met=conversion.problem is None,
-        reason=conversion.problem or notice(comparison, conversion.plan, source.calib is not None),
-        budget={},
+        met=problem is None,
+        reason=problem or notice(comparison, conversion.plan, source.calib is not None),
+        budget=dict(conversion.budget),
+        predicted_ms=conversion.predicted_ms,
         seed=config.seed,
         command=command,
     )
@@ -297,11 +328,37 @@ def prove(
     )
 
 
+def missed(comparison: Comparison, budget: Mapping[str, float], drop_type: str) -> str | None:
+    """Say which part of a budget the measured network misses, and by how much; None if none."""
+    before, after = comparison.networks
+    drop = after.drop_points.median / 100 if after.drop_points else None
+    if drop is not None and drop_type == "relative" and before.accuracy:
+        drop /= before.accuracy
+    macs, speedup = after.macs / before.macs, after.speedup.median
+    said = {
+        "max_drop": (drop, f"it loses {drop:.4f} of accuracy" if drop is not None else ""),
+        "max_error": (after.rel_output_error, f"its output errs by {after.rel_output_error:.3g}"),
+        "max_macs": (macs, f"{macs:.3f} of the MACs are left"),
+        "target_speedup": (speedup, f"it is {speedup:.2f}x as fast"),
+    }
+    for name, limit in budget.items():
+        measured, words = said[name]
+        off = measured is not None and (
+            measured < limit if name == "target_speedup" else measured > limit
+        )
+        if off:
+            option = name.replace("_", "-")
+            return f"--{option} {limit:g} is missed on {comparison.data}: {words}."
+    return None
+
+
 def notice(comparison: Comparison, plan: Plan, sampled: bool) -> str | None:
     """Say what the user should know: nothing converted, slower by their own choice, no data."""
     if not plan.chosen():
         reasons = sorted({c.reason for c in plan.choices if c.reason})
-        return "No layer was converted: " + ("; ".join(reasons) or "there is no convolution") + "."
+        return (
+            "No layer was converted: " + ("; ".join(reasons[:3]) or "there is no convolution") + "."
+        )
     if comparison.networks[1].speedup.low <= 1:
         verdict = comparison.networks[1].verdict
         return f"The network is not faster in onnxruntime ({verdict}); the chosen forms were kept."

@@ -13,14 +13,15 @@ errors config images data
 kernels.taps kernels.conv kernels.metric
 kernels.solve.varpro kernels.solve.cp kernels.solve.svd kernels.solve.tucker
 kernels.form kernels.forms
-networks.nodes networks.runtime networks.light networks.onnx_network networks.onnx_rewrite networks.segments networks.survey
+networks.nodes networks.runtime networks.light networks.onnx_network
+networks.onnx_rewrite networks.segments networks.survey
 networks.surroundings networks.checkpoint
 networks.torch_modules networks.torch_export networks.torch_network networks.source
 planning.ladder planning.latency planning.profile planning.calibrate planning.measure
-planning.candidates planning.plan
-planning.cache planning.solve
+planning.candidates planning.plan planning.cache planning.solve
+planning.options planning.judge planning.sensitivity planning.knapsack
 delivery.check delivery.correct delivery.tune delivery.compare delivery.report
-delivery.tables delivery.page delivery.result
+delivery.tables delivery.page delivery.result delivery.search delivery.budget
 pipeline commands cli __main__
 """.split()
 

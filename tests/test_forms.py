@@ -423,7 +423,7 @@ def test_the_estimated_error_of_tucker_is_a_bound(data):
     assert bound <= np.sqrt(2) * true + 1e-6
 
 
-@pytest.mark.parametrize("name", ["flattened", "separable", "lvh", "decoupled"])
+@pytest.mark.parametrize("name", ["flattened", "separable", "lvh"])
 def test_forms_without_a_closed_form_give_no_estimate(name):
     assert estimate_errors(make_conv((8, 4, 3, 3)), FORMS[name]) is None
 

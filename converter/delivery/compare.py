@@ -166,7 +166,7 @@ def compare_models(
     )
     accuracies = [s.accuracy for s in scores]
     if evaluate is not None:
-        accuracies = [_evaluated(evaluate, session) for session in sessions]
+        accuracies = [evaluated(evaluate, session) for session in sessions]
     single = noise.read(np.arange(insisted or 1))
     figures = [
         Figures(
@@ -211,7 +211,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _evaluated(evaluate: Evaluate, session: onnxruntime.InferenceSession) -> float:
+def evaluated(evaluate: Evaluate, session: onnxruntime.InferenceSession) -> float:
     """Call the user's function on one network."""
     try:
         value = float(evaluate(partial(run, session)))

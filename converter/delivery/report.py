@@ -10,6 +10,7 @@ from converter.delivery.compare import Comparison, Figures
 from converter.kernels.conv import Chain
 from converter.kernels.form import cancellation
 from converter.networks.survey import Layer
+from converter.planning.latency import LatencyTable
 from converter.planning.plan import Plan
 
 MOST_CANCELLATION = 10.0
@@ -44,6 +45,7 @@ class Report:
         met: Whether every check and budget was met.
         reason: Why not, or what the user should know.
         budget: What the user asked for, by option.
+        predicted_ms: Latency that the layers' times promised, or None.
         seed: Of every random choice.
         command: How the conversion was started.
     """
@@ -54,6 +56,7 @@ class Report:
     met: bool
     reason: str | None
     budget: dict[str, float]
+    predicted_ms: float | None
     seed: int
     command: str
 
@@ -71,6 +74,7 @@ class Report:
             "met": self.met,
             "reason": self.reason,
             "budget": self.budget,
+            "predicted_ms": self.predicted_ms,
             **conditions(self.comparison),
             "seed": self.seed,
             "command": self.command,
@@ -83,12 +87,18 @@ def layer_rows(
     plan: Plan,
     chains: Mapping[str, Chain],
     errors: Mapping[str, float],
+    table: LatencyTable | None = None,
 ) -> tuple[LayerRow, ...]:
-    """Tell what became of each layer."""
+    """Tell what became of each layer; times are those of the table."""
     rows = []
+    times = {layer.output: layer for layer in table.layers} if table else {}
     for layer, choice in zip(layers, plan.choices):
         chain = chains.get(layer.name)
         rank = list(choice.rank) if choice.rank else None
+        timed = times.get(layer.output)
+        before_ms = after_ms = timed.ms if timed else None
+        if timed and choice.form and choice.rank:
+            after_ms = timed.ms_of(choice.form, choice.rank)
         rows.append(
             LayerRow(
                 name=layer.name,
@@ -97,8 +107,8 @@ def layer_rows(
                 macs_before=layer.macs,
                 macs_after=chain.macs(layer.size) if chain else layer.macs,
                 rel_error=errors.get(layer.name),
-                latency_before_ms=None,
-                latency_after_ms=None,
+                latency_before_ms=before_ms,
+                latency_after_ms=after_ms,
                 reason=choice.reason or (_degenerate(chain) if chain else None),
             )
         )

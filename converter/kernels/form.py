@@ -30,12 +30,14 @@ class Setting:
         seed: Of the random part of a start.
         start: Kernels of the same form at a rank not above the one wanted, to start from.
         device: torch device of the iterative solvers.
+        effort: Share of the usual work that an iterative solver may take.
     """
 
     metric: Metric | None = None
     seed: int = 0
     start: Kernels | None = None
     device: str = "cpu"
+    effort: float = 1.0
 
 
 Solve = Callable[[np.ndarray, Rank, Setting], Kernels]
@@ -173,6 +175,7 @@ def decompose(
     metrics: Sequence[Metric] | None = None,
     start: Chain | None = None,
     device: str = "cpu",
+    effort: float = 1.0,
 ) -> Chain:
     """Write ``conv`` as a chain of ``form`` at ``rank``, each group by itself.
 
@@ -188,6 +191,7 @@ def decompose(
         start: A chain of the same form at a rank not above ``rank``, which the CP forms improve;
             the others have closed forms and need none.
         device: torch device of the iterative solvers.
+        effort: Share of the usual work that an iterative solver may take.
 
     Raises:
         ConverterError: When the form cannot stand in for ``conv``, or the rank does not fit.
@@ -197,7 +201,7 @@ def decompose(
     each: Sequence[Metric | None] = [None] * conv.groups if metrics is None else metrics
     starts = [None] * conv.groups if start is None else _group_kernels(conv, start)
     solved = [
-        form.solve(part, per_group, Setting(metric, seed, begin, device))
+        form.solve(part, per_group, Setting(metric, seed, begin, device, effort))
         for part, metric, begin in zip(parts, each, starts, strict=True)
     ]
     chain = assemble(
@@ -217,6 +221,7 @@ def path(
     seed: int = 0,
     metrics: Sequence[Metric] | None = None,
     device: str = "cpu",
+    effort: float = 1.0,
 ) -> dict[Rank, Chain]:
     """Solve many ranks of one convolution, each from the one below.
 
@@ -230,11 +235,13 @@ def path(
         seed: Of the solvers.
         metrics: One for each group; the Frobenius norm if left out.
         device: torch device of the iterative solvers.
+        effort: Share of the usual work that an iterative solver may take.
     """
     chains: dict[Rank, Chain] = {}
     start = None
     for rank in sorted(set(ranks), key=lambda r: (sum(r), r)):
-        chains[rank] = start = decompose(conv, form, rank, seed, metrics, start, device)
+        start = decompose(conv, form, rank, seed, metrics, start, device, effort)
+        chains[rank] = start
     return chains
 
 

@@ -107,7 +107,7 @@ def _cp(tensor: np.ndarray, R: int, setting: Setting) -> list[np.ndarray]:
         start = [lateral.reshape(len(lateral), -1).T]
         start += [window.reshape(len(window), -1).T for window in windows]
         start = [factor.astype(np.float64) for factor in start]
-    return cp(tensor, R, setting.seed, setting.metric, start, setting.device)
+    return cp(tensor, R, setting.seed, setting.metric, start, setting.device, setting.effort)
 
 
 def _roots(kernel: np.ndarray, metric: Metric | None) -> list[np.ndarray]:
@@ -124,6 +124,14 @@ def _decoupled(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     out, window = truncated_svd(per_input, rank[0], right=moments)  # (I, O, m), (I, m, K)
     mix = out.transpose(1, 0, 2).reshape(O, -1)  # (O, I m)
     return [(window.reshape(-1, 1, *k), I), (_pointwise(mix, len(k)), 1)]
+
+
+def _decoupled_errors(kernel: np.ndarray) -> ErrorAt:
+    """Add up what the SVD of each input channel leaves."""
+    O, I = kernel.shape[:2]
+    energy = np.linalg.svd(kernel.reshape(O, I, -1).swapaxes(0, 1), compute_uv=False) ** 2
+    tail = np.append(energy.sum(0)[::-1].cumsum()[::-1], 0.0)  # over ranks, of all channels
+    return lambda rank: math.sqrt(tail[rank[0]] / max(tail[0], np.finfo(np.float64).tiny))
 
 
 def _train(kernel: np.ndarray) -> np.ndarray:
@@ -299,6 +307,7 @@ register(
         refuses=_needs_window,
         whole=lambda s: (math.prod(s[2:]),),
         per_channel=True,
+        errors=_decoupled_errors,
     )
 )
 register(

@@ -66,7 +66,7 @@ class Metric:
             k: Sizes that multiply to K: (K,) for the window as a whole, (Kh, Kw) for its axes.
         """
         moments = [self.channels]
-        window = self.window.reshape(*k, *k)
+        window = self.window.reshape((*k, *k))
         axes = "abc"[: len(k)]
         for axis in range(len(k)):
             other = axes.replace(axes[axis], "z")

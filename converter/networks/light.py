@@ -56,8 +56,11 @@ FIELDS: dict[str, list[tuple[str, int, str]]] = {
     "TensorProto": [
         ("dims", 1, "*int64"),
         ("data_type", 2, "int32"),
+        ("float_data", 4, "*float"),
+        ("int32_data", 5, "*int32"),
         ("name", 8, "string"),
         ("raw_data", 9, "bytes"),
+        ("double_data", 10, "*double"),
         ("data_location", 14, "int32"),
     ],
     "ValueInfoProto": [("name", 1, "string"), ("type", 2, "TypeProto")],
@@ -80,7 +83,7 @@ def _messages() -> dict[str, Any]:
     field = descriptor_pb2.FieldDescriptorProto
     kinds = {
         name: getattr(field, f"TYPE_{name.upper()}")
-        for name in ("int64", "int32", "float", "string", "bytes")
+        for name in ("int64", "int32", "float", "double", "string", "bytes")
     }
     file = descriptor_pb2.FileDescriptorProto(name="light.proto", package="light", syntax="proto2")
     for message, fields in FIELDS.items():
@@ -135,6 +138,16 @@ def attributes(node: Message) -> dict[str, Any]:
                 value.decode() if name == "s" else list(value) if name == "ints" else value
             )
     return found
+
+
+def skeleton(model: Message) -> bytes:
+    """Serialize a network without its weights: the same bytes, the same times."""
+    copy = MESSAGES["ModelProto"]()
+    copy.CopyFrom(model)
+    for tensor in weights(copy).values():
+        for field in ("raw_data", "float_data", "double_data", "int32_data"):
+            tensor.ClearField(field)
+    return bytes(copy.SerializeToString(deterministic=True))
 
 
 def weights(model: Message) -> dict[str, Message]:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,20 +53,47 @@ def remembered(folder: Path, key: str, conv: Conv, compute: Callable[[], Chain])
     return chain
 
 
-def _keep(path: Path, key: str, chain: Chain) -> None:
-    """Write an entry whole: beside its place, then renamed."""
+def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -> str:
+    """Give the text kept under ``key``, or compute and keep it.
+
+    Args:
+        folder: Of the entries, or None to keep nothing.
+        key: Of all that the text depends on.
+        compute: Makes it.
+    """
+    if folder is None:
+        return compute()
+    path = folder / f"v{VERSION}" / key[:2] / f"{key}.json"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return path.read_text()
+    text = compute()
+    with contextlib.suppress(OSError), _whole(path) as scratch:
+        scratch.write_text(text)
+    return text
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a file to write beside ``path``, and rename it to that when it is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def _keep(path: Path, key: str, chain: Chain) -> None:
+    """Write an entry."""
     arrays = {str(n): step.kernel for n, step in enumerate(chain.steps)}
     arrays["groups"] = np.array([step.groups for step in chain.steps])
     arrays["key"] = np.array(key)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    with _whole(path) as scratch, scratch.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _flat(parts: Iterable[object]) -> Iterable[object]:

@@ -160,6 +160,49 @@ def make_plan(
     return Plan(tuple(choices), dict(input_shapes), config.seed)
 
 
+def open_layers(layers: Sequence[Layer], config: ConvertConfig) -> list[Layer]:
+    """List the layers that can be converted and that the user does not keep.
+
+    Raises:
+        ConverterError: When ``config`` names a layer that is not there.
+    """
+    names = [layer.name for layer in layers]
+    only = _matching(config.only, names, "--only") if config.only else set(names)
+    keep = _matching(config.keep, names, "--keep")
+    return [
+        layer
+        for layer in layers
+        if layer.conv is not None
+        and not layer.reason
+        and layer.name in only
+        and layer.name not in keep
+    ]
+
+
+def plan_of(
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[str, Rank] | None],
+    config: ConvertConfig,
+    input_shapes: Mapping[str, tuple[int, ...]],
+) -> Plan:
+    """Write down what was chosen for layers, None to keep one; others have no choice."""
+    free = {layer.name for layer in open_layers(layers, config)}
+    choices = []
+    for layer in layers:
+        choice = Choice(layer.name, kernel_sha256=_digest(layer.conv))
+        found = chosen.get(layer.name)
+        if found is not None:
+            choice = replace(choice, form=found[0], rank=found[1])
+        elif layer.name in chosen:
+            choice = replace(choice, reason="no form gains enough for what it loses")
+        elif layer.name in free:
+            choice = replace(choice, reason="no form makes it faster")
+        else:
+            choice = replace(choice, reason=layer.reason or "the user keeps it")
+        choices.append(choice)
+    return Plan(tuple(choices), dict(input_shapes), config.seed)
+
+
 def read_plan(path: Path) -> Plan:
     """Read a plan file.
 

@@ -37,9 +37,9 @@ from converter.networks.runtime import cpu_model, open_file, run
 from converter.planning.ladder import ladder
 from converter.planning.latency import LatencyTable, LayerTimes, Timed
 
-PROFILE_S, FEWEST_CALLS, MOST_CALLS = 0.25, 6, 60
+PROFILE_S, FEWEST_CALLS, MOST_CALLS = 0.25, 4, 60
 # Races against the network as it is, of a few variants: blocks, and a pause before each.
-RACED, ROUNDS, BLOCK_S, PAUSE_S = 5, 9, 0.03, 0.02
+RACED, ROUNDS, BLOCK_S, PAUSE_S = 4, 7, 0.03, 0.02
 BLOCKS = (16, 8)
 PREFIX, TIMED = "flatconv_", "_kernel_time"
 FUSED = ("Relu", "Add", "Sum", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "PRelu",

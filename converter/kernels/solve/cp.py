@@ -40,6 +40,7 @@ def cp(
     metric: Metric | None = None,
     start: list[np.ndarray] | None = None,
     device: str = "cpu",
+    effort: float = 1.0,
 ) -> list[np.ndarray]:
     """Decompose a tensor, close in the Frobenius norm or under a metric.
 
@@ -55,6 +56,7 @@ def cp(
         start: Factors (n_2, r), ..., (n_d, r) to start from, r <= R; the error of what comes is
             not above theirs, but for the ridge.
         device: torch device to compute on.
+        effort: Share of the usual work that it may take.
 
     Returns:
         d factors (n_j, R), each term's norm spread evenly over its factors.
@@ -82,11 +84,11 @@ def cp(
     if start is None or full is None:
         product = PLAIN_PRODUCTS * R**3
         if full is None:
-            small, _ = _afford(MOST_PLAIN_STEPS, product, SMALL_WORK)
-            steps, cg_steps = _afford(PLAIN_STEPS, product, PLAIN_WORK)
+            small, _ = _afford(MOST_PLAIN_STEPS, product, effort * SMALL_WORK)
+            steps, cg_steps = _afford(PLAIN_STEPS, product, effort * PLAIN_WORK)
             steps = max(steps, small)
         else:
-            steps, cg_steps = _afford(FIRST_STEPS, product, WORK)
+            steps, cg_steps = _afford(FIRST_STEPS, product, effort * WORK)
         fit = _search(Plain(target, light, RIDGE), factors, steps, cg_steps)
         factors = fit.factors
     if full is not None:

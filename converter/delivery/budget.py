@@ -1,0 +1,328 @@
+"""From a budget to a plan: times, errors and sensitivities of the layers, then the search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+
+from converter.config import ConvertConfig
+from converter.data import Data, random_data
+from converter.delivery.compare import Evaluate, Progress, evaluated
+from converter.delivery.search import Choice, Menu, Trial, Wanted, close, reach, total_ms
+from converter.errors import ConverterError
+from converter.kernels.conv import Chain
+from converter.kernels.form import skeleton
+from converter.kernels.forms import find_form
+from converter.networks import light
+from converter.networks.onnx_network import open_session
+from converter.networks.onnx_rewrite import rewrite
+from converter.networks.runtime import cpu_model
+from converter.networks.source import Source
+from converter.networks.survey import Layer
+from converter.planning.cache import content, remembered_text
+from converter.planning.calibrate import second_moments
+from converter.planning.judge import Judge
+from converter.planning.latency import LatencyTable
+from converter.planning.measure import race
+from converter.planning.options import list_options
+from converter.planning.plan import Plan, open_layers, plan_of
+from converter.planning.profile import geometry, measure
+from converter.planning.sensitivity import Sensitivity, sensitivities
+
+HELD_SHARE, MOST_HELD, FEWEST_EXAMPLES = 0.25, 512, 64
+DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
+JUDGED_BATCH = 32
+RACE_S = 1.5
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A plan carried out.
+
+    Attributes:
+        plan: What was done.
+        chains: By layer name.
+        errors: Relative errors of the responses, by layer name.
+        network: The rewritten network.
+    """
+
+    plan: Plan
+    chains: dict[str, Chain]
+    errors: dict[str, float]
+    network: ir.Model
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with.
+
+    Attributes:
+        solved: The best network.
+        table: Times of the layers; None where the user chose by hand.
+        budget: What was asked for, by option; the default if nothing was.
+        predicted_ms: Time of the network by the table, or None.
+        problem: Why the budget is missed, and what it would take; None if it is kept.
+    """
+
+    solved: Solved
+    table: LatencyTable | None
+    budget: dict[str, float]
+    predicted_ms: float | None
+    problem: str | None
+
+
+Build = Callable[[Plan, Data | None], Solved]
+
+
+def find_plan(
+    source: Source,
+    layers: Sequence[Layer],
+    config: ConvertConfig,
+    evaluate: Evaluate | None,
+    build: Build,
+    progress: Progress,
+) -> Found:
+    """Choose forms and ranks by measured time, under a budget.
+
+    Args:
+        source: The network and its sample inputs, a part of which only says what is lost.
+        layers: Of the network.
+        config: The budget and the options.
+        evaluate: The user's own measure, or None.
+        build: Carries out a plan, fitted to the sample inputs it is given.
+        progress: Called with a stage and the share of it that is done.
+
+    Raises:
+        ConverterError: When the budget cannot be judged on this network or these inputs.
+    """
+    table = latency_table(source, layers, config, progress)
+    fit, held = _split(source, config)
+    insisted = source.inputs[0].shape[0]
+    judge = Judge.of(source.network, held, insisted or JUDGED_BATCH, torch.get_num_threads())
+    budget = config.budget or _default(judge)
+    _check(budget, judge, source, evaluate)
+    todo = open_layers(layers, config)
+    metrics = {}
+    if fit is not None:
+        metrics = second_moments(
+            source.network, todo, fit,
+            seed=config.seed, batch_size=insisted, memory=config.memory * 2**30,
+            threads=torch.get_num_threads(), progress=lambda done: progress("calibrating", done),
+        )  # fmt: skip
+    options = list_options(
+        todo, table, metrics, seed=config.seed, cache=config.cache_folder(),
+        progress=lambda done: progress("options", done),
+    )  # fmt: skip
+    todo = [layer for layer in todo if len(options.get(layer.name, ())) > 1]
+    probes = sensitivities(
+        source.network, todo, metrics, judge, seed=config.seed,
+        progress=lambda done: progress("probing", done),
+    )  # fmt: skip
+    menu = Menu({layer.name: options[layer.name] for layer in todo}, probes.weights).sensible()
+    kept_ms = sum(choices[0].ms for choices in menu.options.values())
+    kept_macs = sum(choices[0].macs for choices in menu.options.values())
+    all_macs = sum(layer.macs for layer in layers)
+
+    def wanted(speedup: float | None) -> Wanted:
+        ms = math.inf if speedup is None else table.ms / speedup - table.ms + kept_ms
+        share = budget.get("max_macs", math.inf)
+        return Wanted(ms, share * all_macs - all_macs + kept_macs)
+
+    def built(choice: Choice) -> Solved:
+        chosen = {
+            name: (o.form, o.rank) if o.form and o.rank else None for name, o in choice.items()
+        }
+        return build(plan_of(layers, chosen, config, source.shapes), fit)
+
+    def predicted(choice: Choice) -> float:
+        return table.ms - kept_ms + total_ms(choice)
+
+    value = _value(source, budget, config, judge, evaluate)
+    problem, target = None, budget.get("target_speedup")
+    if menu.least_macs() > wanted(None).macs:
+        least = (all_macs - kept_macs + menu.least_macs()) / all_macs
+        problem = f"No choice of forms leaves less than {least:.2f} of the MACs."
+    if {"max_drop", "max_error"} & set(budget):
+        first = _first(budget, probes)
+        best, trials = close(
+            menu, wanted(target), first, built, value, lambda done: progress("searching", done)
+        )
+        choice, solved, problem = _outcome(menu, best, trials, built, problem)
+    else:
+        if target is not None:
+            choice, speedup = reach(
+                menu, wanted, target, lambda c: _speedup(source, layers, c, config),
+                lambda done: progress("racing", done),
+            )  # fmt: skip
+            if speedup < target and choice == menu.fastest():
+                problem = (
+                    f"A speedup of {target:g}x is out of reach: with every layer in its fastest "
+                    f"form the network is {speedup:.2f}x as fast ({_rest(table, menu)})."
+                )
+        else:
+            choice = menu.gentlest(wanted(None)) or menu.fastest()
+        solved = built(choice)
+    return Found(solved, table, budget, predicted(choice), problem)
+
+
+def latency_table(
+    source: Source, layers: Sequence[Layer], config: ConvertConfig, progress: Progress
+) -> LatencyTable:
+    """Read the times of the layers from ``--latency``, or from the cache, or measure them.
+
+    Raises:
+        ConverterError: When the file is no table of this network.
+    """
+    places = [
+        (layer.output, layer.conv.kernel.shape, geometry(layer.conv))
+        for layer in layers
+        if layer.conv is not None
+    ]
+    if config.latency is not None:
+        try:
+            return LatencyTable.from_json(config.latency.read_text()).matched(places)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConverterError(f"{config.latency} cannot be read: {error}.") from None
+        except ConverterError as error:
+            raise ConverterError(f"{config.latency} cannot be used. {error}") from None
+    network = ir.to_proto(source.network).SerializeToString()
+    shapes = timed_shapes(source, config)
+    key = content(
+        light.skeleton(light.parse(network, "The network")), sorted(shapes.items()),
+        cpu_model(), onnxruntime.__version__, config.threads, config.provider,
+    )  # fmt: skip
+
+    def taken() -> str:
+        return measure(
+            network, "The network", shapes, threads=config.threads, provider=config.provider,
+            progress=lambda done: progress("measuring", done),
+        ).to_json()  # fmt: skip
+
+    return LatencyTable.from_json(remembered_text(config.cache_folder(), key, taken))
+
+
+def timed_shapes(source: Source, config: ConvertConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs that are timed, with the batch size of ``--batch-size``."""
+    batch = source.inputs[0].shape[0] or config.batch_size
+    return {name: (batch or shape[0], *shape[1:]) for name, shape in source.shapes.items()}
+
+
+def _split(source: Source, config: ConvertConfig) -> tuple[Data | None, Data]:
+    """Part the sample inputs: to fit, and to judge; random ones to judge on without any."""
+    if source.calib is None:
+        dtypes = {item.name: item.dtype for item in source.inputs}
+        return None, random_data(source.shapes, dtypes, FEWEST_EXAMPLES, config.seed)
+    count = source.calib.count
+    held = min(max(int(count * HELD_SHARE), 1), MOST_HELD)
+    order = np.random.default_rng(config.seed).permutation(count)
+    judged = source.calib.take(np.sort(order[:held]))
+    fit = source.calib.take(np.sort(order[held:])) if held < count else source.calib
+    return fit, judged
+
+
+def _default(judge: Judge) -> dict[str, float]:
+    return {"max_drop": DEFAULT_DROP} if judge.classes else {"max_error": DEFAULT_ERROR}
+
+
+def _check(
+    budget: Mapping[str, float], judge: Judge, source: Source, evaluate: Evaluate | None
+) -> None:
+    if "max_drop" in budget and evaluate is None:
+        if not judge.classes:
+            raise ConverterError(
+                "--max-drop needs an output of one vector of classes an example; give --evaluate "
+                "or --max-error."
+            )
+        if source.calib is None:
+            raise ConverterError("--max-drop needs sample inputs; give --calib.")
+
+
+def _first(budget: Mapping[str, float], probes: Sensitivity) -> float:
+    """Guess the loss at which the limit is met, from what the probes lost."""
+    guesses = []
+    if "max_drop" in budget and probes.drop > 0:
+        guesses.append(budget["max_drop"] / probes.drop)
+    if "max_error" in budget and probes.square > 0:
+        guesses.append(budget["max_error"] ** 2 / probes.square)
+    return min(guesses, default=0.01)
+
+
+def _value(
+    source: Source,
+    budget: Mapping[str, float],
+    config: ConvertConfig,
+    judge: Judge,
+    evaluate: Evaluate | None,
+) -> Callable[[Solved], float]:
+    """Make the function that says what a network loses, as a share of what it may lose."""
+    relative = config.drop_type == "relative"
+    before = None
+    if evaluate is not None and "max_drop" in budget:
+        before = evaluated(evaluate, open_session(source.network, config.threads))
+
+    def value(solved: Solved) -> float:
+        loss = judge.loss(solved.network)
+        shares = [0.0]
+        if "max_error" in budget:
+            shares.append(loss.output_error / budget["max_error"])
+        if "max_drop" in budget and evaluate is not None and before is not None:
+            allowed = budget["max_drop"] * (abs(before) if relative else 1.0)
+            after = evaluated(evaluate, open_session(solved.network, config.threads))
+            shares.append((before - after) / allowed)
+        elif "max_drop" in budget and loss.drop is not None:
+            allowed = budget["max_drop"] * (judge.accuracy if relative else 1.0)
+            shares.append((loss.drop + loss.drop_error) / allowed)
+        return max(shares)
+
+    return value
+
+
+def _outcome(
+    menu: Menu,
+    best: Trial[Solved] | None,
+    trials: Sequence[Trial[Solved]],
+    built: Callable[[Choice], Solved],
+    problem: str | None,
+) -> tuple[Choice, Solved, str | None]:
+    """Take the best trial; where none keeps the budget, the one that comes nearest."""
+    if best is not None:
+        return best.choice, best.built, problem
+    if not trials:
+        choice = menu.fastest()
+        return choice, built(choice), problem or "No choice of forms keeps to the budget."
+    nearest = min(trials, key=lambda trial: trial.value)
+    return (
+        nearest.choice,
+        nearest.built,
+        problem or f"The best network found loses {nearest.value:.2f} times what it may.",
+    )
+
+
+def _speedup(
+    source: Source, layers: Sequence[Layer], choice: Choice, config: ConvertConfig
+) -> float:
+    """Race a choice against the original, with zeros for weights."""
+    chains = {}
+    for layer in layers:
+        option = choice.get(layer.name)
+        if option and option.form and option.rank and layer.conv is not None:
+            chain = skeleton(layer.conv, find_form(option.form), option.rank)
+            chains[layer.output] = (layer.name, chain)
+    other = rewrite(source.network, chains)
+    sessions = [open_session(m, config.threads, config.provider) for m in (source.network, other)]
+    dtypes = {item.name: item.dtype for item in source.inputs}
+    shapes = timed_shapes(source, config)
+    batch = next(iter(shapes.values()))[0]
+    feeds = random_data(shapes, dtypes, batch, config.seed).read(np.arange(batch))
+    return race(sessions, [feeds, feeds], budget_s=RACE_S).speedup[1].median
+
+
+def _rest(table: LatencyTable, menu: Menu) -> str:
+    share = 1 - sum(options[0].ms for options in menu.options.values()) / table.ms
+    return f"{max(share, 0):.0%} of its time is in what no form makes faster"

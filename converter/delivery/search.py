@@ -1,0 +1,223 @@
+"""Closing a budget: choose by the tables, build, look at what it really loses and takes, adjust."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from converter.planning.knapsack import Limit, choose
+from converter.planning.options import Option
+
+Built = TypeVar("Built")
+Choice = dict[str, Option]
+
+# Networks built to close a budget on loss, unless the next would end after LONGEST_S.
+MOST_TRIALS, LONGEST_S = 6, 150.0
+CLOSE = 0.85  # share of what may be lost that is worth no further trial
+AIM = 0.93
+STEP = 8.0  # largest factor between the budgets of two trials
+RACES, SAFETY = 4, 1.02
+# An option must save this share of its layer's time.
+LEAST_GAIN = 0.03
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a choice must keep, by the tables.
+
+    Attributes:
+        ms: Most milliseconds that the layers may take together; infinite for no limit.
+        macs: Most multiply-accumulates of them.
+    """
+
+    ms: float = math.inf
+    macs: float = math.inf
+
+
+@dataclass(frozen=True)
+class Menu:
+    """Options of each layer with what the network loses by them.
+
+    Attributes:
+        options: By layer name; the first is to do nothing.
+        weights: Loss per squared relative error, by layer name.
+    """
+
+    options: Mapping[str, Sequence[Option]]
+    weights: Mapping[str, float]
+
+    def sensible(self) -> Menu:
+        """Leave out options that gain nothing, or that another beats in every respect."""
+        return Menu(
+            {name: _undominated(options) for name, options in self.options.items()}, self.weights
+        )
+
+    def fastest(self) -> Choice:
+        """Choose for time alone."""
+        return {n: min(o, key=lambda option: option.ms) for n, o in self.options.items()}
+
+    def least_macs(self) -> int:
+        """Fewest multiply-accumulates that the layers can take."""
+        return sum(min(o.macs for o in options) for options in self.options.values())
+
+    def quickest(self, loss: float, wanted: Wanted) -> Choice | None:
+        """Choose the least time of those that lose at most ``loss``; None where there is none."""
+        limit = Limit([_column(self, n, "loss") for n in self.options], loss)
+        return self._chosen("ms", [limit, *self._limits(wanted)])
+
+    def gentlest(self, wanted: Wanted) -> Choice | None:
+        """Choose the least loss of those that keep to ``wanted``; None where there is none."""
+        return self._chosen("loss", self._limits(wanted))
+
+    def _limits(self, wanted: Wanted) -> list[Limit]:
+        bounds = {"ms": wanted.ms, "macs": wanted.macs}
+        return [
+            Limit([_column(self, n, what) for n in self.options], most)
+            for what, most in bounds.items()
+            if most < math.inf
+        ]
+
+    def _chosen(self, goal: str, limits: Sequence[Limit]) -> Choice | None:
+        numbers = choose([_column(self, n, goal) for n in self.options], limits)
+        if numbers is None:
+            return None
+        return {name: o[n] for (name, o), n in zip(self.options.items(), numbers)}
+
+
+@dataclass(frozen=True)
+class Trial(Generic[Built]):
+    """A network that was built.
+
+    Attributes:
+        choice: What was done to each layer.
+        built: The network.
+        value: What it really loses, as a share of what it may lose.
+        budget: The loss that the tables were allowed.
+    """
+
+    choice: Choice
+    built: Built
+    value: float
+    budget: float
+
+
+def close(
+    menu: Menu,
+    wanted: Wanted,
+    first: float,
+    build: Callable[[Choice], Built],
+    value: Callable[[Built], float],
+    progress: Callable[[float], None] = lambda done: None,
+) -> tuple[Trial[Built] | None, list[Trial[Built]]]:
+    """Find the fastest network that loses no more than it may.
+
+    What single layers lose does not add up, so that the loss that the tables are allowed is
+    moved until what the network really loses comes close to the limit from below.
+
+    Args:
+        menu: What could be done.
+        wanted: What must hold besides.
+        first: The loss to begin with.
+        build: Makes a network of a choice.
+        value: Says what a network really loses, as a share of what it may lose.
+        progress: Called with the share done.
+
+    Returns:
+        The fastest trial within the limit, or None; and all trials.
+    """
+    trials: list[Trial[Built]] = []
+    budget, start = first, time.perf_counter()
+    for number in range(MOST_TRIALS):
+        choice = menu.quickest(budget, wanted)
+        if choice is None or any(trial.choice == choice for trial in trials):
+            break
+        built = build(choice)
+        trials.append(Trial(choice, built, value(built), budget))
+        progress((number + 1) / MOST_TRIALS)
+        each_s = (time.perf_counter() - start) / len(trials)
+        last = trials[-1]
+        at_the_end = choice == menu.fastest() and last.value <= 1
+        if CLOSE <= last.value <= 1 or at_the_end or each_s * (len(trials) + 1) > LONGEST_S:
+            break
+        budget = _next_budget(trials)
+    within = [trial for trial in trials if trial.value <= 1]
+    return min(within, key=lambda trial: total_ms(trial.choice), default=None), trials
+
+
+def reach(
+    menu: Menu,
+    wanted_ms: Callable[[float], Wanted],
+    target: float,
+    measured: Callable[[Choice], float],
+    progress: Callable[[float], None] = lambda done: None,
+) -> tuple[Choice, float]:
+    """Find the choice of least loss that is really as much faster as wanted.
+
+    Args:
+        menu: What could be done.
+        wanted_ms: Gives what must hold for a speedup that the tables predict.
+        target: The speedup.
+        measured: Says how much faster a choice really is.
+        progress: Called with the share done.
+
+    Returns:
+        The choice, and what it was measured at; the fastest where the target is out of reach.
+    """
+    aim = target * SAFETY
+    best: tuple[Choice, float] | None = None
+    for number in range(RACES):
+        choice = menu.gentlest(wanted_ms(aim))
+        choice = menu.fastest() if choice is None else choice
+        speedup = measured(choice)
+        progress((number + 1) / RACES)
+        if best is None or speedup > best[1]:
+            best = choice, speedup
+        if speedup >= target * (1 + (SAFETY - 1) / 2) or choice == menu.fastest():
+            break
+        aim *= target * SAFETY / speedup
+    assert best is not None
+    return best
+
+
+def total_ms(choice: Choice) -> float:
+    """Time of the layers together, by the tables."""
+    return sum(option.ms for option in choice.values())
+
+
+def _next_budget(trials: Sequence[Trial[Built]]) -> float:
+    """Interpolate between the last trials on both sides of the limit, or step toward it."""
+    below = max((t for t in trials if t.value <= 1), key=lambda t: t.budget, default=None)
+    above = min((t for t in trials if t.value > 1), key=lambda t: t.budget, default=None)
+    if below is None or above is None or below.budget >= above.budget:
+        last = trials[-1]
+        return last.budget * float(np.clip(AIM / max(last.value, 1e-9), 1 / STEP, STEP))
+    low, high = (math.log(max(t.value, 1e-3)) for t in (below, above))
+    share = float(np.clip((math.log(AIM) - low) / max(high - low, 1e-9), 0.1, 0.9))
+    return float(below.budget ** (1 - share) * above.budget**share)
+
+
+def _column(menu: Menu, layer: str, what: str) -> np.ndarray:
+    options = menu.options[layer]
+    if what == "loss":
+        return menu.weights[layer] * np.array([option.rel_error**2 for option in options])
+    return np.array([getattr(option, what) for option in options], np.float64)
+
+
+def _undominated(options: Sequence[Option]) -> list[Option]:
+    keep, *others = options
+    most_ms = (1 - LEAST_GAIN) * keep.ms
+    kept = [keep]
+    for option in sorted(
+        (o for o in others if o.ms <= most_ms), key=lambda o: (o.rel_error, o.ms, o.macs)
+    ):
+        if not any(
+            k.rel_error <= option.rel_error and k.ms <= option.ms and k.macs <= option.macs
+            for k in kept
+        ):
+            kept.append(option)
+    return kept

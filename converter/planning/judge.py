@@ -1,0 +1,136 @@
+"""What a network loses beside the original, on examples that nothing was fitted to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from scipy.special import log_softmax, softmax
+
+from converter.data import Arrays, Data
+from converter.networks.onnx_network import open_session
+from converter.networks.runtime import run
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a network loses.
+
+    Attributes:
+        total: One smooth number: the mean divergence of the class probabilities from the
+            original's (nats), or where the output is no vector of classes the squared relative
+            output error.
+        drop: Expected loss of accuracy, a fraction; None where there are no classes.
+        drop_error: Its standard error.
+        output_error: |output - original| / |original|, of the worst output.
+    """
+
+    total: float
+    drop: float | None
+    drop_error: float
+    output_error: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Examples, and what the original gives on them.
+
+    Without labels, the expected loss of accuracy is that of a guess under the original's own
+    probabilities: where the two disagree, the original's class was right with its probability,
+    and the other with its.
+
+    Attributes:
+        batches: Inputs.
+        outputs: The original's outputs, batch by batch.
+        labels: (N,) of the examples, or None.
+        threads: Of onnxruntime.
+    """
+
+    batches: tuple[Arrays, ...]
+    outputs: tuple[Arrays, ...]
+    labels: np.ndarray | None
+    threads: int
+
+    @classmethod
+    def of(cls, network: ir.Model, data: Data, batch_size: int, threads: int) -> Judge:
+        """Run the original on ``data``."""
+        session = open_session(network, threads)
+        whole = data.count - data.count % batch_size or data.count
+        batches = tuple(feeds for _, feeds in data.take(np.arange(whole)).batches(batch_size))
+        labels = None if data.labels is None else data.labels[:whole]
+        return cls(batches, tuple(run(session, feeds) for feeds in batches), labels, threads)
+
+    @property
+    def classes(self) -> bool:
+        """Whether the first output is a vector of classes."""
+        first = next(iter(self.outputs[0].values()))
+        return first.ndim == 2 and first.shape[1] > 1
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples that the original has right, expected or by the labels."""
+        before = np.concatenate([next(iter(outputs.values())) for outputs in self.outputs])
+        if self.labels is not None:
+            return float((before.argmax(1) == self.labels).mean())
+        return float(_probabilities(before).max(1).mean())
+
+    def loss(self, network: ir.Model, count: int | None = None) -> Loss:
+        """Run a network beside the original.
+
+        Args:
+            network: Takes what the original takes.
+            count: How many batches; all if left out.
+        """
+        session = open_session(network, self.threads)
+        seen = [run(session, feeds) for feeds in self.batches[:count]]
+        errors = [
+            _relative([arrays[name] for arrays in seen], [arrays[name] for arrays in self.outputs])
+            for name in self.outputs[0]
+        ]
+        if not self.classes:
+            return Loss(max(errors) ** 2, None, 0.0, max(errors))
+        before = np.concatenate([next(iter(b.values())) for b in self.outputs[:count]])
+        after = np.concatenate([next(iter(a.values())) for a in seen])
+        sure = _probabilities(before)
+        rows = np.arange(len(sure))
+        divergence = (sure * (np.log(sure + TINY) - _logarithms(after))).sum(1).mean()
+        if self.labels is None:
+            lost = sure.max(1) - sure[rows, after.argmax(1)]
+        else:
+            labels = self.labels[: len(sure)]
+            lost = (before.argmax(1) == labels) * 1.0 - (after.argmax(1) == labels)
+        error = float(lost.std()) / math.sqrt(len(lost))
+        return Loss(float(divergence), float(lost.mean()), error, max(errors))
+
+
+def _relative(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """|output - expected| / |expected| over all batches, infinite where shapes differ."""
+    off = power = 0.0
+    for a, b in zip(outputs, expected):
+        if a.shape != b.shape:
+            return math.inf
+        off += float(np.square(a.astype(np.float64) - b).sum())
+        power += float(np.square(b.astype(np.float64)).sum())
+    return math.sqrt(off / (power or 1.0))
+
+
+def _is_probability(rows: np.ndarray) -> bool:
+    return bool(rows.min() >= 0 and np.allclose(rows.sum(1), 1, atol=1e-3))
+
+
+def _probabilities(rows: np.ndarray) -> np.ndarray:
+    """Class probabilities (N, C) of logits, or of what is one already."""
+    rows = rows.astype(np.float64)
+    return rows if _is_probability(rows) else np.asarray(softmax(rows, axis=1))
+
+
+def _logarithms(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float64)
+    if _is_probability(rows):
+        return np.log(rows + TINY)
+    return np.asarray(log_softmax(rows, axis=1))

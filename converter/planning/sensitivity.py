@@ -1,0 +1,102 @@
+"""How much the network's output minds an error of each layer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.kernels.conv import Chain, Conv
+from converter.kernels.form import relative_error
+from converter.kernels.metric import Metric
+from converter.networks.onnx_rewrite import replace_weights
+from converter.networks.survey import Layer
+from converter.planning.judge import Judge
+
+PROBE_ERROR, LEAST_ERROR = 0.2, 1e-6
+LONGEST_S, FEWEST = 30.0, 1  # for all probes together; batches
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What the probes of all layers told.
+
+    Attributes:
+        weights: Loss per squared relative error, by layer name.
+        drop: Accuracy lost per loss; 0 without classes.
+        square: Squared relative output error per loss.
+    """
+
+    weights: Mapping[str, float]
+    drop: float
+    square: float
+
+
+def sensitivities(
+    network: ir.Model,
+    layers: Sequence[Layer],
+    metrics: Mapping[str, Sequence[Metric]],
+    judge: Judge,
+    *,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Sensitivity:
+    """Probe each layer: what the network loses when it alone errs, per squared relative error.
+
+    Each probe gives a layer its kernel cut to a lower rank, the original otherwise.
+
+    Args:
+        network: The original.
+        layers: Those to probe.
+        metrics: What each sees; the Frobenius norm where left out.
+        judge: Says what is lost.
+        seed: Of the random direction of probes that have no other.
+        progress: Called with the share done.
+
+    """
+    start = time.perf_counter()
+    judge.loss(network, FEWEST)
+    each_s = time.perf_counter() - start
+    most = int(np.clip(LONGEST_S / each_s / max(len(layers), 1), FEWEST, len(judge.batches)))
+    found, losses = {}, []
+    for number, layer in enumerate(layers):
+        assert layer.conv is not None
+        metric = metrics.get(layer.name)
+        probe = _cut(layer.conv, metric, np.random.default_rng((seed, number)))
+        error = relative_error(layer.conv, Chain((probe,)), metric)
+        loss = judge.loss(replace_weights(network, {layer.output: probe}), most)
+        found[layer.name] = loss.total / max(error, LEAST_ERROR) ** 2
+        losses.append(loss)
+        progress((number + 1) / len(layers))
+    total = sum(loss.total for loss in losses) or 1.0
+    return Sensitivity(
+        found,
+        sum(max(loss.drop or 0.0, 0.0) for loss in losses) / total,
+        sum(loss.output_error**2 for loss in losses) / total,
+    )
+
+
+def _cut(conv: Conv, metrics: Sequence[Metric] | None, rng: np.random.Generator) -> Conv:
+    """Project a kernel on the directions of its outputs that hold the most of its responses.
+
+    As many are kept as leave about ``PROBE_ERROR``; where that is none or all, random weights of
+    that error are added instead.
+    """
+    kernel = conv.kernel.astype(np.float64)
+    parts = []
+    for group, part in enumerate(np.split(kernel, conv.groups)):
+        rows = part.reshape(len(part), -1)
+        seen = rows if metrics is None else metrics[group].times(rows)
+        power, directions = np.linalg.eigh(seen @ rows.T)
+        gone = np.cumsum(np.maximum(power, 0)) / max(power.sum(), np.finfo(np.float64).tiny)
+        count = int(np.searchsorted(gone, PROBE_ERROR**2, side="right"))
+        kept = directions[:, count:]
+        cut = kept @ (kept.T @ rows)
+        if not 0 < count < len(part):
+            noise = rng.standard_normal(rows.shape)
+            cut = rows + noise * (PROBE_ERROR * np.linalg.norm(rows) / np.linalg.norm(noise))
+        parts.append(cut.reshape(part.shape))
+    return replace(conv, kernel=np.concatenate(parts).astype(conv.kernel.dtype))
