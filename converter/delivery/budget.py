@@ -17,7 +17,7 @@ from converter.delivery.compare import Evaluate, Progress, evaluated
 from converter.delivery.search import Choice, Menu, Trial, Wanted, close, reach, total_ms
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
-from converter.kernels.form import skeleton
+from converter.kernels.form import Rank, skeleton
 from converter.kernels.forms import find_form
 from converter.networks import light
 from converter.networks.onnx_network import open_session
@@ -38,7 +38,12 @@ from converter.planning.sensitivity import Sensitivity, sensitivities
 HELD_SHARE, MOST_HELD, FEWEST_EXAMPLES = 0.25, 512, 64
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
 JUDGED_BATCH = 32
+SOLVED_AGAIN = ("dense", (1,))  # what is kept behind a converted layer makes up for its error
 RACE_S = 1.5
+FIRST_LOSS = 0.01
+# Later layers make up for the errors of those before them: an error behind all others counts so
+# many times (its logarithm) that of one before them.
+LATE = 1.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def find_plan(
     judge = Judge.of(source.network, held, insisted or JUDGED_BATCH, torch.get_num_threads())
     budget = config.budget or _default(judge)
     _check(budget, judge, source, evaluate)
-    todo = open_layers(layers, config)
+    todo = free = open_layers(layers, config)
     metrics = {}
     if fit is not None:
         metrics = second_moments(
@@ -124,7 +129,12 @@ def find_plan(
         source.network, todo, metrics, judge, seed=config.seed,
         progress=lambda done: progress("probing", done),
     )  # fmt: skip
-    menu = Menu({layer.name: options[layer.name] for layer in todo}, probes.weights).sensible()
+    late = LATE if config.correct and fit is not None else 0.0
+    weights = {
+        layer.name: probes.weights[layer.name] * math.exp(late * number / len(todo))
+        for number, layer in enumerate(todo)
+    }
+    menu = Menu({layer.name: options[layer.name] for layer in todo}, weights).sensible()
     kept_ms = sum(choices[0].ms for choices in menu.options.values())
     kept_macs = sum(choices[0].macs for choices in menu.options.values())
     all_macs = sum(layer.macs for layer in layers)
@@ -135,9 +145,13 @@ def find_plan(
         return Wanted(ms, share * all_macs - all_macs + kept_macs)
 
     def built(choice: Choice) -> Solved:
-        chosen = {
-            name: (o.form, o.rank) if o.form and o.rank else None for name, o in choice.items()
-        }
+        chosen: dict[str, tuple[str, Rank]] = {}
+        for layer in layers:
+            option = choice.get(layer.name)
+            if option and option.form and option.rank:
+                chosen[layer.name] = (option.form, option.rank)
+            elif layer in free and fit is not None and config.correct and chosen:
+                chosen[layer.name] = SOLVED_AGAIN
         return build(plan_of(layers, chosen, config, source.shapes), fit)
 
     def predicted(choice: Choice) -> float:
@@ -248,9 +262,9 @@ def _first(budget: Mapping[str, float], probes: Sensitivity) -> float:
     guesses = []
     if "max_drop" in budget and probes.drop > 0:
         guesses.append(budget["max_drop"] / probes.drop)
-    if "max_error" in budget and probes.square > 0:
-        guesses.append(budget["max_error"] ** 2 / probes.square)
-    return min(guesses, default=0.01)
+    if "max_error" in budget:
+        guesses.append(budget["max_error"] ** 2)
+    return min(guesses, default=FIRST_LOSS)
 
 
 def _value(

@@ -70,10 +70,10 @@ def replace_weights(model: ir.Model, convs: Mapping[str, Conv]) -> ir.Model:
             _replace(copy.graph, node, _nodes(copy.graph, source, piece))
             continue
         kernel = _stored(node, convs[key].kernel)
-        node.replace_input_with(1, _initializer(copy.graph, f"{key}.kernel", kernel))
+        node.replace_input_with(1, _initializer(copy.graph, f"{key}.new_kernel", kernel))
         if bias is not None:
             node.resize_inputs(3)
-            node.replace_input_with(2, _initializer(copy.graph, f"{key}.bias", bias))
+            node.replace_input_with(2, _initializer(copy.graph, f"{key}.new_bias", bias))
     return copy
 
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from converter.data import Arrays, Data
 from converter.networks.onnx_network import open_session
 from converter.networks.runtime import run
-
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -22,15 +20,11 @@ class Loss:
     """What a network loses.
 
     Attributes:
-        total: One smooth number: the mean divergence of the class probabilities from the
-            original's (nats), or where the output is no vector of classes the squared relative
-            output error.
         drop: Expected loss of accuracy, a fraction; None where there are no classes.
         drop_error: Its standard error.
         output_error: |output - original| / |original|, of the worst output.
     """
 
-    total: float
     drop: float | None
     drop_error: float
     output_error: float
@@ -93,19 +87,18 @@ class Judge:
             for name in self.outputs[0]
         ]
         if not self.classes:
-            return Loss(max(errors) ** 2, None, 0.0, max(errors))
+            return Loss(None, 0.0, max(errors))
         before = np.concatenate([next(iter(b.values())) for b in self.outputs[:count]])
         after = np.concatenate([next(iter(a.values())) for a in seen])
         sure = _probabilities(before)
         rows = np.arange(len(sure))
-        divergence = (sure * (np.log(sure + TINY) - _logarithms(after))).sum(1).mean()
         if self.labels is None:
             lost = sure.max(1) - sure[rows, after.argmax(1)]
         else:
             labels = self.labels[: len(sure)]
             lost = (before.argmax(1) == labels) * 1.0 - (after.argmax(1) == labels)
         error = float(lost.std()) / math.sqrt(len(lost))
-        return Loss(float(divergence), float(lost.mean()), error, max(errors))
+        return Loss(float(lost.mean()), error, max(errors))
 
 
 def _relative(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
@@ -119,18 +112,8 @@ def _relative(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> 
     return math.sqrt(off / (power or 1.0))
 
 
-def _is_probability(rows: np.ndarray) -> bool:
-    return bool(rows.min() >= 0 and np.allclose(rows.sum(1), 1, atol=1e-3))
-
-
 def _probabilities(rows: np.ndarray) -> np.ndarray:
     """Class probabilities (N, C) of logits, or of what is one already."""
     rows = rows.astype(np.float64)
-    return rows if _is_probability(rows) else np.asarray(softmax(rows, axis=1))
-
-
-def _logarithms(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float64)
-    if _is_probability(rows):
-        return np.log(rows + TINY)
-    return np.asarray(log_softmax(rows, axis=1))
+    already = rows.min() >= 0 and np.allclose(rows.sum(1), 1, atol=1e-3)
+    return rows if already else np.asarray(softmax(rows, axis=1))

@@ -181,11 +181,11 @@ def open_layers(layers: Sequence[Layer], config: ConvertConfig) -> list[Layer]:
 
 def plan_of(
     layers: Sequence[Layer],
-    chosen: Mapping[str, tuple[str, Rank] | None],
+    chosen: Mapping[str, tuple[str, Rank]],
     config: ConvertConfig,
     input_shapes: Mapping[str, tuple[int, ...]],
 ) -> Plan:
-    """Write down what was chosen for layers, None to keep one; others have no choice."""
+    """Write down what was chosen for some layers; the others are kept."""
     free = {layer.name for layer in open_layers(layers, config)}
     choices = []
     for layer in layers:
@@ -193,10 +193,8 @@ def plan_of(
         found = chosen.get(layer.name)
         if found is not None:
             choice = replace(choice, form=found[0], rank=found[1])
-        elif layer.name in chosen:
-            choice = replace(choice, reason="no form gains enough for what it loses")
         elif layer.name in free:
-            choice = replace(choice, reason="no form makes it faster")
+            choice = replace(choice, reason="no form gains enough for what it loses")
         else:
             choice = replace(choice, reason=layer.reason or "the user keeps it")
         choices.append(choice)

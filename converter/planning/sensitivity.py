@@ -25,14 +25,13 @@ class Sensitivity:
     """What the probes of all layers told.
 
     Attributes:
-        weights: Loss per squared relative error, by layer name.
+        weights: Loss, that is squared relative output error, per squared relative error of a
+            layer, by layer name.
         drop: Accuracy lost per loss; 0 without classes.
-        square: Squared relative output error per loss.
     """
 
     weights: Mapping[str, float]
     drop: float
-    square: float
 
 
 def sensitivities(
@@ -68,15 +67,11 @@ def sensitivities(
         probe = _cut(layer.conv, metric, np.random.default_rng((seed, number)))
         error = relative_error(layer.conv, Chain((probe,)), metric)
         loss = judge.loss(replace_weights(network, {layer.output: probe}), most)
-        found[layer.name] = loss.total / max(error, LEAST_ERROR) ** 2
+        found[layer.name] = loss.output_error**2 / max(error, LEAST_ERROR) ** 2
         losses.append(loss)
         progress((number + 1) / len(layers))
-    total = sum(loss.total for loss in losses) or 1.0
-    return Sensitivity(
-        found,
-        sum(max(loss.drop or 0.0, 0.0) for loss in losses) / total,
-        sum(loss.output_error**2 for loss in losses) / total,
-    )
+    total = sum(loss.output_error**2 for loss in losses) or 1.0
+    return Sensitivity(found, sum(max(loss.drop or 0.0, 0.0) for loss in losses) / total)
 
 
 def _cut(conv: Conv, metrics: Sequence[Metric] | None, rng: np.random.Generator) -> Conv:
