@@ -62,7 +62,8 @@ def convert(
 
     if dry_run:
         with _progress(quiet or json) as progress:
-            plan, rows = plan_only(model, config, progress=progress)
+            score = find_callable(evaluate, "--evaluate") if evaluate else None
+            plan, rows = plan_only(model, config, evaluate=score, progress=progress)
         _show(quiet, json, plan.to_json, layer_table(rows))
         return 0
     if output is None:
@@ -156,7 +157,7 @@ def inspect(
     json: bool = False,
     verbose: Verbose = False,
 ) -> int:
-    """List a network's convolutions: shapes, cost, and which can be converted.
+    """List a network's convolutions: shapes, cost, time, and what each could gain.
 
     Args:
         model: net.onnx, or package.module:factory (with --checkpoint).
@@ -169,8 +170,47 @@ def inspect(
     from converter.delivery.tables import survey_table
 
     with _progress(json) as progress:
-        layers = run(model, config, progress=progress)
-    _show(False, json, lambda: _dump(survey_dicts(layers)), survey_table(layers))
+        layers, table = run(model, config, progress=progress)
+    _show(False, json, lambda: _dump(survey_dicts(layers, table)), survey_table(layers, table))
+    return 0
+
+
+@app.command
+def measure(
+    model: Path,
+    *,
+    output: Output,
+    input_shape: tuple[str, ...] = (),
+    threads: int = 1,
+    provider: str = "CPUExecutionProvider",
+    batch_size: int | None = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> int:
+    """Time a network's layers in onnxruntime, as they are and in other forms.
+
+    For the machine that the network will run on: onnxruntime and numpy are enough there. Take the
+    table to where you convert, and pass it as --latency.
+
+    Args:
+        model: net.onnx; its weights do not matter.
+        output: The table to write, latency.json.
+        input_shape: Shape of an input, [NAME:]1,3,32,32; repeatable.
+        threads: Threads of onnxruntime.
+        provider: Execution provider of onnxruntime.
+        batch_size: Examples a call, where the network takes any.
+        verbose: Show where an unexpected error came from.
+        quiet: Print nothing but errors.
+    """
+    from converter.delivery.tables import times_table
+    from converter.target import measure_file
+
+    with _progress(quiet) as progress:
+        table = measure_file(
+            model, output, input_shape=input_shape, threads=threads, provider=provider,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+    _show(quiet, False, str, times_table(table), f"Wrote {output}")
     return 0
 
 

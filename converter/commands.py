@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
+from converter.delivery.budget import latency_table
 from converter.delivery.check import check_graph
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.report import LayerRow, layer_rows
@@ -17,6 +18,7 @@ from converter.networks import onnx_network
 from converter.networks.source import open_source, read_data
 from converter.networks.survey import Layer
 from converter.pipeline import check_options, decide, list_layers
+from converter.planning.latency import LatencyTable
 from converter.planning.plan import Plan
 
 
@@ -46,13 +48,18 @@ def inspect(
     config: ConvertConfig,
     *,
     progress: Progress = lambda stage, done: None,
-) -> tuple[Layer, ...]:
-    """List a network's convolutions."""
+) -> tuple[tuple[Layer, ...], LatencyTable]:
+    """List a network's convolutions, with their times as they are and in other forms.
+
+    Raises:
+        ConverterError: As ``converter.convert``.
+    """
+    config = check_options(config)
     progress("loading", 0.0)
     source = open_source(model, None, config, None)
     layers = list_layers(source, config)
     progress("loading", 1.0)
-    return layers
+    return layers, latency_table(source, layers, config, progress)
 
 
 def compare(

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import platformdirs
-
 from converter.errors import ConverterError
 
 
@@ -161,6 +159,8 @@ class ConvertConfig:
         """Where solved layers are kept; None where they are not."""
         if not self.cache:
             return None
+        import platformdirs  # shapes are read where it is not installed
+
         named = os.environ.get("FLATCONV_CACHE")
         return Path(named) if named else platformdirs.user_cache_path("flatconv")
 

@@ -54,7 +54,7 @@ class Conversion:
         module: The converted torch model, or None for an ONNX input.
         problem: The sentence of a check or budget that was missed, or None.
         budget: What was asked for, by option.
-        predicted_ms: Latency by the table of layer times, or None without one.
+        predicted_speedup: By the table of layer times, or None without one.
     """
 
     plan: Plan
@@ -63,7 +63,7 @@ class Conversion:
     module: nn.Module | None
     problem: str | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
-    predicted_ms: float | None = None
+    predicted_speedup: float | None = None
 
 
 def convert(
@@ -120,7 +120,13 @@ def convert(
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     rows = layer_rows(layers, plan, chains, errors, found.table)
     conversion = Conversion(
-        plan, rows, converted, module, problem or found.problem, found.budget, found.predicted_ms
+        plan,
+        rows,
+        converted,
+        module,
+        problem or found.problem,
+        found.budget,
+        found.predicted_speedup,
     )
     result = prove(source, conversion, config, evaluate, command, progress)
     outcome = result.comparison.networks[1]
@@ -313,7 +319,7 @@ def prove(
         met=problem is None,
         reason=problem or notice(comparison, conversion.plan, source.calib is not None),
         budget=dict(conversion.budget),
-        predicted_ms=conversion.predicted_ms,
+        predicted_speedup=conversion.predicted_speedup,
         seed=config.seed,
         command=command,
     )

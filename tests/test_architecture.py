@@ -11,7 +11,7 @@ ROOT = Path(converter.__file__).parent
 ORDER = """
 errors config images data
 kernels.taps kernels.conv kernels.metric
-kernels.solve.varpro kernels.solve.cp kernels.solve.svd kernels.solve.tucker
+kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker
 kernels.form kernels.forms
 networks.nodes networks.runtime networks.light networks.onnx_network
 networks.onnx_rewrite networks.segments networks.survey
@@ -22,7 +22,7 @@ planning.candidates planning.plan planning.cache planning.solve
 planning.options planning.judge planning.sensitivity planning.knapsack
 delivery.check delivery.correct delivery.tune delivery.compare delivery.report
 delivery.tables delivery.page delivery.result delivery.search delivery.budget
-pipeline commands cli __main__
+pipeline commands target cli __main__
 """.split()
 
 

@@ -539,7 +539,8 @@ def test_a_dry_run_plans_the_same(place, from_onnx):
 
 
 def test_inspecting_lists_the_layers(place):
-    layers = inspect("net.onnx", ConvertConfig())
+    layers, table = inspect("net.onnx", ConvertConfig())
+    assert [timed.output for timed in table.layers] == [x.output for x in layers]
     assert [(x.name, x.size, x.params, x.macs) for x in layers] == [
         ("conv0", (8, 8), 16 * 3 * 9 + 16, 64 * 16 * 3 * 9),
         ("conv1", (8, 8), 16 * 16 * 9 + 16, 64 * 16 * 16 * 9),
@@ -682,7 +683,7 @@ def test_a_tuned_conversion_ships_the_tuned_weights(from_factory, lesson, tmp_pa
     assert made.report["met"] is True
     assert made.result.plan == from_factory.result.plan
     assert [layer["rel_error"] for layer in made.report["layers"]] == [None] * 3
-    assert [layer_cells(row)[5] for row in made.result.report.layers] == ["", "-", ""]
+    assert [layer_cells(row)[7] for row in made.result.report.layers] == ["", "-", ""]
     test = noise(128, 3, 8, 8, seed=4)
     wanted = outputs(from_factory.folder / "original.onnx", test)
     before, after = (loss_of(f.folder / "model.onnx", test, wanted) for f in (from_factory, made))

@@ -262,7 +262,7 @@ def test_the_default_keeps_what_the_user_keeps(mixed):
 @pytest.mark.parametrize("most", [0.02, 0.25, 0.6])
 def test_candidates_tell_their_error_and_cost(mixed, most):
     listed = [(part, c) for part in mixed for c in candidates(part, most)]
-    assert {c.form for _, c in listed} == {"spatial", "tucker", "channel"}
+    assert {c.form for _, c in listed} == {"spatial", "tucker", "channel", "decoupled"}
     for part, candidate in listed:
         form = FORMS[candidate.form]
         assert candidate.rank != full_rank(form, part.conv)

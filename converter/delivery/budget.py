@@ -35,9 +35,8 @@ from converter.planning.plan import Plan, open_layers, plan_of
 from converter.planning.profile import geometry, measure
 from converter.planning.sensitivity import Sensitivity, sensitivities
 
-HELD_SHARE, MOST_HELD, FEWEST_EXAMPLES = 0.25, 512, 64
+HELD_SHARE, MOST_HELD, RANDOM_EXAMPLES = 0.25, 512, 16
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
-JUDGED_BATCH = 32
 SOLVED_AGAIN = ("dense", (1,))  # what is kept behind a converted layer makes up for its error
 RACE_S = 1.5
 FIRST_LOSS = 0.01
@@ -71,14 +70,14 @@ class Found:
         solved: The best network.
         table: Times of the layers; None where the user chose by hand.
         budget: What was asked for, by option; the default if nothing was.
-        predicted_ms: Time of the network by the table, or None.
+        predicted_speedup: By the table, or None.
         problem: Why the budget is missed, and what it would take; None if it is kept.
     """
 
     solved: Solved
     table: LatencyTable | None
     budget: dict[str, float]
-    predicted_ms: float | None
+    predicted_speedup: float | None
     problem: str | None
 
 
@@ -109,7 +108,7 @@ def find_plan(
     table = latency_table(source, layers, config, progress)
     fit, held = _split(source, config)
     insisted = source.inputs[0].shape[0]
-    judge = Judge.of(source.network, held, insisted or JUDGED_BATCH, torch.get_num_threads())
+    judge = Judge.of(source.network, held, torch.get_num_threads())
     budget = config.budget or _default(judge)
     _check(budget, judge, source, evaluate)
     todo = free = open_layers(layers, config)
@@ -155,7 +154,7 @@ def find_plan(
         return build(plan_of(layers, chosen, config, source.shapes), fit)
 
     def predicted(choice: Choice) -> float:
-        return table.ms - kept_ms + total_ms(choice)
+        return table.ms / (table.ms - kept_ms + total_ms(choice))
 
     value = _value(source, budget, config, judge, evaluate)
     problem, target = None, budget.get("target_speedup")
@@ -231,7 +230,7 @@ def _split(source: Source, config: ConvertConfig) -> tuple[Data | None, Data]:
     """Part the sample inputs: to fit, and to judge; random ones to judge on without any."""
     if source.calib is None:
         dtypes = {item.name: item.dtype for item in source.inputs}
-        return None, random_data(source.shapes, dtypes, FEWEST_EXAMPLES, config.seed)
+        return None, random_data(source.shapes, dtypes, RANDOM_EXAMPLES, config.seed)
     count = source.calib.count
     held = min(max(int(count * HELD_SHARE), 1), MOST_HELD)
     order = np.random.default_rng(config.seed).permutation(count)

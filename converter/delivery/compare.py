@@ -32,7 +32,7 @@ from converter.planning.measure import (
 Evaluate = Callable[[Callable[[Arrays], Arrays]], float]
 Progress = Callable[[str, float], None]
 SCORING_BATCH = 100
-RANDOM_EXAMPLES = 64
+RANDOM_EXAMPLES = 16
 
 
 @dataclass(frozen=True)

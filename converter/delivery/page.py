@@ -11,7 +11,7 @@ from jinja2 import Environment
 
 from converter.delivery.compare import Comparison
 from converter.delivery.report import LayerRow, Report
-from converter.delivery.tables import conditions_line, figure_rows, layer_cells
+from converter.delivery.tables import LAYER_HEADINGS, conditions_line, figure_rows, layer_cells
 
 
 def report_html(report: Report) -> str:
@@ -47,6 +47,7 @@ def _page(comparison: Comparison, charts: Sequence[go.Figure], **values: Any) ->
             verdicts=[f"{other.name} against {first.name}: {other.verdict}" for other in others],
             conditions=conditions_line(comparison),
             charts=drawn,
+            headings=LAYER_HEADINGS,
             **values,
         )
     )

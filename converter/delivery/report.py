@@ -45,7 +45,7 @@ class Report:
         met: Whether every check and budget was met.
         reason: Why not, or what the user should know.
         budget: What the user asked for, by option.
-        predicted_ms: Latency that the layers' times promised, or None.
+        predicted_speedup: What the layers' times promised, or None.
         seed: Of every random choice.
         command: How the conversion was started.
     """
@@ -56,7 +56,7 @@ class Report:
     met: bool
     reason: str | None
     budget: dict[str, float]
-    predicted_ms: float | None
+    predicted_speedup: float | None
     seed: int
     command: str
 
@@ -74,7 +74,7 @@ class Report:
             "met": self.met,
             "reason": self.reason,
             "budget": self.budget,
-            "predicted_ms": self.predicted_ms,
+            "predicted_speedup": self.predicted_speedup,
             **conditions(self.comparison),
             "seed": self.seed,
             "command": self.command,
@@ -168,8 +168,9 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def survey_dicts(layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """Give a network's convolutions as JSON values."""
+def survey_dicts(layers: Sequence[Layer], table: LatencyTable) -> list[dict[str, Any]]:
+    """Give a network's convolutions as JSON values, with times and the forms that were timed."""
+    times = {layer.output: layer for layer in table.layers}
     return [
         {
             "name": layer.name,
@@ -179,6 +180,10 @@ def survey_dicts(layers: Sequence[Layer]) -> list[dict[str, Any]]:
             "input_size": list(layer.size),
             "params": layer.params,
             "macs": layer.macs,
+            "latency_ms": times[layer.output].ms if layer.output in times else None,
+            "options": [asdict(o) for o in times[layer.output].options]
+            if layer.output in times and not layer.reason
+            else [],
             "reason": layer.reason,
         }
         for layer in layers

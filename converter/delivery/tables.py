@@ -11,9 +11,16 @@ from rich.text import Text
 
 from converter.delivery.compare import Comparison
 from converter.delivery.report import LayerRow
-from converter.kernels.form import show_rank
+from converter.kernels.form import show_rank, skeleton
+from converter.kernels.forms import find_form
 from converter.networks.survey import Layer
+from converter.planning.latency import LatencyTable, LayerTimes
 from converter.planning.measure import Interval
+
+LAYER_HEADINGS = (
+    "layer", "form", "rank", "MACs before", "after", "ms before", "after", "error", "note"
+)  # fmt: skip
+USEFUL_SHARE = 0.2  # of a layer's MACs; with less, few layers keep what they know
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:
@@ -59,8 +66,8 @@ def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
 def layer_table(layers: Sequence[LayerRow]) -> Table:
     """Draw one row a layer."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("layer", "form", "rank", "MACs before", "after", "error", "note"):
-        right = heading in ("rank", "MACs before", "after", "error")
+    for heading in LAYER_HEADINGS:
+        right = heading not in ("layer", "form", "note")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for row in layers:
         table.add_row(*layer_cells(row))
@@ -76,21 +83,24 @@ def layer_cells(row: LayerRow) -> list[str]:
         show_rank(tuple(rank)) if rank else "",
         _count(row.macs_before),
         _count(row.macs_after),
+        _ms(row.latency_before_ms),
+        _ms(row.latency_after_ms),
         ("-" if row.form else "") if row.rel_error is None else f"{row.rel_error:.3f}",
         row.reason or "",
     ]
 
 
-def survey_table(layers: Sequence[Layer]) -> Table:
-    """Draw a network's convolutions, one row each."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    total = sum(layer.macs for layer in layers) or 1
-    for heading in ("layer", "kernel", "stride", "groups", "input", "params", "MACs", "share", ""):
-        right = heading in ("groups", "params", "MACs", "share")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType:
+    """Draw a network's convolutions, one row each, with what each could gain."""
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    times = {layer.output: layer for layer in table.layers}
+    headings = ("layer", "kernel", "stride", "groups", "input", "params", "MACs", "ms", "share")
+    for heading in (*headings, "could take, ms", ""):
+        right = heading in ("groups", "params", "MACs", "ms", "share")
+        drawn.add_column(heading, justify="right" if right else "left", overflow="fold")
     for layer in layers:
-        conv = layer.conv
-        table.add_row(
+        conv, timed = layer.conv, times.get(layer.output)
+        drawn.add_row(
             layer.name,
             "x".join(map(str, conv.kernel.shape)) if conv else "",
             "x".join(map(str, conv.stride)) if conv else "",
@@ -98,10 +108,56 @@ def survey_table(layers: Sequence[Layer]) -> Table:
             "x".join(map(str, layer.size)),
             _count(layer.params),
             _count(layer.macs),
-            f"{layer.macs / total:.1%}",
+            f"{timed.ms:.3f}" if timed else "",
+            f"{timed.ms / table.ms:.1%}" if timed else "",
+            "" if layer.reason or timed is None else _gain(layer, timed),
             f"kept: {layer.reason}" if layer.reason else "",
         )
-    return table
+    return Group(drawn, Text(_table_line(table), style="dim"))
+
+
+def times_table(table: LatencyTable) -> RenderableType:
+    """Draw the times of a network's layers, one row each."""
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("layer", "kernel", "ms", "share", "forms timed"):
+        drawn.add_column(heading, justify="right" if heading in ("ms", "share") else "left")
+    for layer in table.layers:
+        drawn.add_row(
+            layer.output,
+            "x".join(map(str, layer.kernel)),
+            f"{layer.ms:.3f}",
+            f"{layer.ms / table.ms:.1%}",
+            str(len(layer.options)),
+        )
+    return Group(drawn, Text(_table_line(table), style="dim"))
+
+
+def _ms(ms: float | None) -> str:
+    return "" if ms is None else f"{ms:.3f}"
+
+
+def _gain(layer: Layer, timed: LayerTimes) -> str:
+    """Name the fastest of the forms that keep enough of the layer to be of use."""
+    assert layer.conv is not None
+    useful = [
+        option
+        for option in timed.options
+        if option.ms < timed.ms
+        and skeleton(layer.conv, find_form(option.form), option.rank).macs(layer.size)
+        >= USEFUL_SHARE * layer.macs
+    ]
+    if not useful:
+        return "no less"
+    best = min(useful, key=lambda option: option.ms)
+    return f"{best.ms:.3f} ({best.form} {show_rank(best.rank)})"
+
+
+def _table_line(table: LatencyTable) -> str:
+    return (
+        f"{table.cpu}; {table.threads} thread(s), {table.provider}; "
+        f"{_show_shapes(table.input_shapes)}; onnxruntime {table.onnxruntime}, blocks of "
+        f"{table.block} channels; {table.ms:.3f} ms in all"
+    )
 
 
 def conditions_line(comparison: Comparison) -> str:

@@ -254,18 +254,6 @@ def _one_axis(shape: Shape, R: int) -> list[tuple[Shape, int]]:
 
 
 register(
-    Form(  # as it is; its weights alone are solved again, for what the layers before it give
-        name="dense",
-        solve=lambda kernel, rank, setting: [(kernel, 1)],
-        shapes=lambda s, r: [(s, 1)],
-        max_rank=lambda s: (1,),
-        default="1",
-        refuses=lambda k: None,
-        per_channel=True,
-        splits_depthwise=True,
-    )
-)
-register(
     Form(
         name="flattened",
         solve=_flattened,
@@ -363,5 +351,17 @@ register(
         default="0.5",
         refuses=lambda k: None,
         errors=_channel_errors,
+    )
+)
+register(
+    Form(  # as it is; its weights alone are solved again, for what the layers before it give
+        name="dense",
+        solve=lambda kernel, rank, setting: [(kernel, 1)],
+        shapes=lambda s, r: [(s, 1)],
+        max_rank=lambda s: (1,),
+        default="1",
+        refuses=lambda k: None,
+        per_channel=True,
+        splits_depthwise=True,
     )
 )

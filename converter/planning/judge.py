@@ -11,8 +11,10 @@ import onnx_ir as ir
 from scipy.special import softmax
 
 from converter.data import Arrays, Data
-from converter.networks.onnx_network import open_session
+from converter.networks.onnx_network import inputs, open_session
 from converter.networks.runtime import run
+
+BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,14 @@ class Judge:
     threads: int
 
     @classmethod
-    def of(cls, network: ir.Model, data: Data, batch_size: int, threads: int) -> Judge:
-        """Run the original on ``data``."""
+    def of(cls, network: ir.Model, data: Data, threads: int) -> Judge:
+        """Run the original on ``data``; where it insists on a batch size, the rest is left out."""
         session = open_session(network, threads)
-        whole = data.count - data.count % batch_size or data.count
+        insisted = inputs(network)[0].shape[0]
+        batch_size, whole = insisted or BATCH, data.count
+        if insisted:
+            data = data.filled(insisted)
+            whole = data.count - data.count % insisted
         batches = tuple(feeds for _, feeds in data.take(np.arange(whole)).batches(batch_size))
         labels = None if data.labels is None else data.labels[:whole]
         return cls(batches, tuple(run(session, feeds) for feeds in batches), labels, threads)

@@ -54,7 +54,7 @@ def race(
     sessions: Sequence[onnxruntime.InferenceSession],
     feeds: Sequence[Mapping[str, np.ndarray]],
     progress: Callable[[float], None] = lambda done: None,
-    budget_s: float = BUDGET_S,
+    budget_s: float | None = None,
 ) -> Race:
     """Time sessions against one another in short blocks, in turn, with a pause between blocks.
 
@@ -65,7 +65,7 @@ def race(
         sessions: At least one.
         feeds: Inputs of each session.
         progress: Called with the share done.
-        budget_s: Seconds for each session, within a number of rounds that gives an interval.
+        budget_s: Seconds for each session if not the usual, within a number of rounds that gives an interval.
     """
     outputs = [[output.name for output in session.get_outputs()] for session in sessions]
 
@@ -80,6 +80,7 @@ def race(
     first = [min(block(n, 1) for _ in range(2)) for n in range(len(sessions))]
     calls = [max(1, round(BLOCK_S / seconds)) for seconds in first]
     round_s = sum((c + 1) * s + PAUSE_S for c, s in zip(calls, first))
+    budget_s = BUDGET_S if budget_s is None else budget_s
     rounds = int(np.clip(budget_s * len(sessions) / round_s, FEWEST_ROUNDS, MOST_ROUNDS))
     order = list(range(len(sessions)))
     times = np.zeros((rounds, len(sessions)))

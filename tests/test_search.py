@@ -1,0 +1,103 @@
+"""Closing a budget on a make-believe network whose losses are known."""
+
+import math
+
+import pytest
+
+from converter.delivery.search import MOST_TRIALS, Menu, Wanted, close, reach, total_ms
+from converter.planning.options import Option
+
+
+def options(*errors_and_ms):
+    """To do nothing, and other forms with (error, ms); MACs are a thousand times the ms."""
+    others = [
+        Option("spatial", (n,), e, int(1000 * t), t) for n, (e, t) in enumerate(errors_and_ms)
+    ]
+    return [Option(None, None, 0.0, 10_000, 10.0), *others]
+
+
+MENU = Menu(
+    {
+        "a": options((0.1, 8.0), (0.2, 5.0), (0.4, 3.0), (0.8, 1.0)),
+        "b": options((0.05, 9.0), (0.1, 6.0), (0.2, 4.0), (0.5, 2.0)),
+        "c": options((0.3, 5.0), (0.6, 2.0)),
+    },
+    {"a": 1.0, "b": 2.0, "c": 0.5},
+)
+
+
+def loss(choice):
+    return sum(MENU.weights[name] * option.rel_error**2 for name, option in choice.items())
+
+
+def test_the_quickest_keeps_to_the_loss():
+    for most in (0.0, 0.01, 0.1, 0.5, 5.0):
+        choice = MENU.quickest(most, Wanted())
+        assert loss(choice) <= most + 1e-6
+    assert all(option.form is None for option in MENU.quickest(0.0, Wanted()).values())
+    assert MENU.quickest(5.0, Wanted()) == MENU.fastest()
+
+
+def test_the_gentlest_keeps_to_time_and_work():
+    assert total_ms(MENU.gentlest(Wanted(ms=15.0))) <= 15.0
+    both = MENU.gentlest(Wanted(ms=20.0, macs=12_000))
+    assert sum(option.macs for option in both.values()) <= 12_000
+    assert MENU.gentlest(Wanted(ms=4.9)) is None
+    assert MENU.gentlest(Wanted(macs=MENU.least_macs())) is not None
+
+
+def test_what_gains_nothing_or_is_beaten_is_left_out():
+    crowded = Menu({"a": options((0.1, 9.9), (0.2, 5.0), (0.3, 6.0), (0.3, 4.0))}, {"a": 1.0})
+    assert [o.rel_error for o in crowded.sensible().options["a"]] == [0.0, 0.2, 0.3]
+    assert [o.ms for o in crowded.sensible().options["a"]] == [10.0, 5.0, 4.0]
+
+
+@pytest.mark.parametrize("growth", [0.5, 1.0, 3.0, 20.0])
+@pytest.mark.parametrize("first", [1e-4, 0.1, 3.0])
+def test_the_budget_is_closed_on_what_is_really_lost(growth, first):
+    def value(choice):  # losses of several layers do more than add up
+        return growth * loss(choice) ** 1.3 / 0.3
+
+    best, trials = close(MENU, Wanted(), first, dict, value)
+    assert len(trials) <= MOST_TRIALS
+    within = [t for t in trials if value(t.choice) <= 1]
+    if not within:
+        assert best is None
+        return
+    assert best.value <= 1
+    assert total_ms(best.choice) == min(total_ms(t.choice) for t in within)
+
+
+def test_a_limit_that_nothing_reaches_ends_at_the_fastest():
+    best, trials = close(MENU, Wanted(), 1e-3, dict, lambda choice: 1e-6)
+    assert best.choice == MENU.fastest()
+
+
+def test_a_limit_that_nothing_keeps_leaves_the_original_last():
+    best, trials = close(MENU, Wanted(), 1.0, dict, lambda choice: 1e6 * (loss(choice) + 1))
+    assert best is None
+    budgets = [trial.budget for trial in trials]
+    assert budgets == sorted(budgets, reverse=True)
+
+
+@pytest.mark.parametrize("truth", [0.7, 1.0, 1.2])
+def test_a_speedup_is_reached_for_the_least_loss(truth):
+    """The network is really ``truth`` times as fast as the table says."""
+
+    def measured(choice):
+        return truth * 30.0 / total_ms(choice)
+
+    target = 1.8
+    choice, speedup = reach(MENU, lambda s: Wanted(ms=30.0 / s), target, measured)
+    assert speedup == measured(choice) >= target
+    assert loss(choice) < loss(MENU.fastest())
+
+
+def test_a_speedup_out_of_reach_gives_the_fastest():
+    def measured(choice):
+        return 30.0 / total_ms(choice)
+
+    choice, speedup = reach(MENU, lambda s: Wanted(ms=30.0 / s), 50.0, measured)
+    assert choice == MENU.fastest()
+    assert speedup == pytest.approx(6.0)
+    assert math.isfinite(speedup)
