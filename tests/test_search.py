@@ -69,7 +69,7 @@ def test_the_budget_is_closed_on_what_is_really_lost(growth, first):
 
 
 def test_a_limit_that_nothing_reaches_ends_at_the_fastest():
-    best, trials = close(MENU, Wanted(), 1e-3, dict, lambda choice: 1e-6)
+    best, _ = close(MENU, Wanted(), 1e-3, dict, lambda choice: 1e-6)
     assert best.choice == MENU.fastest()
 
 

@@ -290,7 +290,7 @@ def _value(
             shares.append((before - after) / allowed)
         elif "max_drop" in budget and loss.drop is not None:
             allowed = budget["max_drop"] * (judge.accuracy if relative else 1.0)
-            shares.append((loss.drop + loss.drop_error) / allowed)
+            shares.append(loss.drop / allowed)
         return max(shares)
 
     return value

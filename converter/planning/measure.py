@@ -65,7 +65,8 @@ def race(
         sessions: At least one.
         feeds: Inputs of each session.
         progress: Called with the share done.
-        budget_s: Seconds for each session if not the usual, within a number of rounds that gives an interval.
+        budget_s: Seconds for each session, if not the usual; there are rounds enough for an
+            interval in any case.
     """
     outputs = [[output.name for output in session.get_outputs()] for session in sessions]
 
