@@ -340,7 +340,7 @@ def missed(comparison: Comparison, budget: Mapping[str, float], drop_type: str) 
     drop = after.drop_points.median / 100 if after.drop_points else None
     if drop is not None and drop_type == "relative" and before.accuracy:
         drop /= before.accuracy
-    macs, speedup = after.macs / before.macs, after.speedup.median
+    macs, speedup = after.macs / (before.macs or 1), after.speedup.median
     said = {
         "max_drop": (drop, f"it loses {drop:.4f} of accuracy" if drop is not None else ""),
         "max_error": (after.rel_output_error, f"its output errs by {after.rel_output_error:.3g}"),

@@ -5,14 +5,17 @@ CIFAR-10 ResNets with public weights (github.com/akamaster/pytorch_resnet_cifar1
 2,048 unlabelled training images; scored on the whole test set (``scripts/fetch_cifar10.py``);
 batch 1, one thread. ImageNet-sized ResNets (pytorchcv, random weights): time and memory only, each
 in a process of its own. ``--curve`` adds the accuracy over rank of three ways to solve, and draws
-``docs/accuracy_over_rank.svg``. Rows are written as they come; ``--resume`` keeps those there.
+``docs/accuracy_over_rank.svg``. Then the same networks, and the sample network, under budgets with
+nothing chosen by hand. Rows are written as they come; ``--resume`` keeps those there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +38,12 @@ IMAGES = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
 WANTED = {(20, 1.0): 0.885, (20, 2.0): 0.912, (56, 1.0): 0.905, (56, 2.0): 0.930}
 SLACK = {"separable": 0.0, "flattened": 0.015}
 SOLVE_S = {(20, "separable", 1.0): 30.0}
+# Budgets: share of MACs left and points that may be lost (LC, CVPR 2020, lost 1.1, 1.2 and 0.9 after
+# about 750 epochs); and a share of accuracy that may be lost, with the speedup wanted.
+CUTS = {20: (0.43, 0.5), 32: (0.39, 0.6), 56: (0.34, 0.8)}
+DROPS = {20: (0.005, 1.4), 56: (0.005, 1.4)}
+SAMPLE_DROP, SAMPLE_SPEEDUP = 0.01, 6.0
+BUDGET_S, WARM_S, BUDGET_GIB = 180.0, 45.0, 3.0
 LARGE = {"resnet18": (60.0, 3.0), "resnet50": (120.0, None)}
 CURVE_RANKS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 WAYS: dict[str, dict[str, Any]] = {
@@ -80,6 +89,97 @@ def convert(
     }
 
 
+def budgeted(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Take a row from the report of a conversion under a budget."""
+    before, after = report["original"], report["converted"]
+    return {
+        "name": name,
+        "accuracy": after["accuracy"],
+        "drop_points": report["drop_points"],
+        "macs_ratio": before["macs"] / after["macs"],
+        "params_ratio": before["params"] / after["params"],
+        "speedup": report["speedup"]["median"],
+    }
+
+
+def convert_resnet(depth: int, options: argparse.Namespace, **budget: float) -> dict[str, Any]:
+    """Convert one CIFAR-10 ResNet under a budget and give the report."""
+    config = converter.ConvertConfig(
+        checkpoint=next(options.checkpoints.glob(f"resnet{depth}-*.th")),
+        input_shape=("1,3,32,32",), calib=str(options.data / "train.npz"), samples=2048,
+        eval=str(options.data / "test.npz"), **IMAGES, **budget,
+    )  # fmt: skip
+    model = f"sample_models.resnet_cifar:resnet{depth}"
+    return converter.convert(model, config=config).report.to_dict()
+
+
+def budget_rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
+    """Convert under budgets, nothing chosen by hand."""
+    for depth, (share, points) in CUTS.items():
+        name = f"ResNet-{depth}, --max-macs {share:g}"
+        if name not in done:
+            report = convert_resnet(depth, options, max_macs=share)
+            met = report["met"] and report["drop_points"] <= points
+            yield budgeted(name, report) | {"target": f"{points:g} points", "met": met}
+    for depth, (drop, speedup) in DROPS.items():
+        name = f"ResNet-{depth}, --max-drop {drop:g}"
+        if name not in done:
+            row = budgeted(name, convert_resnet(depth, options, max_drop=drop))
+            met = row["speedup"] >= speedup and row["drop_points"] <= 100 * drop
+            yield row | {"target": f"{speedup:g}x", "met": met}
+    name = f"sample network, --max-drop {SAMPLE_DROP:g}"
+    if name not in done:
+        config = converter.ConvertConfig(
+            checkpoint=ROOT / "sample_models" / "paper_cifar10.safetensors",
+            calib=str(options.data / "train.npz"), samples=2048,
+            eval=str(options.data / "test.npz"), max_drop=SAMPLE_DROP,
+        )  # fmt: skip
+        result = converter.convert("sample_models.paper_cifar10:build", config=config)
+        row = budgeted(name, result.report.to_dict())
+        met = row["speedup"] >= SAMPLE_SPEEDUP and row["drop_points"] <= 100 * SAMPLE_DROP
+        yield row | {"target": f"{SAMPLE_SPEEDUP:g}x", "met": met}
+    for state, seconds in {"cold": BUDGET_S, "warm": WARM_S}.items():
+        name = f"resnet18, 224x224, --max-error 0.2, whole conversion, caches {state}"
+        if name not in done:
+            folder = ROOT / "runs" / "bench_cache"
+            if state == "cold":
+                shutil.rmtree(folder, ignore_errors=True)
+            command = [sys.executable, __file__, "--whole"]
+            found = subprocess.run(
+                command, capture_output=True, text=True, check=True,
+                env=os.environ | {"FLATCONV_CACHE": str(folder)},
+            ).stdout  # fmt: skip
+            row = {"name": name, **json.loads(found.splitlines()[-1])}
+            met = row["whole_s"] <= seconds and row["peak_gib"] <= BUDGET_GIB
+            yield row | {"target": f"{seconds:g} s, {BUDGET_GIB:g} GiB", "met": met}
+
+
+def convert_whole() -> None:
+    """Convert an ImageNet-sized ResNet-18 under a budget; print what it took as JSON."""
+    from pytorchcv.model_provider import get_model
+
+    images = np.random.default_rng(0).standard_normal((64, 3, 224, 224)).astype(np.float32)
+    start = time.perf_counter()
+    result = converter.convert(
+        get_model("resnet18", pretrained=False).eval(), images[:1],
+        converter.ConvertConfig(max_error=0.2), calib=images,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    row = {"speedup": result.comparison.networks[1].speedup.median, "whole_s": seconds}
+    print(json.dumps(row | {"peak_gib": peak_gib()}))
+
+
+def peak_gib() -> float:
+    """Memory of this process and of as many of its largest helpers as there are cores."""
+    from joblib import cpu_count
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return float((own + cpu_count() * helper) / 2**20)
+
+
 def judged(row: dict[str, Any], depth: int, form: str, rank: float) -> dict[str, Any]:
     """Add the target of a row, if it has one."""
     wanted = WANTED.get((depth, rank))
@@ -99,8 +199,6 @@ def solve_large(name: str) -> None:
     Calibration counts; correction is left out. The memory is at most what this process and as
     many of its largest helpers as there are cores took.
     """
-    from joblib import cpu_count
-    from joblib.externals.loky import get_reusable_executor
     from pytorchcv.model_provider import get_model
 
     images = np.random.default_rng(0).standard_normal((64, 3, 224, 224)).astype(np.float32)
@@ -111,11 +209,7 @@ def solve_large(name: str) -> None:
             times["start"] = time.perf_counter()
         if stage == "solving" and done == 1:
             seconds = time.perf_counter() - times["start"]
-            get_reusable_executor().shutdown(wait=True)
-            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-            peak_gib = (own + cpu_count() * helper) / 2**20
-            print(json.dumps({"solve_s": seconds, "peak_gib": peak_gib}))
+            print(json.dumps({"solve_s": seconds, "peak_gib": peak_gib()}))
             sys.exit(0)
 
     config = converter.ConvertConfig(
@@ -141,6 +235,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
         target = f"{seconds:g} s" + (f", {gib:g} GiB" if gib else "")
         met = row["solve_s"] <= seconds and (gib is None or row["peak_gib"] <= gib)
         yield row | {"target": target, "met": met}
+    yield from budget_rows(options, done)
     for way in WAYS if options.curve else ():
         for rank in CURVE_RANKS:
             row = {"name": f"ResNet-20, separable, R = {rank:g} O, {way}"}
@@ -183,7 +278,11 @@ def main() -> int:
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--solve-large", choices=tuple(LARGE), help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.whole:
+        convert_whole()
+        return 0
     if options.solve_large:
         solve_large(options.solve_large)
         return 0

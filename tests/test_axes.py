@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from networks_for_tests import (
     EXACT_FORMS,
     FEW,
+    SPLITTING_FORMS,
     compute,
     convolutions,
     difference,
@@ -106,7 +107,7 @@ def both(model, network, layers, x, name, share):
     return found, copied, original
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", SPLITTING_FORMS)
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_the_torch_copy_is_the_twin_of_the_graph(axes, mode, name, exported):
@@ -211,7 +212,7 @@ def test_spatial_is_refused_over_one_axis(k):
         decompose(make_conv((8, 4, *k)), FORMS["spatial"], (1,))
 
 
-@pytest.mark.parametrize("name", [n for n in FORMS if n != "channel"])
+@pytest.mark.parametrize("name", [n for n in SPLITTING_FORMS if n != "channel"])
 @pytest.mark.parametrize("k", [(1,), (1, 1, 1)])
 def test_a_window_of_one_point_is_refused(name, k):
     with pytest.raises(ConverterError, match=f"{name} cannot stand in"):
@@ -250,7 +251,7 @@ def test_patches_give_the_responses_of_the_convolution(conv, seed):
 
 @pytest.mark.parametrize(
     ("name", "k"),
-    [(n, k) for n in FORMS for k in ((5,), (3, 2, 3)) if (n, k) != ("spatial", (5,))],
+    [(n, k) for n in SPLITTING_FORMS for k in ((5,), (3, 2, 3)) if (n, k) != ("spatial", (5,))],
 )
 def test_the_last_step_is_solved_again_over_any_axes(name, k):
     conv, form = make_conv((8, 4, *k), padding=((1, 1),) * len(k)), FORMS[name]

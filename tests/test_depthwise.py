@@ -5,7 +5,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from networks_for_tests import at_full_rank, compute, difference, from_text, input_for, make_conv
+from networks_for_tests import (
+    SPLITTING_FORMS,
+    at_full_rank,
+    compute,
+    difference,
+    from_text,
+    input_for,
+    make_conv,
+)
 from torch import nn
 
 from converter.config import ConvertConfig
@@ -124,7 +132,7 @@ def test_lvh_has_no_lateral_step_where_there_is_one_input_channel():
     assert [step.groups for step in chain.steps] == [1, 6]
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", SPLITTING_FORMS)
 @pytest.mark.parametrize("k", [(5, 1), (1, 3), (1, 1), (7,)])
 def test_a_depthwise_kernel_over_one_axis_is_refused(name, k):
     conv = make_conv((8, 1, *k), groups=8)

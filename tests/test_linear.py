@@ -10,7 +10,7 @@ import torch
 from conftest import noise
 from hypothesis import given
 from hypothesis import strategies as st
-from networks_for_tests import FEW, difference, from_text
+from networks_for_tests import FEW, SPLITTING_FORMS, difference, from_text
 from torch import nn
 
 from converter.config import ConvertConfig
@@ -72,7 +72,7 @@ def test_it_costs_what_its_products_cost():
     assert chain.params == bones.params == 24 + 18 + 6
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "channel"])
+@pytest.mark.parametrize("name", [name for name in SPLITTING_FORMS if name != "channel"])
 def test_other_forms_are_refused(name):
     assert refusal(FORMS[name], linear())
     with pytest.raises(ConverterError, match=r"a linear layer has nothing|not extend over two"):

@@ -418,7 +418,7 @@ def test_a_rewritten_graph_computes_what_its_chain_computes(form, groups):
         padding=((1, 0), (2, 3)),
         dilation=(1, 2),
     )
-    rank = {"lvh": (1,), "decoupled": (2,), "tucker": (4, 2)}.get(form, (4,))
+    rank = {"lvh": (1,), "dense": (1,), "decoupled": (2,), "tucker": (4, 2)}.get(form, (4,))
     chain = decompose(conv, FORMS[form], rank)
     rewritten = rewrite(one_conv(conv), {"y": ("w", chain)})
     check(rewritten)

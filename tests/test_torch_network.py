@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from networks_for_tests import (
     EXACT_FORMS,
     FEW,
+    SPLITTING_FORMS,
     at_full_rank,
     compute,
     convolutions,
@@ -207,7 +208,7 @@ def test_norms_are_folded_in_the_graph_and_kept_in_the_copy(model, network, laye
         assert rewritten.branches[name][1].training
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", SPLITTING_FORMS)
 @pytest.mark.parametrize("share", [0.3, 1])
 def test_the_copy_computes_what_the_rewritten_graph_computes(name, share, model, network, layers):
     chains = chains_for(layers, FORMS[name], share)
@@ -229,7 +230,7 @@ def test_at_full_rank_copy_and_graph_compute_what_the_model_does(name, model, ne
             assert difference(ours, theirs) < 1e-4
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", SPLITTING_FORMS)
 def test_the_copy_is_made_of_torch_modules_only(name, model, layers):
     rewritten = torch_network.apply(model, layers, chains_for(layers, FORMS[name], 0.3))
     kinds = {type(module) for module in rewritten.modules()} - {Branches}
@@ -254,7 +255,7 @@ def test_a_layer_without_a_chain_is_left_alone(model, layers):
     assert type(rewritten.branches["strided"][0]) is nn.Conv2d
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", SPLITTING_FORMS)
 def test_a_rebuilt_model_takes_the_weights_of_the_rewritten_one(name, model, layers):
     form = FORMS[name]
     ranks = {

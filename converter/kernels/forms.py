@@ -343,17 +343,6 @@ register(
     )
 )
 register(
-    Form(
-        name="channel",
-        solve=_channel,
-        shapes=lambda s, r: [((r[0], *s[1:]), 1), ((s[0], r[0], *_ones(s)), 1)],
-        max_rank=lambda s: (min(s[0], math.prod(s[1:])),),
-        default="0.5",
-        refuses=lambda k: None,
-        errors=_channel_errors,
-    )
-)
-register(
     Form(  # as it is; its weights alone are solved again, for what the layers before it give
         name="dense",
         solve=lambda kernel, rank, setting: [(kernel, 1)],
@@ -363,5 +352,16 @@ register(
         refuses=lambda k: None,
         per_channel=True,
         splits_depthwise=True,
+    )
+)
+register(
+    Form(
+        name="channel",
+        solve=_channel,
+        shapes=lambda s, r: [((r[0], *s[1:]), 1), ((s[0], r[0], *_ones(s)), 1)],
+        max_rank=lambda s: (min(s[0], math.prod(s[1:])),),
+        default="0.5",
+        refuses=lambda k: None,
+        errors=_channel_errors,
     )
 )
