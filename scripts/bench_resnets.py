@@ -38,8 +38,8 @@ IMAGES = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
 WANTED = {(20, 1.0): 0.885, (20, 2.0): 0.912, (56, 1.0): 0.905, (56, 2.0): 0.930}
 SLACK = {"separable": 0.0, "flattened": 0.015}
 SOLVE_S = {(20, "separable", 1.0): 30.0}
-# Budgets: share of MACs left and points that may be lost (LC, CVPR 2020, lost 1.1, 1.2 and 0.9 after
-# about 750 epochs); and a share of accuracy that may be lost, with the speedup wanted.
+# Budgets: share of MACs left and points that may be lost (LC, CVPR 2020, lost 1.1, 1.2 and 0.9
+# after about 750 epochs); and a share of accuracy that may be lost, with the speedup wanted.
 CUTS = {20: (0.43, 0.5), 32: (0.39, 0.6), 56: (0.34, 0.8)}
 DROPS = {20: (0.005, 1.4), 56: (0.005, 1.4)}
 SAMPLE_DROP, SAMPLE_SPEEDUP = 0.01, 6.0

@@ -117,7 +117,8 @@ def find_plan(
         metrics = second_moments(
             source.network, todo, fit,
             seed=config.seed, batch_size=insisted, memory=config.memory * 2**30,
-            threads=torch.get_num_threads(), progress=lambda done: progress("calibrating", done),
+            threads=torch.get_num_threads(), coarse=True,
+            progress=lambda done: progress("calibrating", done),
         )  # fmt: skip
     options = list_options(
         todo, table, metrics, seed=config.seed, cache=config.cache_folder(),

@@ -142,6 +142,7 @@ def second_moments(
     seed: int = 0,
     memory: float = 2.0**31,
     threads: int = 1,
+    coarse: bool = False,
     progress: Callable[[float], None] = lambda done: None,
 ) -> dict[str, tuple[Metric, ...]]:
     """Estimate what every layer sees, in one pass over the data.
@@ -155,6 +156,7 @@ def second_moments(
         memory: Bytes that the moments of all layers may take; the largest get their Kronecker
             form where that would be more.
         threads: Of onnxruntime.
+        coarse: Whether Kronecker forms are enough for all layers.
         progress: Called with the share done.
 
     Returns:
@@ -163,7 +165,7 @@ def second_moments(
     least = batch_size or 1
     images = data.sample(max(IMAGES, least), seed).filled(least)
     convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
-    full = _those_that_fit(convs, memory)
+    full = set() if coarse else _those_that_fit(convs, memory)
     sums: dict[str, list[list[np.ndarray]]] = {}
     counts: dict[str, int] = {}
     rng = np.random.default_rng(seed)

@@ -19,7 +19,8 @@ from converter.planning.cache import content, remembered_text
 from converter.planning.ladder import unit
 from converter.planning.latency import LatencyTable, LayerTimes
 
-ANCHORS, EFFORT = 3, 0.05  # ranks of a form without closed errors that are solved, and how well
+# Where on the ladder of a form without closed errors ranks are solved, and how well.
+ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.05
 FINE = 12  # ranks between those timed
 LEAST_ERROR = 1e-3
 
@@ -69,7 +70,7 @@ def list_options(
         if layer.conv is not None and layer.output in times
     ]
     jobs = (
-        delayed(_errors)(conv, _ladders(timed), metrics.get(layer.name), seed, cache)
+        delayed(_errors)(_whitened(conv, metrics.get(layer.name)), _ladders(timed), seed, cache)
         for layer, conv, timed in todo
     )
     found = {}
@@ -98,14 +99,9 @@ def _ladders(timed: LayerTimes) -> dict[str, list[Rank]]:
 
 
 def _errors(
-    conv: Conv,
-    ladders: Mapping[str, list[Rank]],
-    metrics: Sequence[Metric] | None,
-    seed: int,
-    cache: Path | None,
+    white: Conv, ladders: Mapping[str, list[Rank]], seed: int, cache: Path | None
 ) -> dict[str, dict[Rank, float]]:
     """Estimate the relative error of each form at each rank timed."""
-    white = _whitened(conv, metrics)
 
     def compute() -> str:
         return json.dumps(
@@ -113,7 +109,7 @@ def _errors(
         )
 
     asked = sorted((name, *ranks) for name, ranks in ladders.items())
-    key = content(white.kernel, conv.groups, conv.transposed, asked, seed) if cache else ""
+    key = content(white.kernel, white.groups, white.transposed, asked, seed) if cache else ""
     errors = json.loads(remembered_text(cache, key, compute))
     return {form: dict(zip(ranks, errors[form])) for form, ranks in ladders.items()}
 
@@ -123,13 +119,17 @@ def _curve(conv: Conv, name: str, ranks: list[Rank], seed: int) -> list[float]:
     error_at = estimate_errors(conv, form)
     if error_at is not None:
         return [float(error_at(rank)) for rank in ranks]
-    chosen = sorted({round(n) for n in np.linspace(0, len(ranks) - 1, ANCHORS)})
+    chosen = sorted({round(share * (len(ranks) - 1)) for share in ANCHORS})
     chains = path(conv, form, [ranks[n] for n in chosen], seed, effort=EFFORT)
     errors = [max(relative_error(conv, chains[ranks[n]]), LEAST_ERROR) for n in chosen]
     errors = list(np.minimum.accumulate(errors))
-    # Between the ranks solved the error falls about exponentially.
-    anchors = [ranks[n][0] for n in chosen]
-    return [float(np.exp(np.interp(r, anchors, np.log(errors)))) for (r,) in ranks]
+    # The error falls about exponentially with the rank, also behind the last one solved.
+    anchors, logs = [ranks[n][0] for n in chosen], list(np.log(errors))
+    if chosen[-1] < len(ranks) - 1:
+        slope = (logs[-1] - logs[-2]) / (anchors[-1] - anchors[-2]) if len(chosen) > 1 else 0.0
+        anchors.append(ranks[-1][0])
+        logs.append(logs[-1] + slope * (anchors[-1] - anchors[-2]))
+    return [max(float(np.exp(np.interp(r, anchors, logs))), LEAST_ERROR) for (r,) in ranks]
 
 
 def _whitened(conv: Conv, metrics: Sequence[Metric] | None) -> Conv:
