@@ -56,7 +56,7 @@ def convert(
     """
     from converter.commands import dry_run as plan_only
     from converter.delivery.result import writable_folder
-    from converter.delivery.tables import comparison_table, layer_table
+    from converter.delivery.tables import comparison_table, frontier_table, layer_table
     from converter.networks.torch_export import find_callable
     from converter.pipeline import convert as run
 
@@ -74,7 +74,9 @@ def convert(
         result = run(model, None, config, evaluate=score, command=_command(), progress=progress)
         result.save(folder)
     report = result.report
-    tables = [layer_table(report.layers)] if verbose else []
+    tables: list[Any] = [layer_table(report.layers)] if verbose else []
+    if report.frontier:
+        tables.append(frontier_table(report.frontier))
     _show(
         quiet, json, lambda: _dump(report.to_dict()), *tables, comparison_table(report.comparison)
     )

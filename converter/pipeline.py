@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
 from converter.data import Data
-from converter.delivery.budget import Found, Solved, find_plan
+from converter.delivery.budget import SOLVED_AGAIN, Found, Solved, find_plan
 from converter.delivery.check import check, check_graph, check_twin
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.correct import correct
@@ -40,7 +39,7 @@ from converter.networks.source import (
 from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan, read_plan
-from converter.planning.solve import solve_layer, solve_layers
+from converter.planning.solve import solve_layers
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Conversion:
         problem: The sentence of a check or budget that was missed, or None.
         budget: What was asked for, by option.
         predicted_speedup: By the table of layer times, or None without one.
+        frontier: Networks for other budgets, by name.
     """
 
     plan: Plan
@@ -64,6 +64,7 @@ class Conversion:
     problem: str | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
     predicted_speedup: float | None = None
+    frontier: Mapping[str, ir.Model] = field(default_factory=dict)
 
 
 def convert(
@@ -106,36 +107,18 @@ def convert(
         raise ConverterError("--finetune needs a torch model; name a factory, not an ONNX file.")
     layers = list_layers(source, config)
     found = decide(source, layers, config, evaluate, progress)
-    solved = found.solved
-    plan, chains, errors, converted = solved.plan, solved.chains, solved.errors, solved.network
-    problem = check(source.network, converted, layers, chains, samples(source, config.seed))
-    module = None
-    if source.module is not None:
-        module = torch_network.apply(source.module, layers, chains)
-        if config.finetune:
-            module = fine_tune(module, source, config, progress)
-            errors = {}  # those of weights that are no more
-            converted = export_tuned(module, source, config)
-            problem = problem or check_graph(converted)
-        problem = problem or check_twin(module, converted, samples(source, config.seed))
-    rows = layer_rows(layers, plan, chains, errors, found.table)
-    conversion = Conversion(
-        plan,
-        rows,
-        converted,
-        module,
-        problem or found.problem,
-        found.budget,
-        found.predicted_speedup,
-    )
+    conversion = carried_out(source, layers, found, config, progress)
     result = prove(source, conversion, config, evaluate, command, progress)
-    outcome = result.comparison.networks[1]
-    if problem or config.manual or not chains or outcome.speedup.low > 1:
-        return result
-    plan = plan.withdrawn(f"the converted network was no faster ({outcome.verdict})")
-    rows = layer_rows(layers, plan, {}, {}, found.table)
-    unchanged = Conversion(plan, rows, source.network, source.module, None, found.budget)
-    return prove(source, unchanged, config, evaluate, command, progress)
+    while _withdrawable(conversion, found, config, result.comparison):
+        verdict = result.comparison.networks[1].verdict
+        plan = conversion.plan.withdrawn(
+            f"with it the network was not faster ({verdict})", _least_gain(conversion.rows)
+        )
+        solved = build(source, layers, plan, found.fit, config, progress)
+        found = replace(found, solved=solved, predicted_speedup=None)
+        conversion = carried_out(source, layers, found, config, progress)
+        result = prove(source, conversion, config, evaluate, command, progress)
+    return result
 
 
 def finetune(
@@ -212,16 +195,67 @@ def decide(
     progress: Progress,
 ) -> Found:
     """Carry out the user's choices, or search for the best under a budget."""
-
-    def build(plan: Plan, fit: Data | None) -> Solved:
-        chains, errors = solve(replace(source, calib=fit), plan, layers, config, progress)
-        by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
-        return Solved(plan, chains, errors, rewrite(source.network, by_output))
-
     if config.manual or (not config.budget and source.calib is None):
+        if config.frontier:
+            raise ConverterError(
+                "--frontier needs a search; give --calib or a budget, and leave out --form, --rank "
+                "and --plan."
+            )
         plan = make_plan(layers, config, source.shapes)
-        return Found(build(plan, source.calib), None, {}, None, None)
-    return find_plan(source, layers, config, evaluate, build, progress)
+        return Found(build(source, layers, plan, source.calib, config, progress), source.calib)
+
+    def carry_out(plan: Plan, fit: Data | None) -> Solved:
+        return build(source, layers, plan, fit, config, progress)
+
+    return find_plan(source, layers, config, evaluate, carry_out, progress)
+
+
+def build(
+    source: Source,
+    layers: Sequence[Layer],
+    plan: Plan,
+    fit: Data | None,
+    config: ConvertConfig,
+    progress: Progress,
+) -> Solved:
+    """Carry out a plan, fitted to sample inputs if there are any."""
+    chains, errors = solve(replace(source, calib=fit), plan, layers, config, progress)
+    by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
+    return Solved(plan, chains, errors, rewrite(source.network, by_output))
+
+
+def carried_out(
+    source: Source,
+    layers: Sequence[Layer],
+    found: Found,
+    config: ConvertConfig,
+    progress: Progress,
+) -> Conversion:
+    """Check what was found, make its torch model, and fine-tune that if asked to."""
+    plan, chains, errors = found.solved.plan, found.solved.chains, found.solved.errors
+    if not chains:
+        rows = layer_rows(layers, plan, {}, {}, found.table)
+        return Conversion(plan, rows, source.network, source.module, found.problem, found.budget)
+    converted, module = found.solved.network, None
+    problem = check(source.network, converted, layers, chains, samples(source, config.seed))
+    if source.module is not None:
+        module = torch_network.apply(source.module, layers, chains)
+        if config.finetune:
+            module = fine_tune(module, source, config, progress)
+            errors = {}  # those of weights that are no more
+            converted = export_tuned(module, source, config)
+            problem = problem or check_graph(converted)
+        problem = problem or check_twin(module, converted, samples(source, config.seed))
+    return Conversion(
+        plan,
+        layer_rows(layers, plan, chains, errors, found.table),
+        converted,
+        module,
+        problem or found.problem,
+        found.budget,
+        found.predicted_speedup,
+        found.frontier,
+    )
 
 
 def solve(
@@ -242,8 +276,8 @@ def solve(
     if source.calib is not None and config.correct and chosen:
         return correct(
             source.network, layers, chosen, source.calib,
-            partial(solve_layer, seed=plan.seed, device=config.device, cache=cache),
-            seed=plan.seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
+            seed=plan.seed, device=config.device, cache=cache,
+            batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
             threads=torch.get_num_threads(), progress=lambda done: progress("solving", done),
         )  # fmt: skip
     metrics: dict[str, tuple[Metric, ...]] = {}
@@ -311,17 +345,29 @@ def prove(
         seed=config.seed,
         progress=progress,
     )
+    frontier = None
+    if conversion.frontier:
+        frontier = compare_models(
+            {"original": source.network, **conversion.frontier},
+            data=source.eval or source.calib, evaluate=evaluate, shapes=source.shapes,
+            threads=config.threads, provider=config.provider, batch_size=config.batch_size,
+            seed=config.seed, progress=lambda stage, done: progress(f"frontier: {stage}", done),
+        )  # fmt: skip
     problem = conversion.problem or missed(comparison, conversion.budget, config.drop_type)
+    told = notice(comparison, conversion.plan, source.calib is not None)
+    if problem and told and not conversion.plan.chosen():
+        problem = f"{problem} {told}"
     report = Report(
         comparison=comparison,
         layers=conversion.rows,
         plan=conversion.plan,
         met=problem is None,
-        reason=problem or notice(comparison, conversion.plan, source.calib is not None),
-        budget=dict(conversion.budget),
+        reason=problem or told,
+        budget=conversion.budget,
         predicted_speedup=conversion.predicted_speedup,
         seed=config.seed,
         command=command,
+        frontier=frontier,
     )
     return Result(
         model=ir.to_proto(conversion.network) if conversion.module is None else conversion.module,
@@ -371,3 +417,25 @@ def notice(comparison: Comparison, plan: Plan, sampled: bool) -> str | None:
     if not sampled:
         return "Layers were solved for their weights alone; give sample inputs with --calib."
     return None
+
+
+def _withdrawable(
+    conversion: Conversion, found: Found, config: ConvertConfig, comparison: Comparison
+) -> bool:
+    """Tell whether choices are to be taken back: ours, sound, and no faster."""
+    ours = bool(conversion.plan.chosen()) and not config.manual
+    sound = conversion.problem in (None, found.problem)
+    return ours and sound and comparison.networks[1].speedup.low <= 1
+
+
+def _least_gain(rows: Sequence[LayerRow]) -> set[str]:
+    """Name the half of the converted layers that gains least; all layers if that leaves none."""
+
+    def gain(row: LayerRow) -> tuple[float, int]:
+        before_ms, after_ms = row.latency_before_ms or 0.0, row.latency_after_ms or 0.0
+        return before_ms - after_ms, row.macs_before - row.macs_after
+
+    changed = [row for row in rows if row.form and row.form != SOLVED_AGAIN[0]]
+    if len(changed) < 2:
+        return {row.name for row in rows}
+    return {row.name for row in sorted(changed, key=gain)[: (len(changed) + 1) // 2]}

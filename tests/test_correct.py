@@ -1,7 +1,6 @@
 """Correction between layers: it loses nothing at full rank, never makes it worse, and ships."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -19,8 +18,8 @@ from converter.kernels.forms import FORMS
 from converter.networks.onnx_network import load, observe
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
-from converter.planning.calibrate import second_moments
-from converter.planning.solve import solve_layer, solve_layers
+from converter.planning.calibrate import fits, patch_size, second_moments
+from converter.planning.solve import solve_layers
 
 RESIDUAL = """g (float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
@@ -140,7 +139,7 @@ def choose(layers, share, names=("channel",)):
 
 
 def corrected(model, layers, data, chosen, **options):
-    return correct(model, layers, chosen, data, partial(solve_layer, seed=0), **options)
+    return correct(model, layers, chosen, data, **options)
 
 
 def uncorrected(model, layers, data, chosen):
@@ -234,20 +233,50 @@ def test_the_same_seed_gives_the_same_bytes():
     assert bytes_of(one) == bytes_of(two)
 
 
+def test_what_was_solved_before_comes_from_the_cache(tmp_path):
+    model, layers, data = setting("residual")
+    chosen = choose(layers, 0.4)
+    first, second, alone = (
+        corrected(model, layers, data, chosen, cache=folder)
+        for folder in (tmp_path, tmp_path, None)
+    )
+    assert bytes_of(first[0]) == bytes_of(second[0]) == bytes_of(alone[0])
+    assert first[1] == second[1] == alone[1]
+    entries = set(tmp_path.rglob("*.npz"))
+    assert len(entries) == len(chosen)
+    last = layers[-1].name
+    other = chosen | {last: (FORMS["channel"], choose(layers, 0.8)[last][1])}
+    kept, fresh = (
+        corrected(model, layers, data, other, cache=folder) for folder in (tmp_path, None)
+    )
+    assert len(set(tmp_path.rglob("*.npz")) - entries) == 1
+    assert bytes_of(kept[0]) == bytes_of(fresh[0])
+
+
+@pytest.mark.parametrize(
+    "changed", [{"seed": 1}, {"memory": 2.0**24}, {"data": "other"}, {"network": "other"}]
+)
+def test_what_a_correction_depends_on_makes_other_entries(changed, tmp_path):
+    model, layers, data = setting("residual")
+    chosen = choose(layers, 0.4)
+    corrected(model, layers, data, chosen, cache=tmp_path)
+    count = len(list(tmp_path.rglob("*.npz")))
+    if changed.pop("data", None):
+        data = data.take(np.arange(data.count - 1))
+    if changed.pop("network", None):
+        model, layers, _ = setting("residual", w1=WEIGHTS["w1"] * 2)
+    corrected(model, layers, data, chosen, cache=tmp_path, **changed)
+    assert len(list(tmp_path.rglob("*.npz"))) == 2 * count
+
+
 @pytest.mark.parametrize("name", ["residual", "grouped", "transposed", "linear"])
 def test_with_little_memory_layers_are_solved_under_factors(name):
     model, layers, data = setting(name)
-    full = []
-
-    def solve(conv, form, rank, metrics, start):
-        full.extend(metric.full is not None for metric in metrics)
-        return solve_layer(conv, form, rank, metrics, start, seed=0)
-
-    chains, errors = correct(model, layers, choose(layers, 0.5), data, solve, memory=5000.0)
-    assert full and not any(full)
+    assert not any(fits(patch_size(layer.conv), 5000.0 / 2) for layer in layers)
+    chains, errors = correct(model, layers, choose(layers, 0.5), data, memory=5000.0)
     assert max(errors.values()) < 1
     assert error(model, rewritten(model, layers, chains), data) < 1
-    chains, _ = correct(model, layers, choose(layers, 1), data, solve, memory=2000.0)
+    chains, _ = correct(model, layers, choose(layers, 1), data, memory=2000.0)
     assert error(model, rewritten(model, layers, chains), data) < 0.02
 
 

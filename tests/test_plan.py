@@ -311,7 +311,9 @@ def test_a_plan_does_not_change(layers):
 
 
 def test_a_withdrawn_plan_keeps_every_layer(layers):
-    plan = plan_of(layers, form=("channel",), keep=("stem",)).withdrawn("it is no faster")
+    plan = plan_of(layers, form=("channel",), keep=("stem",)).withdrawn(
+        "it is no faster", [layer.name for layer in layers]
+    )
     assert plan.chosen() == {}
     assert reasons(plan)["head"] == "it is no faster"
     assert reasons(plan)["stem"] == "the user keeps it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +39,7 @@ HELD_SHARE, MOST_HELD, RANDOM_EXAMPLES = 0.25, 512, 16
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
 SOLVED_AGAIN = ("dense", (1,))  # what is kept behind a converted layer makes up for its error
 RACE_S = 1.5
+POINTS = 6  # of the frontier
 FIRST_LOSS = 0.01
 # Later layers make up for the errors of those before them: an error behind all others counts so
 # many times (its logarithm) that of one before them.
@@ -68,17 +69,21 @@ class Found:
 
     Attributes:
         solved: The best network.
+        fit: Sample inputs that it was fitted to, or None.
         table: Times of the layers; None where the user chose by hand.
         budget: What was asked for, by option; the default if nothing was.
         predicted_speedup: By the table, or None.
         problem: Why the budget is missed, and what it would take; None if it is kept.
+        frontier: Networks for other budgets, by name.
     """
 
     solved: Solved
-    table: LatencyTable | None
-    budget: dict[str, float]
-    predicted_speedup: float | None
-    problem: str | None
+    fit: Data | None
+    table: LatencyTable | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+    predicted_speedup: float | None = None
+    problem: str | None = None
+    frontier: Mapping[str, ir.Model] = field(default_factory=dict)
 
 
 Build = Callable[[Plan, Data | None], Solved]
@@ -182,7 +187,14 @@ def find_plan(
         else:
             choice = menu.gentlest(wanted(None)) or menu.fastest()
         solved = built(choice)
-    return Found(solved, table, budget, predicted(choice), problem)
+    frontier = {}
+    if config.frontier:
+        most = predicted(menu.fastest())
+        for speedup in np.geomspace(1, most, POINTS + 1)[1:]:
+            point = menu.gentlest(wanted(speedup)) or menu.fastest()
+            frontier[f"for {speedup:.2f}x"] = built(point).network
+            progress("frontier", len(frontier) / POINTS)
+    return Found(solved, fit, table, budget, predicted(choice), problem, frontier)
 
 
 def latency_table(

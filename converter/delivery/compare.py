@@ -16,6 +16,7 @@ import onnxruntime
 from converter.data import Data, conform, random_data
 from converter.errors import ConverterError, root_line
 from converter.networks.onnx_network import Arrays, inputs, open_session
+from converter.networks.outputs import comparable, exposing
 from converter.networks.runtime import cpu_model, run
 from converter.networks.source import example_shapes
 from converter.networks.survey import count_macs, count_params
@@ -84,7 +85,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of several networks, and the conditions they were measured under."""
+    """Figures of several networks, and the conditions they were measured under.
+
+    ``compared`` names the inner values that were held against one another in place of outputs
+    whose shape depends on the data.
+    """
 
     networks: tuple[Figures, ...]
     further: tuple[Timing, ...]
@@ -97,6 +102,7 @@ class Comparison:
     input_shapes: Mapping[str, tuple[int, ...]]
     cpu: str
     versions: Mapping[str, str]
+    compared: tuple[str, ...] = ()
 
 
 def compare_models(
@@ -161,8 +167,13 @@ def compare_models(
         sized = {name: (batch_size, *shape[1:]) for name, shape in full.items()}
         further.append(Timing(sized, timed.latency_ms, timed.speedup))
         progress("other shapes", (number + 1) / len(more_shapes))
+    first = next(iter(models.values()))
+    names, scored = comparable(first), sessions
+    compared = () if names == [str(value.name) for value in first.graph.outputs] else tuple(names)
+    if compared:
+        scored = [open_session(exposing(m, names), threads, provider) for m in models.values()]
     scores = score(
-        sessions, examples, insisted or SCORING_BATCH, lambda done: progress("scoring", done)
+        scored, examples, insisted or SCORING_BATCH, lambda done: progress("scoring", done)
     )
     accuracies = [s.accuracy for s in scores]
     if evaluate is not None:
@@ -195,6 +206,7 @@ def compare_models(
         input_shapes={name: (batch_size, *shape[1:]) for name, shape in shapes.items()},
         cpu=cpu_model(),
         versions=versions(),
+        compared=compared,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -12,12 +13,13 @@ from scipy.linalg import cho_factor, cho_solve
 
 from converter.data import Data
 from converter.kernels.conv import Chain, Conv, assemble
-from converter.kernels.form import Form, Rank, refit
+from converter.kernels.form import Form, Rank, decompose, refit
 from converter.kernels.metric import Metric
 from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_shapes
 from converter.networks.segments import Walk, advance, cut
 from converter.networks.surroundings import Surroundings, surroundings
 from converter.networks.survey import Layer
+from converter.planning.cache import content, keep, packed, recall, unpacked
 from converter.planning.calibrate import (
     choose_positions,
     cut_patches,
@@ -32,8 +34,6 @@ HOLD = 1e-3
 FEWEST_IMAGES = 16  # whatever the memory
 # Rounds in which the targets of outputs that a ReLU cuts off follow the predictions.
 RELU_ROUNDS, RELU_REFITS = 2, 3
-
-Solve = Callable[[Conv, Form, Rank, Sequence[Metric], "Chain | None"], Chain]
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,10 @@ def correct(
     layers: Sequence[Layer],
     chosen: Mapping[str, tuple[Form, Rank]],
     data: Data,
-    solve: Solve,
     *,
     seed: int = 0,
+    device: str = "cpu",
+    cache: Path | None = None,
     batch_size: int | None = None,
     memory: float = 2.0**31,
     threads: int = 1,
@@ -99,8 +100,10 @@ def correct(
         layers: Its convolutions, in graph order.
         chosen: Form and rank by layer name.
         data: Sample inputs.
-        solve: Solves one layer, from a chain to start from if one is given.
-        seed: Of images and positions.
+        seed: Of images, positions and solvers.
+        device: torch device of the solvers.
+        cache: Folder of earlier results, or None. What is the same up to some layer is not
+            solved again up to there.
         batch_size: The batch size that the network insists on, or None.
         memory: Bytes that activations and moments may take, roughly; with little, fewer images
             are used.
@@ -113,19 +116,38 @@ def correct(
     todo = [layer for layer in layers if layer.name in chosen]
     around = {layer.output: surroundings(network, layer) for layer in todo}
     walk = cut(network, [layer.output for layer in todo])
-    original = converted = _batches(network, walk, data, batch_size, memory / 2, seed)
+    images = _batches(network, walk, data, batch_size, memory / 2, seed)
+    key = content(
+        walk.model.SerializeToString(), [list(feeds.items()) for feeds in images],
+        seed, device, memory, threads, batch_size,
+    )  # fmt: skip
     chains: dict[str, Chain] = {}
     errors: dict[str, float] = {}
-    replaced: dict[str, tuple[str, Chain]] = {}
-    rng = np.random.default_rng(seed)
+    original = converted = images
+    passed = 0
     for number, layer in enumerate(todo):
-        original = advance(walk, number, original, threads)
-        same = not replaced
-        converted = original if same else advance(walk, number, converted, threads, replaced)
-        seen = _look(layer, around[layer.output], original, converted, memory / 2, rng)
-        chain, error = _solve(layer, *chosen[layer.name], seen, memory / 2, solve)
+        form, rank = chosen[layer.name]
+        key = content(key, layer.name, form.name, rank)
+        entry = None if cache is None else recall(cache, key)
+        if entry is None:
+            for n in range(passed, number + 1):
+                before = todo[n - 1] if n else None
+                replaced = {before.output: (before.name, chains[before.name])} if before else {}
+                same = original is converted and not replaced
+                original = advance(walk, n, original, threads)
+                converted = original if same else advance(walk, n, converted, threads, replaced)
+            passed = number + 1
+            rng = np.random.default_rng((seed, number))
+            seen = _look(layer, around[layer.output], original, converted, memory / 2, rng)
+            chain, error = _solve(layer, form, rank, seen, memory / 2, seed, device)
+            if cache is not None:
+                bias = np.asarray(chain.steps[-1].bias)
+                keep(cache, key, packed(chain) | {"bias": bias, "rel_error": np.array(error)})
+        else:
+            assert layer.conv is not None
+            chain = unpacked(layer.conv, entry).with_bias(entry["bias"])
+            error = float(entry["rel_error"])
         chains[layer.name], errors[layer.name] = chain, error
-        replaced = {layer.output: (layer.name, chain)}
         progress((number + 1) / len(todo))
     return chains, errors
 
@@ -188,7 +210,7 @@ def _look(
 
 
 def _solve(
-    layer: Layer, form: Form, rank: Rank, seen: _Seen, memory: float, solve: Solve
+    layer: Layer, form: Form, rank: Rank, seen: _Seen, memory: float, seed: int, device: str
 ) -> tuple[Chain, float]:
     """Solve one layer for what it gets and what it should give."""
     conv = layer.conv
@@ -210,14 +232,14 @@ def _solve(
         return replace(conv, kernel=np.concatenate(kernels).reshape(conv.kernel.shape), bias=None)
 
     best = wanted(target) if full else replace(conv, bias=None)
-    chain = solve(best, form, rank, metrics, None)
+    chain = decompose(best, form, rank, seed, metrics, None, device)
     response = _response(conv, chain, patches)
     one_sided = seen.around.rectified or math.prod(seen.around.pool) > 1
     for number in range(RELU_ROUNDS * RELU_REFITS if one_sided and full else 0):
         target = seen.one_sided(response + target.mean(0))
         best = wanted(target)
         if number % RELU_REFITS == RELU_REFITS - 1:
-            chain = solve(best, form, rank, metrics, chain)
+            chain = decompose(best, form, rank, seed, metrics, chain, device)
         else:
             chain = refit(best, chain, metrics)
         response = _response(conv, chain, patches)

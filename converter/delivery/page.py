@@ -13,6 +13,8 @@ from converter.delivery.compare import Comparison
 from converter.delivery.report import LayerRow, Report
 from converter.delivery.tables import LAYER_HEADINGS, conditions_line, figure_rows, layer_cells
 
+FRONTIER_ROWS = 12  # height of its chart, in bars of the others
+
 
 def report_html(report: Report) -> str:
     """Draw the report as one page that needs nothing from outside."""
@@ -21,7 +23,11 @@ def report_html(report: Report) -> str:
         title="flatconv report",
         notice=report.reason,
         layers=[layer_cells(row) for row in report.layers],
-        charts=[_latency_chart(report.comparison), _layer_chart(report.layers)],
+        charts=[
+            _latency_chart(report.comparison),
+            *([_frontier_chart(report)] if report.frontier else []),
+            _layer_chart(report.layers),
+        ],
         command=report.command,
     )
 
@@ -70,6 +76,35 @@ def _latency_chart(comparison: Comparison) -> go.Figure:
     return _styled(
         go.Figure(bars), "Latency of one call, ms (median, 99 % interval)", len(networks)
     )
+
+
+def _frontier_chart(report: Report) -> go.Figure:
+    """Draw speedup over what is lost, of the networks for other budgets and of the one shipped."""
+    assert report.frontier is not None
+    shipped = report.comparison.networks[1]
+    labelled = shipped.drop_points is not None
+    chart = go.Figure(
+        [
+            go.Scatter(
+                x=[n.drop_points.median if n.drop_points else n.rel_output_error for n in networks],
+                y=[n.speedup.median for n in networks],
+                error_y={
+                    "type": "data",
+                    "array": [n.speedup.high - n.speedup.median for n in networks],
+                    "arrayminus": [n.speedup.median - n.speedup.low for n in networks],
+                },
+                mode=mode,
+                name=name,
+            )
+            for networks, name, mode in (
+                (report.frontier.networks, "other budgets", "lines+markers"),
+                ((shipped,), "shipped", "markers"),
+            )
+        ]
+    )
+    chart = _styled(chart, "Speedup over what is lost (99 % intervals)", FRONTIER_ROWS)
+    lost = "accuracy lost, percentage points" if labelled else "relative output error"
+    return chart.update_layout(xaxis={"title": lost}, yaxis={"title": "speedup", "autorange": True})
 
 
 def _layer_chart(layers: Sequence[LayerRow]) -> go.Figure:

@@ -48,6 +48,7 @@ class Report:
         predicted_speedup: What the layers' times promised, or None.
         seed: Of every random choice.
         command: How the conversion was started.
+        frontier: The original and networks for other budgets, if asked for.
     """
 
     comparison: Comparison
@@ -55,10 +56,11 @@ class Report:
     plan: Plan
     met: bool
     reason: str | None
-    budget: dict[str, float]
+    budget: Mapping[str, float]
     predicted_speedup: float | None
     seed: int
     command: str
+    frontier: Comparison | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give the report as JSON values, under the names that scripts rely on."""
@@ -73,12 +75,13 @@ class Report:
             "rel_output_error": after.rel_output_error,
             "met": self.met,
             "reason": self.reason,
-            "budget": self.budget,
+            "budget": dict(self.budget),
             "predicted_speedup": self.predicted_speedup,
             **conditions(self.comparison),
             "seed": self.seed,
             "command": self.command,
             "layers": [asdict(row) for row in self.layers],
+            "frontier": _beside(self.frontier)[1:] if self.frontier else [],
         }
 
 
@@ -133,6 +136,7 @@ def conditions(comparison: Comparison) -> dict[str, Any]:
         "versions": dict(comparison.versions),
         "data": comparison.data,
         "examples": comparison.examples,
+        "compared": list(comparison.compared),
         "rounds": comparison.rounds,
         "input_shapes": _shapes(comparison.input_shapes),
         "further_shapes": [
@@ -148,24 +152,7 @@ def conditions(comparison: Comparison) -> dict[str, Any]:
 
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     """Give a comparison of any number of networks as JSON values."""
-    return {
-        "networks": [
-            {
-                "name": network.name,
-                **_network(network),
-                "speedup": asdict(network.speedup),
-                "verdict": network.verdict if number else "reference",
-                "drop_points": network.drop_points.median if network.drop_points else None,
-                "drop_points_interval": asdict(network.drop_points)
-                if network.drop_points
-                else None,
-                "agreement": network.agreement,
-                "rel_output_error": network.rel_output_error,
-            }
-            for number, network in enumerate(comparison.networks)
-        ],
-        **conditions(comparison),
-    }
+    return {"networks": _beside(comparison), **conditions(comparison)}
 
 
 def survey_dicts(layers: Sequence[Layer], table: LatencyTable) -> list[dict[str, Any]]:
@@ -187,6 +174,22 @@ def survey_dicts(layers: Sequence[Layer], table: LatencyTable) -> list[dict[str,
             "reason": layer.reason,
         }
         for layer in layers
+    ]
+
+
+def _beside(comparison: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": network.name,
+            **_network(network),
+            "speedup": asdict(network.speedup),
+            "verdict": network.verdict if number else "reference",
+            "drop_points": network.drop_points.median if network.drop_points else None,
+            "drop_points_interval": asdict(network.drop_points) if network.drop_points else None,
+            "agreement": network.agreement,
+            "rel_output_error": network.rel_output_error,
+        }
+        for number, network in enumerate(comparison.networks)
     ]
 
 

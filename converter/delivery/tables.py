@@ -63,6 +63,22 @@ def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     return rows
 
 
+def frontier_table(frontier: Comparison) -> Table:
+    """Draw one row for each network that was built for another budget."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("frontier", "MACs", "speedup", "points lost", "relative output error"):
+        table.add_column(heading, justify="left" if heading == "frontier" else "right")
+    for network in frontier.networks[1:]:
+        table.add_row(
+            network.name,
+            _count(network.macs),
+            _interval(network.speedup, 2, "x"),
+            _interval(network.drop_points, 2) if network.drop_points else "",
+            f"{network.rel_output_error:.2e}",
+        )
+    return table
+
+
 def layer_table(layers: Sequence[LayerRow]) -> Table:
     """Draw one row a layer."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -164,10 +180,11 @@ def conditions_line(comparison: Comparison) -> str:
     """Say in one line under which conditions a comparison was measured."""
     shown = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
     shapes = _show_shapes(comparison.input_shapes)
+    where = f" at {', '.join(comparison.compared)}" if comparison.compared else ""
     return (
         f"{comparison.cpu}; {comparison.threads} thread(s), {comparison.provider}; {shapes}; "
         f"medians with 99 % intervals of {comparison.rounds} paired blocks; scored on "
-        f"{comparison.examples} examples ({comparison.data}); {shown}"
+        f"{comparison.examples} examples ({comparison.data}){where}; {shown}"
     )
 
 

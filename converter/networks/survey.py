@@ -16,6 +16,7 @@ from converter.kernels.form import refusal
 from converter.kernels.forms import FORMS
 from converter.networks.nodes import CONVOLUTIONS, PRODUCTS, read_conv, read_linear
 from converter.networks.onnx_network import attributes, constant, observe_shapes
+from converter.networks.outputs import varying
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         for size in list(value.shape or ())[1:]
     )
     batch = next((len(array) for array in feeds.values() if array.ndim), 1)
+    unstable = varying(model)
     layers = []
     for node in nodes:
         source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
@@ -82,6 +84,9 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         kernel = constant(weight)
         ends_of = (str(output.name), str(source.name), str(weight.name))
         layer = Layer(name, *ends_of, None, in_shape[2:], 0, 0)
+        if str(source.name) in unstable:
+            layers.append(layer.kept("the shape of its input depends on the data"))
+            continue
         if kernel is None:
             layers.append(layer.kept("its weight is not a constant of the graph"))
             continue

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,26 +31,47 @@ def content(*parts: object) -> str:
 def remembered(folder: Path, key: str, conv: Conv, compute: Callable[[], Chain]) -> Chain:
     """Give the chain kept under ``key``, or compute and keep it.
 
-    An entry that cannot be read is computed again; a folder that cannot be written keeps nothing.
-
     Args:
         folder: Of the entries.
         key: Of all that the chain depends on.
         conv: What the chain stands in for; it gives the steps their geometry.
         compute: Solves it.
     """
-    path = folder / f"v{VERSION}" / key[:2] / f"{key}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as entry:
-            if str(entry["key"]) != key:
-                raise ValueError("This is the entry of another key.")
-            groups = entry["groups"].tolist()
-            return assemble(conv, [(entry[str(n)], group) for n, group in enumerate(groups)])
-    except Exception:  # whatever is wrong with an entry, the remedy is the same
-        chain = compute()
-    with contextlib.suppress(OSError):
-        _keep(path, key, chain)
+    entry = recall(folder, key)
+    if entry is not None:
+        return unpacked(conv, entry)
+    chain = compute()
+    keep(folder, key, packed(chain))
     return chain
+
+
+def packed(chain: Chain) -> dict[str, np.ndarray]:
+    """Put the kernels of a chain into arrays by name."""
+    arrays = {str(n): step.kernel for n, step in enumerate(chain.steps)}
+    return arrays | {"groups": np.array([step.groups for step in chain.steps])}
+
+
+def unpacked(conv: Conv, arrays: Mapping[str, np.ndarray]) -> Chain:
+    """Make a chain of what ``packed`` gave; ``conv`` gives it geometry and bias."""
+    groups = arrays["groups"].tolist()
+    return assemble(conv, [(arrays[str(n)], group) for n, group in enumerate(groups)])
+
+
+def recall(folder: Path, key: str) -> dict[str, np.ndarray] | None:
+    """Read the arrays kept under ``key``; None where there are none, or none that can be read."""
+    try:
+        with np.load(_place(folder, key, "npz"), allow_pickle=False) as entry:
+            arrays = dict(entry)
+        return arrays if str(arrays.pop("key")) == key else None
+    except Exception:  # whatever is wrong with an entry, the remedy is the same
+        return None
+
+
+def keep(folder: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays under ``key``; a folder that cannot be written keeps nothing."""
+    path = _place(folder, key, "npz")
+    with contextlib.suppress(OSError), _whole(path) as scratch, scratch.open("wb") as file:
+        np.savez(file, allow_pickle=False, key=np.array(key), **arrays)
 
 
 def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -> str:
@@ -63,13 +84,17 @@ def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -
     """
     if folder is None:
         return compute()
-    path = folder / f"v{VERSION}" / key[:2] / f"{key}.json"
+    path = _place(folder, key, "json")
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return path.read_text()
     text = compute()
     with contextlib.suppress(OSError), _whole(path) as scratch:
         scratch.write_text(text)
     return text
+
+
+def _place(folder: Path, key: str, kind: str) -> Path:
+    return folder / f"v{VERSION}" / key[:2] / f"{key}.{kind}"
 
 
 @contextlib.contextmanager
@@ -85,15 +110,6 @@ def _whole(path: Path) -> Iterator[Path]:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
-
-
-def _keep(path: Path, key: str, chain: Chain) -> None:
-    """Write an entry."""
-    arrays = {str(n): step.kernel for n, step in enumerate(chain.steps)}
-    arrays["groups"] = np.array([step.groups for step in chain.steps])
-    arrays["key"] = np.array(key)
-    with _whole(path) as scratch, scratch.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _flat(parts: Iterable[object]) -> Iterable[object]:

@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 from converter.data import Arrays, Data
 from converter.networks.onnx_network import inputs, open_session
+from converter.networks.outputs import comparable, exposing
 from converter.networks.runtime import run
 
 BATCH = 16
@@ -51,8 +52,11 @@ class Judge:
 
     @classmethod
     def of(cls, network: ir.Model, data: Data, threads: int) -> Judge:
-        """Run the original on ``data``; where it insists on a batch size, the rest is left out."""
-        session = open_session(network, threads)
+        """Run the original on ``data``; where it insists on a batch size, the rest is left out.
+
+        Outputs whose shape depends on the data are judged by what they are made of.
+        """
+        session = open_session(exposing(network, comparable(network)), threads)
         insisted = inputs(network)[0].shape[0]
         batch_size, whole = insisted or BATCH, data.count
         if insisted:
@@ -64,8 +68,9 @@ class Judge:
     @property
     def classes(self) -> bool:
         """Whether the first output is a vector of classes."""
+        examples = len(next(iter(self.batches[0].values())))
         first = next(iter(self.outputs[0].values()))
-        return first.ndim == 2 and first.shape[1] > 1
+        return first.ndim == 2 and first.shape[0] == examples and first.shape[1] > 1
 
     @property
     def accuracy(self) -> float:
@@ -77,10 +82,10 @@ class Judge:
         """Run a network beside the original.
 
         Args:
-            network: Takes what the original takes.
+            network: A version of the original, with values of the same names.
             count: How many batches; all if left out.
         """
-        session = open_session(network, self.threads)
+        session = open_session(exposing(network, list(self.outputs[0])), self.threads)
         seen = [run(session, feeds) for feeds in self.batches[:count]]
         errors = [
             _relative([arrays[name] for arrays in seen], [arrays[name] for arrays in self.outputs])

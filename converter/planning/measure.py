@@ -145,7 +145,7 @@ def score(
         power += [_square(array) for array in outputs[0]]
         for n, arrays in enumerate(outputs):
             squares[n] += [_square(a - b) for a, b in zip(_floats(arrays), _floats(outputs[0]))]
-            if arrays[0].ndim == 2:
+            if arrays[0].ndim == 2 and len(arrays[0]) == len(indices):
                 choice = arrays[0].argmax(1)
                 same[n].append(choice == outputs[0][0].argmax(1))
                 if data.labels is not None:

@@ -65,10 +65,11 @@ class Plan:
         """Form and rank of every layer that is converted."""
         return {c.layer: (find_form(c.form), c.rank) for c in self.choices if c.form and c.rank}
 
-    def withdrawn(self, reason: str) -> Plan:
-        """Return the plan that keeps every layer; those that were converted, for ``reason``."""
+    def withdrawn(self, reason: str, layers: Collection[str]) -> Plan:
+        """Return the plan that keeps ``layers``; those that were converted, for ``reason``."""
         choices = (
-            replace(c, form=None, rank=None, reason=reason) if c.form else c for c in self.choices
+            replace(c, form=None, rank=None, reason=reason) if c.form and c.layer in layers else c
+            for c in self.choices
         )
         return replace(self, choices=tuple(choices))
 

@@ -1,0 +1,130 @@
+"""Outputs whose shape depends on the data: compared at what they are made of."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from conftest import noise
+from networks_for_tests import from_text
+
+import converter
+from converter.data import from_arrays
+from converter.delivery.compare import compare_models
+from converter.errors import ConverterError
+from converter.networks.onnx_network import open_session
+from converter.networks.outputs import comparable, exposing, varying
+from converter.networks.runtime import run
+from converter.networks.survey import survey
+from converter.planning.judge import Judge
+
+# A detector: a box and a score a position, and of those the ones that overlap least.
+DETECTOR = """g (float[1, 3, 8, 8] x) => (float[K, 4] found, float[1, 64, 4] all) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0)
+    b = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1]> (b, w1)
+    few = Constant <value_ints = [4, 1]> ()
+    raw, seen = Split <axis = 1> (c, few)
+    rows = Constant <value_ints = [1, 4, 64]> ()
+    flat = Reshape (raw, rows)
+    all = Transpose <perm = [0, 2, 1]> (flat)
+    classes = Constant <value_ints = [1, 1, 64]> ()
+    scores = Reshape (seen, classes)
+    most = Constant <value = int64[1] {20}> ()
+    overlap = Constant <value = float[1] {0.5}> ()
+    least = Constant <value = float[1] {0.0}> ()
+    picked = NonMaxSuppression (all, scores, most, overlap, least)
+    last = Constant <value = int64 {2}> ()
+    which = Gather <axis = 1> (picked, last)
+    one = Constant <value_ints = [64, 4]> ()
+    table = Reshape (all, one)
+    found = Gather <axis = 0> (table, which)
+}"""
+HEADED = """g (float[1, 4, 6, 6] x) => (float[K, 5] y) {
+    a = Conv (x, w0)
+    b = Relu (a)
+    at = NonZero (b)
+    turned = Transpose (at)
+    hits = Cast <to = 1> (turned)
+    y = MatMul (hits, head)
+}"""
+MADE_INSIDE = """g (float[1, 4] x, bool ask) => (float[K] y) {
+    y = If (ask) <
+        then_branch = one () => (float[K] t) { t = Compress (x, mask) },
+        else_branch = two () => (float[K] e) { e = Identity (row) }
+    >
+}"""
+
+
+def detector(seed=0):
+    w0, w1 = noise(16, 3, 3, 3, seed=seed) / 5, noise(5, 16, 3, 3, seed=seed + 1) / 12
+    return ir.from_proto(from_text(DETECTOR, w0=w0, w1=w1))
+
+
+def images(count=12):
+    return from_arrays({"x": noise(count, 3, 8, 8, seed=4)}, "made up")
+
+
+def test_what_counts_hits_has_no_fixed_shape():
+    assert varying(detector()) == {"picked", "which", "found"}
+
+
+def test_an_output_of_varying_shape_is_compared_at_what_it_is_made_of():
+    assert comparable(detector()) == ["all", "table", "scores"]
+
+
+def test_outputs_of_fixed_shape_are_compared_themselves(tmp_path):
+    text = DETECTOR.replace("float[K, 4] found, ", "")
+    model = ir.from_proto(from_text(text, w0=noise(16, 3, 3, 3), w1=noise(5, 16, 3, 3)))
+    assert comparable(model) == ["all"]
+
+
+def test_what_a_branch_counts_varies_too():
+    model = ir.from_proto(
+        from_text(MADE_INSIDE, mask=np.array([True, False, True, True]), row=noise(1))
+    )
+    assert varying(model) == {"y"}
+
+
+def test_exposed_values_are_those_of_the_network():
+    model = detector()
+    feeds = images().read(np.arange(1))
+    found = run(open_session(exposing(model, ["scores", "all"])), feeds)
+    assert list(found) == ["scores", "all"]
+    assert np.array_equal(found["all"], run(open_session(model), feeds)["all"])
+    assert [value.name for value in model.graph.outputs] == ["found", "all"]
+
+
+def test_a_value_that_is_not_there_is_refused():
+    with pytest.raises(ConverterError, match="no value 'boxes'"):
+        exposing(detector(), ["boxes"])
+
+
+def test_a_layer_behind_the_count_is_kept():
+    model = ir.from_proto(from_text(HEADED, w0=noise(8, 4, 3, 3), head=noise(4, 5)))
+    first, second = survey(model, {"x": noise(1, 4, 6, 6)})
+    assert first.reason is None
+    assert second.reason == "the shape of its input depends on the data"
+
+
+def test_the_judge_sees_boxes_move():
+    judge = Judge.of(detector(), images(), 1)
+    assert not judge.classes
+    assert judge.loss(detector()).output_error == 0
+    assert judge.loss(detector(seed=3)).output_error > 0.5
+
+
+def test_a_comparison_says_where_it_was_made():
+    comparison = compare_models({"one": detector(), "other": detector(seed=3)}, data=images())
+    assert comparison.compared == ("all", "table", "scores")
+    assert 0.5 < comparison.networks[1].rel_output_error < 5
+    assert comparison.networks[1].agreement is None
+
+
+def test_a_detector_is_converted_within_its_error(tmp_path):
+    path = tmp_path / "detector.onnx"
+    ir.save(detector(), path)
+    config = converter.ConvertConfig(max_error=0.3)
+    result = converter.convert(path, None, config, calib=noise(40, 3, 8, 8, seed=5))
+    report = result.report.to_dict()
+    assert report["compared"] == ["all", "table", "scores"]
+    assert report["rel_output_error"] <= 0.3
+    assert report["met"], report["reason"]
