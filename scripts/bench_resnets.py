@@ -4,9 +4,10 @@ CIFAR-10 ResNets with public weights (github.com/akamaster/pytorch_resnet_cifar1
 ``--checkpoints``): every 3x3 convolution but the first, one rank for all, solved and corrected on
 2,048 unlabelled training images; scored on the whole test set (``scripts/fetch_cifar10.py``);
 batch 1, one thread. ImageNet-sized ResNets (pytorchcv, random weights): time and memory only, each
-in a process of its own. ``--curve`` adds the accuracy over rank of three ways to solve, and draws
-``docs/accuracy_over_rank.svg``. Then the same networks, and the sample network, under budgets with
-nothing chosen by hand. Rows are written as they come; ``--resume`` keeps those there.
+in a process of its own. Then the same networks, and the sample network, under budgets with nothing
+chosen by hand. ``--curve`` adds the accuracy over rank of three ways to solve, and draws
+``docs/accuracy_over_rank.svg`` and ``docs/frontier.svg``. Rows are written as they come;
+``--resume`` keeps those there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bench_results import ROOT, earlier_rows, write
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import torch
 
 import converter
 from converter.delivery.compare import versions
@@ -42,6 +44,7 @@ SOLVE_S = {(20, "separable", 1.0): 30.0}
 # after about 750 epochs); and a share of accuracy that may be lost, with the speedup wanted.
 CUTS = {20: (0.43, 0.5), 32: (0.39, 0.6), 56: (0.34, 0.8)}
 DROPS = {20: (0.005, 1.4), 56: (0.005, 1.4)}
+FRONTIERS = (20, 56)
 SAMPLE_DROP, SAMPLE_SPEEDUP = 0.01, 6.0
 BUDGET_S, WARM_S, BUDGET_GIB = 180.0, 45.0, 3.0
 LARGE = {"resnet18": (60.0, 3.0), "resnet50": (120.0, None)}
@@ -102,7 +105,7 @@ def budgeted(name: str, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def convert_resnet(depth: int, options: argparse.Namespace, **budget: float) -> dict[str, Any]:
+def convert_resnet(depth: int, options: argparse.Namespace, **budget: Any) -> dict[str, Any]:
     """Convert one CIFAR-10 ResNet under a budget and give the report."""
     config = converter.ConvertConfig(
         checkpoint=next(options.checkpoints.glob(f"resnet{depth}-*.th")),
@@ -124,8 +127,19 @@ def budget_rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[st
     for depth, (drop, speedup) in DROPS.items():
         name = f"ResNet-{depth}, --max-drop {drop:g}"
         if name not in done:
-            row = budgeted(name, convert_resnet(depth, options, max_drop=drop))
+            report = convert_resnet(depth, options, max_drop=drop, frontier=depth in FRONTIERS)
+            row = budgeted(name, report)
             met = row["speedup"] >= speedup and row["drop_points"] <= 100 * drop
+            for point in report["frontier"]:
+                yield {
+                    "name": f"ResNet-{depth}, frontier {point['name']}",
+                    "frontier": depth,
+                    "accuracy": point["accuracy"],
+                    "drop_points": point["drop_points"],
+                    "macs_ratio": report["original"]["macs"] / point["macs"],
+                    "params_ratio": report["original"]["params"] / point["params"],
+                    "speedup": point["speedup"]["median"],
+                }
             yield row | {"target": f"{speedup:g}x", "met": met}
     name = f"sample network, --max-drop {SAMPLE_DROP:g}"
     if name not in done:
@@ -159,6 +173,7 @@ def convert_whole() -> None:
     from pytorchcv.model_provider import get_model
 
     images = np.random.default_rng(0).standard_normal((64, 3, 224, 224)).astype(np.float32)
+    torch.manual_seed(0)
     start = time.perf_counter()
     result = converter.convert(
         get_model("resnet18", pretrained=False).eval(), images[:1],
@@ -245,15 +260,9 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
                 )
 
 
-def draw(found: list[dict[str, Any]], path: Path) -> None:
+def draw_ranks(found: list[dict[str, Any]]) -> None:
     """Draw accuracy over rank, a line for each way."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "flatconv"
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure, axes = canvas()
     for way in WAYS:
         points = sorted((r["rank"], 100 * r["accuracy"]) for r in found if r.get("way") == way)
         axes.plot(*zip(*points), marker="o", label=way)
@@ -263,11 +272,43 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         ylabel="accuracy on the test set, %",
         title="ResNet-20 on CIFAR-10, every 3x3 convolution but the first, no fine-tuning",
     )
+    save(figure, axes, "accuracy_over_rank.svg")
+
+
+def draw_frontiers(found: list[dict[str, Any]]) -> None:
+    """Draw speedup over accuracy lost, a line for each network."""
+    figure, axes = canvas()
+    for depth in FRONTIERS:
+        points = sorted(
+            (row["drop_points"], row["speedup"]) for row in found if row.get("frontier") == depth
+        )
+        axes.plot(*zip((0, 1), *points), marker="o", label=f"ResNet-{depth}")
+    axes.set(
+        xlabel="accuracy lost on the test set, points",
+        ylabel="speedup in onnxruntime, one thread",
+        title="CIFAR-10, nothing chosen by hand, no fine-tuning",
+    )
+    save(figure, axes, "frontier.svg")
+
+
+def canvas() -> tuple[Any, Any]:
+    """Make an empty drawing whose file depends on nothing but what is drawn."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "flatconv"
+    return pyplot.subplots(figsize=(7, 4))
+
+
+def save(figure: Any, axes: Any, name: str) -> None:
+    """Write a drawing into docs/."""
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(exist_ok=True)
+    (ROOT / "docs").mkdir(exist_ok=True)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(ROOT / "docs" / name, metadata={"Date": None})
 
 
 def main() -> int:
@@ -293,7 +334,8 @@ def main() -> int:
         found.append(row)
         write("resnets_untuned", conditions, found)
     if options.curve:
-        draw(found, ROOT / "docs" / "accuracy_over_rank.svg")
+        draw_ranks(found)
+        draw_frontiers(found)
     return 0
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from converter.delivery.search import MOST_TRIALS, Menu, Wanted, close, reach, total_ms
+from converter.delivery.search import Menu, Wanted, close, reach, total_ms
 from converter.planning.options import Option
 
 
@@ -58,8 +58,8 @@ def test_the_budget_is_closed_on_what_is_really_lost(growth, first):
     def value(choice):  # losses of several layers do more than add up
         return growth * loss(choice) ** 1.3 / 0.3
 
-    best, trials = close(MENU, Wanted(), first, dict, value)
-    assert len(trials) <= MOST_TRIALS
+    best, trials = close(MENU, Wanted(), first, dict, value, 6)
+    assert len(trials) <= 6
     within = [t for t in trials if value(t.choice) <= 1]
     if not within:
         assert best is None
@@ -69,12 +69,12 @@ def test_the_budget_is_closed_on_what_is_really_lost(growth, first):
 
 
 def test_a_limit_that_nothing_reaches_ends_at_the_fastest():
-    best, _ = close(MENU, Wanted(), 1e-3, dict, lambda choice: 1e-6)
+    best, _ = close(MENU, Wanted(), 1e-3, dict, lambda choice: 1e-6, 6)
     assert best.choice == MENU.fastest()
 
 
 def test_a_limit_that_nothing_keeps_leaves_the_original_last():
-    best, trials = close(MENU, Wanted(), 1.0, dict, lambda choice: 1e6 * (loss(choice) + 1))
+    best, trials = close(MENU, Wanted(), 1.0, dict, lambda choice: 1e6 * (loss(choice) + 1), 6)
     assert best is None
     budgets = [trial.budget for trial in trials]
     assert budgets == sorted(budgets, reverse=True)

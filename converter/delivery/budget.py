@@ -26,7 +26,7 @@ from converter.networks.runtime import cpu_model
 from converter.networks.source import Source
 from converter.networks.survey import Layer
 from converter.planning.cache import content, remembered_text
-from converter.planning.calibrate import second_moments
+from converter.planning.calibrate import enough_patches, patch_size, second_moments
 from converter.planning.judge import Judge
 from converter.planning.latency import LatencyTable
 from converter.planning.measure import race
@@ -41,6 +41,10 @@ SOLVED_AGAIN = ("dense", (1,))  # what is kept behind a converted layer makes up
 RACE_S = 1.5
 POINTS = 6  # of the frontier
 FIRST_LOSS = 0.01
+# Networks built to close a budget, as many as take about SEARCH_S: a layer takes LAYER_S and its
+# share of the arithmetic on second moments. An estimate, so that the result does not depend on how
+# busy the machine is.
+MOST_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 180.0, 1.5, 4e10
 # Later layers make up for the errors of those before them: an error behind all others counts so
 # many times (its logarithm) that of one before them.
 LATE = 1.0
@@ -170,8 +174,9 @@ def find_plan(
     if {"max_drop", "max_error"} & set(budget):
         first = _first(budget, probes)
         best, trials = close(
-            menu, wanted(target), first, built, value, lambda done: progress("searching", done)
-        )
+            menu, wanted(target), first, built, value, _affordable(free),
+            lambda done: progress("searching", done),
+        )  # fmt: skip
         choice, solved, problem = _outcome(menu, best, trials, built, problem)
     else:
         if target is not None:
@@ -250,6 +255,14 @@ def _split(source: Source, config: ConvertConfig) -> tuple[Data | None, Data]:
     judged = source.calib.take(np.sort(order[:held]))
     fit = source.calib.take(np.sort(order[held:])) if held < count else source.calib
     return fit, judged
+
+
+def _affordable(layers: Sequence[Layer]) -> int:
+    """Say how many networks to build in a search."""
+    sizes = [patch_size(layer.conv) for layer in layers if layer.conv is not None]
+    work = sum(n**2 * enough_patches(n, math.inf) for n in sizes)
+    each_s = LAYER_S * len(sizes) + work / WORK_PER_S
+    return int(np.clip(SEARCH_S / max(each_s, 1.0), 1, MOST_TRIALS))
 
 
 def _default(judge: Judge) -> dict[str, float]:

@@ -13,7 +13,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from converter.data import Data
 from converter.kernels.conv import Chain, Conv, assemble
-from converter.kernels.form import Form, Rank, decompose, refit
+from converter.kernels.form import RIDGE, Form, Rank, decompose, last_features
 from converter.kernels.metric import Metric
 from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_shapes
 from converter.networks.segments import Walk, advance, cut
@@ -34,6 +34,7 @@ HOLD = 1e-3
 FEWEST_IMAGES = 16  # whatever the memory
 # Rounds in which the targets of outputs that a ReLU cuts off follow the predictions.
 RELU_ROUNDS, RELU_REFITS = 2, 3
+FIRST_EFFORT = 0.5  # of the solver before those rounds
 
 
 @dataclass(frozen=True)
@@ -220,29 +221,32 @@ def _solve(
     full = fits(patch_size(conv), memory)
     metrics = [metric_of(part, conv.I // conv.groups, full, HOLD) for part in patches]
     target = seen.target
-    pulls = [_pull(conv, metric, group) for group, metric in enumerate(metrics) if full]
+    holds = [_hold(metric) for metric in metrics if metric.full is not None]
+    weights = conv.kernel.astype(np.float64).reshape(conv.groups, -1, patch_size(conv))
     roots = [cho_factor(metric.full) for metric in metrics if full]
 
-    def wanted(target: np.ndarray) -> Conv:
+    def best(target: np.ndarray) -> Conv:
         rows = np.split((target - target.mean(0)).T, conv.groups)  # (O/groups, P)
         kernels = [
-            cho_solve(root, (row @ part / len(target) + pull).T).T
-            for row, part, pull, root in zip(rows, patches, pulls, roots)
+            cho_solve(root, (row @ part / len(target) + hold * weight).T).T
+            for row, part, hold, weight, root in zip(rows, patches, holds, weights, roots)
         ]
         return replace(conv, kernel=np.concatenate(kernels).reshape(conv.kernel.shape), bias=None)
 
-    best = wanted(target) if full else replace(conv, bias=None)
-    chain = decompose(best, form, rank, seed, metrics, None, device)
+    wanted = best(target) if full else replace(conv, bias=None)
+    one_sided = full and (seen.around.rectified or math.prod(seen.around.pool) > 1)
+    effort = FIRST_EFFORT if one_sided else 1.0
+    chain = decompose(wanted, form, rank, seed, metrics, None, device, effort)
     response = _response(conv, chain, patches)
-    one_sided = seen.around.rectified or math.prod(seen.around.pool) > 1
-    for number in range(RELU_ROUNDS * RELU_REFITS if one_sided and full else 0):
+    for number in range(RELU_ROUNDS * RELU_REFITS if one_sided else 0):
         target = seen.one_sided(response + target.mean(0))
-        best = wanted(target)
-        if number % RELU_REFITS == RELU_REFITS - 1:
-            chain = decompose(best, form, rank, seed, metrics, chain, device)
+        if len(chain.steps) == 1 or number % RELU_REFITS == RELU_REFITS - 1:
+            chain = decompose(best(target), form, rank, seed, metrics, chain, device)
+            response = _response(conv, chain, patches)
         else:
-            chain = refit(best, chain, metrics)
-        response = _response(conv, chain, patches)
+            if number % RELU_REFITS == 0:
+                last = _Last.of(conv, chain, patches, holds)
+            chain, response = last.solved(target)
     if not full:
         scale = _scale(response, target - target.mean(0))
         chain, response = chain.scaled(scale), response * scale.astype(np.float32)
@@ -254,12 +258,66 @@ def _solve(
     return shipped.with_bias(bias), seen.error(response)
 
 
-def _pull(conv: Conv, metric: Metric, group: int) -> np.ndarray:
-    """L W (O/groups, n) of a group: what holds its best kernel to the trained one."""
+@dataclass(frozen=True)
+class _Last:
+    """The last step of a chain, which is solved for one target after another.
+
+    The same least squares as ``refit``, over what the steps before it give on the patches. Lists
+    go by the groups of the last step.
+
+    Attributes:
+        chain: The chain.
+        seen: (P, filters), what the last step's weights multiply.
+        roots: Of its second moments, with what holds the dense kernel to the trained one.
+        moments: The same (filters, filters), before the ridge.
+        held: (filters, O/groups), what it is held to.
+    """
+
+    chain: Chain
+    seen: list[np.ndarray]
+    roots: list[tuple[np.ndarray, bool]]
+    moments: list[np.ndarray]
+    held: list[np.ndarray]
+
+    @classmethod
+    def of(cls, conv: Conv, chain: Chain, patches: np.ndarray, holds: Sequence[float]) -> _Last:
+        """Run all steps but the last on patches (groups, P, n), held by so much in each group."""
+        features = last_features(chain)  # (groups of the last step, filters, n)
+        per_group = len(features) // conv.groups
+        weights = conv.kernel.astype(np.float64).reshape(len(features), -1, features.shape[2])
+        seen, roots, moments, held = [], [], [], []
+        for group, (B, W) in enumerate(zip(features, weights)):
+            hold = holds[group // per_group]
+            F = patches[group // per_group] @ B.T.astype(np.float32)
+            gram = (F.T @ F).astype(np.float64) / len(F) + hold * B @ B.T
+            ridge = max(RIDGE * np.trace(gram) / len(gram), np.finfo(np.float64).tiny)
+            seen.append(F)
+            roots.append(cho_factor(gram + ridge * np.eye(len(gram))))
+            moments.append(gram)
+            held.append(hold * B @ W.T)
+        return cls(chain, seen, roots, moments, held)
+
+    def solved(self, target: np.ndarray) -> tuple[Chain, np.ndarray]:
+        """Fit to (P, O): the chain, and what it gives."""
+        *head, last = self.chain.steps
+        before = last.kernel.astype(np.float64).reshape(last.groups, -1, len(self.moments[0]))
+        rows = np.split(target - target.mean(0), last.groups, axis=1)  # (P, O/groups)
+        kernels = []
+        for C, F, root, gram, held, row in zip(
+            before, self.seen, self.roots, self.moments, self.held, rows
+        ):
+            wanted = (F.T @ row).astype(np.float64) / len(F) + held
+            kernels.append(C + cho_solve(root, wanted - gram @ C.T).T)
+        response = [F @ C.T.astype(np.float32) for F, C in zip(self.seen, kernels)]
+        kernel = np.concatenate(kernels).reshape(last.kernel.shape).astype(last.kernel.dtype)
+        chain = Chain((*head, replace(last, kernel=kernel)))
+        return chain, np.concatenate(response, axis=1)
+
+
+def _hold(metric: Metric) -> float:
+    """Say how strongly the best kernel is held to the trained one: l, in ``correct``."""
     assert metric.full is not None
-    hold = np.trace(metric.full) / len(metric.full) * HOLD / (1 + HOLD)
-    weight = np.split(conv.kernel.astype(np.float64), conv.groups)[group]
-    return hold * weight.reshape(len(weight), -1)
+    return float(np.trace(metric.full) / len(metric.full) * HOLD / (1 + HOLD))
 
 
 def _response(conv: Conv, chain: Chain, patches: np.ndarray) -> np.ndarray:

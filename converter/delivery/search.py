@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -16,8 +15,6 @@ from converter.planning.options import Option
 Built = TypeVar("Built")
 Choice = dict[str, Option]
 
-# Networks built to close a budget on loss, unless the next would end after LONGEST_S.
-MOST_TRIALS, LONGEST_S = 6, 150.0
 CLOSE = 0.85  # share of what may be lost that is worth no further trial
 AIM = 0.93
 STEP = 8.0  # largest factor between the budgets of two trials
@@ -112,6 +109,7 @@ def close(
     first: float,
     build: Callable[[Choice], Built],
     value: Callable[[Built], float],
+    most: int,
     progress: Callable[[float], None] = lambda done: None,
 ) -> tuple[Trial[Built] | None, list[Trial[Built]]]:
     """Find the fastest network that loses no more than it may.
@@ -125,24 +123,24 @@ def close(
         first: The loss to begin with.
         build: Makes a network of a choice.
         value: Says what a network really loses, as a share of what it may lose.
+        most: How many networks may be built.
         progress: Called with the share done.
 
     Returns:
         The fastest trial within the limit, or None; and all trials.
     """
     trials: list[Trial[Built]] = []
-    budget, start = first, time.perf_counter()
-    for number in range(MOST_TRIALS):
+    budget = first
+    for number in range(most):
         choice = menu.quickest(budget, wanted)
         if choice is None or any(trial.choice == choice for trial in trials):
             break
         built = build(choice)
         trials.append(Trial(choice, built, value(built), budget))
-        progress((number + 1) / MOST_TRIALS)
-        each_s = (time.perf_counter() - start) / len(trials)
+        progress((number + 1) / most)
         last = trials[-1]
         at_the_end = choice == menu.fastest() and last.value <= 1
-        if CLOSE <= last.value <= 1 or at_the_end or each_s * (len(trials) + 1) > LONGEST_S:
+        if CLOSE <= last.value <= 1 or at_the_end:
             break
         budget = _next_budget(trials)
     within = [trial for trial in trials if trial.value <= 1]

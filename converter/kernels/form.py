@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.linalg
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv, assemble
@@ -211,7 +212,8 @@ def decompose(
             for step in zip(*solved)
         ],
     )
-    return chain if metrics is None else refit(conv, chain, metrics)
+    exact = len(chain.steps) == 1
+    return chain if metrics is None or exact else refit(conv, chain, metrics)
 
 
 def path(
@@ -285,10 +287,8 @@ def refit(conv: Conv, chain: Chain, metrics: Sequence[Metric]) -> Chain:
         metrics: One for each group.
     """
     *head, last = chain.steps
-    filters = last.kernel.shape[1] * math.prod(last.k)  # weights of one filter of the last step
-    taps = np.eye(filters).reshape(filters, last.kernel.shape[1], *last.k)
-    probe = replace(last, kernel=np.tile(taps, (last.groups, *[1] * (taps.ndim - 1))), bias=None)
-    features = Chain((*head, probe)).dense().kernel.reshape(last.groups, filters, -1)
+    features = last_features(chain)
+    filters = features.shape[1]
     per_group = last.groups // conv.groups  # groups of the last step in one of the convolution's
     before = last.kernel.astype(np.float64).reshape(last.groups, -1, filters)
     rest = conv.kernel.astype(np.float64).reshape(last.groups, -1, features.shape[2])
@@ -298,11 +298,25 @@ def refit(conv: Conv, chain: Chain, metrics: Sequence[Metric]) -> Chain:
         metric, B = metrics[group // per_group], features[group]
         BS = metric.times(B)
         gram = BS @ B.T
-        ridge = RIDGE * np.trace(gram) / filters * np.eye(filters)
-        change = np.linalg.lstsq(gram + ridge, BS @ rest[group].T, rcond=None)[0].T
+        ridge = max(RIDGE * np.trace(gram) / filters, np.finfo(np.float64).tiny)
+        gram[np.diag_indices(filters)] += ridge
+        change = scipy.linalg.solve(gram, BS @ rest[group].T, assume_a="pos").T
         solved.append(before[group] + change)
     kernel = np.concatenate(solved).reshape(last.kernel.shape).astype(last.kernel.dtype)
     return Chain((*head, replace(last, kernel=kernel)))
+
+
+def last_features(chain: Chain) -> np.ndarray:
+    """Give B (groups, filters, n) of the last step: the patterns that its weights multiply.
+
+    ``filters`` are the weights of one of its filters; a group's dense kernel is C B, with C
+    (O/groups, filters) the group's weights.
+    """
+    *head, last = chain.steps
+    filters = last.kernel.shape[1] * math.prod(last.k)
+    taps = np.eye(filters).reshape(filters, last.kernel.shape[1], *last.k)
+    probe = replace(last, kernel=np.tile(taps, (last.groups, *[1] * (taps.ndim - 1))), bias=None)
+    return Chain((*head, probe)).dense().kernel.reshape(last.groups, filters, -1)
 
 
 def relative_error(conv: Conv, chain: Chain, metrics: Sequence[Metric] | None = None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -73,6 +74,28 @@ class Metric:
             marginal = np.einsum(f"{axes}{other}->{axes[axis]}z", window)
             moments.append(marginal * (k[axis] / np.trace(marginal)))
         return [np.linalg.cholesky(moment) for moment in moments]
+
+    def whitened(self, k: tuple[int, ...]) -> np.ndarray:
+        """L^-1 S L^-T (n, n) of the full moments, L the Kronecker product of ``roots``.
+
+        Computed once; a metric serves several decompositions.
+        """
+        if k not in self._whitened:
+            assert self.full is not None
+            channels, *window = (np.linalg.inv(root) for root in self.roots(k))
+            around: np.ndarray = np.ones((1, 1))
+            for inverse in window:
+                around = np.kron(around, inverse)
+            n, white = len(self.full), self.full
+            for _ in range(2):  # the rows, then the columns
+                rows = (channels @ white.reshape(len(channels), -1)).reshape(-1, len(around), n)
+                white = np.matmul(around, rows).reshape(n, n).T
+            self._whitened[k] = np.ascontiguousarray(white)
+        return self._whitened[k]
+
+    @cached_property
+    def _whitened(self) -> dict[tuple[int, ...], np.ndarray]:
+        return {}
 
     def windows(self) -> np.ndarray:
         """(I, K, K): the moments of each channel's own window."""

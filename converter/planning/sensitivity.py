@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,8 @@ from converter.networks.survey import Layer
 from converter.planning.judge import Judge
 
 PROBE_ERROR, LEAST_ERROR = 0.2, 1e-6
-LONGEST_S, FEWEST = 30.0, 1  # for all probes together; batches
+# Multiply-accumulates of all probes together (some 30 s); a probe runs one batch at least.
+PROBE_MACS = 1e12
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,9 @@ def sensitivities(
         progress: Called with the share done.
 
     """
-    start = time.perf_counter()
-    judge.loss(network, FEWEST)
-    each_s = time.perf_counter() - start
-    most = int(np.clip(LONGEST_S / each_s / max(len(layers), 1), FEWEST, len(judge.batches)))
+    batch_size = len(next(iter(judge.batches[0].values())))
+    each = sum(layer.macs for layer in layers) * batch_size * len(layers)
+    most = int(np.clip(PROBE_MACS / max(each, 1), 1, len(judge.batches)))
     found, losses = {}, []
     for number, layer in enumerate(layers):
         assert layer.conv is not None

@@ -30,7 +30,7 @@ RIDGE, FINE_RIDGE = 1e-4, 1e-6
 # Without a metric, small decompositions go the whole way.
 MOST_PLAIN_STEPS, SMALL_WORK = 200, 1.2e10
 DEAD = 1e-12  # of the power of the strongest direction of the channels
-DOUBLE = 400_000  # entries of a tensor up to which double precision costs nothing
+DOUBLE = 100_000  # entries of a tensor up to which double precision costs nothing
 
 
 def cp(
@@ -80,10 +80,10 @@ def cp(
             for mapped in (root.T @ f for root, f in zip(roots, start))
         ]
     factors = [torch.from_numpy(f).to(device) for f in first]
-    full = None if metric is None else metric.full
-    if start is None or full is None:
+    full = metric is not None and metric.full is not None
+    if start is None or not full:
         product = PLAIN_PRODUCTS * R**3
-        if full is None:
+        if not full:
             small, _ = _afford(MOST_PLAIN_STEPS, product, effort * SMALL_WORK)
             steps, cg_steps = _afford(PLAIN_STEPS, product, effort * PLAIN_WORK)
             steps = max(steps, small)
@@ -91,36 +91,15 @@ def cp(
             steps, cg_steps = _afford(FIRST_STEPS, product, effort * WORK)
         fit = _search(Plain(target, light, RIDGE), factors, steps, cg_steps)
         factors = fit.factors
-    if full is not None:
-        most = STEPS if start is None else WARM_STEPS
-        fit = _polish(target, full, roots, factors, most, light)
+    if metric is not None and full:
+        seen = torch.from_numpy(metric.whitened(sizes[1:])).to(device)
+        weighing = 2.0 * len(seen) * R * (len(seen) + 3 * R)
+        most = round(effort * (STEPS if start is None else WARM_STEPS))
+        steps, cg_steps = _afford(most, weighing, effort * WORK)
+        fit = _search(Weighted.of(target, seen, light, RIDGE), factors, steps, cg_steps)
     found = [np.linalg.solve(root.T, f.cpu().numpy()) for root, f in zip(roots, fit.factors)]
     outer = fit.outer.cpu()
     return [f.numpy() for f in balanced([outer, *(torch.from_numpy(f) for f in found)])]
-
-
-def _polish(
-    target: torch.Tensor,
-    full: np.ndarray,
-    roots: list[np.ndarray],
-    factors: Factors,
-    most: int,
-    light: torch.dtype,
-) -> Fit:
-    """Improve factors under a full metric, in the coordinates that ``roots`` whiten."""
-    n, R = len(full), factors[0].shape[1]
-    channels, *window = (torch.from_numpy(np.linalg.inv(root)).to(target.device) for root in roots)
-    around = torch.ones(1, 1, dtype=target.dtype, device=target.device)
-    for inverse in window:
-        around = torch.kron(around, inverse)
-    white = torch.from_numpy(full).to(target.device)
-    for _ in range(2):  # L^-1 S L^-T: the rows, then the columns
-        white = around @ (channels @ white.reshape(len(channels), -1)).reshape(
-            len(channels), len(around), n
-        )
-        white = white.reshape(n, n).T.contiguous()
-    steps, cg_steps = _afford(most, 2.0 * n * R * (n + 3 * R), WORK)
-    return _search(Weighted.of(target, white, light, RIDGE), factors, steps, cg_steps)
 
 
 def _search(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: int) -> Fit:
