@@ -39,10 +39,14 @@ class Data:
 
     def sample(self, count: int, seed: int) -> Data:
         """Choose ``count`` examples at random, or all if there are fewer."""
+        return self.parted(count, seed)[0]
+
+    def parted(self, count: int, seed: int) -> tuple[Data, Data | None]:
+        """Part off ``count`` examples at random; the second part is None where none is left."""
         if count >= self.count:
-            return self
-        picked = np.sort(np.random.default_rng(seed).permutation(self.count)[:count])
-        return self.take(picked)
+            return self, None
+        order = np.random.default_rng(seed).permutation(self.count)
+        return self.take(np.sort(order[:count])), self.take(order[count:])
 
     def filled(self, count: int) -> Data:
         """Repeat the examples until there are ``count``."""

@@ -35,7 +35,10 @@ from converter.planning.plan import Plan, open_layers, plan_of
 from converter.planning.profile import geometry, measure
 from converter.planning.sensitivity import Sensitivity, sensitivities
 
-HELD_SHARE, MOST_HELD, RANDOM_EXAMPLES = 0.25, 512, 16
+HELD_SHARE, RANDOM_EXAMPLES = 0.25, 16
+# Multiply-accumulates of one look at what a network loses (some 10 s), and the least and most
+# examples that it takes.
+JUDGE_MACS, JUDGED = 3e11, (64, 2048)
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
 SOLVED_AGAIN = ("dense", (1,))  # what is kept behind a converted layer makes up for its error
 RACE_S = 1.5
@@ -115,7 +118,7 @@ def find_plan(
         ConverterError: When the budget cannot be judged on this network or these inputs.
     """
     table = latency_table(source, layers, config, progress)
-    fit, held = _split(source, config)
+    fit, held = _split(source, layers, config)
     insisted = source.inputs[0].shape[0]
     judge = Judge.of(source.network, held, torch.get_num_threads())
     budget = config.budget or _default(judge)
@@ -244,13 +247,19 @@ def timed_shapes(source: Source, config: ConvertConfig) -> dict[str, tuple[int, 
     return {name: (batch or shape[0], *shape[1:]) for name, shape in source.shapes.items()}
 
 
-def _split(source: Source, config: ConvertConfig) -> tuple[Data | None, Data]:
+def _split(
+    source: Source, layers: Sequence[Layer], config: ConvertConfig
+) -> tuple[Data | None, Data]:
     """Part the sample inputs: to fit, and to judge; random ones to judge on without any."""
     if source.calib is None:
         dtypes = {item.name: item.dtype for item in source.inputs}
         return None, random_data(source.shapes, dtypes, RANDOM_EXAMPLES, config.seed)
+    macs = sum(layer.macs for layer in layers)
+    most = int(np.clip(JUDGE_MACS / max(macs, 1), *JUDGED))
     count = source.calib.count
-    held = min(max(int(count * HELD_SHARE), 1), MOST_HELD)
+    held = min(max(int(count * HELD_SHARE), 1), most)
+    if source.spare is not None and source.spare.count >= held:
+        return source.calib, source.spare.take(np.arange(min(source.spare.count, most)))
     order = np.random.default_rng(config.seed).permutation(count)
     judged = source.calib.take(np.sort(order[:held]))
     fit = source.calib.take(np.sort(order[held:])) if held < count else source.calib
@@ -314,9 +323,9 @@ def _value(
             allowed = budget["max_drop"] * (abs(before) if relative else 1.0)
             after = evaluated(evaluate, open_session(solved.network, config.threads))
             shares.append((before - after) / allowed)
-        elif "max_drop" in budget and loss.drop is not None:
+        elif "max_drop" in budget and loss.drop_high is not None:
             allowed = budget["max_drop"] * (judge.accuracy if relative else 1.0)
-            shares.append(loss.drop / allowed)
+            shares.append(loss.drop_high / allowed)
         return max(shares)
 
     return value

@@ -38,6 +38,7 @@ class Source:
         train: Training inputs, or None.
         eval: Inputs to score on, or None.
         origin: How to build the torch model again, as JSON values.
+        spare: Sample inputs beyond those that ``calib`` was limited to, in random order, or None.
     """
 
     network: ir.Model
@@ -49,6 +50,7 @@ class Source:
     train: Data | None
     eval: Data | None
     origin: dict[str, Any]
+    spare: Data | None = None
 
 
 def open_source(
@@ -67,12 +69,12 @@ def open_source(
     if module is None:
         network = _read_network(Path(str(model)), config.trust_pickle)
         spec = onnx_network.inputs(network)
-        shapes, more, calibration = _settle(spec, example_input, config, calib)
+        shapes, more, calibration, spare = _settle(spec, example_input, config, calib)
         train, scored = read_named_data(spec, config)
-        return Source(network, None, spec, shapes, more, calibration, train, scored, origin)
+        return Source(network, None, spec, shapes, more, calibration, train, scored, origin, spare)
     dtype = _input_type(module)
     unknown = [Input(name, (), dtype) for name in torch_export.input_names(module)]
-    shapes, more, calibration = _settle(unknown, example_input, config, calib)
+    shapes, more, calibration, spare = _settle(unknown, example_input, config, calib)
     noise = random_data(shapes, {item.name: item.dtype for item in unknown}, 2, config.seed)
     sample = calibration or noise
     feeds = sample.read(np.arange(2) % sample.count)
@@ -83,7 +85,7 @@ def open_source(
     if calibration is not None:
         calibration = _conformed(calibration, spec)
     train, scored = read_named_data(spec, config)
-    return Source(network, module, spec, shapes, more, calibration, train, scored, origin)
+    return Source(network, module, spec, shapes, more, calibration, train, scored, origin, spare)
 
 
 def examples(source: Source, seed: int, count: int) -> Arrays:
@@ -192,8 +194,10 @@ def _read_network(path: Path, trust_pickle: bool) -> ir.Model:
 
 def _settle(
     spec: Sequence[Input], example_input: object, config: ConvertConfig, calib: object
-) -> tuple[dict[str, tuple[int, ...]], tuple[dict[str, tuple[int, ...]], ...], Data | None]:
-    """Read the sample inputs and settle the input shapes: the main ones and further ones.
+) -> tuple[
+    dict[str, tuple[int, ...]], tuple[dict[str, tuple[int, ...]], ...], Data | None, Data | None
+]:
+    """Read the sample inputs, and what is left of them; settle the input shapes, main and further.
 
     A ``spec`` whose shapes are empty is that of a torch model, which says nothing of its inputs.
     """
@@ -215,9 +219,10 @@ def _settle(
     more = tuple(shapes | other for other in further)
     if known:
         more = tuple(example_shapes(spec, other, None) for other in more)
+    spare = None
     if data is not None:
-        data = _conformed(data, spec).sample(config.samples, config.seed)
-    return shapes, more, data
+        data, spare = _conformed(data, spec).parted(config.samples, config.seed)
+    return shapes, more, data, spare
 
 
 def _free_spec(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
 from converter.data import Arrays, Data
@@ -16,6 +17,7 @@ from converter.networks.outputs import comparable, exposing
 from converter.networks.runtime import run
 
 BATCH = 16
+HOTTEST, TINY = 5.0, 1e-12
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,12 @@ class Loss:
 
     Attributes:
         drop: Expected loss of accuracy, a fraction; None where there are no classes.
+        drop_high: The same and its standard error, for how few examples it was seen on.
         output_error: |output - original| / |original|, of the worst output.
     """
 
     drop: float | None
+    drop_high: float | None
     output_error: float
 
 
@@ -44,11 +48,13 @@ class Judge:
         batches: Inputs.
         outputs: The original's outputs, batch by batch.
         threads: Of onnxruntime.
+        temperature: Of the original's probabilities.
     """
 
     batches: tuple[Arrays, ...]
     outputs: tuple[Arrays, ...]
     threads: int
+    temperature: float = 1.0
 
     @classmethod
     def of(cls, network: ir.Model, data: Data, threads: int) -> Judge:
@@ -62,8 +68,12 @@ class Judge:
         if insisted:
             data = data.filled(insisted)
             whole = data.count - data.count % insisted
-        batches = tuple(feeds for _, feeds in data.take(np.arange(whole)).batches(batch_size))
-        return cls(batches, tuple(run(session, feeds) for feeds in batches), threads)
+        data = data.take(np.arange(whole))
+        batches = tuple(feeds for _, feeds in data.batches(batch_size))
+        judge = cls(batches, tuple(run(session, feeds) for feeds in batches), threads)
+        if data.labels is None or not judge.classes:
+            return judge
+        return replace(judge, temperature=_temperature(judge._first(), data.labels))
 
     @property
     def classes(self) -> bool:
@@ -75,8 +85,7 @@ class Judge:
     @property
     def accuracy(self) -> float:
         """Share of examples that the original is expected to have right."""
-        before = np.concatenate([next(iter(outputs.values())) for outputs in self.outputs])
-        return float(_probabilities(before).max(1).mean())
+        return float(_probabilities(self._first(), self.temperature).max(1).mean())
 
     def loss(self, network: ir.Model, count: int | None = None) -> Loss:
         """Run a network beside the original.
@@ -92,13 +101,16 @@ class Judge:
             for name in self.outputs[0]
         ]
         if not self.classes:
-            return Loss(None, max(errors))
-        before = np.concatenate([next(iter(b.values())) for b in self.outputs[:count]])
+            return Loss(None, None, max(errors))
         after = np.concatenate([next(iter(a.values())) for a in seen])
-        sure = _probabilities(before)
-        rows = np.arange(len(sure))
-        lost = sure.max(1) - sure[rows, after.argmax(1)]
-        return Loss(float(lost.mean()), max(errors))
+        sure = _probabilities(self._first()[: len(after)], self.temperature)
+        lost = sure.max(1) - sure[np.arange(len(sure)), after.argmax(1)]
+        drop, off = float(lost.mean()), float(lost.std() / math.sqrt(len(lost)))
+        return Loss(drop, drop + off, max(errors))
+
+    def _first(self) -> np.ndarray:
+        """The original's first output on all examples."""
+        return np.concatenate([next(iter(outputs.values())) for outputs in self.outputs])
 
 
 def _relative(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
@@ -112,8 +124,21 @@ def _relative(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> 
     return math.sqrt(off / (power or 1.0))
 
 
-def _probabilities(rows: np.ndarray) -> np.ndarray:
+def _temperature(rows: np.ndarray, labels: np.ndarray) -> float:
+    """Find the temperature at which the labels are likeliest."""
+    here = np.arange(len(rows))
+
+    def surprise(log: float) -> float:
+        right = _probabilities(rows, math.exp(log))[here, labels]
+        return -float(np.log(np.maximum(right, TINY)).mean())
+
+    bounds = (-math.log(HOTTEST), math.log(HOTTEST))
+    return math.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x)
+
+
+def _probabilities(rows: np.ndarray, temperature: float) -> np.ndarray:
     """Class probabilities (N, C) of logits, or of what is one already."""
     rows = rows.astype(np.float64)
     already = rows.min() >= 0 and np.allclose(rows.sum(1), 1, atol=1e-3)
-    return rows if already else np.asarray(softmax(rows, axis=1))
+    logits = np.log(np.maximum(rows, TINY)) if already else rows
+    return np.asarray(softmax(logits / temperature, axis=1))

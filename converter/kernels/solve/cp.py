@@ -95,7 +95,7 @@ def cp(
         seen = torch.from_numpy(metric.whitened(sizes[1:])).to(device)
         weighing = 2.0 * len(seen) * R * (len(seen) + 3 * R)
         most = round(effort * (STEPS if start is None else WARM_STEPS))
-        steps, cg_steps = _afford(most, weighing, effort * WORK)
+        steps, cg_steps = _afford(most, weighing, WORK)
         fit = _search(Weighted.of(target, seen, light, RIDGE), factors, steps, cg_steps)
     found = [np.linalg.solve(root.T, f.cpu().numpy()) for root, f in zip(roots, fit.factors)]
     outer = fit.outer.cpu()
