@@ -9,5 +9,5 @@ exec .venv/bin/flatconv convert sample_models.paper_cifar10:build \
     --checkpoint sample_models/paper_cifar10.safetensors \
     --calib sample_models/cifar10_calib.npz \
     --eval sample_models/cifar10_eval.npz \
-    --form spatial --rank conv2=96 --rank conv3=112 --keep conv1 \
+    --max-drop 0.01 \
     --output runs/demo --verbose "$@"
