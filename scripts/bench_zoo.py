@@ -20,6 +20,7 @@ from bench_results import ROOT, earlier_rows, table, write
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import torch
 from torch import nn
 
 import converter
@@ -84,6 +85,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def convert(name: str, target: float) -> dict[str, Any]:
     """Convert one network and take a row from its report."""
     build, shape = ZOO[name]
+    torch.manual_seed(0)
     start = time.perf_counter()
     example = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     config = converter.ConvertConfig(target_speedup=target)

@@ -48,9 +48,11 @@ FIRST_LOSS = 0.01
 # share of the arithmetic on second moments. An estimate, so that the result does not depend on how
 # busy the machine is.
 MOST_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 180.0, 1.5, 4e10
-# Later layers make up for the errors of those before them: an error behind all others counts so
-# many times (its logarithm) that of one before them.
-LATE = 1.0
+# Layers that are solved again make up for the errors of those before them. How much of what the
+# probes told is left then (a power of it), and how much more the last layer counts than the first
+# (the logarithm of it), differs between networks; where time allows, all of these are tried.
+LEANINGS = ((0.75, 1.0), (1.0, 2.0), (1.0, 1.0))
+AS_PROBED = (1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,13 @@ def find_plan(
         source.network, todo, metrics, judge, seed=config.seed,
         progress=lambda done: progress("probing", done),
     )  # fmt: skip
-    late = LATE if config.correct and fit is not None else 0.0
-    weights = {
-        layer.name: probes.weights[layer.name] * math.exp(late * number / len(todo))
-        for number, layer in enumerate(todo)
-    }
-    menu = Menu({layer.name: options[layer.name] for layer in todo}, weights).sensible()
+    names = [layer.name for layer in todo]
+    corrected = config.correct and fit is not None
+    menus = [
+        Menu({name: options[name] for name in names}, _weights(probes, names, *leaning)).sensible()
+        for leaning in (LEANINGS if corrected else (AS_PROBED,))
+    ]
+    menu = menus[0]
     kept_ms = sum(choices[0].ms for choices in menu.options.values())
     kept_macs = sum(choices[0].macs for choices in menu.options.values())
     all_macs = sum(layer.macs for layer in layers)
@@ -162,7 +165,7 @@ def find_plan(
             option = choice.get(layer.name)
             if option and option.form and option.rank:
                 chosen[layer.name] = (option.form, option.rank)
-            elif layer in free and fit is not None and config.correct and chosen:
+            elif layer in free and corrected and chosen:
                 chosen[layer.name] = SOLVED_AGAIN
         return build(plan_of(layers, chosen, config, source.shapes), fit)
 
@@ -192,9 +195,12 @@ def find_plan(
                     f"A speedup of {target:g}x is out of reach: with every layer in its fastest "
                     f"form the network is {speedup:.2f}x as fast ({_rest(table, menu)})."
                 )
+            solved = built(choice)
         else:
-            choice = menu.gentlest(wanted(None)) or menu.fastest()
-        solved = built(choice)
+            gentle = [m.gentlest(wanted(None)) or m.fastest() for m in menus]
+            distinct = [c for n, c in enumerate(gentle) if c not in gentle[:n]]
+            tried = [(c, built(c)) for c in distinct[: _affordable(free)]]
+            choice, solved = min(tried, key=lambda t: judge.loss(t[1].network).output_error)
     frontier = {}
     if config.frontier:
         most = predicted(menu.fastest())
@@ -272,6 +278,18 @@ def _affordable(layers: Sequence[Layer]) -> int:
     work = sum(n**2 * enough_patches(n, math.inf) for n in sizes)
     each_s = LAYER_S * len(sizes) + work / WORK_PER_S
     return int(np.clip(SEARCH_S / max(each_s, 1.0), 1, MOST_TRIALS))
+
+
+def _weights(
+    probes: Sensitivity, names: Sequence[str], power: float, late: float
+) -> dict[str, float]:
+    """Lean what the probes told, in sum as it was; ``names`` are in graph order."""
+    leaned = {
+        name: probes.weights[name] ** power * math.exp(late * number / len(names))
+        for number, name in enumerate(names)
+    }
+    scale = sum(probes.weights[name] for name in names) / (sum(leaned.values()) or 1.0)
+    return {name: scale * weight for name, weight in leaned.items()}
 
 
 def _default(judge: Judge) -> dict[str, float]:
