@@ -14,7 +14,16 @@ import torch
 from converter.config import ConvertConfig
 from converter.data import Data, random_data
 from converter.delivery.compare import Evaluate, Progress, evaluated
-from converter.delivery.search import Choice, Menu, Trial, Wanted, close, reach, total_ms
+from converter.delivery.search import (
+    Choice,
+    Menu,
+    Trial,
+    Wanted,
+    close,
+    reach,
+    total_macs,
+    total_ms,
+)
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
 from converter.kernels.form import Rank, skeleton
@@ -121,43 +130,20 @@ def find_plan(
     """
     table = latency_table(source, layers, config, progress)
     fit, held = _split(source, layers, config)
-    insisted = source.inputs[0].shape[0]
     judge = Judge.of(source.network, held, torch.get_num_threads())
     budget = config.budget or _default(judge)
     _check(budget, judge, source, evaluate)
-    todo = free = open_layers(layers, config)
-    metrics = {}
-    if fit is not None:
-        metrics = second_moments(
-            source.network, todo, fit,
-            seed=config.seed, batch_size=insisted, memory=config.memory * 2**30,
-            threads=torch.get_num_threads(), coarse=True,
-            progress=lambda done: progress("calibrating", done),
-        )  # fmt: skip
-    options = list_options(
-        todo, table, metrics, seed=config.seed, cache=config.cache_folder(),
-        progress=lambda done: progress("options", done),
-    )  # fmt: skip
-    todo = [layer for layer in todo if len(options.get(layer.name, ())) > 1]
-    probes = sensitivities(
-        source.network, todo, metrics, judge, seed=config.seed,
-        progress=lambda done: progress("probing", done),
-    )  # fmt: skip
-    names = [layer.name for layer in todo]
-    corrected = config.correct and fit is not None
-    menus = [
-        Menu({name: options[name] for name in names}, _weights(probes, names, *leaning)).sensible()
-        for leaning in (LEANINGS if corrected else (AS_PROBED,))
-    ]
+    free = open_layers(layers, config)
+    menus, probes = _menus(source, free, table, fit, judge, config, progress)
     menu = menus[0]
-    kept_ms = sum(choices[0].ms for choices in menu.options.values())
-    kept_macs = sum(choices[0].macs for choices in menu.options.values())
-    all_macs = sum(layer.macs for layer in layers)
+    kept = menu.unchanged()
+    corrected = config.correct and fit is not None
+    macs = sum(layer.macs for layer in layers)
 
     def wanted(speedup: float | None) -> Wanted:
-        ms = math.inf if speedup is None else table.ms / speedup - table.ms + kept_ms
+        ms = math.inf if speedup is None else table.ms / speedup - table.ms + total_ms(kept)
         share = budget.get("max_macs", math.inf)
-        return Wanted(ms, share * all_macs - all_macs + kept_macs)
+        return Wanted(ms, share * macs - macs + total_macs(kept))
 
     def built(choice: Choice) -> Solved:
         chosen: dict[str, tuple[str, Rank]] = {}
@@ -170,45 +156,40 @@ def find_plan(
         return build(plan_of(layers, chosen, config, source.shapes), fit)
 
     def predicted(choice: Choice) -> float:
-        return table.ms / (table.ms - kept_ms + total_ms(choice))
+        return table.ms / (table.ms - total_ms(kept) + total_ms(choice))
 
-    value = _value(source, budget, config, judge, evaluate)
-    problem, target = None, budget.get("target_speedup")
+    most, target, problem = _affordable(free), budget.get("target_speedup"), None
     if menu.least_macs() > wanted(None).macs:
-        least = (all_macs - kept_macs + menu.least_macs()) / all_macs
+        least = (macs - total_macs(kept) + menu.least_macs()) / macs
         problem = f"No choice of forms leaves less than {least:.2f} of the MACs."
     if {"max_drop", "max_error"} & set(budget):
-        first = _first(budget, probes)
+        value = _value(source, budget, config, judge, evaluate)
         best, trials = close(
-            menu, wanted(target), first, built, value, _affordable(free),
+            menu, wanted(target), _first(budget, probes), built, value, most,
             lambda done: progress("searching", done),
         )  # fmt: skip
-        choice, solved, problem = _outcome(menu, best, trials, built, problem)
+        choice, solved, missed = _outcome(menu, best, trials, built)
+    elif target is not None:
+        choice, speedup = reach(
+            menu, wanted, target, lambda c: _speedup(source, layers, c, config),
+            lambda done: progress("racing", done),
+        )  # fmt: skip
+        solved, missed = built(choice), None
+        if speedup < target and choice == menu.fastest():
+            missed = (
+                f"A speedup of {target:g}x is out of reach: with every layer in its fastest form "
+                f"the network is {speedup:.2f}x as fast ({_rest(table, menu)})."
+            )
     else:
-        if target is not None:
-            choice, speedup = reach(
-                menu, wanted, target, lambda c: _speedup(source, layers, c, config),
-                lambda done: progress("racing", done),
-            )  # fmt: skip
-            if speedup < target and choice == menu.fastest():
-                problem = (
-                    f"A speedup of {target:g}x is out of reach: with every layer in its fastest "
-                    f"form the network is {speedup:.2f}x as fast ({_rest(table, menu)})."
-                )
-            solved = built(choice)
-        else:
-            gentle = [m.gentlest(wanted(None)) or m.fastest() for m in menus]
-            distinct = [c for n, c in enumerate(gentle) if c not in gentle[:n]]
-            tried = [(c, built(c)) for c in distinct[: _affordable(free)]]
-            choice, solved = min(tried, key=lambda t: judge.loss(t[1].network).output_error)
+        choice, solved = _gentlest(menus, wanted(None), most, built, judge)
+        missed = None
     frontier = {}
     if config.frontier:
-        most = predicted(menu.fastest())
-        for speedup in np.geomspace(1, most, POINTS + 1)[1:]:
+        for speedup in np.geomspace(1, predicted(menu.fastest()), POINTS + 1)[1:]:
             point = menu.gentlest(wanted(speedup)) or menu.fastest()
             frontier[f"for {speedup:.2f}x"] = built(point).network
             progress("frontier", len(frontier) / POINTS)
-    return Found(solved, fit, table, budget, predicted(choice), problem, frontier)
+    return Found(solved, fit, table, budget, predicted(choice), problem or missed, frontier)
 
 
 def latency_table(
@@ -251,6 +232,56 @@ def timed_shapes(source: Source, config: ConvertConfig) -> dict[str, tuple[int, 
     """Shapes of the inputs that are timed, with the batch size of ``--batch-size``."""
     batch = source.inputs[0].shape[0] or config.batch_size
     return {name: (batch or shape[0], *shape[1:]) for name, shape in source.shapes.items()}
+
+
+def _menus(
+    source: Source,
+    layers: Sequence[Layer],
+    table: LatencyTable,
+    fit: Data | None,
+    judge: Judge,
+    config: ConvertConfig,
+    progress: Progress,
+) -> tuple[list[Menu], Sensitivity]:
+    """List what could be done with each layer and what it loses; one menu for each leaning.
+
+    There is but one where no layer makes up for the errors of others.
+    """
+    metrics = {}
+    if fit is not None:
+        metrics = second_moments(
+            source.network, layers, fit,
+            seed=config.seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
+            threads=torch.get_num_threads(), coarse=True,
+            progress=lambda done: progress("calibrating", done),
+        )  # fmt: skip
+    options = list_options(
+        layers, table, metrics, seed=config.seed, cache=config.cache_folder(),
+        progress=lambda done: progress("options", done),
+    )  # fmt: skip
+    todo = [layer for layer in layers if len(options.get(layer.name, ())) > 1]
+    probes = sensitivities(
+        source.network, todo, metrics, judge, seed=config.seed,
+        progress=lambda done: progress("probing", done),
+    )  # fmt: skip
+    names = [layer.name for layer in todo]
+    leanings = LEANINGS if config.correct and fit is not None else (AS_PROBED,)
+    weights = [_weights(probes, names, *leaning) for leaning in leanings]
+    return [Menu({name: options[name] for name in names}, w).sensible() for w in weights], probes
+
+
+def _gentlest(
+    menus: Sequence[Menu],
+    wanted: Wanted,
+    most: int,
+    built: Callable[[Choice], Solved],
+    judge: Judge,
+) -> tuple[Choice, Solved]:
+    """Build what each menu loses least by, and take the network that really loses least."""
+    choices = [menu.gentlest(wanted) or menu.fastest() for menu in menus]
+    distinct = [choice for n, choice in enumerate(choices) if choice not in choices[:n]]
+    tried = [(choice, built(choice)) for choice in distinct[:most]]
+    return min(tried, key=lambda pair: judge.loss(pair[1].network).output_error)
 
 
 def _split(
@@ -354,20 +385,16 @@ def _outcome(
     best: Trial[Solved] | None,
     trials: Sequence[Trial[Solved]],
     built: Callable[[Choice], Solved],
-    problem: str | None,
 ) -> tuple[Choice, Solved, str | None]:
     """Take the best trial; where none keeps the budget, the one that comes nearest."""
     if best is not None:
-        return best.choice, best.built, problem
+        return best.choice, best.built, None
     if not trials:
         choice = menu.fastest()
-        return choice, built(choice), problem or "No choice of forms keeps to the budget."
+        return choice, built(choice), "No choice of forms keeps to the budget."
     nearest = min(trials, key=lambda trial: trial.value)
-    return (
-        nearest.choice,
-        nearest.built,
-        problem or f"The best network found loses {nearest.value:.2f} times what it may.",
-    )
+    missed = f"The best network found loses {nearest.value:.2f} times what it may."
+    return nearest.choice, nearest.built, missed
 
 
 def _speedup(

@@ -54,6 +54,10 @@ class Menu:
             {name: _undominated(options) for name, options in self.options.items()}, self.weights
         )
 
+    def unchanged(self) -> Choice:
+        """Choose to do nothing."""
+        return {name: options[0] for name, options in self.options.items()}
+
     def fastest(self) -> Choice:
         """Choose for time alone."""
         return {n: min(o, key=lambda option: option.ms) for n, o in self.options.items()}
@@ -185,6 +189,11 @@ def reach(
 def total_ms(choice: Choice) -> float:
     """Time of the layers together, by the tables."""
     return sum(option.ms for option in choice.values())
+
+
+def total_macs(choice: Choice) -> int:
+    """Multiply-accumulates of the layers together."""
+    return sum(option.macs for option in choice.values())
 
 
 def _next_budget(trials: Sequence[Trial[Built]]) -> float:
