@@ -18,7 +18,7 @@ Choice = dict[str, Option]
 CLOSE = 0.85  # share of what may be lost that is worth no further trial
 AIM = 0.93
 STEP = 8.0  # largest factor between the budgets of two trials
-RACES, SAFETY = 4, 1.02
+RACES, SAFETY = 4, 1.04
 # An option must save this share of its layer's time.
 LEAST_GAIN = 0.03
 
