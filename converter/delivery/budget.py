@@ -44,7 +44,7 @@ from converter.planning.plan import Plan, open_layers, plan_of
 from converter.planning.profile import geometry, measure
 from converter.planning.sensitivity import Sensitivity, sensitivities
 
-HELD_SHARE, RANDOM_EXAMPLES = 0.25, 16
+HELD_SHARE, RANDOM_EXAMPLES = 0.4, 16
 # Multiply-accumulates of one look at what a network loses (some 10 s), and the least and most
 # examples that it takes.
 JUDGE_MACS, JUDGED = 3e11, (64, 2048)
@@ -56,7 +56,7 @@ FIRST_LOSS = 0.01
 # Networks built to close a budget, as many as take about SEARCH_S: a layer takes LAYER_S and its
 # share of the arithmetic on second moments. An estimate, so that the result does not depend on how
 # busy the machine is.
-MOST_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 180.0, 1.5, 4e10
+MOST_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 160.0, 1.0, 3e10
 # Layers that are solved again make up for the errors of those before them. How much of what the
 # probes told is left then (a power of it), and how much more the last layer counts than the first
 # (the logarithm of it), differs between networks; where time allows, all of these are tried.
@@ -87,7 +87,7 @@ class Found:
 
     Attributes:
         solved: The best network.
-        fit: Sample inputs that it was fitted to, or None.
+        fit: Sample inputs to fit it to, or None.
         table: Times of the layers; None where the user chose by hand.
         budget: What was asked for, by option; the default if nothing was.
         predicted_speedup: By the table, or None.
@@ -138,6 +138,7 @@ def find_plan(
     menu = menus[0]
     kept = menu.unchanged()
     corrected = config.correct and fit is not None
+    most = _affordable(free)
     macs = sum(layer.macs for layer in layers)
 
     def wanted(speedup: float | None) -> Wanted:
@@ -155,10 +156,16 @@ def find_plan(
                 chosen[layer.name] = SOLVED_AGAIN
         return build(plan_of(layers, chosen, config, source.shapes), fit)
 
+    def refitted(solved: Solved) -> Solved:
+        """Fit what was chosen to the examples that judged it, too."""
+        if most == 1 or fit is source.calib or not solved.chains:
+            return solved
+        return build(solved.plan, source.calib)
+
     def predicted(choice: Choice) -> float:
         return table.ms / (table.ms - total_ms(kept) + total_ms(choice))
 
-    most, target, problem = _affordable(free), budget.get("target_speedup"), None
+    target, problem = budget.get("target_speedup"), None
     if menu.least_macs() > wanted(None).macs:
         least = (macs - total_macs(kept) + menu.least_macs()) / macs
         problem = f"No choice of forms leaves less than {least:.2f} of the MACs."
@@ -189,7 +196,15 @@ def find_plan(
             point = menu.gentlest(wanted(speedup)) or menu.fastest()
             frontier[f"for {speedup:.2f}x"] = built(point).network
             progress("frontier", len(frontier) / POINTS)
-    return Found(solved, fit, table, budget, predicted(choice), problem or missed, frontier)
+    return Found(
+        refitted(solved),
+        source.calib,
+        table,
+        budget,
+        predicted(choice),
+        problem or missed,
+        frontier,
+    )
 
 
 def latency_table(

@@ -17,6 +17,7 @@ from converter.networks.outputs import comparable, exposing
 from converter.networks.runtime import run
 
 BATCH = 16
+ONE_SIDED = 1.645  # standard errors to the 95 % bound
 HOTTEST, TINY = 5.0, 1e-12
 
 
@@ -26,7 +27,7 @@ class Loss:
 
     Attributes:
         drop: Expected loss of accuracy, a fraction; None where there are no classes.
-        drop_high: The same and its standard error, for how few examples it was seen on.
+        drop_high: Its upper bound at 95 % confidence, for how few examples it was seen on.
         output_error: |output - original| / |original|, of the worst output.
     """
 
@@ -106,7 +107,7 @@ class Judge:
         sure = _probabilities(self._first()[: len(after)], self.temperature)
         lost = sure.max(1) - sure[np.arange(len(sure)), after.argmax(1)]
         drop, off = float(lost.mean()), float(lost.std() / math.sqrt(len(lost)))
-        return Loss(drop, drop + off, max(errors))
+        return Loss(drop, drop + ONE_SIDED * off, max(errors))
 
     def _first(self) -> np.ndarray:
         """The original's first output on all examples."""
