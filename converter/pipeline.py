@@ -112,7 +112,7 @@ def convert(
     while _withdrawable(conversion, found, config, result.comparison):
         verdict = result.comparison.networks[1].verdict
         plan = conversion.plan.withdrawn(
-            f"with it the network was not faster ({verdict})", _least_gain(conversion.rows)
+            f"with it the network was no faster ({verdict})", _least_gain(conversion.rows)
         )
         solved = build(source, layers, plan, found.fit, config, progress)
         found = replace(found, solved=solved, predicted_speedup=None)

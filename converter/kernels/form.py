@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.linalg
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv, assemble
@@ -300,7 +299,7 @@ def refit(conv: Conv, chain: Chain, metrics: Sequence[Metric]) -> Chain:
         gram = BS @ B.T
         ridge = max(RIDGE * np.trace(gram) / filters, np.finfo(np.float64).tiny)
         gram[np.diag_indices(filters)] += ridge
-        change = scipy.linalg.solve(gram, BS @ rest[group].T, assume_a="pos").T
+        change = np.linalg.solve(gram, BS @ rest[group].T).T
         solved.append(before[group] + change)
     kernel = np.concatenate(solved).reshape(last.kernel.shape).astype(last.kernel.dtype)
     return Chain((*head, replace(last, kernel=kernel)))
