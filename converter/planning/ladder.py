@@ -12,11 +12,12 @@ from converter.kernels.forms import find_form
 # Shares of the layer's multiply-accumulates that ranks are chosen for; more than the last, and
 # what the shorter chain saves is not worth its error.
 CP_SHARES = (0.04, 0.07, 0.11, 0.17, 0.25, 0.35, 0.5, 0.7)
+CP_FORMS = ("flattened", "separable")
 SHARES = (0.12, 0.25, 0.4, 0.6)
 PAIR_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625)  # of the channels, for forms of two ranks
 MOST_SHARE = 0.8
 WINDOWS = (1, 2, 3)  # per input channel, of the form `decoupled`
-LONG = 5  # from this kernel size on, 1-D filters save something over windows
+LONG = 5  # from this kernel size on, 1-D filters save something over windows; both are tried
 
 
 def ladder(conv: Conv, size: Sequence[int], block: int) -> list[tuple[str, Rank]]:
@@ -50,8 +51,13 @@ def _forms(conv: Conv) -> list[str]:
         return ["spatial"]
     if not conv.k or max(conv.k) == 1:
         return ["channel"]
-    forms = ["flattened" if max(conv.k) >= LONG else "separable", "spatial", "tucker", "channel"]
+    terms = CP_FORMS if _long(conv) else ("separable",)
+    forms = [*terms, "spatial", "tucker", "channel"]
     return [*forms, "decoupled"] if max(conv.stride) > 1 else forms
+
+
+def _long(conv: Conv) -> bool:
+    return len(conv.k) > 1 and max(conv.k) >= LONG
 
 
 def _ranks(form: Form, conv: Conv, size: Sequence[int], block: int) -> Iterator[Rank]:
@@ -67,7 +73,10 @@ def _ranks(form: Form, conv: Conv, size: Sequence[int], block: int) -> Iterator[
         yield from ((rank,) for rank in range(step, full[0], step))
     else:
         each = skeleton(conv, form, (conv.groups,)).macs(size) / conv.groups
-        for share in CP_SHARES if form.name in ("flattened", "separable") else SHARES:
+        shares = SHARES
+        if form.name in CP_FORMS:  # of two such forms each is timed at every other rank
+            shares = CP_SHARES[::2] if _long(conv) else CP_SHARES
+        for share in shares:
             rank = max(round(share * conv.macs(size) / each / step), 1) * step
             if rank < full[0]:
                 yield (rank,)
