@@ -13,10 +13,10 @@ from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
 from converter.data import Data
-from converter.delivery.budget import SOLVED_AGAIN, Found, Solved, find_plan
+from converter.delivery.budget import Found, Solved, find_plan
 from converter.delivery.check import check, check_graph, check_twin
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
-from converter.delivery.correct import correct
+from converter.delivery.correct import SOLVED_AGAIN, correct
 from converter.delivery.report import LayerRow, Report, layer_rows
 from converter.delivery.result import Result, load, read_config, read_origin, read_rows
 from converter.delivery.tune import check_device, tune
@@ -435,7 +435,7 @@ def _least_gain(rows: Sequence[LayerRow]) -> set[str]:
         before_ms, after_ms = row.latency_before_ms or 0.0, row.latency_after_ms or 0.0
         return before_ms - after_ms, row.macs_before - row.macs_after
 
-    changed = [row for row in rows if row.form and row.form != SOLVED_AGAIN[0]]
+    changed = [row for row in rows if row.form and row.form != SOLVED_AGAIN]
     if len(changed) < 2:
         return {row.name for row in rows}
     return {row.name for row in sorted(changed, key=gain)[: (len(changed) + 1) // 2]}

@@ -14,6 +14,7 @@ import torch
 from converter.config import ConvertConfig
 from converter.data import Data, random_data
 from converter.delivery.compare import Evaluate, Progress, evaluated
+from converter.delivery.correct import SOLVED_AGAIN
 from converter.delivery.search import (
     Choice,
     Menu,
@@ -45,11 +46,10 @@ from converter.planning.profile import geometry, measure
 from converter.planning.sensitivity import Sensitivity, sensitivities
 
 HELD_SHARE, RANDOM_EXAMPLES = 0.4, 16
-# Multiply-accumulates of one look at what a network loses (some 10 s), and the least and most
+# Multiply-accumulates of one look at what a network loses (some 20 s), and the least and most
 # examples that it takes.
-JUDGE_MACS, JUDGED = 3e11, (64, 2048)
+JUDGE_MACS, JUDGED = 1e12, (64, 8192)
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
-SOLVED_AGAIN = ("dense", (1,))  # what is kept behind a converted layer makes up for its error
 RACE_S = 1.5
 POINTS = 6  # of the frontier
 FIRST_LOSS = 0.01
@@ -153,7 +153,7 @@ def find_plan(
             if option and option.form and option.rank:
                 chosen[layer.name] = (option.form, option.rank)
             elif layer in free and corrected and chosen:
-                chosen[layer.name] = SOLVED_AGAIN
+                chosen[layer.name] = (SOLVED_AGAIN, (1,))
         return build(plan_of(layers, chosen, config, source.shapes), fit)
 
     def refitted(solved: Solved) -> Solved:

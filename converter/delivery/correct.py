@@ -29,8 +29,11 @@ from converter.planning.calibrate import (
     patch_size,
 )  # fmt: skip
 
-# Of the mean power of the inputs: how strongly the best kernel is held to the trained one.
-HOLD = 1e-3
+# Of the mean power of the inputs: how strongly the best kernel is held to the trained one. Where
+# no rank limits it and patches are fewer than ENOUGH for each weight, one half of them chooses
+# what serves the other best.
+SOLVED_AGAIN = "dense"  # the form of what is kept and makes up for the errors before it
+HOLD, HOLDS, ENOUGH = 1e-3, (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0), 16
 FEWEST_IMAGES = 16  # whatever the memory
 # Rounds in which the targets of outputs that a ReLU cuts off follow the predictions.
 RELU_ROUNDS, RELU_REFITS = 2, 3
@@ -219,10 +222,13 @@ def _solve(
     means = seen.patches.mean(1, dtype=np.float64)  # (groups, n)
     patches = seen.patches - means[:, None].astype(np.float32)
     full = fits(patch_size(conv), memory)
-    metrics = [metric_of(part, conv.I // conv.groups, full, HOLD) for part in patches]
     target = seen.target
-    holds = [_hold(metric) for metric in metrics if metric.full is not None]
     weights = conv.kernel.astype(np.float64).reshape(conv.groups, -1, patch_size(conv))
+    share = HOLD
+    if full and form.name == SOLVED_AGAIN and patches.shape[1] < ENOUGH * patch_size(conv):
+        share = _choose_hold(patches, target - target.mean(0), weights)
+    metrics = [metric_of(part, conv.I // conv.groups, full, share) for part in patches]
+    holds = [_hold(metric, share) for metric in metrics if metric.full is not None]
     roots = [cho_factor(metric.full) for metric in metrics if full]
 
     def best(target: np.ndarray) -> Conv:
@@ -314,10 +320,32 @@ class _Last:
         return chain, np.concatenate(response, axis=1)
 
 
-def _hold(metric: Metric) -> float:
+def _choose_hold(patches: np.ndarray, target: np.ndarray, weights: np.ndarray) -> float:
+    """Choose the one of ``HOLDS`` with which one half of the patches predicts the other best.
+
+    Args:
+        patches: (groups, P, n), image by image, so that the halves are of different images.
+        target: (P, O).
+        weights: (groups, O/groups, n), the trained kernel.
+    """
+    half = patches.shape[1] // 2
+    errors = np.zeros(len(HOLDS))
+    for part, W, rows in zip(patches, weights, np.split(target, len(patches), axis=1)):
+        left = rows - part @ W.T.astype(np.float32)  # what the trained kernel does not give
+        gram = (part[:half].T @ part[:half]).astype(np.float64)
+        wanted = part[:half].T @ left[:half]
+        power = np.trace(gram) / len(gram)
+        for number, share in enumerate(HOLDS):
+            change = cho_solve(cho_factor(gram + share * power * np.eye(len(gram))), wanted)
+            missed = left[half:] - part[half:] @ change.astype(np.float32)
+            errors[number] += np.square(missed, dtype=np.float64).sum()
+    return HOLDS[int(errors.argmin())]
+
+
+def _hold(metric: Metric, share: float) -> float:
     """Say how strongly the best kernel is held to the trained one: l, in ``correct``."""
     assert metric.full is not None
-    return float(np.trace(metric.full) / len(metric.full) * HOLD / (1 + HOLD))
+    return float(np.trace(metric.full) / len(metric.full) * share / (1 + share))
 
 
 def _response(conv: Conv, chain: Chain, patches: np.ndarray) -> np.ndarray:

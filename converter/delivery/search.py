@@ -15,8 +15,8 @@ from converter.planning.options import Option
 Built = TypeVar("Built")
 Choice = dict[str, Option]
 
-CLOSE = 0.85  # share of what may be lost that is worth no further trial
-AIM = 0.93
+CLOSE = 0.94  # share of what may be lost that is worth no further trial
+AIM = 0.97
 STEP = 8.0  # largest factor between the budgets of two trials
 RACES, SAFETY = 4, 1.04
 # An option must save this share of its layer's time.

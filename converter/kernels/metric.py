@@ -24,11 +24,13 @@ class Metric:
         channels: (I, I), moments of the channels, averaged over the window.
         window: (K, K), moments of the window's positions over all channels, of trace K.
         full: (I K, I K), or None; channels run before positions, as in a kernel.
+        mean: (I K,), the mean patch, where the moments are about it; else None.
     """
 
     channels: np.ndarray
     window: np.ndarray
     full: np.ndarray | None = None
+    mean: np.ndarray | None = None
 
     @classmethod
     def of(cls, moments: np.ndarray, I: int, floor: float = FLOOR) -> Metric:

@@ -106,4 +106,5 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
 def _to_torch(array: np.ndarray) -> torch.Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
-    return torch.from_numpy(np.array(array))
+    # Other strides of a 1x1 kernel would make torch give its output in another layout, too.
+    return torch.from_numpy(np.array(array)).clone(memory_format=torch.contiguous_format)

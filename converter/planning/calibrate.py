@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -156,7 +156,8 @@ def second_moments(
         memory: Bytes that the moments of all layers may take; the largest get their Kronecker
             form where that would be more.
         threads: Of onnxruntime.
-        coarse: Whether Kronecker forms are enough for all layers.
+        coarse: For estimates: Kronecker forms for all layers, of moments about the mean, since
+            a bias makes up for what the mean does.
         progress: Called with the share done.
 
     Returns:
@@ -176,7 +177,7 @@ def second_moments(
             wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
             at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
             found = [  # in float64: float32 errs by more than the metric's floor
-                _sums(part.astype(np.float64), conv.I // conv.groups, layer.name in full)
+                _sums(part.astype(np.float64), conv.I // conv.groups, layer.name in full, coarse)
                 for part in cut_patches(inputs, conv, at)
             ]
             before = sums.get(layer.name)
@@ -211,13 +212,18 @@ def _those_that_fit(convs: Mapping[str, Conv], memory: float) -> set[str]:
     return chosen
 
 
-def _sums(patches: np.ndarray, I: int, full: bool) -> list[np.ndarray]:
-    """Sum x x^T over patches (P, I K): (n, n); or channels (I, I), a mean, and window (K, K)."""
+def _sums(patches: np.ndarray, I: int, full: bool, mean: bool = False) -> list[np.ndarray]:
+    """Sum x x^T over patches (P, I K): (n, n); or channels (I, I), a mean, and window (K, K).
+
+    With ``mean``, the sum of the patches comes last.
+    """
+    last = [patches.sum(0)] if mean else []
     if full:
-        return [_squares(patches)]
+        return [_squares(patches), *last]
     blocks = patches.reshape(len(patches), I, -1)
     channels = _squares(blocks.transpose(0, 2, 1).reshape(-1, I))
-    return [channels / blocks.shape[2], _squares(blocks.reshape(len(patches) * I, -1))]
+    window = _squares(blocks.reshape(len(patches) * I, -1))
+    return [channels / blocks.shape[2], window, *last]
 
 
 def _squares(rows: np.ndarray) -> np.ndarray:
@@ -229,6 +235,12 @@ def _squares(rows: np.ndarray) -> np.ndarray:
 
 
 def _metric(found: Sequence[np.ndarray], I: int, floor: float = FLOOR) -> Metric:
+    """Make a metric of means that ``_sums`` gave; about the mean patch where that is there."""
     if len(found) == 1:
         return Metric.of(found[0], I, floor)
-    return Metric.kronecker(found[0], found[1], floor)
+    channels, window, *means = found
+    if not means:
+        return Metric.kronecker(channels, window, floor)
+    still_channels, still_window = _sums(means[0][None], I, full=False)
+    metric = Metric.kronecker(channels - still_channels, window - still_window, floor)
+    return replace(metric, mean=means[0])

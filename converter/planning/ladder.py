@@ -73,7 +73,7 @@ def _ranks(form: Form, conv: Conv, size: Sequence[int], block: int) -> Iterator[
         yield from ((rank,) for rank in range(step, full[0], step))
     else:
         each = skeleton(conv, form, (conv.groups,)).macs(size) / conv.groups
-        shares = SHARES
+        shares: Sequence[float] = SHARES
         if form.name in CP_FORMS:  # of two such forms each is timed at every other rank
             shares = CP_SHARES[::2] if _long(conv) else CP_SHARES
         for share in shares:

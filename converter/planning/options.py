@@ -20,7 +20,7 @@ from converter.planning.ladder import unit
 from converter.planning.latency import LatencyTable, LayerTimes
 
 # Where on the ladder of a form without closed errors ranks are solved, and how well.
-ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.05
+ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.4
 FINE = 12  # ranks between those timed
 LEAST_ERROR = 1e-3
 

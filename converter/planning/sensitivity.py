@@ -16,8 +16,8 @@ from converter.networks.survey import Layer
 from converter.planning.judge import Judge
 
 PROBE_ERROR, LEAST_ERROR = 0.2, 1e-6
-# Multiply-accumulates of all probes together (some 30 s); a probe runs one batch at least.
-PROBE_MACS = 1e12
+# Multiply-accumulates of all probes together (some 15 s); a probe runs one batch at least.
+PROBE_MACS = 4e11
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ def _cut(conv: Conv, metrics: Sequence[Metric] | None, rng: np.random.Generator)
     """Project a kernel on the directions of its outputs that hold the most of its responses.
 
     As many are kept as leave about ``PROBE_ERROR``; where that is none or all, random weights of
-    that error are added instead.
+    that error are added instead. The bias makes up for the mean of what is gone, as it does when
+    a layer is solved.
     """
     kernel = conv.kernel.astype(np.float64)
-    parts = []
+    parts, shifts = [], []
     for group, part in enumerate(np.split(kernel, conv.groups)):
         rows = part.reshape(len(part), -1)
         seen = rows if metrics is None else metrics[group].times(rows)
@@ -93,4 +94,10 @@ def _cut(conv: Conv, metrics: Sequence[Metric] | None, rng: np.random.Generator)
             noise = rng.standard_normal(rows.shape)
             cut = rows + noise * (PROBE_ERROR * np.linalg.norm(rows) / np.linalg.norm(noise))
         parts.append(cut.reshape(part.shape))
-    return replace(conv, kernel=np.concatenate(parts).astype(conv.kernel.dtype))
+        mean = None if metrics is None else metrics[group].mean
+        shifts.append(np.zeros(len(part)) if mean is None else (rows - cut) @ mean)
+    probe = replace(conv, kernel=np.concatenate(parts).astype(conv.kernel.dtype))
+    shift = np.concatenate(shifts).astype(conv.kernel.dtype)
+    if not shift.any():
+        return probe
+    return replace(probe, bias=shift if conv.bias is None else conv.bias + shift)

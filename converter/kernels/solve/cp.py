@@ -22,7 +22,7 @@ from converter.kernels.solve.varpro import (
 PLAIN_STEPS, FIRST_STEPS, STEPS, WARM_STEPS, CG_STEPS = 19, 10, 30, 8, 10
 # Operations that a decomposition may take: under a full metric, whose products are the work, and
 # without, where a conjugate gradient takes so many products of (R, R).
-WORK, PLAIN_WORK, PLAIN_PRODUCTS = 1e11, 2e12, 24
+WORK, PLAIN_WORK, PLAIN_PRODUCTS = 1e11, 5e11, 24
 LEAST_CG_STEPS = 4
 # A fit this close (a share of the power) is near an exact one, which a ridge would keep it from.
 CLOSE = 1e-3
