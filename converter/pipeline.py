@@ -14,7 +14,7 @@ from torch import nn
 from converter.config import ConvertConfig, parse_shapes
 from converter.data import Data
 from converter.delivery.budget import SOLVED_AGAIN, Found, Solved, find_plan
-from converter.delivery.check import check, check_graph, check_twin
+from converter.delivery.check import check, check_graph, check_same, check_twin
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.correct import correct
 from converter.delivery.report import LayerRow, Report, layer_rows
@@ -153,7 +153,7 @@ def finetune(
     shapes = dict(plan.input_shapes) | shapes
     further = tuple(shapes | other for other in more)
     train, scored = read_named_data(spec, config)
-    source = Source(network, student, spec, shapes, further, calib, train, scored, origin)
+    source = Source(network, network, student, spec, shapes, further, calib, train, scored, origin)
     module = fine_tune(student, source, config, progress)
     converted = export_tuned(module, source, config)
     problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
@@ -235,9 +235,12 @@ def carried_out(
     plan, chains, errors = found.solved.plan, found.solved.chains, found.solved.errors
     if not chains:
         rows = layer_rows(layers, plan, {}, {}, found.table)
-        return Conversion(plan, rows, source.network, source.module, found.problem, found.budget)
+        return Conversion(plan, rows, source.original, source.module, found.problem, found.budget)
     converted, module = found.solved.network, None
-    problem = check(source.network, converted, layers, chains, samples(source, config.seed))
+    problem = check_same(source.original, source.network, samples(source, config.seed))
+    problem = problem or check(
+        source.network, converted, layers, chains, samples(source, config.seed)
+    )
     if source.module is not None:
         module = torch_network.apply(source.module, layers, chains)
         if config.finetune:
@@ -334,7 +337,7 @@ def prove(
 ) -> Result:
     """Race original and converted, score them on ``--eval`` (else the sample inputs), report."""
     comparison = compare_models(
-        {"original": source.network, "converted": conversion.network},
+        {"original": source.original, "converted": conversion.network},
         data=source.eval or source.calib,
         evaluate=evaluate,
         shapes=source.shapes,
@@ -348,7 +351,7 @@ def prove(
     frontier = None
     if conversion.frontier:
         frontier = compare_models(
-            {"original": source.network, **conversion.frontier},
+            {"original": source.original, **conversion.frontier},
             data=source.eval or source.calib, evaluate=evaluate, shapes=source.shapes,
             threads=config.threads, provider=config.provider, batch_size=config.batch_size,
             seed=config.seed, progress=lambda stage, done: progress(f"frontier: {stage}", done),
@@ -374,7 +377,7 @@ def prove(
         plan=conversion.plan,
         comparison=comparison,
         report=report,
-        original=source.network,
+        original=source.original,
         converted=conversion.network,
         origin=source.origin,
     )
