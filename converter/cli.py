@@ -97,7 +97,7 @@ def finetune(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
-    """Train a converted torch model further, toward its original.
+    """Train a converted network further, toward its original.
 
     Args:
         directory: What convert wrote.

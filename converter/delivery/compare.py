@@ -15,6 +15,7 @@ import onnxruntime
 
 from converter.data import Data, conform, random_data
 from converter.errors import ConverterError, root_line
+from converter.networks.normal_form import normal
 from converter.networks.onnx_network import Arrays, inputs, open_session, size
 from converter.networks.outputs import comparable, exposing
 from converter.networks.runtime import cpu_model, run
@@ -184,7 +185,9 @@ def compare_models(
         Figures(
             name=name,
             params=count_params(model),
-            macs=count_macs(model, dict(zip((i.name for i in specs[name]), single.values()))),
+            macs=count_macs(
+                normal(model), dict(zip((i.name for i in specs[name]), single.values()))
+            ),
             bytes=size(model),
             latency_ms=outcome.latency_ms[n],
             accuracy=accuracies[n],

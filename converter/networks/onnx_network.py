@@ -110,9 +110,12 @@ def written(model: ir.Model) -> list[tuple[str, int]]:
 
 
 def without_files(model: ir.Model) -> ir.Model:
-    """Return a copy in which weights in files of their own are inputs of the same type."""
+    """Return the network with weights in files of their own as inputs of the same type."""
+    elsewhere = _external(model)
+    if not elsewhere:
+        return model
     copy = model.clone()
-    for tensor in _external(model):
+    for tensor in elsewhere:
         value = copy.graph.initializers.pop(str(tensor.name), None)
         if value is not None and value not in copy.graph.inputs:
             value.const_value = None

@@ -181,7 +181,7 @@ def _is_layer(node: ir.Node) -> bool:
         return standard(node) and node.op_type in CONVOLUTIONS
     taken, weight = (constant(value) for value in node.inputs[:2])
     if taken is not None or weight is None:
-        return False
+        return taken is None and _made_by(node.inputs[1], "DequantizeLinear")
     return weight.ndim > 1 and not np.issubdtype(weight.dtype, np.integer)
 
 
@@ -203,8 +203,8 @@ def _pads_by_size(node: ir.Node) -> bool:
     return strided and node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
 
 
-def _made_by(value: ir.Value, kind: str) -> bool:
-    maker = value.producer()
+def _made_by(value: ir.Value | None, kind: str) -> bool:
+    maker = None if value is None else value.producer()
     return maker is not None and maker.op_type == kind
 
 
