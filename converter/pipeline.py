@@ -371,6 +371,7 @@ def prove(
     progress: Progress,
 ) -> Result:
     """Race original and converted, score them on ``--eval`` (else the sample inputs), report."""
+    onnx_network.release(source.original.graph.initializers.values())
     comparison = compare_models(
         {"original": source.original, "converted": conversion.network},
         data=source.eval or source.calib,

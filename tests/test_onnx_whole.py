@@ -207,7 +207,7 @@ def test_inspection_times_other_forms_only_where_asked_or_known(tmp_path):
 
 
 def test_the_command_line_says_how_to_learn_more(tmp_path):
-    make_net(tmp_path / "net.onnx", channels=(3, 24), seed=12)
+    make_net(tmp_path / "net.onnx", channels=(3, 16, 24), seed=12)
     status, text, _ = flatconv("inspect", tmp_path / "net.onnx")
     assert status == 0 and "--gains times other forms" in text
     status, text, _ = flatconv("inspect", tmp_path / "net.onnx", "--gains")

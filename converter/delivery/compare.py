@@ -147,7 +147,8 @@ def compare_models(
         raise ConverterError("The networks differ in the number of their outputs.")
     shapes = example_shapes(reference, shapes or {}, data)
     dtypes = {i.name: i.dtype for i in reference}
-    opened = {id(m): open_session(m, threads, provider) for m in models.values()}
+    distinct = {id(model): model for model in models.values()}
+    opened = {key: open_session(m, threads, provider) for key, m in distinct.items()}
     sessions = [opened[id(model)] for model in models.values()]
     insisted = next((b for s in sessions if (b := fixed_batch(s))), None)
     batch_size = insisted or batch_size or next(iter(shapes.values()))[0]
@@ -180,6 +181,7 @@ def compare_models(
     accuracies = [s.accuracy for s in scores]
     if evaluate is not None:
         accuracies = [evaluated(evaluate, session) for session in sessions]
+    del opened, sessions, scored  # what counts opens others, and a network may be large
     single = noise.read(np.arange(insisted or 1))
     figures = [
         Figures(

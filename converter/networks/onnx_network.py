@@ -85,7 +85,7 @@ def save(model: ir.Model, path: Path, largest: int = LARGEST_FILE) -> None:
         return
     # clones share tensors: writing sets those of the clone alone to the new file
     ir.save(model.clone(), path, external_data=f"{path.name}{WEIGHTS_SUFFIX}")
-    release(model)
+    release(model.graph.initializers.values())
 
 
 def size(model: ir.Model) -> int:
@@ -123,9 +123,11 @@ def without_files(model: ir.Model) -> ir.Model:
     return copy
 
 
-def release(model: ir.Model) -> None:
+def release(values: Iterable[ir.Value]) -> None:
     """Give back the memory of mapped weights; they are read again when they are needed."""
-    for tensor in _external(model):
+    for tensor in (value.const_value for value in values):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
         if isinstance(tensor.raw, mmap.mmap) and hasattr(tensor.raw, "madvise"):
             tensor.raw.madvise(mmap.MADV_DONTNEED)
 

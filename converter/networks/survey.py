@@ -15,7 +15,13 @@ from converter.kernels.conv import Conv
 from converter.kernels.form import refusal
 from converter.kernels.forms import FORMS
 from converter.networks.nodes import CONVOLUTIONS, PRODUCTS, read_conv, read_linear
-from converter.networks.onnx_network import attributes, constant, observe_shapes, standard
+from converter.networks.onnx_network import (
+    attributes,
+    constant,
+    observe_shapes,
+    release,
+    standard,
+)
 from converter.networks.outputs import varying
 
 NO_CONSTANT = "its weight is not a constant of the graph"
@@ -102,6 +108,7 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
             raise ConverterError(
                 f"The weight of layer {name} holds NaN or infinite values; use a sound checkpoint."
             )
+        release([weight])
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None and not np.isfinite(bias.astype(np.float32)).all():
             raise ConverterError(
