@@ -11,7 +11,6 @@ from conftest import noise
 from networks_for_tests import EXACT_FORMS, at_full_rank, difference
 
 from converter.delivery.check import check_graph
-from converter.errors import ConverterError
 from converter.kernels.form import refusal
 from converter.kernels.forms import FORMS
 from converter.networks.normal_form import normal
@@ -103,9 +102,11 @@ CONVERTED = [
           of(w=(4, 6, 3, 3), b=(6,))),
     Graph("transposed, over one axis", BODY_1D.format("y = ConvTranspose <strides = [2]> (x, w)"),
           of(w=(4, 6, 3)), of(x=(2, 4, 9))),
-    Graph("transposed, SAME", 'y = ConvTranspose <auto_pad = "SAME_LOWER", strides = [2, 3]> (x, w)',
+    Graph("transposed, SAME",
+          'y = ConvTranspose <auto_pad = "SAME_LOWER", strides = [2, 3]> (x, w)',
           of(w=(4, 6, 3, 4))),
-    Graph("transposed, output_shape", "y = ConvTranspose <strides = [2, 2], output_shape = [18, 16]> (x, w)",
+    Graph("transposed, output_shape",
+          "y = ConvTranspose <strides = [2, 2], output_shape = [18, 16]> (x, w)",
           of(w=(4, 6, 3, 3))),
     Graph("Gemm", ROWS.format("y = Gemm (x, w, b)"), LINEAR, of(x=(3, 8))),
     Graph("Gemm, transB", ROWS.format("y = Gemm <transB = 1> (x, w, b)"),
@@ -119,7 +120,8 @@ CONVERTED = [
     Graph("MatMul and Add", ROWS.format("h = MatMul (x, w) y = Add (h, b)"), LINEAR, of(x=(3, 8))),
     Graph("MatMul of stacks", "g (float[N, 5, 8] x) => (float[N, 5, 6] y) { y = MatMul (x, w) }",
           of(w=(8, 6)), of(x=(2, 5, 8))),
-    Graph("behind Constant", "w = Constant <value = float[2, 4, 1, 1] w {1, 2, 3, 4, 5, 6, 7, 8}> () "
+    Graph("behind Constant",
+          "w = Constant <value = float[2, 4, 1, 1] w {1, 2, 3, 4, 5, 6, 7, 8}> () "
           "y = Conv (x, w)", {}),
     Graph("behind Identity", "v = Identity (w) y = Conv (x, v, b)", kinds="Conv"),
     Graph("behind Cast", "v = Cast <to = 1> (h) y = Conv (x, v)", {},
@@ -140,18 +142,22 @@ CONVERTED = [
     Graph("VALID", 'y = Conv <auto_pad = "VALID", strides = [2, 2]> (x, w)'),
     Graph("NOTSET", 'y = Conv <auto_pad = "NOTSET", pads = [1, 0, 0, 2]> (x, w)'),
     Graph("SAME, free sizes, no stride",
-          'g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { y = Conv <auto_pad = "SAME_UPPER"> (x, w) }'),
+          "g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { "
+          'y = Conv <auto_pad = "SAME_UPPER"> (x, w) }'),
     Graph("a Pad in front", "p = Pad (x, pads) y = Conv <pads = [1, 1, 1, 1]> (p, w)",
           given=of(pads=PADS_8), kinds="Conv"),
     Graph("a Pad in front, with axes and value",
           "p = Pad (x, pads, zero, axes) y = Conv (p, w)", kinds="Conv",
-          given=of(pads=np.array([2, 1, 0, 1]), zero=np.zeros((), np.float32), axes=np.array([-1, 2]))),
-    Graph("a Pad in front, opset 10", "p = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (x) y = Conv (p, w)",
+          given=of(pads=np.array([2, 1, 0, 1]), zero=np.zeros((), np.float32), axes=np.array([-1,
+          2]))),
+    Graph("a Pad in front, opset 10",
+          "p = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (x) y = Conv (p, w)",
           opset=10, kinds="Conv"),
     Graph("a Pad whose pads are computed", "d = Add (pads, pads) p = Pad (x, d) y = Conv (p, w)",
           given=of(pads=PADS_8), kinds="Conv"),
     Graph("a Pad of two layers", "p = Pad (x, pads) a = Conv (p, w) c = Conv (p, v) y = Add (a, c)",
-          of(w=(6, 4, 3, 3), v=(6, 4, 3, 3)), given=of(pads=PADS_8), layers=2, kinds="Conv Conv Add"),
+          of(w=(6, 4, 3, 3), v=(6, 4, 3, 3)), given=of(pads=PADS_8), layers=2,
+          kinds="Conv Conv Add"),
     Graph("a reflecting Pad stays", 'p = Pad <mode = "reflect"> (x, pads) y = Conv (p, w)',
           given=of(pads=PADS_8), kinds="Pad Conv"),
     Graph("a Pad of ones stays", "p = Pad (x, pads, one) y = Conv (p, w)", kinds="Pad Conv",
@@ -170,7 +176,8 @@ CONVERTED = [
           "a = Conv (x, w) y = BatchNormalization <epsilon = 0.1> (a, gain, shift, mean, var)",
           of(w=(6, 4, 3, 3)) | NORM, kinds="Conv"),
     Graph("BatchNormalization after ConvTranspose in groups",
-          "a = ConvTranspose <group = 2> (x, w, b) y = BatchNormalization (a, gain, shift, mean, var)",
+          "a = ConvTranspose <group = 2> (x, w, b) y = BatchNormalization (a, gain, shift, mean, "
+          "var)",
           of(w=(4, 3, 3, 3), b=(6,)) | NORM, kinds="ConvTranspose"),
     Graph("BatchNormalization after Gemm", ROWS.format(
           "a = Gemm (x, w, b) y = BatchNormalization (a, gain, shift, mean, var)"),
@@ -183,7 +190,8 @@ CONVERTED = [
     Graph("NHWC with a Pad and a turned weight", NHWC.format(
           "t = Transpose <perm = [0, 3, 1, 2]> (x) p = Pad (t, pads) "
           "v = Transpose <perm = [3, 2, 0, 1]> (w) a = Conv (p, v) "
-          "n = BatchNormalization (a, gain, shift, mean, var) y = Transpose <perm = [0, 2, 3, 1]> (n)"),
+          "n = BatchNormalization (a, gain, shift, mean, var) y = Transpose <perm = [0, 2, 3, 1]> "
+          "(n)"),
           of(w=(3, 3, 4, 6)) | NORM, of(x=(2, 9, 8, 4)), given=of(pads=PADS_8),
           kinds="Transpose Conv Transpose"),
     Graph("free sizes", "g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { y = Conv (x, w) }"),
@@ -198,7 +206,8 @@ CONVERTED = [
           f"g ({IMAGE}) => ({RESULT}, float[6, 4, 3, 3] v) {{ v = Neg (w) y = Conv (x, v, b) }}"),
     Graph("a weight that is listed as an input",
           f"g ({IMAGE}, float[6, 4, 3, 3] w) => ({RESULT}) {{ y = Conv (x, w) }}"),
-    Graph("a layer in a function", "y = own.block (x, w)", opset=19, kinds="Conv Relu", functions="""
+    Graph("a layer in a function", "y = own.block (x, w)", opset=19, kinds="Conv Relu",
+          functions="""
         <domain: "own", opset_import: ["" : 19]>
         block (x, w) => (y) { a = Conv <pads = [1, 1, 1, 1]> (x, w) y = Relu (a) }"""),
     Graph("a function that is called twice", "a = own.block (x, w) y = own.block (a, v)", SQUARE,
@@ -209,8 +218,10 @@ CONVERTED = [
           f"a = Conv (x, w, b) y = {BRANCHES.format('z = Relu (a)')} }}",
           feeds=of(x=(2, 4, 9, 8), which=(1,))),
     Graph("two inputs", f"g ({IMAGE}, float[N, 4, 9, 8] second) => ({RESULT}) {{ "
-          "s = Add (x, second) y = Conv (s, w, b) }", feeds=of(x=(2, 4, 9, 8), second=(2, 4, 9, 8))),
-    Graph("a kernel of zeros", "y = Conv (x, w)", {}, given=of(w=np.zeros((6, 4, 3, 3), np.float32))),
+          "s = Add (x, second) y = Conv (s, w, b) }", feeds=of(x=(2, 4, 9, 8), second=(2, 4, 9,
+          8))),
+    Graph("a kernel of zeros", "y = Conv (x, w)", {}, given=of(w=np.zeros((6, 4, 3, 3),
+          np.float32))),
 ]  # fmt: skip
 
 FED = f"g ({IMAGE}, float[6, 4, 3, 3] w) => ({RESULT}) {{ y = Conv (x, w) }}"
@@ -223,7 +234,8 @@ TWO = of(w=(6, 4, 3, 3), v=(6, 4, 3, 3))
 CHANGING = {
     "made of what is fed": "m = ReduceMean <keepdims = 0> (x) u = Mul (w, m)",
     "that is drawn": "u = RandomNormalLike <mean = 1.0, scale = 0.000001> (w)",
-    "of the shape of what is fed": "t = Shape (x) z = Cast <to = 1> (t) m = ReduceMax <keepdims = 0> (z) "
+    "of the shape of what is fed": "t = Shape (x) z = Cast <to = 1> (t) m = ReduceMax <keepdims = "
+    "0> (z) "
     "u = Div (w, m)",
 }
 CHOSEN = """c = If (which) <
@@ -261,10 +273,12 @@ INNER = [
 
 KEPT = [
     Graph("a weight that is fed", FED, {}, of(x=(2, 4, 9, 8), w=(6, 4, 3, 3)), 0, NOT_CONSTANT),
-    *(Graph(f"{op}, a weight {how}", f"{made} y = {op} (x, u)", SQUARE, layers=0, reason=NOT_CONSTANT)
+    *(Graph(f"{op}, a weight {how}", f"{made} y = {op} (x, u)", SQUARE, layers=0,
+          reason=NOT_CONSTANT)
       for op in ("Conv", "ConvTranspose") for how, made in CHANGING.items()),
     *(Graph(f"{op}, a weight that a subgraph chooses",
-            f"g ({IMAGE}, bool[1] which) => ({RESULT}) {{ {CHOSEN} y = {op} (x, c) }}", SQUARE, BOTH, 0,
+            f"g ({IMAGE}, bool[1] which) => ({RESULT}) {{ {CHOSEN} y = {op} (x, c) }}", SQUARE,
+            BOTH, 0,
             NOT_CONSTANT)
       for op in ("Conv", "ConvTranspose")),
     *(Graph(f"{op}, a weight of another's operator", f"u = own.half (w) y = {op} (x, u)", SQUARE,
@@ -280,7 +294,8 @@ KEPT = [
     Graph("Gemm, alpha, bias made of what is fed", ROWS.format(
           "m = ReduceMean <keepdims = 0> (x) c = Mul (b, m) y = Gemm <alpha = 0.5> (x, w, c)"),
           LINEAR, of(x=(3, 8)), 0, "its bias is not a constant"),
-    Graph("Gemm, transA", "g (float[8, N] x) => (float[N, 6] y) { y = Gemm <transA = 1> (x, w, b) }",
+    Graph("Gemm, transA",
+          "g (float[8, N] x) => (float[N, 6] y) { y = Gemm <transA = 1> (x, w, b) }",
           LINEAR, of(x=(8, 3)), 0, "its input is transposed (transA)"),
     Graph("stacks of matrices", "g (float[2, 5, 8] x) => (float[2, 5, 6] y) { y = MatMul (x, w) }",
           of(w=(2, 8, 6)), of(x=(2, 5, 8)), 0, "its weight is not a constant matrix"),
@@ -293,11 +308,13 @@ KEPT = [
     Graph("output_shape beyond the output", "y = ConvTranspose <strides = [2, 2], "
           "output_shape = [20, 18]> (x, w)", of(w=(4, 6, 3, 3)), layers=0,
           reason="its output_shape is larger than what it computes"),
-    Graph("depthwise 1x1", "y = Conv <group = 4> (x, w)", of(w=(4, 1, 1, 1)), layers=0, reason="it"),
+    Graph("depthwise 1x1", "y = Conv <group = 4> (x, w)", of(w=(4, 1, 1, 1)), layers=0,
+          reason="it"),
     *(Graph(f"{layer} in a branch", ANY.format(kind, ", bool[1] which", ONE_OF.format(kind, layer)),
             weights, of(x=x, which=(1,)), 0, INSIDE)
       for layer, kind, x, weights in INNER),
-    *(Graph(f"{layer} in a loop", ANY.format(kind, "", LOOP.format(kind, layer)), weights, of(x=x), 0,
+    *(Graph(f"{layer} in a loop", ANY.format(kind, "", LOOP.format(kind, layer)), weights, of(x=x),
+          0,
             INSIDE, given=of(times=np.array(2), go=np.array(True)))
       for layer, kind, x, weights in INNER),
     *(Graph(f"{layer} in a scan", ANY.format(kind, ", float[3, 1] rows", SCAN.format(kind, layer)),
@@ -323,7 +340,8 @@ KEPT = [
           "y = MatMul (d, v)"), {}, of(x=(3, 8)), 0, "it is quantized",
           given=of(q=INT8.reshape(-1)[:48].reshape(8, 6)) | SCALE),
     Graph("ConvInteger", "s = QuantizeLinear (x, scale, zero) c = ConvInteger (s, q, zero) "
-          "y = Cast <to = 1> (c)", {}, layers=0, reason="it is quantized", given=of(q=INT8) | SCALE),
+          "y = Cast <to = 1> (c)", {}, layers=0, reason="it is quantized", given=of(q=INT8)
+          | SCALE),
     Graph("MatMulInteger", ROWS.format("s = QuantizeLinear (x, scale, zero) "
           "c = MatMulInteger (s, q, zero) y = Cast <to = 1> (c)"), {}, of(x=(3, 8)), 0,
           "it is quantized", given=of(q=INT8.reshape(-1)[:48].reshape(8, 6)) | SCALE),
@@ -331,7 +349,8 @@ KEPT = [
           "c = QLinearConv (s, scale, zero, q, scale, zero, scale, zero) "
           "y = DequantizeLinear (c, scale, zero)", {}, layers=0, reason="it is quantized",
           given=of(q=INT8) | SCALE),
-    Graph("after NonZero", f"g ({IMAGE}) => (float[C, M] y) {{ i = NonZero (x) f = Cast <to = 1> (i) "
+    Graph("after NonZero",
+          f"g ({IMAGE}) => (float[C, M] y) {{ i = NonZero (x) f = Cast <to = 1> (i) "
           "t = Transpose (f) h = MatMul (t, w) y = Transpose (h) }", of(w=(4, 6)), layers=0,
           reason="the shape of its input depends on the data"),
 ]  # fmt: skip

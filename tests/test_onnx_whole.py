@@ -1,7 +1,6 @@
 """Whole conversions of ONNX files: several inputs, images, exporters, tuning, inspection."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,8 +14,7 @@ from PIL import Image
 import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import inspect
-from converter.networks import onnx_network, torch_import
-from converter.networks.normal_form import normal
+from converter.networks import torch_import
 from converter.networks.onnx_network import open_session
 from converter.networks.runtime import run
 from converter.planning.latency import LatencyTable
@@ -299,5 +297,3 @@ def test_without_the_package_the_command_to_install_it_is_told(trained, monkeypa
     options = ConvertConfig(form=("channel",), finetune=1, train=str(trained / "train.npz"))
     with pytest.raises(ConverterError, match=r"pip install 'flatconv\[onnx\]'"):
         converter.convert(trained / "net.onnx", None, options)
-
-
