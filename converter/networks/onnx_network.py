@@ -52,7 +52,7 @@ def load(path: Path, largest: int = LARGEST_FILE) -> ir.Model:
     if path.is_dir():
         raise ConverterError(f"{path} is a folder; name an .onnx file.")
     try:
-        model = ir.load(path)
+        model = ir.load(path.absolute())
         _check_locations(model, path)
         onnx.checker.check_model(str(path))
         _load_weights(model, 2**63 if external_bytes(model) < largest else SMALL_TENSOR)
@@ -90,7 +90,10 @@ def save(model: ir.Model, path: Path, largest: int = LARGEST_FILE) -> None:
 
 def size(model: ir.Model) -> int:
     """Bytes of the network as a file, weights included."""
-    return ir.to_proto(model).ByteSize() + external_bytes(model)
+    held = _held_bytes(model)
+    if held < LARGEST_FILE:
+        held = ir.to_proto(model).ByteSize()
+    return held + external_bytes(model)
 
 
 def external_bytes(model: ir.Model) -> int:
@@ -173,9 +176,8 @@ def open_session(
     """
     if isinstance(model, Path):
         return open_file(model, threads, provider)
-    proto = ir.to_proto(model)
-    if proto.ByteSize() < LARGEST_FILE:
-        content = proto.SerializeToString()
+    if _held_bytes(model) < LARGEST_FILE:
+        content = ir.to_proto(model).SerializeToString()
         return open_file(content, threads, provider, weights=weights_folder(model))
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder) / "network.onnx")
@@ -257,10 +259,20 @@ def attributes(node: ir.Node) -> dict[str, Any]:
     return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
+def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
+    """List the weights."""
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return [value.const_value for value in values if value.const_value is not None]
+
+
 def _external(model: ir.Model) -> list[ir.ExternalTensor]:
     """List the weights that are in files of their own."""
-    values = (value for graph in model.graphs() for value in graph.initializers.values())
-    return [v.const_value for v in values if isinstance(v.const_value, ir.ExternalTensor)]
+    return [tensor for tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)]
+
+
+def _held_bytes(model: ir.Model) -> int:
+    """Bytes of the weights that are in memory."""
+    return sum(t.nbytes for t in _tensors(model) if not isinstance(t, ir.ExternalTensor))
 
 
 def _load_weights(model: ir.Model, largest: int) -> None:
