@@ -97,7 +97,7 @@ def finetune(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
-    """Train a converted torch model further, toward its original.
+    """Train a converted network further, toward its original.
 
     Args:
         directory: What convert wrote.
@@ -156,14 +156,18 @@ def inspect(
     model: str,
     *,
     config: Config = ConvertConfig(),
+    gains: bool = False,
+    normal: Path | None = None,
     json: bool = False,
     verbose: Verbose = False,
 ) -> int:
-    """List a network's convolutions: shapes, cost, time, and what each could gain.
+    """List a network's convolutions: shapes, cost, time, and what each could gain, if known.
 
     Args:
         model: net.onnx, or package.module:factory (with --checkpoint).
         config: Options of the conversion.
+        gains: Time other forms, too, where no conversion or earlier call has: about a minute.
+        normal: Write the network as it is read here, for flatconv measure on another machine.
         json: Print the list as JSON.
         verbose: Show where an unexpected error came from.
     """
@@ -172,7 +176,7 @@ def inspect(
     from converter.delivery.tables import survey_table
 
     with _progress(json) as progress:
-        layers, table = run(model, config, progress=progress)
+        layers, table = run(model, config, gains=gains, normal=normal, progress=progress)
     _show(False, json, lambda: _dump(survey_dicts(layers, table)), survey_table(layers, table))
     return 0
 

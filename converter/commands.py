@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import onnx_ir as ir
 from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
@@ -47,19 +48,31 @@ def inspect(
     model: nn.Module | str | Path,
     config: ConvertConfig,
     *,
+    gains: bool = False,
+    normal: Path | None = None,
     progress: Progress = lambda stage, done: None,
 ) -> tuple[tuple[Layer, ...], LatencyTable]:
-    """List a network's convolutions, with their times as they are and in other forms.
+    """List a network's convolutions, with their times as they are and, if known, in other forms.
+
+    Args:
+        model: As for ``converter.convert``.
+        config: Options.
+        gains: Whether other forms are timed if they are not known yet, which takes much longer.
+        normal: Where to write the network as it was read, or None; ``flatconv measure`` on
+            another machine sees the same layers in it.
+        progress: Called with a stage and the share of it that is done.
 
     Raises:
-        ConverterError: As ``converter.convert``.
+        ConverterError: As ``converter.convert``, or when ``normal`` cannot be written.
     """
     config = check_options(config)
     progress("loading", 0.0)
     source = open_source(model, None, config, None)
     layers = list_layers(source, config)
     progress("loading", 1.0)
-    return layers, latency_table(source, layers, config, progress)
+    if normal is not None:
+        _write(source.network, normal)
+    return layers, latency_table(source, layers, config, progress, gains)
 
 
 def compare(
@@ -118,10 +131,16 @@ def export(
     problem = check_graph(network)
     if problem:
         raise ConverterError(f"{folder / 'model.onnx'} cannot be exported. {problem}")
+    _write(network, target)
+    progress("exporting", 1.0)
+
+
+def _write(network: ir.Model, target: Path) -> None:
+    """Write a network, whole or not at all; with its weights beside it if it is too large."""
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             onnx_network.save(network, Path(scratch) / target.name)
-            (Path(scratch) / target.name).replace(target)
+            for written in sorted(Path(scratch).iterdir(), reverse=True):  # the network last
+                written.replace(target.with_name(written.name))
     except OSError as error:
         raise ConverterError(f"{target} cannot be written: {error}.") from None
-    progress("exporting", 1.0)

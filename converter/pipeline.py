@@ -14,7 +14,7 @@ from torch import nn
 from converter.config import ConvertConfig, parse_shapes
 from converter.data import Data
 from converter.delivery.budget import Found, Solved, find_plan
-from converter.delivery.check import check, check_graph, check_twin
+from converter.delivery.check import check, check_graph, check_same, check_twin
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.correct import SOLVED_AGAIN, correct
 from converter.delivery.report import LayerRow, Report, layer_rows
@@ -25,7 +25,13 @@ from converter.kernels.conv import Chain
 from converter.kernels.form import relative_error
 from converter.kernels.forms import find_form
 from converter.kernels.metric import Metric
-from converter.networks import onnx_network, runtime, torch_export, torch_network
+from converter.networks import (
+    onnx_network,
+    runtime,
+    torch_export,
+    torch_import,
+    torch_network,
+)  # fmt: skip
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.source import (
     Source,
@@ -104,7 +110,7 @@ def convert(
     if config.finetune and not config.train and source.calib is None:
         raise ConverterError("--finetune needs inputs to train on; give --train.")
     if config.finetune and source.module is None:
-        raise ConverterError("--finetune needs a torch model; name a factory, not an ONNX file.")
+        trainable(source.network, source, config)
     layers = list_layers(source, config)
     found = decide(source, layers, config, evaluate, progress)
     conversion = carried_out(source, layers, found, config, progress)
@@ -131,7 +137,7 @@ def finetune(
     """Train the network in an output folder further, toward its original.
 
     Args:
-        directory: What ``Result.save`` wrote, from a torch model with a factory.
+        directory: What ``Result.save`` wrote, from an ONNX network or a torch model with a factory.
         progress: Called with a stage and the share of it that is done.
         command: Written into the report.
         changes: Fields of ``ConvertConfig`` other than those of the conversion: ``train``,
@@ -143,7 +149,7 @@ def finetune(
     folder = Path(directory)
     origin, plan = read_origin(folder), read_plan(folder / "plan.json")
     student = load(folder)
-    if not isinstance(student, nn.Module) or "factory" not in origin:
+    if isinstance(student, nn.Module) and "factory" not in origin:
         raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")
     config = check_options(replace(read_config(folder), **changes, plan=None))
     network = onnx_network.load(folder / "original.onnx")
@@ -153,10 +159,16 @@ def finetune(
     shapes = dict(plan.input_shapes) | shapes
     further = tuple(shapes | other for other in more)
     train, scored = read_named_data(spec, config)
-    source = Source(network, student, spec, shapes, further, calib, train, scored, origin)
-    module = fine_tune(student, source, config, progress)
-    converted = export_tuned(module, source, config)
-    problem = check_graph(converted) or check_twin(module, converted, samples(source, config.seed))
+    module = student if isinstance(student, nn.Module) else None
+    source = Source(network, network, module, spec, shapes, further, calib, train, scored, origin)
+    if module is None:
+        converted = tuned(onnx_network.load(folder / "model.onnx"), source, config, progress)
+        problem = check_graph(converted)
+    else:
+        module = fine_tune(module, source, config, progress)
+        converted = export_tuned(module, source, config)
+        problem = check_graph(converted)
+        problem = problem or check_twin(module, converted, samples(source, config.seed))
     rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
     conversion = Conversion(plan, rows, converted, module, problem)
     return prove(source, conversion, config, None, command, progress)
@@ -235,9 +247,12 @@ def carried_out(
     plan, chains, errors = found.solved.plan, found.solved.chains, found.solved.errors
     if not chains:
         rows = layer_rows(layers, plan, {}, {}, found.table)
-        return Conversion(plan, rows, source.network, source.module, found.problem, found.budget)
+        return Conversion(plan, rows, source.original, source.module, found.problem, found.budget)
     converted, module = found.solved.network, None
-    problem = check(source.network, converted, layers, chains, samples(source, config.seed))
+    problem = check_same(source.original, source.network, samples(source, config.seed))
+    problem = problem or check(
+        source.network, converted, layers, chains, samples(source, config.seed)
+    )
     if source.module is not None:
         module = torch_network.apply(source.module, layers, chains)
         if config.finetune:
@@ -246,6 +261,10 @@ def carried_out(
             converted = export_tuned(module, source, config)
             problem = problem or check_graph(converted)
         problem = problem or check_twin(module, converted, samples(source, config.seed))
+    elif config.finetune:
+        converted = tuned(converted, source, config, progress)
+        errors = {}
+        problem = problem or check_graph(converted)
     return Conversion(
         plan,
         layer_rows(layers, plan, chains, errors, found.table),
@@ -319,6 +338,25 @@ def fine_tune(
     )
 
 
+def trainable(network: ir.Model, source: Source, config: ConvertConfig) -> nn.Module:
+    """Give an ONNX network as a torch model that computes the same.
+
+    Raises:
+        ConverterError: When there is no such model.
+    """
+    module = torch_import.to_torch(network)
+    problem = check_twin(module, network, samples(source, config.seed))
+    if problem:
+        raise ConverterError(f"The network cannot be fine-tuned as ONNX. {problem}")
+    return module
+
+
+def tuned(network: ir.Model, source: Source, config: ConvertConfig, progress: Progress) -> ir.Model:
+    """Fine-tune an ONNX network: as a torch model, whose weights are put back."""
+    module = fine_tune(trainable(network, source, config), source, config, progress)
+    return torch_import.with_weights(network, module)
+
+
 def export_tuned(module: nn.Module, source: Source, config: ConvertConfig) -> ir.Model:
     """Export a tuned model with the free axes of the original."""
     return torch_export.export(module, examples(source, config.seed, 1), free_axes(source.inputs))
@@ -333,8 +371,9 @@ def prove(
     progress: Progress,
 ) -> Result:
     """Race original and converted, score them on ``--eval`` (else the sample inputs), report."""
+    onnx_network.release(source.original.graph.initializers.values())
     comparison = compare_models(
-        {"original": source.network, "converted": conversion.network},
+        {"original": source.original, "converted": conversion.network},
         data=source.eval or source.calib,
         evaluate=evaluate,
         shapes=source.shapes,
@@ -348,7 +387,7 @@ def prove(
     frontier = None
     if conversion.frontier:
         frontier = compare_models(
-            {"original": source.network, **conversion.frontier},
+            {"original": source.original, **conversion.frontier},
             data=source.eval or source.calib, evaluate=evaluate, shapes=source.shapes,
             threads=config.threads, provider=config.provider, batch_size=config.batch_size,
             seed=config.seed, progress=lambda stage, done: progress(f"frontier: {stage}", done),
@@ -374,7 +413,7 @@ def prove(
         plan=conversion.plan,
         comparison=comparison,
         report=report,
-        original=source.network,
+        original=source.original,
         converted=conversion.network,
         origin=source.origin,
     )

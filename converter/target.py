@@ -47,7 +47,8 @@ def measure_file(
         content = Path(path).read_bytes()
     except OSError as error:
         raise ConverterError(f"{path} cannot be read: {error}.") from None
-    spec = light.inputs(light.parse(content, str(path)))
+    folder = Path(path).resolve().parent
+    spec = light.inputs(light.parse(content, str(path), folder))
     shapes, *_ = parse_shapes(input_shape, list(spec))
     if batch_size is not None:
         for name, (known, _) in spec.items():
@@ -60,6 +61,7 @@ def measure_file(
         shapes,
         threads=threads,
         provider=provider,
+        weights=folder,
         progress=lambda done: progress("measuring", done),
     )
     scratch = target.with_name(f".{target.name}.partial")

@@ -14,9 +14,10 @@ kernels.taps kernels.conv kernels.metric
 kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker
 kernels.form kernels.forms
 networks.nodes networks.runtime networks.light networks.onnx_network
-networks.outputs networks.onnx_rewrite networks.segments networks.survey
+networks.normal_form networks.outputs networks.onnx_rewrite networks.segments networks.survey
 networks.surroundings networks.checkpoint
-networks.torch_modules networks.torch_export networks.torch_network networks.source
+networks.torch_modules networks.torch_export networks.torch_network networks.torch_import
+networks.source
 planning.ladder planning.latency planning.profile planning.calibrate planning.measure
 planning.candidates planning.plan planning.cache planning.solve
 planning.options planning.judge planning.sensitivity planning.knapsack

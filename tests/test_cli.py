@@ -326,7 +326,6 @@ OPTIONS = {
     "no sample": ("--samples 0", "--samples must be at least 1"),
     "no learning": ("--lr 0", "--lr must be a number above 0"),
     "tuning without data": ("--finetune 1", "give --train"),
-    "tuning an ONNX file": ("--rank conv1=4 --finetune 1 --train data.npz", "needs a torch model"),
 }
 FACTORIES = {
     "missing checkpoint": ("--checkpoint missing.pt", "missing.pt does not exist"),
@@ -426,13 +425,6 @@ def test_an_unexpected_error_is_one_sentence_too(place, monkeypatch, command):
     assert_refused(outcome, "unexpected ZeroDivisionError: nobody saw this coming", "-v")
     status, _, err = flatconv(*command, "-v")
     assert status == 2 and "Traceback" in err and err.splitlines()[-1] == outcome[2].strip()
-
-
-def test_finetune_needs_a_factory(out):
-    options = ("--form", "channel", "-q")
-    assert flatconv("convert", "net.onnx", "-o", out, *options)[0] == 0
-    outcome = flatconv("finetune", out, "--train", "data.npz", "--epochs", "1", "-q")
-    assert_refused(outcome, "was not made from a factory")
 
 
 # in a process of its own

@@ -548,9 +548,9 @@ def test_inspecting_lists_the_layers(place):
     ]
 
 
-def test_an_onnx_file_cannot_be_tuned(place):
-    with pytest.raises(ConverterError, match="needs a torch model"):
-        converter.convert("net.onnx", None, ConvertConfig(finetune=1, train="calib.npz"))
+def test_a_model_without_a_factory_cannot_be_tuned_further(from_module):
+    with pytest.raises(ConverterError, match="was not made from a factory"):
+        converter.finetune(from_module.folder, train="calib.npz", finetune=1)
 
 
 @pytest.mark.parametrize(

@@ -127,14 +127,15 @@ def test_a_ladder_climbs_in_blocks_and_saves_something(path, block):
             assert ranks == sorted(set(ranks))
 
 
-def test_a_shared_or_computed_weight_stays():
+def test_a_computed_weight_is_not_read():
     graph = """g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] z) {
         a = Conv <pads = [1, 1, 1, 1]> (x, w)
-        z = Conv <pads = [1, 1, 1, 1]> (a, w)
+        v = Relu (w)
+        z = Conv <pads = [1, 1, 1, 1]> (a, v)
     }"""
     model = light.parse(from_text(graph, w=noise(16, 16, 3, 3)).SerializeToString(), "net")
     places = profile.find_places(model, {"x": noise(1, 16, 8, 8)})
-    assert [place.conv for place in places] == [None, None]
+    assert [place.output for place in places] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -146,12 +147,20 @@ def test_what_is_no_network_is_refused(content, words):
         profile.measure(content, "net.onnx", {})
 
 
-def test_weights_elsewhere_are_refused(path, tmp_path):
+def test_weights_elsewhere_are_found_beside_the_file_and_nowhere_else(path, tmp_path):
     model = onnx.load(path)
-    onnx.save(model, tmp_path / "apart.onnx", save_as_external_data=True, size_threshold=0)
+    apart = tmp_path / "apart.onnx"
+    onnx.save(model, apart, save_as_external_data=True, size_threshold=512)
+    spec = light.inputs(light.parse(apart.read_bytes(), "apart", tmp_path))
+    feeds = {name: noise(*[size or 1 for size in shape]) for name, (shape, _) in spec.items()}
     with pytest.raises(ConverterError, match="in another file"):
-        measure_file(tmp_path / "apart.onnx", tmp_path / "latency.json")
-    assert not (tmp_path / "latency.json").exists()
+        light.parse(apart.read_bytes(), "apart.onnx")
+    parsed = light.parse(apart.read_bytes(), "apart.onnx", tmp_path)
+    found = profile.find_places(parsed, feeds, tmp_path)
+    whole = light.parse(path.read_bytes(), "net.onnx")
+    assert [place.kernel for place in found] == [
+        place.kernel for place in profile.find_places(whole, feeds)
+    ]
 
 
 def test_a_free_size_is_asked_for(tmp_path):

@@ -30,12 +30,12 @@ from converter.kernels.conv import Chain
 from converter.kernels.form import Rank, skeleton
 from converter.kernels.forms import find_form
 from converter.networks import light
-from converter.networks.onnx_network import open_session
+from converter.networks.onnx_network import open_session, weights_folder
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.runtime import cpu_model
 from converter.networks.source import Source
 from converter.networks.survey import Layer
-from converter.planning.cache import content, remembered_text
+from converter.planning.cache import content, recall_text, remembered_text
 from converter.planning.calibrate import enough_patches, patch_size, second_moments
 from converter.planning.judge import Judge
 from converter.planning.latency import LatencyTable
@@ -208,9 +208,20 @@ def find_plan(
 
 
 def latency_table(
-    source: Source, layers: Sequence[Layer], config: ConvertConfig, progress: Progress
+    source: Source,
+    layers: Sequence[Layer],
+    config: ConvertConfig,
+    progress: Progress,
+    others: bool = True,
 ) -> LatencyTable:
     """Read the times of the layers from ``--latency``, or from the cache, or measure them.
+
+    Args:
+        source: The network.
+        layers: Of the network.
+        config: Options.
+        progress: Called with a stage and the share of it that is done.
+        others: Whether other forms are timed too if they are not known yet.
 
     Raises:
         ConverterError: When the file is no table of this network.
@@ -228,19 +239,24 @@ def latency_table(
         except ConverterError as error:
             raise ConverterError(f"{config.latency} cannot be used. {error}") from None
     network = ir.to_proto(source.network).SerializeToString()
+    folder = weights_folder(source.network)
     shapes = timed_shapes(source, config)
     key = content(
-        light.skeleton(light.parse(network, "The network")), sorted(shapes.items()),
+        light.skeleton(light.parse(network, "The network", folder)), sorted(shapes.items()),
         cpu_model(), onnxruntime.__version__, config.threads, config.provider,
     )  # fmt: skip
 
-    def taken() -> str:
+    def taken(others: bool = True) -> str:
         return measure(
             network, "The network", shapes, threads=config.threads, provider=config.provider,
-            progress=lambda done: progress("measuring", done),
+            weights=folder, others=others, progress=lambda done: progress("measuring", done),
         ).to_json()  # fmt: skip
 
-    return LatencyTable.from_json(remembered_text(config.cache_folder(), key, taken))
+    cache = config.cache_folder()
+    if not others:
+        known = None if cache is None else recall_text(cache, key)
+        return LatencyTable.from_json(known or taken(others=False))
+    return LatencyTable.from_json(remembered_text(cache, key, taken))
 
 
 def timed_shapes(source: Source, config: ConvertConfig) -> dict[str, tuple[int, ...]]:

@@ -12,8 +12,9 @@ from torch import nn
 
 from converter.errors import ConverterError, first_line
 from converter.kernels.conv import Chain
-from converter.networks.onnx_network import Arrays, observe, open_session
+from converter.networks.onnx_network import Arrays, observe, open_session, without_files
 from converter.networks.onnx_rewrite import replace_weights
+from converter.networks.outputs import varying
 from converter.networks.runtime import run
 from converter.networks.survey import Layer
 from converter.networks.torch_export import flat_outputs, forward
@@ -79,10 +80,32 @@ def check(
     return None
 
 
+def check_same(original: ir.Model, network: ir.Model, samples: Mapping[str, Arrays]) -> str | None:
+    """Hold a network in normal form against what it was made of, by outputs of fixed shape.
+
+    Returns:
+        The sentence that says by how much they differ, or None.
+    """
+    unstable = varying(original)
+    for what, feeds in samples.items():
+        expected, got = (run(open_session(model), feeds) for model in (original, network))
+        for name in expected.keys() - unstable:
+            error = difference(expected[name], got[name])
+            if not error <= tolerance(expected[name]):
+                return (
+                    f"The network as it was read differs from the file by {error:.1e} on {what}, "
+                    f"at output {name}."
+                )
+    return None
+
+
 def check_graph(model: ir.Model) -> str | None:
-    """Run ONNX's checker with full shape inference; return what it found, or None."""
+    """Run ONNX's checker with full shape inference; return what it found, or None.
+
+    Weights in files of their own are checked as inputs of their types and shapes.
+    """
     try:
-        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        onnx.checker.check_model(ir.to_proto(without_files(model)), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return f"The rewritten network is not valid ONNX: {first_line(error)}"
     return None

@@ -15,7 +15,8 @@ import onnxruntime
 
 from converter.data import Data, conform, random_data
 from converter.errors import ConverterError, root_line
-from converter.networks.onnx_network import Arrays, inputs, open_session
+from converter.networks.normal_form import normal
+from converter.networks.onnx_network import Arrays, inputs, open_session, size
 from converter.networks.outputs import comparable, exposing
 from converter.networks.runtime import cpu_model, run
 from converter.networks.source import example_shapes
@@ -146,7 +147,9 @@ def compare_models(
         raise ConverterError("The networks differ in the number of their outputs.")
     shapes = example_shapes(reference, shapes or {}, data)
     dtypes = {i.name: i.dtype for i in reference}
-    sessions = [open_session(model, threads, provider) for model in models.values()]
+    distinct = {id(model): model for model in models.values()}
+    opened = {key: open_session(m, threads, provider) for key, m in distinct.items()}
+    sessions = [opened[id(model)] for model in models.values()]
     insisted = next((b for s in sessions if (b := fixed_batch(s))), None)
     batch_size = insisted or batch_size or next(iter(shapes.values()))[0]
     noise = random_data(shapes, dtypes, max(RANDOM_EXAMPLES, batch_size), seed)
@@ -178,13 +181,16 @@ def compare_models(
     accuracies = [s.accuracy for s in scores]
     if evaluate is not None:
         accuracies = [evaluated(evaluate, session) for session in sessions]
+    del opened, sessions, scored  # what counts opens others, and a network may be large
     single = noise.read(np.arange(insisted or 1))
     figures = [
         Figures(
             name=name,
             params=count_params(model),
-            macs=count_macs(model, dict(zip((i.name for i in specs[name]), single.values()))),
-            bytes=ir.to_proto(model).ByteSize(),
+            macs=count_macs(
+                normal(model), dict(zip((i.name for i in specs[name]), single.values()))
+            ),
+            bytes=size(model),
             latency_ms=outcome.latency_ms[n],
             accuracy=accuracies[n],
             speedup=outcome.speedup[n],

@@ -15,7 +15,7 @@ from converter.data import Data
 from converter.kernels.conv import Chain, Conv, assemble
 from converter.kernels.form import RIDGE, Form, Rank, decompose, last_features
 from converter.kernels.metric import Metric
-from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_shapes
+from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_shapes, written
 from converter.networks.segments import Walk, advance, cut
 from converter.networks.surroundings import Surroundings, surroundings
 from converter.networks.survey import Layer
@@ -122,8 +122,8 @@ def correct(
     walk = cut(network, [layer.output for layer in todo])
     images = _batches(network, walk, data, batch_size, memory / 2, seed)
     key = content(
-        walk.model.SerializeToString(), [list(feeds.items()) for feeds in images],
-        seed, device, memory, threads, batch_size,
+        walk.model.SerializeToString(), *written(network),
+        [list(feeds.items()) for feeds in images], seed, device, memory, threads, batch_size,
     )  # fmt: skip
     chains: dict[str, Chain] = {}
     errors: dict[str, float] = {}

@@ -22,11 +22,13 @@ from converter.delivery.page import report_html
 from converter.delivery.report import LayerRow, Report
 from converter.errors import ConverterError, first_line
 from converter.networks import onnx_network, torch_export, torch_network
+from converter.networks.onnx_network import WEIGHTS_SUFFIX
 from converter.planning.plan import Plan, read_plan
 
 OUTPUTS = (
     "original.onnx", "model.onnx", "plan.json", "report.json", "report.html",
     "source.json", "model.safetensors", "model.pt2",
+    f"original.onnx{WEIGHTS_SUFFIX}", f"model.onnx{WEIGHTS_SUFFIX}",
 )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def layer_cells(row: LayerRow) -> list[str]:
 
 
 def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType:
-    """Draw a network's convolutions, one row each, with what each could gain."""
+    """Draw a network's convolutions, one row each, with what each could gain if that is known."""
     drawn = Table(box=None, header_style="bold", pad_edge=False)
     times = {layer.output: layer for layer in table.layers}
     headings = ("layer", "kernel", "stride", "groups", "input", "params", "MACs", "ms", "share")
@@ -126,10 +126,11 @@ def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType
             _count(layer.macs),
             f"{timed.ms:.3f}" if timed else "",
             f"{timed.ms / table.ms:.1%}" if timed else "",
-            "" if layer.reason or timed is None else _gain(layer, timed),
+            "" if layer.reason or timed is None or not timed.options else _gain(layer, timed),
             f"kept: {layer.reason}" if layer.reason else "",
         )
-    return Group(drawn, Text(_table_line(table), style="dim"))
+    hint = "" if any(timed.options for timed in table.layers) else " --gains times other forms."
+    return Group(drawn, Text(_table_line(table) + hint, style="dim"))
 
 
 def times_table(table: LatencyTable) -> RenderableType:

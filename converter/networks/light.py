@@ -7,6 +7,7 @@ kept as it is (field numbers: onnx.proto3 of github.com/onnx/onnx).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,13 @@ def _messages() -> dict[str, Any]:
 MESSAGES = _messages()
 
 
-def parse(content: bytes, name: str) -> Message:
+def parse(content: bytes, name: str, folder: Path | None = None) -> Message:
     """Read a network.
+
+    Args:
+        content: An ONNX file.
+        name: Of the file.
+        folder: Of the files that hold its weights, or None.
 
     Raises:
         ConverterError: When ``content`` is no ONNX file, or keeps its weights elsewhere.
@@ -122,7 +128,7 @@ def parse(content: bytes, name: str) -> Message:
         raise ConverterError(f"{name} is not a valid ONNX file.") from None
     if not model.graph.output:
         raise ConverterError(f"{name} is not a valid ONNX file: its graph has no outputs.")
-    if any(tensor.data_location == EXTERNAL for tensor in model.graph.initializer):
+    if folder is None and any(t.data_location == EXTERNAL for t in model.graph.initializer):
         raise ConverterError(f"{name} keeps its weights in another file; save it as one file.")
     return model
 

@@ -124,6 +124,15 @@ def read_conv(
     group = attributes.get("group")
     groups = group if isinstance(group, int) and group else 1
     transposed = op == "ConvTranspose"
+    extra = ints("output_padding", [0] * axes)
+    if transposed and (auto_pad.startswith("SAME") or "output_shape" in attributes):
+        wanted = ints("output_shape", [n * s for n, s in zip(size, stride)])
+        padding = tuple(
+            _cut_to(o, (n - 1) * s + d * (k - 1) + 1 + e, upper=auto_pad == "SAME_UPPER")
+            for o, n, k, s, d, e in zip(
+                wanted[-axes:], size, kernel.shape[2:], stride, dilation, extra
+            )
+        )
     return Conv(
         kernel=turned(kernel, groups) if transposed else kernel,
         bias=bias,
@@ -164,6 +173,13 @@ def read_linear(attributes: Attributes, weight: np.ndarray, bias: np.ndarray | N
 def _same_padding(n: int, k: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:
     """ONNX's SAME_UPPER and SAME_LOWER: output ceil(n / stride), the odd pixel last or first."""
     total = max((math.ceil(n / stride) - 1) * stride + dilation * (k - 1) + 1 - n, 0)
+    small, large = total // 2, total - total // 2
+    return (small, large) if upper else (large, small)
+
+
+def _cut_to(wanted: int, whole: int, upper: bool) -> tuple[int, int]:
+    """What a transposed convolution cuts off for an output of size ``wanted``; the odd one."""
+    total = max(whole - wanted, 0)
     small, large = total // 2, total - total // 2
     return (small, large) if upper else (large, small)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,11 @@ from converter.errors import ConverterError, first_line
 from converter.networks.runtime import open_file, run
 
 LARGEST_BATCH = 64
+# A protobuf message must stay below 2 GB. Weights that take more stay in files of their own, from
+# where they are mapped into memory and shared by all copies of a network.
+LARGEST_FILE = 2 * 10**9
+WEIGHTS_SUFFIX = ".data"
+SMALL_TENSOR = 4096  # bytes up to which a tensor may say a shape, and is read in any case
 
 
 @dataclass(frozen=True)
@@ -29,20 +36,28 @@ class Input:
     dtype: np.dtype
 
 
-def load(path: Path) -> ir.Model:
+def load(path: Path, largest: int = LARGEST_FILE) -> ir.Model:
     """Read and check an ONNX file.
 
+    Args:
+        path: The file.
+        largest: Bytes of weights in files of their own from which on they stay there, mapped.
+
     Raises:
-        ConverterError: When ``path`` is not a readable, valid ONNX file.
+        ConverterError: When ``path`` is not a readable, valid ONNX file, or names weights outside
+            of its folder.
     """
     if not path.exists():
         raise ConverterError(f"{path} does not exist.")
     if path.is_dir():
         raise ConverterError(f"{path} is a folder; name an .onnx file.")
     try:
+        model = ir.load(path.absolute())
+        _check_locations(model, path)
         onnx.checker.check_model(str(path))
-        model = ir.load(path)
-        ir.external_data.load_to_model(model)
+        _load_weights(model, 2**63 if external_bytes(model) < largest else SMALL_TENSOR)
+    except ConverterError:
+        raise
     except (
         DecodeError, onnx.checker.ValidationError, ValueError, KeyError, TypeError, RuntimeError,
     ) as error:  # fmt: skip
@@ -57,9 +72,67 @@ def load(path: Path) -> ir.Model:
     return model
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Write ``model`` to ``path``, weights inside."""
-    ir.save(model, path)
+def save(model: ir.Model, path: Path, largest: int = LARGEST_FILE) -> None:
+    """Write ``model`` to ``path``, weights inside; beside it in ``path.data`` if it is too large.
+
+    Args:
+        model: Left as it is.
+        path: The file.
+        largest: Bytes from which on a network is too large.
+    """
+    if size(model) < largest:
+        ir.save(ir.external_data.load_to_model(model.clone()), path)
+        return
+    # clones share tensors: writing sets those of the clone alone to the new file
+    ir.save(model.clone(), path, external_data=f"{path.name}{WEIGHTS_SUFFIX}")
+    release(model.graph.initializers.values())
+
+
+def size(model: ir.Model) -> int:
+    """Bytes of the network as a file, weights included."""
+    held = _held_bytes(model)
+    if held < LARGEST_FILE:
+        held = ir.to_proto(model).ByteSize()
+    return held + external_bytes(model)
+
+
+def external_bytes(model: ir.Model) -> int:
+    """Bytes of the weights that are in files of their own."""
+    return sum(tensor.nbytes for tensor in _external(model))
+
+
+def weights_folder(model: ir.Model) -> Path | None:
+    """Give the folder of the files that hold weights, or None where all are in memory."""
+    return next((Path(tensor.base_dir).resolve() for tensor in _external(model)), None)
+
+
+def written(model: ir.Model) -> list[tuple[str, int]]:
+    """Say which files hold weights, and when they were written last (nanoseconds)."""
+    paths = sorted({str(Path(tensor.path).resolve()) for tensor in _external(model)})
+    return [(path, Path(path).stat().st_mtime_ns) for path in paths]
+
+
+def without_files(model: ir.Model) -> ir.Model:
+    """Return the network with weights in files of their own as inputs of the same type."""
+    elsewhere = _external(model)
+    if not elsewhere:
+        return model
+    copy = model.clone()
+    for tensor in elsewhere:
+        value = copy.graph.initializers.pop(str(tensor.name), None)
+        if value is not None and value not in copy.graph.inputs:
+            value.const_value = None
+            copy.graph.inputs.append(value)
+    return copy
+
+
+def release(values: Iterable[ir.Value]) -> None:
+    """Give back the memory of mapped weights; they are read again when they are needed."""
+    for tensor in (value.const_value for value in values):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        if isinstance(tensor.raw, mmap.mmap) and hasattr(tensor.raw, "madvise"):
+            tensor.raw.madvise(mmap.MADV_DONTNEED)
 
 
 def inputs(model: ir.Model) -> tuple[Input, ...]:
@@ -101,8 +174,14 @@ def open_session(
     Raises:
         ConverterError: When the provider is not there or onnxruntime cannot run the network.
     """
-    source = model if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
-    return open_file(source, threads, provider)
+    if isinstance(model, Path):
+        return open_file(model, threads, provider)
+    if _held_bytes(model) < LARGEST_FILE:
+        content = ir.to_proto(model).SerializeToString()
+        return open_file(content, threads, provider, weights=weights_folder(model))
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, Path(folder) / "network.onnx")
+        return open_file(Path(folder) / "network.onnx", threads, provider)
 
 
 def observe(model: ir.Model, names: Iterable[str], feeds: Mapping[str, np.ndarray]) -> Arrays:
@@ -119,8 +198,7 @@ def observe_batches(
     model: ir.Model,
     names: Sequence[str],
     data: Data,
-    batch_size: int | None,
-    memory: float,
+    batch_size: int,
     threads: int,
 ) -> Iterator[tuple[float, Arrays]]:
     """Run ``model`` over ``data`` once and give inner tensors, batch by batch.
@@ -129,25 +207,18 @@ def observe_batches(
         model: The network.
         names: Tensors wanted.
         data: Its inputs.
-        batch_size: The batch size that the network insists on, or None.
-        memory: Bytes that the tensors of one batch may take.
+        batch_size: Examples in a batch; the last may have fewer.
         threads: Of onnxruntime.
 
     Yields:
-        The share of the data that is done, and the tensors by name; where the network insists
-        on a batch size, an incomplete last batch is left out.
+        The share of the data that is done, and the tensors by name.
     """
     copy = model.clone()
     values = _values(copy)
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in names)
     session = open_session(copy, threads)
-    first = run(session, data.read(np.arange(batch_size or 1) % data.count))
-    each = sum(array.nbytes for array in first.values()) / (batch_size or 1)
-    size = batch_size or int(min(max(memory / max(each, 1), 1), LARGEST_BATCH))
-    for indices, feeds in data.batches(size):
-        if batch_size and len(indices) != batch_size:
-            break
+    for indices, feeds in data.batches(batch_size):
         yield (int(indices[-1]) + 1) / data.count, run(session, feeds)
 
 
@@ -178,9 +249,50 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+def standard(node: ir.Node) -> bool:
+    """Tell an operator of ONNX from one of the same name by somebody else."""
+    return node.domain in ("", "ai.onnx")
+
+
 def attributes(node: ir.Node) -> dict[str, Any]:
     """Give a node's attributes as plain values."""
     return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
+    """List the weights."""
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return [value.const_value for value in values if value.const_value is not None]
+
+
+def _external(model: ir.Model) -> list[ir.ExternalTensor]:
+    """List the weights that are in files of their own."""
+    return [tensor for tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)]
+
+
+def _held_bytes(model: ir.Model) -> int:
+    """Bytes of the weights that are in memory."""
+    return sum(t.nbytes for t in _tensors(model) if not isinstance(t, ir.ExternalTensor))
+
+
+def _load_weights(model: ir.Model, largest: int) -> None:
+    """Read weights of at most ``largest`` bytes each from files of their own."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= largest:
+                (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
+
+
+def _check_locations(model: ir.Model, path: Path) -> None:
+    """Refuse weights in files outside of the network's folder."""
+    home = path.parent.resolve()
+    for tensor in _external(model):
+        if not (home / tensor.location).resolve().is_relative_to(home):
+            raise ConverterError(
+                f"{path} names weights outside of its folder ({tensor.location}); put them beside "
+                "it and save it again."
+            )
 
 
 def _values(model: ir.Model) -> dict[str, ir.Value]:

@@ -12,6 +12,8 @@ import onnxruntime
 
 from converter.errors import ConverterError, first_line
 
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
 
 def check_provider(provider: str) -> None:
     """Check that onnxruntime has an execution provider.
@@ -33,6 +35,7 @@ def open_file(
     *,
     profile: Path | None = None,
     optimized: Path | None = None,
+    weights: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a network; denormals are flushed to zero.
 
@@ -42,6 +45,7 @@ def open_file(
         provider: Its execution provider.
         profile: Beginning of the name of the file to profile into, or None.
         optimized: Where to write the network as the runtime optimized it, or None.
+        weights: Folder of the files that hold weights, for a ``source`` that is content; or None.
 
     Raises:
         ConverterError: When the provider is not there or onnxruntime cannot run the network.
@@ -56,6 +60,8 @@ def open_file(
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if weights is not None:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(weights))
     content = str(source) if isinstance(source, Path) else source
     try:
         return onnxruntime.InferenceSession(content, options, providers=[provider])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from converter.kernels.conv import Chain
-from converter.networks.onnx_network import Arrays, open_session
+from converter.networks.onnx_network import Arrays, open_session, weights_folder
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.runtime import run
 
@@ -37,10 +38,12 @@ class Walk:
     Attributes:
         segments: In order; what follows the last cut is left out.
         model: The network, for its weights and operator sets.
+        folder: Of the files that hold weights, or None where all are in ``model``.
     """
 
     segments: tuple[Segment, ...]
     model: onnx.ModelProto = dataclasses.field(repr=False)
+    folder: Path | None = None
 
     @property
     def values(self) -> list[str]:
@@ -66,7 +69,7 @@ def cut(model: ir.Model, marks: Sequence[str]) -> Walk:
         after = tuple(name for name in known if last_use.get(name, -1) >= end)
         segments.append(Segment(tuple(nodes[start:end]), alive, after))
         start, alive = end, after
-    return Walk(tuple(segments), proto)
+    return Walk(tuple(segments), proto, weights_folder(model))
 
 
 def advance(
@@ -123,7 +126,7 @@ def _model(walk: Walk, segment: Segment, made: Sequence[str], sample: Arrays) ->
         [onnx.helper.make_empty_tensor_value_info(name) for name in made],
         initializer=[t for t in walk.model.graph.initializer if t.name in used],
     )
-    return ir.from_proto(
+    model = ir.from_proto(
         onnx.helper.make_model(
             graph,
             opset_imports=walk.model.opset_import,
@@ -131,6 +134,9 @@ def _model(walk: Walk, segment: Segment, made: Sequence[str], sample: Arrays) ->
             functions=walk.model.functions,
         )
     )
+    if walk.folder is not None:
+        ir.external_data.set_base_dir(model.graph, walk.folder)
+    return model
 
 
 def _taken(node: onnx.NodeProto) -> Iterable[str]:

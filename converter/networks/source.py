@@ -19,6 +19,7 @@ from converter.errors import ConverterError
 from converter.images import Images
 from converter.networks import onnx_network, torch_export
 from converter.networks.checkpoint import sha256
+from converter.networks.normal_form import normal
 from converter.networks.onnx_network import Arrays, Input
 
 CHECKED_EXAMPLES = 2
@@ -29,7 +30,8 @@ class Source:
     """What is to be converted.
 
     Attributes:
-        network: The original as ONNX.
+        original: The network as the user gave it, or as it was exported.
+        network: The same in normal form, which all planning works on.
         module: The torch model it came from, or None.
         inputs: The network's inputs.
         shapes: The input shapes worked with.
@@ -41,6 +43,7 @@ class Source:
         spare: Sample inputs beyond those that ``calib`` was limited to, in random order, or None.
     """
 
+    original: ir.Model
     network: ir.Model
     module: nn.Module | None
     inputs: tuple[Input, ...]
@@ -69,9 +72,14 @@ def open_source(
     if module is None:
         network = _read_network(Path(str(model)), config.trust_pickle)
         spec = onnx_network.inputs(network)
+        if not spec:
+            raise ConverterError(f"{model} has no inputs; there is nothing to feed it.")
         shapes, more, calibration, spare = _settle(spec, example_input, config, calib)
         train, scored = read_named_data(spec, config)
-        return Source(network, None, spec, shapes, more, calibration, train, scored, origin, spare)
+        return Source(
+            network, normal(network), None, spec, shapes, more, calibration, train, scored,
+            origin, spare,
+        )  # fmt: skip
     dtype = _input_type(module)
     unknown = [Input(name, (), dtype) for name in torch_export.input_names(module)]
     shapes, more, calibration, spare = _settle(unknown, example_input, config, calib)
@@ -85,7 +93,10 @@ def open_source(
     if calibration is not None:
         calibration = _conformed(calibration, spec)
     train, scored = read_named_data(spec, config)
-    return Source(network, module, spec, shapes, more, calibration, train, scored, origin, spare)
+    return Source(
+        network, normal(network), module, spec, shapes, more, calibration, train, scored,
+        origin, spare,
+    )  # fmt: skip
 
 
 def examples(source: Source, seed: int, count: int) -> Arrays:

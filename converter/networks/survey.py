@@ -15,8 +15,19 @@ from converter.kernels.conv import Conv
 from converter.kernels.form import refusal
 from converter.kernels.forms import FORMS
 from converter.networks.nodes import CONVOLUTIONS, PRODUCTS, read_conv, read_linear
-from converter.networks.onnx_network import attributes, constant, observe_shapes
+from converter.networks.onnx_network import (
+    attributes,
+    constant,
+    observe_shapes,
+    release,
+    standard,
+)
 from converter.networks.outputs import varying
+
+NO_CONSTANT = "its weight is not a constant of the graph"
+QUANTIZED = "it is quantized; convert the network before it is quantized"
+QUANTIZED_LAYERS = ("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm")
+OTHER_LAYERS = ("DeformConv", "FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv")
 
 
 @dataclass(frozen=True)
@@ -61,13 +72,13 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
     Raises:
         ConverterError: When the network cannot run, or a weight is NaN or infinite.
     """
-    nodes = [n for n in model.graph if n.op_type in CONVOLUTIONS or _is_linear(n)]
+    nodes = [n for n in model.graph if _is_layer(n)]
     ends = [
         str(value.name) for node in nodes for value in (node.inputs[0], node.outputs[0]) if value
     ]
     shapes = observe_shapes(model, list(dict.fromkeys(ends)), feeds)
-    users = Counter(str(node.inputs[1].name) for node in nodes if node.inputs[1] is not None)
     names = Counter(_name(node) for node in nodes)
+    named = Counter(str(node.name) for node in nodes if node.name)
     free_sizes = any(
         not isinstance(size, int)
         for value in model.graph.inputs
@@ -79,7 +90,9 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
     for node in nodes:
         source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
         assert source is not None and weight is not None
-        name = _name(node) if names[_name(node)] == 1 else str(node.name or output.name)
+        name = _name(node)
+        if names[name] > 1:
+            name = str(node.name if named[str(node.name)] == 1 else output.name)
         in_shape, out_shape = shapes[str(source.name)], shapes[str(output.name)]
         kernel = constant(weight)
         ends_of = (str(output.name), str(source.name), str(weight.name))
@@ -88,12 +101,14 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
             layers.append(layer.kept("the shape of its input depends on the data"))
             continue
         if kernel is None:
-            layers.append(layer.kept("its weight is not a constant of the graph"))
+            quantized = all(_made_by(value, "DequantizeLinear") for value in (source, weight))
+            layers.append(layer.kept(QUANTIZED if quantized else NO_CONSTANT))
             continue
         if not np.isfinite(kernel.astype(np.float32)).all():
             raise ConverterError(
                 f"The weight of layer {name} holds NaN or infinite values; use a sound checkpoint."
             )
+        release([weight])
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None and not np.isfinite(bias.astype(np.float32)).all():
             raise ConverterError(
@@ -103,38 +118,52 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         if node.op_type in PRODUCTS:
             inner = kernel.shape[1 if node.attributes.get_int("transB", 0) else -2]
             macs = math.prod(out_shape) * inner // batch
-            layer, shared = replace(layer, macs=macs), users[str(weight.name)]
-            layers.append(_linear(node, layer, kernel, bias, shared))
+            layers.append(_linear(node, replace(layer, macs=macs), kernel, bias))
             continue
         positions = in_shape if node.op_type == "ConvTranspose" else out_shape
         layer = replace(layer, macs=kernel.size * math.prod(positions[2:]))
-        if node.op_type == "ConvTranspose" and _sized_by_runtime(node):
-            layer = layer.kept("its padding is left to the runtime (output_shape or auto_pad)")
-        elif len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+        if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
             layer = layer.kept("its bias is not a constant of the graph")
         elif free_sizes and _pads_by_size(node):
-            layer = layer.kept("its padding (auto_pad) depends on an input size that is free")
+            layer = layer.kept(
+                "its padding (auto_pad or output_shape) depends on an input size that is free"
+            )
         elif not 3 <= kernel.ndim <= 5:
             layer = layer.kept(f"convolutions over {kernel.ndim - 2} axes cannot be converted")
-        elif users[str(weight.name)] > 1:
-            layer = layer.kept(f"its weight is shared by {users[str(weight.name)]} layers")
         else:
             conv = read_conv(node.op_type, attributes(node), kernel, bias, in_shape[2:])
             refusals = [refusal(form, conv) for form in FORMS.values()]
             layer = replace(layer, conv=conv, reason=refusals[-1] if all(refusals) else None)
+            if conv.output_size(in_shape[2:]) != out_shape[2:]:
+                layer = replace(layer, conv=None).kept(
+                    "its output_shape is larger than what it computes"
+                )
         layers.append(layer)
-    inner = [
-        n
-        for n in model.graph.all_nodes()
-        if n.op_type in CONVOLUTIONS and n.graph is not model.graph
+    return (*layers, *_out_of_reach(model))
+
+
+def _out_of_reach(model: ir.Model) -> list[Layer]:
+    """List what computes like a layer, but not as a node of the main graph that can be read."""
+    found = [
+        (node, "it is inside a subgraph")
+        for node in model.graph.all_nodes()
+        if _is_layer(node) and node.graph is not model.graph
     ]
-    layers += [
-        Layer(
-            str(n.name or n.outputs[0].name), "", "", "", None, (), 0, 0, "it is inside a subgraph"
-        )
-        for n in inner
+    found += [
+        (node, f"it is inside the function {function.name}")
+        for function in model.functions.values()
+        for node in function.all_nodes()
+        if _is_layer(node)
     ]
-    return tuple(layers)
+    found += [
+        (node, QUANTIZED if node.op_type in QUANTIZED_LAYERS else f"it is a {node.op_type}")
+        for node in model.graph.all_nodes()
+        if node.op_type in (*QUANTIZED_LAYERS, *OTHER_LAYERS)
+    ]
+    return [
+        Layer(str(node.name or node.outputs[0].name), "", "", "", None, (), 0, 0, reason)
+        for node, reason in found
+    ]
 
 
 def count_params(model: ir.Model) -> int:
@@ -153,22 +182,18 @@ def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
     return sum(layer.macs for layer in survey(model, feeds))
 
 
-def _is_linear(node: ir.Node) -> bool:
-    """Tell a product with constant weights from one of two things that are computed."""
-    if node.op_type not in PRODUCTS:
-        return False
+def _is_layer(node: ir.Node) -> bool:
+    """Tell a convolution, or a product with constant weights, from anything else."""
+    if not standard(node) or node.op_type not in PRODUCTS:
+        return standard(node) and node.op_type in CONVOLUTIONS
     taken, weight = (constant(value) for value in node.inputs[:2])
     if taken is not None or weight is None:
-        return False
+        return taken is None and _made_by(node.inputs[1], "DequantizeLinear")
     return weight.ndim > 1 and not np.issubdtype(weight.dtype, np.integer)
 
 
-def _linear(
-    node: ir.Node, layer: Layer, weight: np.ndarray, bias: np.ndarray | None, users: int
-) -> Layer:
+def _linear(node: ir.Node, layer: Layer, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
     """Finish a linear layer: read its weight, or say why it is kept."""
-    if users > 1:
-        return layer.kept(f"its weight is shared by {users} layers")
     if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
         return layer.kept("its bias is not a constant of the graph")
     try:
@@ -178,14 +203,16 @@ def _linear(
     return replace(layer, conv=conv, size=(layer.macs // conv.kernel.size,))
 
 
-def _sized_by_runtime(node: ir.Node) -> bool:
-    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
-    return "output_shape" in node.attributes or str(auto_pad).startswith("SAME")
-
-
 def _pads_by_size(node: ir.Node) -> bool:
+    if node.op_type == "ConvTranspose":
+        return "output_shape" in node.attributes
     strided = max(node.attributes.get_ints("strides", [1])) > 1
     return strided and node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
+
+
+def _made_by(value: ir.Value | None, kind: str) -> bool:
+    maker = None if value is None else value.producer()
+    return maker is not None and maker.op_type == kind
 
 
 def _name(node: ir.Node) -> str:

@@ -28,9 +28,9 @@ def match(
     """
     calls = _count_calls(model, feeds)
     layers = [_named(model, layer, calls) for layer in layers]
-    names = Counter(layer.name for layer in layers)
+    users = Counter(layer.weight for layer in layers)
     return tuple(
-        layer.kept(reason) if (reason := _mismatch(model, layer, calls, names)) else layer
+        layer.kept(reason) if (reason := _mismatch(model, layer, calls, users)) else layer
         for layer in layers
     )
 
@@ -113,11 +113,13 @@ def _named(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> Layer:
 
 
 def _mismatch(
-    model: nn.Module, layer: Layer, calls: Mapping[str, int], names: Mapping[str, int]
+    model: nn.Module, layer: Layer, calls: Mapping[str, int], users: Mapping[str, int]
 ) -> str | None:
     """Say why a layer of the exported graph is not a convolution module, or None."""
     if layer.conv is None:
         return layer.reason
+    if users[layer.weight] > 1:
+        return f"its weight is shared by {users[layer.weight]} layers"
     try:
         module = model.get_submodule(layer.weight.removesuffix(".weight"))
     except AttributeError:
@@ -128,8 +130,6 @@ def _mismatch(
         return f"its module is a {type(module).__name__}, not a plain convolution"
     if calls.get(layer.weight.removesuffix(".weight")) != 1:
         return "its module is not called exactly once, with one input"
-    if names[layer.name] > 1:
-        return "its module's weight is used more than once"
     own = read_module(module).kernel
     if own.shape != layer.conv.kernel.shape:
         return "its module's kernel has another shape than the exported one"

@@ -84,13 +84,20 @@ def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -
     """
     if folder is None:
         return compute()
-    path = _place(folder, key, "json")
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return path.read_text()
+    known = recall_text(folder, key)
+    if known is not None:
+        return known
     text = compute()
-    with contextlib.suppress(OSError), _whole(path) as scratch:
+    with contextlib.suppress(OSError), _whole(_place(folder, key, "json")) as scratch:
         scratch.write_text(text)
     return text
+
+
+def recall_text(folder: Path, key: str) -> str | None:
+    """Read the text kept under ``key``, or None."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return _place(folder, key, "json").read_text()
+    return None
 
 
 def _place(folder: Path, key: str, kind: str) -> Path:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from converter.data import Data
 from converter.kernels.conv import Conv
 from converter.kernels.metric import FLOOR, Metric
-from converter.networks.onnx_network import observe_batches
+from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_batches, observe_shapes
 from converter.networks.survey import Layer
 
 IMAGES = 256
@@ -20,6 +20,7 @@ IMAGES = 256
 # layer is known well and a wide one in seconds.
 WORK, FEWEST_PER_WEIGHT, MOST_PATCHES = 2.5e11, 4, 40_000
 FEWEST_PATCHES = 1024
+BYTES = 4  # of a number that a layer takes
 # Copies of a full matrix of second moments (float64) that are alive while a layer is solved.
 COPIES = 4
 
@@ -147,6 +148,9 @@ def second_moments(
 ) -> dict[str, tuple[Metric, ...]]:
     """Estimate what every layer sees, in one pass over the data.
 
+    In several passes, each for some of the layers, where the inputs of all of them take too much
+    memory even for one example.
+
     Args:
         network: The original network.
         layers: Its convolutions to look at.
@@ -165,14 +169,24 @@ def second_moments(
     """
     least = batch_size or 1
     images = data.sample(max(IMAGES, least), seed).filled(least)
+    if images.count % least:
+        images = images.take(np.arange(images.count - images.count % least))
     convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
     full = set() if coarse else _those_that_fit(convs, memory)
     sums: dict[str, list[list[np.ndarray]]] = {}
     counts: dict[str, int] = {}
     rng = np.random.default_rng(seed)
-    sources = list(dict.fromkeys(layer.source for layer in layers))
-    for done, seen in observe_batches(network, sources, images, batch_size, memory / 4, threads):
-        for layer in layers:
+    groups = _groups(network, layers, images.read(np.arange(least)), memory / 4)
+    passes = (
+        ((number + done) / len(groups), group, seen)
+        for number, (group, size) in enumerate(groups)
+        for done, seen in observe_batches(
+            network, list(dict.fromkeys(layer.source for layer in group)), images,
+            batch_size or size, threads,
+        )
+    )  # fmt: skip
+    for done, group, seen in passes:
+        for layer in group:
             conv, inputs = convs[layer.name], seen[layer.source]
             wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
             at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
@@ -200,6 +214,31 @@ def second_moments(
 def patch_size(conv: Conv) -> int:
     """Entries n = I/groups * prod(k) of one input patch of one group."""
     return conv.I // conv.groups * math.prod(conv.k)
+
+
+def _groups(
+    network: ir.Model, layers: Sequence[Layer], feeds: Arrays, memory: float
+) -> list[tuple[list[Layer], int]]:
+    """Part layers, in order, so that the inputs of each part together fit into memory.
+
+    Returns:
+        The parts, each with the examples that may run together.
+    """
+    names = list(dict.fromkeys(layer.source for layer in layers))
+    shapes = observe_shapes(network, names, feeds)
+    count = len(next(iter(feeds.values())))
+    groups: list[list[Layer]] = []
+    sizes: list[dict[str, int]] = []  # bytes of the inputs of each part, for ``feeds``
+    for layer in layers:
+        own = {layer.source: BYTES * math.prod(shapes[layer.source])}
+        if groups and sum((sizes[-1] | own).values()) <= memory:
+            groups[-1].append(layer)
+            sizes[-1] |= own
+        else:
+            groups.append([layer])
+            sizes.append(own)
+    fitting = [int(memory * count / max(sum(size.values()), 1)) for size in sizes]
+    return list(zip(groups, (min(max(n, 1), LARGEST_BATCH) for n in fitting)))
 
 
 def _those_that_fit(convs: Mapping[str, Conv], memory: float) -> set[str]:

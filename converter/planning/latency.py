@@ -127,7 +127,10 @@ class LatencyTable:
         for output, kernel, geometry in places:
             found = next((o for o in rest if (o.kernel, o.geometry) == (kernel, geometry)), None)
             if found is None:
-                raise ConverterError("It was measured on another network: the layers differ.")
+                raise ConverterError(
+                    "It was measured on another network: the layers differ. Measure the file that "
+                    "`flatconv inspect MODEL --normal FILE` writes."
+                )
             layers.append(replace(found, output=output))
         return replace(self, layers=tuple(layers))
 

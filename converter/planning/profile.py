@@ -12,9 +12,10 @@ import json
 import math
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,8 @@ def measure(
     *,
     threads: int = 1,
     provider: str = "CPUExecutionProvider",
+    weights: Path | None = None,
+    others: bool = True,
     progress: Callable[[float], None] = lambda done: None,
 ) -> LatencyTable:
     """Time a network's layers, as they are and in other forms.
@@ -97,17 +100,21 @@ def measure(
         shapes: Input shapes by name, batch included; what is left out is as the network says.
         threads: Of onnxruntime.
         provider: Its execution provider.
+        weights: Folder of the files that hold weights, or None where ``content`` has them all.
+        others: Whether other forms are timed too, which takes much longer.
         progress: Called with the share done.
 
     Raises:
         ConverterError: When the network cannot be read or run.
     """
-    model = light.parse(content, name)
+    opened = partial(open_file, threads=threads, provider=provider, weights=weights)
+    model = light.parse(content, name, weights)
     feeds = _feeds(model, shapes)
-    places = find_places(model, feeds)
+    places = find_places(model, feeds, weights)
     block = find_block(provider)
     options = [
-        [] if place.conv is None else ladder(place.conv, place.size, block) for place in places
+        ladder(place.conv, place.size, block) if others and place.conv is not None else []
+        for place in places
     ]
     variants = [
         {n: ranks[number] for n, ranks in enumerate(options) if number < len(ranks)}
@@ -115,17 +122,17 @@ def measure(
     ]
     raced = np.linspace(0, len(variants) - 1, min(RACED, len(variants)), dtype=int)
     todo = 1 + len(variants) + len(raced)
-    base = _Network.open(_written(model, places, {}), feeds, threads, provider)
+    base = _Network.of(opened(_written(model, places, {})), feeds)
     profiles, base_s = [], []
     for number, variant in enumerate([{}, *variants]):
         base_s.append(base.seconds())
-        profiles.append(_profile(_written(model, places, variant), feeds, threads, provider))
+        profiles.append(_profile(opened, _written(model, places, variant), feeds))
         progress((number + 1) / todo)
     slow = np.array(base_s) / np.median(base_s)  # a shared machine has slow moments
     sums = [_by_place(profile, places) / factor for profile, factor in zip(profiles, slow)]
     ratios = [1.0]
     for number in raced:
-        other = _Network.open(_written(model, places, variants[number]), feeds, threads, provider)
+        other = _Network.of(opened(_written(model, places, variants[number])), feeds)
         ratios.append(_ratio(base, other))
         progress((len(profiles) + len(ratios) - 1) / todo)
     base_ms = 1e3 * float(np.median([base.seconds() for _ in range(ROUNDS)]))
@@ -156,12 +163,13 @@ def measure(
     )
 
 
-def find_places(model: light.Message, feeds: Mapping[str, np.ndarray]) -> list[Place]:
+def find_places(
+    model: light.Message, feeds: Mapping[str, np.ndarray], weights: Path | None = None
+) -> list[Place]:
     """List the convolutions and linear layers of a network whose weights are constants."""
     tensors = light.weights(model)
     nodes = [node for node in model.graph.node if _is_layer(node, tensors)]
-    sizes = _shapes(model, [node.input[0] for node in nodes], feeds)
-    users = Counter(node.input[1] for node in nodes)
+    sizes = _shapes(model, [node.input[0] for node in nodes], feeds, weights)
     followers: dict[str, list[light.Message]] = defaultdict(list)
     for node in model.graph.node:
         for name in node.input:
@@ -169,7 +177,7 @@ def find_places(model: light.Message, feeds: Mapping[str, np.ndarray]) -> list[P
     places = []
     for node in nodes:
         shape = sizes[node.input[0]]
-        conv = _read(node, tensors, shape) if users[node.input[1]] == 1 else None
+        conv = _read(node, tensors, shape)
         ends = [node.output[0]]
         while len(after := followers[ends[-1]]) == 1 and after[0].op_type in FUSED:
             ends.append(after[0].output[0])
@@ -224,10 +232,7 @@ class _Network:
     calls: int
 
     @classmethod
-    def open(
-        cls, content: bytes, feeds: Mapping[str, np.ndarray], threads: int, provider: str
-    ) -> _Network:
-        session = open_file(content, threads, provider)
+    def of(cls, session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> _Network:
         run(session, feeds)
         start = time.perf_counter()
         run(session, feeds)
@@ -275,7 +280,10 @@ def _feeds(model: light.Message, shapes: Mapping[str, Sequence[int]]) -> dict[st
 
 
 def _shapes(
-    model: light.Message, names: Sequence[str], feeds: Mapping[str, np.ndarray]
+    model: light.Message,
+    names: Sequence[str],
+    feeds: Mapping[str, np.ndarray],
+    weights: Path | None,
 ) -> dict[str, tuple[int, ...]]:
     """Run a network once for the shapes of tensors."""
     copy = light.MESSAGES["ModelProto"]()
@@ -289,12 +297,14 @@ def _shapes(
         copy.graph.output.add(name=node.name).type.tensor_type.elem_type = 7
     if not wanted:
         return {}
-    found = run(open_file(copy.SerializeToString()), feeds)
+    found = run(open_file(copy.SerializeToString(), weights=weights), feeds)
     return dict(zip(wanted, (tuple(map(int, shape)) for shape in found.values())))
 
 
 def _is_layer(node: light.Message, tensors: Mapping[str, light.Message]) -> bool:
     """Tell a layer with constant weights from a product of two things that are computed."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
     if node.op_type not in (*CONVOLUTIONS, *PRODUCTS) or node.input[0] in tensors:
         return False
     weight = tensors.get(node.input[1])
@@ -338,11 +348,13 @@ def _written(
 
 
 def _profile(
-    content: bytes, feeds: Mapping[str, np.ndarray], threads: int, provider: str
+    opened: Callable[..., onnxruntime.InferenceSession],
+    content: bytes,
+    feeds: Mapping[str, np.ndarray],
 ) -> dict[tuple[str, str], float]:
     """Profile a network: milliseconds a call, by operator and name of the node."""
     with tempfile.TemporaryDirectory() as folder:
-        session = open_file(content, threads, provider, profile=Path(folder) / "profile")
+        session = opened(content, profile=Path(folder) / "profile")
         time.sleep(PAUSE_S)
         calls, start = 0, time.perf_counter()
         while calls < FEWEST_CALLS or (

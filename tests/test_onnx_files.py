@@ -1,0 +1,250 @@
+"""ONNX files as users hold them: old and new, wrong, with weights in files of their own."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from conftest import make_net, noise
+from networks_for_tests import at_full_rank, difference, from_text
+
+import converter
+from converter import ConvertConfig, ConverterError
+from converter.data import from_arrays
+from converter.delivery.check import check_graph
+from converter.delivery.correct import correct
+from converter.kernels.forms import FORMS
+from converter.networks import onnx_network
+from converter.networks.normal_form import normal
+from converter.networks.onnx_network import open_session
+from converter.networks.onnx_rewrite import rewrite
+from converter.networks.runtime import run
+from converter.networks.survey import survey
+from converter.planning.calibrate import second_moments
+
+NEWEST = onnx.defs.onnx_opset_version()
+IMAGE, RESULT = "float[N, 4, 9, 8] x", "float[N, C, P, Q] y"
+W = noise(6, 4, 3, 3)
+X = noise(2, 4, 9, 8, seed=1)
+
+
+def written(opset, body, ir_version=8, **weights):
+    text = f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>'
+    model = onnx.parser.parse_model(f"{text} g ({IMAGE}) => ({RESULT}) {{ {body} }}")
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name) for name, array in weights.items()
+    )
+    return model
+
+
+def full(model, feeds):
+    """A network with every layer in the form `channel` that loses nothing, in normal form."""
+    read = normal(model)
+    layers = [layer for layer in survey(read, feeds) if layer.reason is None]
+    chains = {la.output: (la.name, at_full_rank(la.conv, "channel")) for la in layers}
+    return rewrite(read, chains)
+
+
+def outputs(model, feeds):
+    return run(open_session(model), feeds)
+
+
+def unlike(path, other, feeds):
+    """Relative difference of the first outputs of two files."""
+    first, second = (next(iter(outputs(file, feeds).values())) for file in (path, other))
+    return difference(second, first)
+
+
+# what files there are
+
+
+@pytest.mark.parametrize("opset", [*range(7, NEWEST + 1)])
+def test_a_graph_of_any_opset_keeps_it(opset):
+    bias = np.arange(6, dtype=np.float32)
+    body = "a = Conv <pads = [1, 1, 1, 1]> (x, w, b) r = Relu (a) y = Conv (r, v)"
+    model = ir.from_proto(written(opset, body, w=W, b=bias, v=noise(5, 6, 3, 3)))
+    result = full(model, {"x": X})
+    assert check_graph(result) is None
+    assert result.opset_imports == {"": opset}
+    assert difference(outputs(result, {"x": X})["y"], outputs(model, {"x": X})["y"]) < 1e-4
+
+
+@pytest.mark.parametrize("opset", [1, 5, 6])
+def test_a_graph_older_than_the_runtime_is_refused(opset):
+    model = ir.from_proto(written(opset, "y = Relu (x)"))
+    with pytest.raises(ConverterError, match=f"written in opset {opset}; convert it to 7"):
+        normal(model)
+
+
+def test_an_old_file_that_must_list_weights_as_inputs_is_converted():
+    proto = written(9, "y = Conv (x, w)", ir_version=3, w=W)
+    kernel = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, W.shape)
+    proto.graph.input.append(kernel)
+    onnx.checker.check_model(proto)
+    model = ir.from_proto(proto)
+    result = full(model, {"x": X})
+    assert check_graph(result) is None
+    assert [value.name for value in result.graph.inputs] == ["x"]
+    assert difference(outputs(result, {"x": X})["y"], outputs(model, {"x": X})["y"]) < 1e-4
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A graph that is refused as a whole, and part of the sentence."""
+
+    name: str
+    body: str
+    words: str
+    given: dict
+
+
+POISON = np.full_like(W, np.inf)
+ONE = np.ones(6, np.float32)
+REFUSED = [
+    Refused("infinite", "y = Conv (x, w)", "The weight of layer w holds NaN", {"w": POISON}),
+    Refused("behind Cast", "v = Cast <to = 1> (h) y = Conv (x, v)",
+            "The weight of layer v holds NaN", {"h": POISON.astype(np.float16)}),
+    Refused("behind Div", "v = Div (w, z) y = Conv (x, v)", "The weight of layer v holds NaN",
+            {"w": W, "z": np.zeros((), np.float32)}),
+    Refused("transposed", "y = ConvTranspose (x, w)", "The weight of layer w holds NaN",
+            {"w": np.full((4, 6, 3, 3), np.nan, np.float32)}),
+    Refused("linear", "y = MatMul (x, w)", "The weight of layer w holds NaN",
+            {"w": np.full((8, 6), np.nan, np.float32)}),
+    Refused("a bias", "y = Conv (x, w, b)", "The bias of layer w holds NaN",
+            {"w": W, "b": np.nan * ONE}),
+    Refused("a computed bias", "c = Log (b) y = Conv (x, w, c)", "The bias of layer w holds NaN",
+            {"w": W, "b": -ONE}),
+    Refused("a negative variance", "a = Conv (x, w) y = BatchNormalization (a, g, g, g, v)",
+            "of layer w holds NaN", {"w": W, "g": ONE, "v": -2 * ONE}),
+    Refused("a shape that does not fit", "y = Conv (x, w)", "onnxruntime cannot",
+            {"w": noise(6, 5, 3, 3)}),
+    Refused("an unknown operator", "a = Conv (x, w) y = NoSuchThing (a)",
+            "onnxruntime cannot open the network", {"w": W}),
+    Refused("a weight of an unknown operator", "v = NoSuchThing (w) y = Conv (x, v)",
+            "onnxruntime cannot open the network", {"w": W}),
+    Refused("a name that is taken", "y = Conv (x, w)", "already has a tensor named 'w.0.weight'",
+            {"w": W, "w.0.weight": W}),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid value")
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+def test_a_graph_that_is_wrong_is_refused(case):
+    body = case.body
+    if case.words.startswith("already"):
+        body += " u = Relu (w.0.weight)"
+    proto = written(19, body.replace("u = Relu (w.0.weight)", ""), **case.given)
+    if case.words.startswith("already"):
+        proto.graph.node.add(op_type="Relu", input=["w.0.weight"], output=["u"])
+        proto.graph.output.append(onnx.helper.make_empty_tensor_value_info("u"))
+    with pytest.raises(ConverterError, match=case.words):
+        full(ir.from_proto(proto), {"x": X})
+
+
+def test_a_network_without_inputs_is_refused(tmp_path):
+    proto = from_text("g () => (float[6, 4, 3, 3] y) { y = Relu (w) }", w=W)
+    onnx.save(proto, tmp_path / "net.onnx")
+    with pytest.raises(ConverterError, match="has no inputs; there is nothing to feed it"):
+        converter.convert(tmp_path / "net.onnx", None, ConvertConfig(form=("channel",)))
+
+
+# weights in files of their own
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """A file whose weights are in another, and the same as one file."""
+    make_net(tmp_path / "whole.onnx")
+    onnx.save(
+        onnx.load(tmp_path / "whole.onnx"), tmp_path / "net.onnx", save_as_external_data=True,
+        location="weights.bin", size_threshold=0,
+    )  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["../weights.bin", "/etc/hostname", "a/../../weights.bin"])
+def test_weights_outside_of_the_folder_are_refused(place, apart):
+    proto = onnx.load(apart / "net.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        tensor.external_data[0].value = place
+    (apart / "inner").mkdir()
+    (apart / "inner" / "net.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ConverterError, match="names weights outside of its folder"):
+        onnx_network.load(apart / "inner" / "net.onnx")
+
+
+def test_weights_beside_a_small_network_are_inside_of_what_is_written(apart):
+    model = onnx_network.load(apart / "net.onnx")
+    assert onnx_network.external_bytes(model) == 0
+    onnx_network.save(model, apart / "again.onnx")
+    (apart / "weights.bin").unlink()
+    x = {"x": noise(2, 3, 8, 8)}
+    assert unlike(apart / "whole.onnx", apart / "again.onnx", x) < 1e-6
+
+
+def test_a_network_that_is_too_large_for_one_file_stays_mapped(apart):
+    x = {"x": noise(3, 3, 8, 8)}
+    model = onnx_network.load(apart / "net.onnx", largest=1)
+    held = onnx_network.external_bytes(model)
+    assert held > 0.8 * (apart / "weights.bin").stat().st_size
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    assert len(before) < 5000
+    result = full(model, x)
+    assert check_graph(result) is None
+    assert (
+        difference(outputs(result, x)["logits"], outputs(apart / "whole.onnx", x)["logits"]) < 1e-4
+    )
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    assert onnx_network.size(model) == pytest.approx((apart / "whole.onnx").stat().st_size, rel=0.2)
+
+
+def test_a_network_that_is_too_large_for_one_file_is_written_as_two(apart):
+    x = {"x": noise(3, 3, 8, 8)}
+    model = onnx_network.load(apart / "net.onnx", largest=1)
+    result = full(model, x)
+    onnx_network.save(result, apart / "out.onnx", largest=1)
+    assert {path.name for path in apart.glob("out*")} == {"out.onnx", "out.onnx.data"}
+    assert unlike(apart / "whole.onnx", apart / "out.onnx", x) < 1e-4
+    onnx_network.save(model, apart / "same.onnx", largest=1)
+    assert unlike(apart / "whole.onnx", apart / "same.onnx", x) < 1e-6
+    assert onnx_network.weights_folder(model) == apart
+
+
+def test_mapped_weights_give_the_same_moments_and_corrections(apart):
+    data = from_arrays({"x": noise(40, 3, 8, 8)}, "noise", ["x"])
+    found = []
+    for model in (
+        normal(onnx_network.load(apart / "net.onnx", largest=1)),
+        normal(onnx_network.load(apart / "whole.onnx")),
+    ):
+        layers = survey(model, data.read(np.arange(1)))
+        chosen = {layer.name: (FORMS["channel"], (4,)) for layer in layers}
+        chains, _ = correct(model, layers, chosen, data)
+        moments = second_moments(model, layers, data)
+        found.append(([c.dense().kernel for c in chains.values()],
+                      [m.full for (m,) in moments.values()]))  # fmt: skip
+    for one, other in zip(*found):
+        for a, b in zip(one, other):
+            assert difference(a, b) < 1e-5
+
+
+def test_moments_are_taken_in_several_passes_where_memory_is_short(tmp_path):
+    make_net(tmp_path / "net.onnx", channels=(3, 16, 16, 16))
+    model = onnx_network.load(tmp_path / "net.onnx")
+    data = from_arrays({"x": noise(30, 3, 8, 8)}, "noise", ["x"])
+    layers = survey(model, data.read(np.arange(1)))
+    read = []
+
+    def note(indices):
+        read.extend(indices.tolist())
+        return data.read(indices)
+
+    noted = replace(data, read=note)
+    whole = second_moments(model, layers, noted, coarse=True)
+    assert len(read) == 1 + 30
+    read.clear()
+    parts = second_moments(model, layers, noted, coarse=True, memory=4 * 4.0 * 16 * 64)
+    assert len(read) == 1 + 4 * 30  # a layer at a time
+    for name, (metric,) in whole.items():
+        assert difference(parts[name][0].channels, metric.channels) < 0.3
