@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_results import ROOT, earlier_rows, write
+from bench_results import ROOT, earlier_rows, memory_watched, write
 
 sys.path.insert(0, str(ROOT))
 
@@ -175,24 +174,14 @@ def convert_whole() -> None:
     images = np.random.default_rng(0).standard_normal((64, 3, 224, 224)).astype(np.float32)
     torch.manual_seed(0)
     start = time.perf_counter()
-    result = converter.convert(
-        get_model("resnet18", pretrained=False).eval(), images[:1],
-        converter.ConvertConfig(max_error=0.2), calib=images,
-    )  # fmt: skip
+    with memory_watched() as memory:
+        result = converter.convert(
+            get_model("resnet18", pretrained=False).eval(), images[:1],
+            converter.ConvertConfig(max_error=0.2), calib=images,
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     row = {"speedup": result.comparison.networks[1].speedup.median, "whole_s": seconds}
-    print(json.dumps(row | {"peak_gib": peak_gib()}))
-
-
-def peak_gib() -> float:
-    """Memory of this process and of as many of its largest helpers as there are cores."""
-    from joblib import cpu_count
-    from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor().shutdown(wait=True)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return float((own + cpu_count() * helper) / 2**20)
+    print(json.dumps(row | memory))
 
 
 def judged(row: dict[str, Any], depth: int, form: str, rank: float) -> dict[str, Any]:
@@ -211,8 +200,7 @@ def judged(row: dict[str, Any], depth: int, form: str, rank: float) -> dict[str,
 def solve_large(name: str) -> None:
     """Solve an ImageNet-sized ResNet for what it sees; print seconds and gibibytes as JSON.
 
-    Calibration counts; correction is left out. The memory is at most what this process and as
-    many of its largest helpers as there are cores took.
+    Calibration counts; correction is left out.
     """
     from pytorchcv.model_provider import get_model
 
@@ -224,14 +212,15 @@ def solve_large(name: str) -> None:
             times["start"] = time.perf_counter()
         if stage == "solving" and done == 1:
             seconds = time.perf_counter() - times["start"]
-            print(json.dumps({"solve_s": seconds, "peak_gib": peak_gib()}))
+            print(json.dumps({"solve_s": seconds} | memory))
             sys.exit(0)
 
     config = converter.ConvertConfig(
         form=("separable",), rank=("1.0",), keep=("*init*",), cache=False, correct=False
     )
     model = get_model(name, pretrained=False).eval()
-    converter.convert(model, images[:1], config, calib=images, progress=progress)
+    with memory_watched() as memory:
+        converter.convert(model, images[:1], config, calib=images, progress=progress)
 
 
 def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
@@ -318,6 +307,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--older", action="store_true", help="--resume rows of other commits, too")
     parser.add_argument("--solve-large", choices=tuple(LARGE), help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -327,7 +317,7 @@ def main() -> int:
     if options.solve_large:
         solve_large(options.solve_large)
         return 0
-    found = earlier_rows("resnets_untuned") if options.resume else []
+    found = earlier_rows("resnets_untuned", options.older) if options.resume else []
     conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
     for row in rows(options, {row["name"] for row in found}):
         print(row, flush=True)

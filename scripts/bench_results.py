@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,51 @@ def write(name: str, conditions: Mapping[str, Any], rows: Sequence[Mapping[str, 
     scratch.replace(RESULTS / f"{name}.json")
 
 
-def earlier_rows(name: str) -> list[dict[str, Any]]:
-    """Read the rows of ``scripts/results/NAME.json`` if they were measured at this commit."""
+def earlier_rows(name: str, older: bool = False) -> list[dict[str, Any]]:
+    """Read the rows of ``scripts/results/NAME.json`` that were measured at this commit.
+
+    Args:
+        name: Of the results.
+        older: Give those of other commits, too, which then say so.
+    """
     path = RESULTS / f"{name}.json"
-    document = json.loads(path.read_text()) if path.exists() else {}
-    same = document and document["conditions"]["commit"] == commit()
-    return document["rows"] if same else []
+    if not path.exists():
+        return []
+    document = json.loads(path.read_text())
+    then, now = document["conditions"]["commit"], commit()
+    found = [{"commit": then} | row for row in document["rows"]]
+    kept = [row for row in found if older or row["commit"] == now]
+    return [{k: v for k, v in row.items() if (k, v) != ("commit", now)} for row in kept]
+
+
+@contextlib.contextmanager
+def memory_watched() -> Iterator[dict[str, float]]:
+    """Watch, ten times a second, what this process and its children hold together.
+
+    Pages that several of them share count once.
+
+    Yields:
+        ``peak_gib``, kept up to date.
+    """
+    import psutil
+
+    own, found, ended = psutil.Process(), {"peak_gib": 0.0}, threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            held = 0
+            for process in [own, *own.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    held += process.memory_full_info().pss
+            found["peak_gib"] = max(found["peak_gib"], held / 2**30)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def commit() -> str:

@@ -140,13 +140,14 @@ def main() -> int:
     """Measure, print, and write ``scripts/results/zoo.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--older", action="store_true", help="--resume rows of other commits, too")
     parser.add_argument("--only", nargs="+", choices=tuple(ZOO), default=list(ZOO))
     parser.add_argument("--one", nargs=2, metavar=("NAME", "TIMES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(convert(options.one[0], float(options.one[1]))))
         return 0
-    kept = earlier_rows("zoo") if options.resume else []
+    kept = earlier_rows("zoo", options.older) if options.resume else []
     rows = [row for row in kept if "times" in row]
     done = {row["name"] for row in rows}
     conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}

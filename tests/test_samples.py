@@ -1,5 +1,6 @@
 """What comes with the project: the sample network and its data, the ResNets, the README."""
 
+import json
 import re
 import subprocess
 import sys
@@ -103,3 +104,8 @@ def test_the_rows_of_an_interrupted_benchmark_are_taken_up_at_the_same_commit(
     assert "| a | 2 |  |\n| b |  | yes |" in bench_results.table("toy")
     monkeypatch.setattr(bench_results, "commit", lambda: "another")
     assert bench_results.earlier_rows("toy") == []
+    measured = {"commit": json.loads((tmp_path / "toy.json").read_text())["conditions"]["commit"]}
+    older = [measured | row for row in rows]
+    assert bench_results.earlier_rows("toy", older=True) == older
+    bench_results.write("toy", {"cpu": "c", "threads": 1, "versions": {}}, [*older, {"name": "c"}])
+    assert bench_results.earlier_rows("toy") == [{"name": "c"}]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from converter.delivery.search import Menu, Wanted, close, reach, total_ms
+from converter.delivery.search import MORE, Menu, Wanted, close, reach, total_ms
 from converter.planning.options import Option
 
 
@@ -59,7 +59,8 @@ def test_the_budget_is_closed_on_what_is_really_lost(growth, first):
         return growth * loss(choice) ** 1.3 / 0.3
 
     best, trials = close(MENU, Wanted(), first, dict, value, 6)
-    assert len(trials) <= 6
+    assert len(trials) <= 6 or all(value(t.choice) > 1 for t in trials[:6])
+    assert len(trials) <= 6 + MORE
     within = [t for t in trials if value(t.choice) <= 1]
     if not within:
         assert best is None
@@ -101,3 +102,13 @@ def test_a_speedup_out_of_reach_gives_the_fastest():
     assert choice == MENU.fastest()
     assert speedup == pytest.approx(6.0)
     assert math.isfinite(speedup)
+
+
+def test_few_trials_are_not_the_end_while_none_is_within():
+    def value(choice):
+        return 40 * loss(choice)
+
+    best, trials = close(MENU, Wanted(), 1.0, dict, value, 1)
+    assert value(trials[0].choice) > 1
+    assert best is not None and best.value <= 1 and len(trials) <= 1 + MORE
+    assert sum(trial.value <= 1 for trial in trials) == 1

@@ -18,6 +18,8 @@ Choice = dict[str, Option]
 CLOSE = 0.94  # share of what may be lost that is worth no further trial
 AIM = 0.97
 STEP = 8.0  # largest factor between the budgets of two trials
+# Where no trial is within the limit, so many more aim at this share of it.
+MORE, LOWER_AIM = 3, 0.75
 RACES, SAFETY = 4, 1.04
 # An option must save this share of its layer's time.
 LEAST_GAIN = 0.03
@@ -127,7 +129,7 @@ def close(
         first: The loss to begin with.
         build: Makes a network of a choice.
         value: Says what a network really loses, as a share of what it may lose.
-        most: How many networks may be built.
+        most: How many networks may be built; some more where none of these is within the limit.
         progress: Called with the share done.
 
     Returns:
@@ -135,18 +137,20 @@ def close(
     """
     trials: list[Trial[Built]] = []
     budget = first
-    for number in range(most):
+    for number in range(most + MORE):
+        if number >= most and any(trial.value <= 1 for trial in trials):
+            break
         choice = menu.quickest(budget, wanted)
         if choice is None or any(trial.choice == choice for trial in trials):
             break
         built = build(choice)
         trials.append(Trial(choice, built, value(built), budget))
-        progress((number + 1) / most)
+        progress(min((number + 1) / most, 1.0))
         last = trials[-1]
         at_the_end = choice == menu.fastest() and last.value <= 1
         if CLOSE <= last.value <= 1 or at_the_end:
             break
-        budget = _next_budget(trials)
+        budget = _next_budget(trials, AIM if number + 1 < most else LOWER_AIM)
     within = [trial for trial in trials if trial.value <= 1]
     return min(within, key=lambda trial: total_ms(trial.choice), default=None), trials
 
@@ -196,15 +200,15 @@ def total_macs(choice: Choice) -> int:
     return sum(option.macs for option in choice.values())
 
 
-def _next_budget(trials: Sequence[Trial[Built]]) -> float:
-    """Interpolate between the last trials on both sides of the limit, or step toward it."""
+def _next_budget(trials: Sequence[Trial[Built]], aim: float) -> float:
+    """Interpolate between the last trials on both sides of the limit, or step toward ``aim``."""
     below = max((t for t in trials if t.value <= 1), key=lambda t: t.budget, default=None)
     above = min((t for t in trials if t.value > 1), key=lambda t: t.budget, default=None)
     if below is None or above is None or below.budget >= above.budget:
         last = trials[-1]
-        return last.budget * float(np.clip(AIM / max(last.value, 1e-9), 1 / STEP, STEP))
+        return last.budget * float(np.clip(aim / max(last.value, 1e-9), 1 / STEP, STEP))
     low, high = (math.log(max(t.value, 1e-3)) for t in (below, above))
-    share = float(np.clip((math.log(AIM) - low) / max(high - low, 1e-9), 0.1, 0.9))
+    share = float(np.clip((math.log(aim) - low) / max(high - low, 1e-9), 0.1, 0.9))
     return float(below.budget ** (1 - share) * above.budget**share)
 
 

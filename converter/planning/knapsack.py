@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,13 +46,27 @@ def choose(goal: Sequence[np.ndarray], limits: Sequence[Limit]) -> list[int] | N
         scale = np.abs(row).max() or 1.0  # the solver's tolerances are absolute
         rules.append(LinearConstraint(row[None] / scale, -np.inf, limit.most / scale))
     objective = np.concatenate(goal)
-    found = milp(
-        objective / (np.abs(objective).max() or 1.0),
-        integrality=np.ones(count),
-        bounds=Bounds(0, 1),
-        constraints=rules,
-        options={"mip_rel_gap": GAP, "time_limit": LIMIT_S},
-    )
+    with _muted():
+        found = milp(
+            objective / (np.abs(objective).max() or 1.0),
+            integrality=np.ones(count),
+            bounds=Bounds(0, 1),
+            constraints=rules,
+            options={"mip_rel_gap": GAP, "time_limit": LIMIT_S},
+        )
     if found.x is None:
         return None
     return [int(np.argmax(found.x[a:b])) for a, b in itertools.pairwise(starts)]
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Keep what the solver's C++ prints, whatever it is told, off standard output."""
+    kept, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(sink)

@@ -23,6 +23,7 @@ from converter.planning.latency import LatencyTable, LayerTimes
 ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.4
 FINE = 12  # ranks between those timed
 LEAST_ERROR = 1e-3
+IDLE_S = 10  # for which helpers keep their memory
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def list_options(
         for layer, conv, timed in todo
     )
     found = {}
-    with parallel_config(backend="loky", inner_max_num_threads=1):
+    with parallel_config(backend="loky", inner_max_num_threads=1, idle_worker_timeout=IDLE_S):
         solved = Parallel(n_jobs=-1, return_as="generator")(jobs)
         for number, ((layer, conv, timed), curves) in enumerate(zip(todo, solved)):
             found[layer.name] = [
