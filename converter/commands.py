@@ -9,7 +9,6 @@ import onnx_ir as ir
 from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
-from converter.delivery.budget import latency_table
 from converter.delivery.check import check_graph
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
 from converter.delivery.report import LayerRow, layer_rows
@@ -21,6 +20,7 @@ from converter.networks.survey import Layer
 from converter.pipeline import check_options, decide, list_layers
 from converter.planning.latency import LatencyTable
 from converter.planning.plan import Plan
+from converter.planning.timing import latency_table
 
 
 def dry_run(

@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "scripts" / "results"
+DRAWN = {"way", "frontier"}  # columns of the rows that are points of a picture, in no table
 
 
 def write(name: str, conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -92,7 +93,8 @@ def commit() -> str:
 def table(name: str) -> str:
     """Draw ``scripts/results/NAME.json`` as a Markdown table with its conditions below."""
     document = json.loads((RESULTS / f"{name}.json").read_text())
-    rows, conditions = document["rows"], document["conditions"]
+    rows = [row for row in document["rows"] if not DRAWN & row.keys()]
+    conditions = document["conditions"]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [
         "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",

@@ -19,7 +19,7 @@ networks.surroundings networks.checkpoint
 networks.torch_modules networks.torch_export networks.torch_network networks.torch_import
 networks.source
 planning.ladder planning.latency planning.profile planning.calibrate planning.measure
-planning.candidates planning.plan planning.cache planning.solve
+planning.candidates planning.plan planning.cache planning.solve planning.timing
 planning.options planning.judge planning.sensitivity planning.knapsack
 delivery.check delivery.correct delivery.tune delivery.compare delivery.report
 delivery.tables delivery.page delivery.result delivery.search delivery.budget

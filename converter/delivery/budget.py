@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
 
 from converter.config import ConvertConfig
@@ -27,30 +26,23 @@ from converter.delivery.search import (
 )
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
-from converter.kernels.form import Rank, skeleton
-from converter.kernels.forms import find_form
-from converter.networks import light
-from converter.networks.onnx_network import open_session, weights_folder
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.runtime import cpu_model
+from converter.kernels.form import Rank
+from converter.networks.onnx_network import open_session
 from converter.networks.source import Source
 from converter.networks.survey import Layer
-from converter.planning.cache import content, recall_text, remembered_text
 from converter.planning.calibrate import enough_patches, patch_size, second_moments
 from converter.planning.judge import Judge
 from converter.planning.latency import LatencyTable
-from converter.planning.measure import race
 from converter.planning.options import list_options
 from converter.planning.plan import Plan, open_layers, plan_of
-from converter.planning.profile import geometry, measure
 from converter.planning.sensitivity import Sensitivity, sensitivities
+from converter.planning.timing import latency_table, measured_speedup
 
 HELD_SHARE, RANDOM_EXAMPLES = 0.4, 16
 # Multiply-accumulates of one look at what a network loses (some 20 s), and the least and most
 # examples that it takes.
 JUDGE_MACS, JUDGED = 1e12, (64, 8192)
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
-RACE_S = 1.5
 POINTS = 6  # of the frontier
 FIRST_LOSS = 0.01
 # Networks built to close a budget, as many as take about SEARCH_S: a layer takes LAYER_S and its
@@ -147,11 +139,11 @@ def find_plan(
         return Wanted(ms, share * macs - macs + total_macs(kept))
 
     def built(choice: Choice) -> Solved:
+        forms = _forms(choice)
         chosen: dict[str, tuple[str, Rank]] = {}
         for layer in layers:
-            option = choice.get(layer.name)
-            if option and option.form and option.rank:
-                chosen[layer.name] = (option.form, option.rank)
+            if layer.name in forms:
+                chosen[layer.name] = forms[layer.name]
             elif layer in free and corrected and chosen:
                 chosen[layer.name] = (SOLVED_AGAIN, (1,))
         return build(plan_of(layers, chosen, config, source.shapes), fit)
@@ -178,7 +170,7 @@ def find_plan(
         choice, solved, missed = _outcome(menu, best, trials, built)
     elif target is not None:
         choice, speedup = reach(
-            menu, wanted, target, lambda c: _speedup(source, layers, c, config),
+            menu, wanted, target, lambda c: measured_speedup(source, layers, _forms(c), config),
             lambda done: progress("racing", done),
         )  # fmt: skip
         solved, missed = built(choice), None
@@ -207,62 +199,9 @@ def find_plan(
     )
 
 
-def latency_table(
-    source: Source,
-    layers: Sequence[Layer],
-    config: ConvertConfig,
-    progress: Progress,
-    others: bool = True,
-) -> LatencyTable:
-    """Read the times of the layers from ``--latency``, or from the cache, or measure them.
-
-    Args:
-        source: The network.
-        layers: Of the network.
-        config: Options.
-        progress: Called with a stage and the share of it that is done.
-        others: Whether other forms are timed too if they are not known yet.
-
-    Raises:
-        ConverterError: When the file is no table of this network.
-    """
-    places = [
-        (layer.output, layer.conv.kernel.shape, geometry(layer.conv))
-        for layer in layers
-        if layer.conv is not None
-    ]
-    if config.latency is not None:
-        try:
-            return LatencyTable.from_json(config.latency.read_text()).matched(places)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConverterError(f"{config.latency} cannot be read: {error}.") from None
-        except ConverterError as error:
-            raise ConverterError(f"{config.latency} cannot be used. {error}") from None
-    network = ir.to_proto(source.network).SerializeToString()
-    folder = weights_folder(source.network)
-    shapes = timed_shapes(source, config)
-    key = content(
-        light.skeleton(light.parse(network, "The network", folder)), sorted(shapes.items()),
-        cpu_model(), onnxruntime.__version__, config.threads, config.provider,
-    )  # fmt: skip
-
-    def taken(others: bool = True) -> str:
-        return measure(
-            network, "The network", shapes, threads=config.threads, provider=config.provider,
-            weights=folder, others=others, progress=lambda done: progress("measuring", done),
-        ).to_json()  # fmt: skip
-
-    cache = config.cache_folder()
-    if not others:
-        known = None if cache is None else recall_text(cache, key)
-        return LatencyTable.from_json(known or taken(others=False))
-    return LatencyTable.from_json(remembered_text(cache, key, taken))
-
-
-def timed_shapes(source: Source, config: ConvertConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the inputs that are timed, with the batch size of ``--batch-size``."""
-    batch = source.inputs[0].shape[0] or config.batch_size
-    return {name: (batch or shape[0], *shape[1:]) for name, shape in source.shapes.items()}
+def _forms(choice: Choice) -> dict[str, tuple[str, Rank]]:
+    """Form and rank of the layers that a choice changes."""
+    return {name: (o.form, o.rank) for name, o in choice.items() if o.form and o.rank}
 
 
 def _menus(
@@ -426,25 +365,6 @@ def _outcome(
     nearest = min(trials, key=lambda trial: trial.value)
     missed = f"The best network found loses {nearest.value:.2f} times what it may."
     return nearest.choice, nearest.built, missed
-
-
-def _speedup(
-    source: Source, layers: Sequence[Layer], choice: Choice, config: ConvertConfig
-) -> float:
-    """Race a choice against the original, with zeros for weights."""
-    chains = {}
-    for layer in layers:
-        option = choice.get(layer.name)
-        if option and option.form and option.rank and layer.conv is not None:
-            chain = skeleton(layer.conv, find_form(option.form), option.rank)
-            chains[layer.output] = (layer.name, chain)
-    other = rewrite(source.network, chains)
-    sessions = [open_session(m, config.threads, config.provider) for m in (source.network, other)]
-    dtypes = {item.name: item.dtype for item in source.inputs}
-    shapes = timed_shapes(source, config)
-    batch = next(iter(shapes.values()))[0]
-    feeds = random_data(shapes, dtypes, batch, config.seed).read(np.arange(batch))
-    return race(sessions, [feeds, feeds], budget_s=RACE_S).speedup[1].median
 
 
 def _rest(table: LatencyTable, menu: Menu) -> str:

@@ -1,0 +1,114 @@
+"""How long a network's layers take here: the table from a file, the cache or the stopwatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from converter.config import ConvertConfig
+from converter.data import random_data
+from converter.errors import ConverterError
+from converter.kernels.form import Rank, skeleton
+from converter.kernels.forms import find_form
+from converter.networks import light
+from converter.networks.onnx_network import open_session, weights_folder
+from converter.networks.onnx_rewrite import rewrite
+from converter.networks.runtime import cpu_model
+from converter.networks.source import Source
+from converter.networks.survey import Layer
+from converter.planning.cache import content, recall_text, remembered_text
+from converter.planning.latency import LatencyTable
+from converter.planning.measure import race
+from converter.planning.profile import geometry, measure
+
+RACE_S = 1.5
+
+
+def latency_table(
+    source: Source,
+    layers: Sequence[Layer],
+    config: ConvertConfig,
+    progress: Callable[[str, float], None],
+    others: bool = True,
+) -> LatencyTable:
+    """Read the times of the layers from ``--latency``, or from the cache, or measure them.
+
+    Args:
+        source: The network.
+        layers: Of the network.
+        config: Options.
+        progress: Called with a stage and the share of it that is done.
+        others: Whether other forms are timed too if they are not known yet.
+
+    Raises:
+        ConverterError: When the file is no table of this network.
+    """
+    places = [
+        (layer.output, layer.conv.kernel.shape, geometry(layer.conv))
+        for layer in layers
+        if layer.conv is not None
+    ]
+    if config.latency is not None:
+        try:
+            return LatencyTable.from_json(config.latency.read_text()).matched(places)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConverterError(f"{config.latency} cannot be read: {error}.") from None
+        except ConverterError as error:
+            raise ConverterError(f"{config.latency} cannot be used. {error}") from None
+    network = ir.to_proto(source.network).SerializeToString()
+    folder = weights_folder(source.network)
+    shapes = timed_shapes(source, config)
+    key = content(
+        light.skeleton(light.parse(network, "The network", folder)), sorted(shapes.items()),
+        cpu_model(), onnxruntime.__version__, config.threads, config.provider,
+    )  # fmt: skip
+
+    def taken(others: bool = True) -> str:
+        return measure(
+            network, "The network", shapes, threads=config.threads, provider=config.provider,
+            weights=folder, others=others, progress=lambda done: progress("measuring", done),
+        ).to_json()  # fmt: skip
+
+    cache = config.cache_folder()
+    if not others:
+        known = None if cache is None else recall_text(cache, key)
+        return LatencyTable.from_json(known or taken(others=False))
+    return LatencyTable.from_json(remembered_text(cache, key, taken))
+
+
+def timed_shapes(source: Source, config: ConvertConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs that are timed, with the batch size of ``--batch-size``."""
+    batch = source.inputs[0].shape[0] or config.batch_size
+    return {name: (batch or shape[0], *shape[1:]) for name, shape in source.shapes.items()}
+
+
+def measured_speedup(
+    source: Source,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[str, Rank]],
+    config: ConvertConfig,
+) -> float:
+    """Race the network with some layers in other forms, zeros for weights, against the original.
+
+    Args:
+        source: The network.
+        layers: Of the network.
+        chosen: Form and rank by layer name.
+        config: Options.
+    """
+    chains = {}
+    for layer in layers:
+        if layer.name in chosen and layer.conv is not None:
+            form, rank = chosen[layer.name]
+            chain = skeleton(layer.conv, find_form(form), rank)
+            chains[layer.output] = (layer.name, chain)
+    other = rewrite(source.network, chains)
+    sessions = [open_session(m, config.threads, config.provider) for m in (source.network, other)]
+    dtypes = {item.name: item.dtype for item in source.inputs}
+    shapes = timed_shapes(source, config)
+    batch = next(iter(shapes.values()))[0]
+    feeds = random_data(shapes, dtypes, batch, config.seed).read(np.arange(batch))
+    return race(sessions, [feeds, feeds], budget_s=RACE_S).speedup[1].median
