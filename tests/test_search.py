@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from converter.delivery.search import MORE, Menu, Wanted, close, reach, total_ms
+from converter.delivery.search import MORE, Menu, Trial, Wanted, close, improve, reach, total_ms
 from converter.planning.options import Option
 
 
@@ -112,3 +112,21 @@ def test_few_trials_are_not_the_end_while_none_is_within():
     assert value(trials[0].choice) > 1
     assert best is not None and best.value <= 1 and len(trials) <= 1 + MORE
     assert sum(trial.value <= 1 for trial in trials) == 1
+
+
+def test_other_guesses_of_what_is_lost_only_make_it_faster():
+    wrong = Menu(MENU.options, {"a": 10.0, "b": 0.1, "c": 0.5})  # of what is lost, that is
+
+    def value(choice):
+        return loss(choice) / 0.3
+
+    best, _ = close(wrong, Wanted(), 0.3, dict, value, 6)
+    better = improve([MENU], Wanted(), best, dict, value, 3)
+    assert better.value <= 1 and total_ms(better.choice) < total_ms(best.choice)
+    assert improve([MENU], Wanted(), better, dict, value, 0) == better
+
+
+def test_what_other_guesses_lose_too_much_by_is_not_taken():
+    choice = MENU.quickest(0.3, Wanted())
+    best = Trial(choice, choice, 1.0, 0.3)
+    assert improve([MENU], Wanted(), best, dict, lambda built: loss(built) / 0.3, 5) == best

@@ -20,6 +20,7 @@ from converter.delivery.search import (
     Trial,
     Wanted,
     close,
+    improve,
     reach,
     total_macs,
     total_ms,
@@ -52,6 +53,7 @@ MOST_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 160.0, 1.0, 3e10
 # Layers that are solved again make up for the errors of those before them. How much of what the
 # probes told is left then (a power of it), and how much more the last layer counts than the first
 # (the logarithm of it), differs between networks; where time allows, all of these are tried.
+MOST_MORE = 4
 LEANINGS = ((0.75, 1.0), (1.0, 2.0), (1.0, 1.0))
 AS_PROBED = (1.0, 0.0)
 
@@ -167,6 +169,10 @@ def find_plan(
             menu, wanted(target), _first(budget, probes), built, value, most,
             lambda done: progress("searching", done),
         )  # fmt: skip
+        if best is not None:
+            best = improve(
+                menus[1:], wanted(target), best, built, value, min(most - len(trials), MOST_MORE)
+            )
         choice, solved, missed = _outcome(menu, best, trials, built)
     elif target is not None:
         choice, speedup = reach(
