@@ -12,7 +12,7 @@ from torch import nn
 
 import converter
 from converter.data import from_arrays
-from converter.delivery.correct import Surroundings, correct, surroundings
+from converter.delivery.correct import HOLDS, Surroundings, _choose_hold, correct, surroundings
 from converter.kernels.form import fit_rank, full_rank, refusal
 from converter.kernels.forms import FORMS
 from converter.networks.onnx_network import load, observe
@@ -515,3 +515,19 @@ def test_an_output_of_the_network_is_wanted_as_it_is():
     model = ir.from_proto(from_text(text, w=noise(8, 4, 3, 3)))
     (layer,) = survey(model, {"x": noise(2, 4, 8, 8)})
     assert surroundings(model, layer) == NOTHING
+
+
+def test_few_examples_hold_a_layer_that_no_rank_limits_to_what_it_was():
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((1, 3, 40))
+    few = rng.standard_normal((1, 50, 40)).astype(np.float32)
+    noisy = few[0] @ weights[0].T + 5 * rng.standard_normal((50, 3))
+    changed = few[0] @ (2 * weights[0]).T
+    assert _choose_hold(few, noisy, weights) >= 10  # noise is not learnt
+    assert _choose_hold(np.tile(few, (1, 8, 1)), np.tile(changed, (8, 1)), weights) == HOLDS[0]
+
+
+def test_an_input_that_never_changes_holds_nothing():
+    weights = np.ones((1, 2, 30))
+    still = np.zeros((1, 60, 30), np.float32)
+    assert _choose_hold(still, np.ones((60, 2)), weights) in HOLDS

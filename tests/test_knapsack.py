@@ -1,5 +1,6 @@
 """The multiple-choice knapsack against brute force."""
 
+import ctypes
 import itertools
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks_for_tests import FEW
 
-from converter.planning.knapsack import Limit, choose
+from converter.planning.knapsack import Limit, _muted, choose
 
 
 @FEW
@@ -37,3 +38,11 @@ def test_two_limits_hold_together():
 
 def test_nothing_to_choose():
     assert choose([], []) == []
+
+
+def test_what_the_solver_prints_stays_off_standard_output(capfd):
+    print("before", flush=True)
+    with _muted():
+        ctypes.CDLL(None).puts(b"debug")
+    print("after", flush=True)
+    assert capfd.readouterr().out.split() == ["before", "after"]

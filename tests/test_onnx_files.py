@@ -12,7 +12,7 @@ from networks_for_tests import at_full_rank, difference, from_text
 import converter
 from converter import ConvertConfig, ConverterError
 from converter.data import from_arrays
-from converter.delivery.check import check_graph
+from converter.delivery.check import check_graph, check_same
 from converter.delivery.correct import correct
 from converter.kernels.forms import FORMS
 from converter.networks import onnx_network
@@ -248,3 +248,80 @@ def test_moments_are_taken_in_several_passes_where_memory_is_short(tmp_path):
     assert len(read) == 1 + 4 * 30  # a layer at a time
     for name, (metric,) in whole.items():
         assert difference(parts[name][0].channels, metric.channels) < 0.3
+
+
+def test_constants_in_a_file_of_their_own_are_read_and_outside_of_the_folder_refused(tmp_path):
+    text = "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { y = Conv (x, w) }"
+    model = from_text(text, w=noise(4, 3, 3, 3))
+    weight = model.graph.initializer.pop()
+    node = onnx.helper.make_node("Constant", [], ["w"], value=weight)
+    model.graph.node.insert(0, node)
+    feeds = {"x": noise(2, 3, 8, 8)}
+    before = run(open_session(ir.from_proto(model)), feeds)["y"]
+    options = {"save_as_external_data": True, "convert_attribute": True, "size_threshold": 0}
+    onnx.save_model(model, tmp_path / "net.onnx", location="w.bin", **options)
+    loaded = onnx_network.load(tmp_path / "net.onnx")
+    assert [layer.reason for layer in survey(normal(loaded), feeds)] == [None]
+    assert difference(before, run(open_session(loaded), feeds)["y"]) <= 1e-6
+    stolen = onnx.load(tmp_path / "net.onnx", load_external_data=False)
+    (place,) = (e for e in stolen.graph.node[0].attribute[0].t.external_data if e.key == "location")
+    place.value = "../w.bin"
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "net.onnx").write_bytes(stolen.SerializeToString())
+    with pytest.raises(ConverterError, match=r"outside of its folder \(\.\./w\.bin\)"):
+        onnx_network.load(tmp_path / "inner" / "net.onnx")
+
+
+def test_a_bias_for_each_row_is_no_bias_of_the_outputs():
+    text = """g (float[4,3] x) => (float[4,4] y) {
+        a = Gemm (x, w, c)
+        y = BatchNormalization (a, s, h, m, v)
+    }"""
+    numbers = {"s": 1 + noise(4), "h": noise(4), "m": noise(4), "v": noise(4) ** 2 + 1}
+    model = ir.from_proto(from_text(text, w=noise(3, 4), c=noise(4, 1), **numbers))
+    feeds = {"x": noise(4, 3)}
+    assert difference(outputs(model, feeds)["y"], outputs(normal(model), feeds)["y"]) <= 1e-6
+
+
+def test_half_precision_that_cannot_hold_the_product_is_not_folded():
+    text = """g (float16[N,3,8,8] x) => (float16[N,4,6,6] y) {
+        a = Conv (x, w)
+        y = BatchNormalization (a, s, h, m, v)
+    }"""
+    numbers = {"w": 200 + noise(4, 3, 3, 3), "s": 2 + 0 * noise(4), "h": noise(4), "m": noise(4)}
+    halves = {name: array.astype(np.float16) for name, array in numbers.items()}
+    model = ir.from_proto(from_text(text, v=np.full(4, 1e-6, np.float16), **halves))
+    feeds = {"x": noise(1, 3, 8, 8).astype(np.float16)}
+    assert [layer.reason for layer in survey(normal(model), feeds)] == [None]
+
+
+def test_layers_of_one_name_are_told_apart():
+    text = """g (float[N,3,8,8] x, bool b) => (float[N,4,6,6] y) {
+        a = Conv (x, w)
+        y = If (b) <
+            then_branch = t () => (float[N,4,6,6] z) { z = Conv (x, w) },
+            else_branch = e () => (float[N,4,6,6] z) { z = Conv (x, a_w) }
+        >
+    }"""
+    model = from_text(text, w=noise(4, 3, 3, 3), a_w=noise(4, 3, 3, 3))
+    for node in model.graph.node[1].attribute:
+        node.g.node[0].name = "w"
+    feeds = {"x": noise(1, 3, 8, 8), "b": np.array(True)}
+    layers = survey(ir.from_proto(model), feeds)
+    assert [layer.name for layer in layers] == ["w", "w#2", "w#3"]
+    assert [layer.reason is None for layer in layers] == [True, False, False]
+
+
+def test_a_weight_on_the_left_is_kept_with_the_reason():
+    text = "g (float[3,5] x) => (float[4,5] y) { y = MatMul (w, x) }"
+    (layer,) = survey(ir.from_proto(from_text(text, w=noise(4, 3))), {"x": noise(3, 5)})
+    assert layer.conv is None and "left factor" in layer.reason
+
+
+def test_outputs_that_are_no_numbers_are_left_out_of_the_check():
+    text = """g (float[N,3] x) => (float[N,4] y, string[N,4] z) {
+        y = MatMul (x, w)
+        z = Cast <to = 8> (y)
+    }"""
+    model = ir.from_proto(from_text(text, w=noise(3, 4)))
+    assert check_same(model, normal(model), {"noise": {"x": noise(2, 3)}}) is None

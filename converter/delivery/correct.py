@@ -334,7 +334,7 @@ def _choose_hold(patches: np.ndarray, target: np.ndarray, weights: np.ndarray) -
         left = rows - part @ W.T.astype(np.float32)  # what the trained kernel does not give
         gram = (part[:half].T @ part[:half]).astype(np.float64)
         wanted = part[:half].T @ left[:half]
-        power = np.trace(gram) / len(gram)
+        power = np.trace(gram) / len(gram) or 1.0  # an input that never changes has none
         for number, share in enumerate(HOLDS):
             change = cho_solve(cho_factor(gram + share * power * np.eye(len(gram))), wanted)
             missed = left[half:] - part[half:] @ change.astype(np.float32)

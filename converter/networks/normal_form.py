@@ -22,6 +22,7 @@ OLDEST_OPSET = 7  # what onnxruntime knows; what we write means the same from th
 INITIALIZERS_APART = 4  # ir_version from which weights need not be listed as inputs
 # Draw random numbers, whatever they take.
 DRAWING = ("Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike")
+ARRANGING = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 READ = (*CONVOLUTIONS, *PRODUCTS, "BatchNormalization", "Pad")  # constants beside the first input
 
 
@@ -72,8 +73,8 @@ def _inlined(model: ir.Model) -> ir.Model:
 
 def _list_weights_apart(model: ir.Model) -> None:
     """Weights listed as inputs, as files of ir_version 3 must -> weights that are no inputs."""
+    common.RemoveInitializersFromInputsPass()(model)
     if model.ir_version is None or model.ir_version < INITIALIZERS_APART:
-        common.RemoveInitializersFromInputsPass()(model)
         model.ir_version = INITIALIZERS_APART
 
 
@@ -207,17 +208,27 @@ def _fold_normalization(graph: ir.Graph, norm: ir.Node) -> None:
     bias = constant(layer.inputs[2]) if biased else np.zeros(1)
     if kernel is None or bias is None or bias.size not in (1, len(scale)):
         return
+    if bias.size != (bias.shape or (1,))[-1]:  # one number per row, not per output
+        return
     scaled = kernel.astype(np.float64) * _along_outputs(layer, scale, kernel)
     moved = (bias.astype(np.float64).ravel() - mean) * scale + shift
-    _set_weight(graph, layer, 1, scaled.astype(kernel.dtype))
+    with np.errstate(over="ignore"):
+        folded = [array.astype(kernel.dtype) for array in (scaled, moved)]
+    if any(_overflows(*pair) for pair in zip((scaled, moved), folded)):  # of half precision, say
+        return
+    _set_weight(graph, layer, 1, folded[0])
     if not biased:
         layer.resize_inputs(3)
-    _set_weight(graph, layer, 2, moved.astype(kernel.dtype), _bias_name(layer))
+    _set_weight(graph, layer, 2, folded[1], _bias_name(layer))
     given, kept = norm.outputs[0], layer.outputs[0]
     kept.shape, kept.type = given.shape, given.type
     name = given.name
     ir.convenience.replace_nodes_and_values(graph, norm, [norm], [], [given], [kept])
     kept.name = name
+
+
+def _overflows(wanted: np.ndarray, held: np.ndarray) -> bool:
+    return bool(np.isfinite(wanted).all() and not np.isfinite(held.astype(np.float64)).all())
 
 
 def _along_outputs(layer: ir.Node, scale: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -277,7 +288,11 @@ def _weight(name: str, array: np.ndarray) -> ir.Value:
 
 
 def _dequantized(value: ir.Value | None) -> bool:
+    """Tell what a DequantizeLinear gives, also where it is only arranged anew after that."""
     maker = None if value is None else value.producer()
+    while maker is not None and maker.op_type in ARRANGING:
+        value = maker.inputs[0]
+        maker = None if value is None else value.producer()
     return maker is not None and maker.op_type == "DequantizeLinear"
 
 

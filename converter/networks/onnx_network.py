@@ -55,6 +55,7 @@ def load(path: Path, largest: int = LARGEST_FILE) -> ir.Model:
         model = ir.load(path.absolute())
         _check_locations(model, path)
         onnx.checker.check_model(str(path))
+        _load_constants(model)
         _load_weights(model, 2**63 if external_bytes(model) < largest else SMALL_TENSOR)
     except ConverterError:
         raise
@@ -275,6 +276,23 @@ def _held_bytes(model: ir.Model) -> int:
     return sum(t.nbytes for t in _tensors(model) if not isinstance(t, ir.ExternalTensor))
 
 
+def _load_constants(model: ir.Model) -> None:
+    """Read what Constant nodes hold in files of their own; ONNX knows no other place for it."""
+    for node, tensor in _external_constants(model):
+        (loaded,) = ir.external_data.convert_tensors_from_external([tensor])
+        node.attributes["value"] = ir.AttrTensor("value", loaded)
+
+
+def _external_constants(model: ir.Model) -> list[tuple[ir.Node, ir.ExternalTensor]]:
+    """List the Constant nodes whose numbers are in files of their own."""
+    found = [
+        (node, node.attributes["value"].value)
+        for node in model.graph.all_nodes()
+        if node.op_type == "Constant" and "value" in node.attributes
+    ]
+    return [(node, tensor) for node, tensor in found if isinstance(tensor, ir.ExternalTensor)]
+
+
 def _load_weights(model: ir.Model, largest: int) -> None:
     """Read weights of at most ``largest`` bytes each from files of their own."""
     for graph in model.graphs():
@@ -287,7 +305,7 @@ def _load_weights(model: ir.Model, largest: int) -> None:
 def _check_locations(model: ir.Model, path: Path) -> None:
     """Refuse weights in files outside of the network's folder."""
     home = path.parent.resolve()
-    for tensor in _external(model):
+    for tensor in [*_external(model), *(tensor for _, tensor in _external_constants(model))]:
         if not (home / tensor.location).resolve().is_relative_to(home):
             raise ConverterError(
                 f"{path} names weights outside of its folder ({tensor.location}); put them beside "

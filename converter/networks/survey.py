@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -139,7 +139,21 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
                     "its output_shape is larger than what it computes"
                 )
         layers.append(layer)
-    return (*layers, *_out_of_reach(model))
+    return _told_apart([*layers, *_out_of_reach(model)])
+
+
+def _told_apart(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Number the layers of one name, from the second on."""
+    seen: Counter[str] = Counter()
+    found = []
+    for layer in layers:
+        name = layer.name
+        while name in seen:
+            seen[layer.name] += 1
+            name = f"{layer.name}#{seen[layer.name]}"
+        seen[name] += 1
+        found.append(replace(layer, name=name))
+    return tuple(found)
 
 
 def _out_of_reach(model: ir.Model) -> list[Layer]:
@@ -154,6 +168,11 @@ def _out_of_reach(model: ir.Model) -> list[Layer]:
         for function in model.functions.values()
         for node in function.all_nodes()
         if _is_layer(node)
+    ]
+    found += [
+        (node, "its weight is the left factor of the product")
+        for node in model.graph
+        if standard(node) and node.op_type in PRODUCTS and _from_the_left(node)
     ]
     found += [
         (node, QUANTIZED if node.op_type in QUANTIZED_LAYERS else f"it is a {node.op_type}")
@@ -190,6 +209,11 @@ def _is_layer(node: ir.Node) -> bool:
     if taken is not None or weight is None:
         return taken is None and _made_by(node.inputs[1], "DequantizeLinear")
     return weight.ndim > 1 and not np.issubdtype(weight.dtype, np.integer)
+
+
+def _from_the_left(node: ir.Node) -> bool:
+    left, right = (constant(value) for value in node.inputs[:2])
+    return left is not None and left.ndim > 1 and right is None
 
 
 def _linear(node: ir.Node, layer: Layer, weight: np.ndarray, bias: np.ndarray | None) -> Layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -62,11 +63,18 @@ def choose(goal: Sequence[np.ndarray], limits: Sequence[Limit]) -> list[int] | N
 @contextlib.contextmanager
 def _muted() -> Iterator[None]:
     """Keep what the solver's C++ prints, whatever it is told, off standard output."""
-    kept, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(sink, 1)
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    library = ctypes.CDLL("ucrtbase" if os.name == "nt" else None)
+    try:
+        with open(os.devnull, "w") as sink:
+            library.fflush(None)
+            os.dup2(sink.fileno(), 1)
         yield
     finally:
+        library.fflush(None)  # what it printed may still be in C's buffer
         os.dup2(kept, 1)
         os.close(kept)
-        os.close(sink)
