@@ -103,14 +103,11 @@ def both_routes(name: str, options: argparse.Namespace) -> dict[str, Any]:
     model, inputs = NETWORKS[name](options)
     config = converter.ConvertConfig(max_macs=MACS_SHARE)
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
         first = converter.convert(model, None, config, calib=inputs)
         first.save(Path(folder) / "torch")
-        middle = time.perf_counter()
         original = Path(folder) / "torch" / "original.onnx"
         second = converter.convert(original, None, config, calib=inputs)
         second.save(Path(folder) / "onnx")
-        end = time.perf_counter()
         found = []
         for route in ("torch", "onnx"):
             session = open_session(Path(folder) / route / "model.onnx")
@@ -122,8 +119,6 @@ def both_routes(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "layers_converted": len(first.plan.chosen()),
         "same_plan": same,
         "rel_difference": off,
-        "torch_s": middle - start,
-        "onnx_s": end - middle,
         "target": f"the same plan, outputs within {MOST_DIFFERENCE:g}",
         "met": bool(same and off <= MOST_DIFFERENCE and first.plan.chosen()),
     }
