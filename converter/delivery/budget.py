@@ -54,6 +54,7 @@ MOST_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 160.0, 1.0, 3e10
 # probes told is left then (a power of it), and how much more the last layer counts than the first
 # (the logarithm of it), differs between networks; where time allows, all of these are tried.
 MOST_MORE = 4
+MANY = 1024  # examples to judge on, with fewer of which the luckiest of many networks would win
 LEANINGS = ((0.75, 1.0), (1.0, 2.0), (1.0, 1.0))
 AS_PROBED = (1.0, 0.0)
 
@@ -169,7 +170,7 @@ def find_plan(
             menu, wanted(target), _first(budget, probes), built, value, most,
             lambda done: progress("searching", done),
         )  # fmt: skip
-        if best is not None:
+        if best is not None and held.count >= MANY:
             best = improve(
                 menus[1:], wanted(target), best, built, value, min(most - len(trials), MOST_MORE)
             )
