@@ -1,6 +1,7 @@
 """What a network loses: nothing where it is the same, the drop where labels tell."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from conftest import make_net, noise
@@ -35,16 +36,44 @@ def test_the_expected_drop_is_between_none_and_the_accuracy(tmp_path):
     assert loss.output_error > 0.1
 
 
-def test_a_sure_network_loses_what_it_disagrees_on(tmp_path):
-    network, other = model(tmp_path), model(tmp_path, "other", seed=3)
-    for weight in network.graph.initializers.values():
-        if weight.name == "fc.weight":
-            weight.const_value = ir.tensor(weight.const_value.numpy() * 1e4, name="fc.weight")
-    x = {"x": noise(200, 3, 8, 8)}
-    mine, its = (run(open_session(n), x)["logits"].argmax(1) for n in (network, other))
-    judge = Judge.of(network, data(), 1)
-    assert judge.accuracy == pytest.approx(1.0)
-    assert judge.loss(other).drop == pytest.approx(float((mine != its).mean()), abs=1e-6)
+def linear(off=0.0):
+    """Ten classes of eight numbers, sure of each; weights moved by noise."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 10)) + off * rng.standard_normal((8, 10))
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 8] x) => (float[N, 10] y) '
+        "{ y = MatMul (x, w) }"
+    )
+    proto.graph.initializer.append(
+        onnx.numpy_helper.from_array((1e4 * weight).astype(np.float32), "w")
+    )
+    return ir.from_proto(proto)
+
+
+def disagreement(network, other, count):
+    """Examples, and on which of them two networks disagree."""
+    x = {"x": noise(count, 8)}
+    mine, its = (run(open_session(n), x)["y"].argmax(1) for n in (network, other))
+    return from_arrays(x, "made up"), mine != its
+
+
+def test_a_sure_network_loses_what_it_disagrees_on():
+    network, other = linear(), linear(0.1)
+    data, wrong = disagreement(network, other, 4000)
+    judge = Judge.of(network, data, 1)
+    assert judge.accuracy == pytest.approx(1.0, abs=1e-3)
+    assert 0.02 < wrong.mean() < 0.2
+    assert judge.loss(other).drop == pytest.approx(wrong.mean(), rel=0.1)
+
+
+def test_few_examples_say_what_many_would():
+    network, other = linear(), linear(0.03)
+    data, wrong = disagreement(network, other, 8000)
+    parts = np.arange(8000).reshape(-1, 160)
+    losses = [Judge.of(network, data.take(part), 1).loss(other) for part in parts]
+    counted = wrong[parts].mean(1)
+    assert np.std([loss.drop for loss in losses]) < 0.75 * counted.std()
+    assert np.mean([loss.drop_high >= wrong.mean() for loss in losses]) >= 0.9
 
 
 def test_a_single_output_is_no_class(tmp_path):

@@ -15,6 +15,8 @@ from converter.data import Data, random_data
 from converter.delivery.compare import Evaluate, Progress, evaluated
 from converter.delivery.correct import SOLVED_AGAIN
 from converter.delivery.search import (
+    CLOSELY,
+    ROUGHLY,
     Choice,
     Menu,
     Trial,
@@ -54,7 +56,9 @@ MOST_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 160.0, 1.0, 3e10
 # probes told is left then (a power of it), and how much more the last layer counts than the first
 # (the logarithm of it), differs between networks; where time allows, all of these are tried.
 MOST_MORE = 4
-MANY = 1024  # examples to judge on, with fewer of which the luckiest of many networks would win
+# With fewer examples to judge on, the luckiest of many networks would win, and no network comes
+# closer to a limit than the noise.
+MANY = 1024
 LEANINGS = ((0.75, 1.0), (1.0, 2.0), (1.0, 1.0))
 AS_PROBED = (1.0, 0.0)
 
@@ -166,8 +170,9 @@ def find_plan(
         problem = f"No choice of forms leaves less than {least:.2f} of the MACs."
     if {"max_drop", "max_error"} & set(budget):
         value = _value(source, budget, config, judge, evaluate)
+        aim = CLOSELY if held.count >= MANY else ROUGHLY
         best, trials = close(
-            menu, wanted(target), _first(budget, probes), built, value, most,
+            menu, wanted(target), _first(budget, probes), built, value, most, aim,
             lambda done: progress("searching", done),
         )  # fmt: skip
         if best is not None and held.count >= MANY:

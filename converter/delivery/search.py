@@ -15,8 +15,6 @@ from converter.planning.options import Option
 Built = TypeVar("Built")
 Choice = dict[str, Option]
 
-CLOSE = 0.94  # share of what may be lost that is worth no further trial
-AIM = 0.97
 STEP = 8.0  # largest factor between the budgets of two trials
 # Where no trial is within the limit, so many more aim at this share of it.
 MORE, LOWER_AIM = 3, 0.75
@@ -24,6 +22,22 @@ RACES, SAFETY = 4, 1.04
 FASTER = 0.94  # share of the time that a further network must take
 # An option must save this share of its layer's time.
 LEAST_GAIN = 0.03
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Shares of what may be lost.
+
+    Attributes:
+        at: What the next trial is to lose.
+        close: What is worth no further trial.
+    """
+
+    at: float
+    close: float
+
+
+CLOSELY, ROUGHLY = Aim(0.97, 0.94), Aim(0.87, 0.75)
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,7 @@ def close(
     build: Callable[[Choice], Built],
     value: Callable[[Built], float],
     most: int,
+    aim: Aim = CLOSELY,
     progress: Callable[[float], None] = lambda done: None,
 ) -> tuple[Trial[Built] | None, list[Trial[Built]]]:
     """Find the fastest network that loses no more than it may.
@@ -131,6 +146,7 @@ def close(
         build: Makes a network of a choice.
         value: Says what a network really loses, as a share of what it may lose.
         most: How many networks may be built; some more where none of these is within the limit.
+        aim: How near the limit is near enough.
         progress: Called with the share done.
 
     Returns:
@@ -149,9 +165,9 @@ def close(
         progress(min((number + 1) / most, 1.0))
         last = trials[-1]
         at_the_end = choice == menu.fastest() and last.value <= 1
-        if CLOSE <= last.value <= 1 or at_the_end:
+        if aim.close <= last.value <= 1 or at_the_end:
             break
-        budget = _next_budget(trials, AIM if number + 1 < most else LOWER_AIM)
+        budget = _next_budget(trials, aim.at if number + 1 < most else LOWER_AIM)
     within = [trial for trial in trials if trial.value <= 1]
     return min(within, key=lambda trial: total_ms(trial.choice), default=None), trials
 
