@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -88,25 +88,46 @@ def finetune(
     directory: Path,
     *,
     train: str,
-    epochs: int,
+    epochs: int = 0,
+    reconstruct: int = 0,
     eval: str | None = None,
+    labels: bool = True,
+    loss: str | None = None,
     lr: float | None = None,
+    train_batch: int | None = None,
+    accumulate: int | None = None,
+    precision: Literal["float32", "bfloat16"] | None = None,
+    augment: Literal["flip", "shift", "none"] | None = None,
+    workers: int | None = None,
     device: str | None = None,
     seed: int | None = None,
+    resume: bool = False,
     json: bool = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
     """Train a converted network further, toward its original.
 
+    On several GPUs or machines: accelerate launch -m converter finetune ...
+
     Args:
         directory: What convert wrote.
-        train: Training inputs, labelled or not: .npz, folder of images, or module:function.
+        train: Training inputs, labelled or not: .npz, folder of images, or module:function, which
+            may give a torch DataLoader.
         epochs: Passes over them.
+        reconstruct: Passes before, that teach each layer to give what it gave in the original.
         eval: Labelled inputs for accuracy; as at the conversion if left out.
+        labels: Use the labels of the training inputs, if they have any.
+        loss: module:function, called as loss(outputs, originals, labels), instead of distillation.
         lr: Highest learning rate.
+        train_batch: Examples a step.
+        accumulate: Compute each batch in so many parts, to save memory.
+        precision: Of the activations in training.
+        augment: Shift training images at random and flip them, only shift them, or neither.
+        workers: Processes that read the training inputs.
         device: Where to train: cpu, cuda, cuda:1.
         seed: Seed of every random choice.
+        resume: Go on with a fine-tuning that was interrupted.
         json: Print the report as JSON.
         verbose: Also show every layer.
         quiet: Print nothing but errors.
@@ -115,16 +136,23 @@ def finetune(
     from converter.delivery.tables import comparison_table, layer_table
     from converter.pipeline import finetune as run
 
-    if epochs < 1:
-        raise ConverterError("--epochs must be at least 1.")
-    changes = {"eval": eval, "lr": lr, "device": device, "seed": seed}
+    if epochs + reconstruct < 1:
+        raise ConverterError("Give --epochs or --reconstruct, at least 1.")
+    changes = {
+        "eval": eval, "lr": lr, "train_batch": train_batch, "accumulate": accumulate,
+        "precision": precision, "augment": augment, "workers": workers, "device": device,
+        "seed": seed,
+    }  # fmt: skip
     given = {name: value for name, value in changes.items() if value is not None}
     read_origin(directory)
     writable_folder(directory)
     with _progress(quiet or json) as progress:
         result = run(
-            directory, progress=progress, command=_command(), train=train, finetune=epochs, **given
-        )
+            directory, progress=progress, command=_command(), train=train, finetune=epochs,
+            reconstruct=reconstruct, labels=labels, loss=loss, resume=resume, **given,
+        )  # fmt: skip
+        if result is None:
+            return 0
         result.save(directory)
     report = result.report
     tables = [layer_table(report.layers)] if verbose else []

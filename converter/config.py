@@ -44,8 +44,19 @@ class ConvertConfig:
         latency: Times of the layers that flatconv measure took on the target machine.
         frontier: Also build networks for other budgets, and draw speedup over loss.
         finetune: Epochs of distillation after the conversion; 0 for none.
-        train: Training inputs for --finetune, labelled or not.
+        reconstruct: Epochs before it that teach each layer to give what it gave in the original.
+        schedule: Convert and fine-tune in so many steps, each with its part of the budget.
+        train: Training inputs, labelled or not: .npz, folder of images, or module:function, which
+            may give a torch DataLoader.
+        labels: Use the labels of the training inputs, if they have any.
+        loss: module:function, called as loss(outputs, originals, labels), instead of distillation.
         lr: Highest learning rate of the fine-tuning.
+        train_batch: Examples a step.
+        accumulate: Compute each batch in so many parts, to save memory.
+        precision: Of the activations in training.
+        augment: Shift training images at random and flip them, only shift them, or neither.
+        workers: Processes that read the training inputs.
+        resume: Go on with a fine-tuning that was interrupted.
         threads: Threads of onnxruntime when timing.
         provider: Execution provider of onnxruntime when timing.
         batch_size: Batch size when timing; that of the input shape if left out.
@@ -85,8 +96,18 @@ class ConvertConfig:
     latency: Path | None = None
     frontier: bool = False
     finetune: int = 0
+    reconstruct: int = 0
+    schedule: int = 1
     train: str | None = None
+    labels: bool = True
+    loss: str | None = None
     lr: float = 1e-3
+    train_batch: int = 128
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    augment: Literal["flip", "shift", "none"] = "flip"
+    workers: int = 0
+    resume: bool = False
     threads: int = 1
     provider: str = "CPUExecutionProvider"
     batch_size: int | None = None
@@ -102,7 +123,9 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         ranges = {"samples": 1, "threads": 1, "batch_size": 1, "resize": 1, "crop": 1}
-        for name, least in (ranges | {"finetune": 0, "seed": 0}).items():
+        ranges |= {"finetune": 0, "reconstruct": 0, "schedule": 1, "train_batch": 2}
+        ranges |= {"accumulate": 1, "workers": 0, "seed": 0}
+        for name, least in ranges.items():
             if (value := getattr(self, name)) is not None and value < least:
                 option = name.replace("_", "-")
                 raise ConverterError(f"--{option} must be at least {least}.")
@@ -113,6 +136,10 @@ class ConvertConfig:
                 "--plan says what happens to each layer; leave out --form, --rank, --only and "
                 "--keep, or edit the plan."
             )
+        if self.schedule > 1 and not (self.budget and self.finetune):
+            raise ConverterError("--schedule needs a budget (--max-macs, say) and --finetune.")
+        if self.resume and not (self.cache and self.trains):
+            raise ConverterError("--resume needs --finetune or --reconstruct, and the cache.")
         if self.budget and self.manual:
             raise ConverterError(
                 "A budget chooses forms and ranks; leave out --form, --rank and --plan, or "
@@ -169,6 +196,11 @@ class ConvertConfig:
         """What the user asked for, by option."""
         names = ("max_drop", "max_error", "target_speedup", "max_macs")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the converted network is trained."""
+        return bool(self.finetune or self.reconstruct)
 
     @property
     def manual(self) -> bool:

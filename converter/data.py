@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,19 @@ class Data:
         read: Indices (n,) -> arrays (n, ...) by input name, ready for the network.
         labels: (count,) integers, or None.
         source: What the user named.
+        vary: As ``read``, of examples changed at random by a generator; None where there is no
+            way to change them that keeps what they show.
     """
 
     count: int
     read: Callable[[np.ndarray], Arrays]
     labels: np.ndarray | None
     source: str
+    vary: Callable[[np.ndarray, np.random.Generator], Arrays] | None = None
+
+    def augmented(self, indices: np.ndarray, rng: np.random.Generator) -> Arrays:
+        """Read examples (n, ...), changed at random where there is a way to."""
+        return self.read(indices) if self.vary is None else self.vary(indices, rng)
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Iterate over (indices, arrays), in order."""
@@ -55,9 +63,13 @@ class Data:
     def take(self, picked: np.ndarray) -> Data:
         """Restrict to the examples ``picked``."""
         labels = None if self.labels is None else self.labels[picked]
-        read = self.read
+        read, vary = self.read, self.vary
         return replace(
-            self, count=len(picked), labels=labels, read=lambda indices: read(picked[indices])
+            self,
+            count=len(picked),
+            labels=labels,
+            read=lambda indices: read(picked[indices]),
+            vary=None if vary is None else lambda indices, rng: vary(picked[indices], rng),
         )
 
 
@@ -72,7 +84,7 @@ def load(
 
     Args:
         source: An .npz file, a folder of images, or ``module:function`` that yields dictionaries
-            of arrays.
+            of arrays or returns a torch DataLoader.
         names: The network's inputs; ``x`` in a file stands for the first.
         images: How uint8 images are prepared.
         find: Imports ``module:function``.
@@ -146,15 +158,18 @@ def conform(
                 f"Data {data.source} has examples of shape {','.join(map(str, got))} for input "
                 f"{name!r}; the network takes {wanted}."
             )
-    read = data.read
+    read, vary = data.read, data.vary
 
-    def cast(indices: np.ndarray) -> Arrays:
-        arrays = read(indices)
+    def cast(arrays: Arrays) -> Arrays:
         if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays.values()):
             raise ConverterError(f"Data {data.source} holds NaN or infinite values.")
         return {name: array.astype(dtypes[name], copy=False) for name, array in arrays.items()}
 
-    return replace(data, read=cast)
+    return replace(
+        data,
+        read=lambda indices: cast(read(indices)),
+        vary=None if vary is None else lambda indices, rng: cast(vary(indices, rng)),
+    )
 
 
 def from_arrays(
@@ -212,15 +227,26 @@ def _from_npz(
     if labels is not None:
         labels = _check_labels(labels, count, path)
 
+    pictures = {
+        name
+        for name, array in found.items()
+        if array.dtype == np.uint8 and array.ndim == 4 and name not in bytes_as_they_are
+    }
+
     def read(indices: np.ndarray) -> Arrays:
         return {
-            name: images.prepare(array[indices])
-            if array.dtype == np.uint8 and array.ndim == 4 and name not in bytes_as_they_are
-            else array[indices]
+            name: images.prepare(array[indices]) if name in pictures else array[indices]
             for name, array in found.items()
         }
 
-    return Data(count, read, labels, str(path))
+    def vary(indices: np.ndarray, rng: np.random.Generator) -> Arrays:
+        picked = {name: array[indices] for name, array in found.items()}
+        return {
+            name: images.prepare(images.moved(array, rng)) if name in pictures else array
+            for name, array in picked.items()
+        }
+
+    return Data(count, read, labels, str(path), vary if pictures == set(found) else None)
 
 
 def _from_folder(folder: Path, name: str, images: Images) -> Data:
@@ -232,22 +258,31 @@ def _from_folder(folder: Path, name: str, images: Images) -> Data:
     labels = np.array([classes.index(p.parent.name) for p in paths]) if labelled else None
 
     def read(indices: np.ndarray) -> Arrays:
-        opened = [images.open(paths[index]) for index in indices]
+        return together([images.open(paths[index]) for index in indices])
+
+    def vary(indices: np.ndarray, rng: np.random.Generator) -> Arrays:
+        return together([images.open(paths[index], rng) for index in indices])
+
+    def together(opened: list[np.ndarray]) -> Arrays:
         if len({image.shape for image in opened}) > 1:
             raise ConverterError(
                 f"The images in {folder} differ in size; give --resize and --crop."
             )
         return {name: images.prepare(np.stack(opened))}
 
-    return Data(len(paths), read, labels, str(folder))
+    return Data(len(paths), read, labels, str(folder), vary)
 
 
 def _from_function(
     source: str, names: Sequence[str], find: Callable[[str, str], Callable[[], object]]
 ) -> Data:
     produced = find(source, "Data")()
+    if hasattr(produced, "dataset") and hasattr(produced, "collate_fn"):
+        return _from_loader(produced, source, names)
     if not isinstance(produced, Iterator):
-        raise ConverterError(f"Data {source} must be a generator of dictionaries of arrays.")
+        raise ConverterError(
+            f"Data {source} must be a generator of dictionaries of arrays, or give a DataLoader."
+        )
     chunks = []
     try:
         yielded = list(produced)
@@ -266,6 +301,42 @@ def _from_function(
     except (KeyError, ValueError) as error:
         raise ConverterError(f"Data {source} yields arrays that differ: {error}.") from None
     return from_arrays({n: arrays[n] for n in (*names, "y") if n in arrays}, source, names)
+
+
+def _from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
+    """Read a torch DataLoader's dataset by its ``collate_fn``; order and batches are ours.
+
+    Its examples are tuples of the inputs, with a class behind them or not, or dictionaries.
+    ``dataset.targets`` spares reading every example for its class.
+    """
+    dataset, collate = loader.dataset, loader.collate_fn
+
+    def take(indices: np.ndarray) -> Arrays:
+        try:
+            batch = collate([dataset[int(index)] for index in indices])
+        except Exception as error:  # the user's dataset may raise anything
+            raise ConverterError(f"Data {source} failed: {root_line(error)}") from None
+        if not isinstance(batch, Mapping):
+            parts = batch if isinstance(batch, (tuple, list)) else [batch]
+            batch = dict(zip([*names, "y"], parts))
+        if any(name not in batch for name in names):
+            raise ConverterError(f"Data {source} must give the inputs {', '.join(names)}.")
+        return {str(name): np.asarray(value) for name, value in batch.items()}
+
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
+        raise ConverterError(f"Data {source} needs a dataset of examples by number, not a stream.")
+    count = len(dataset)
+    first, labels = take(np.arange(1)), getattr(dataset, "targets", None)
+    if "y" in first and "y" not in names and labels is None:
+        labels = np.concatenate([take(np.arange(n, n + 1))["y"] for n in range(count)])
+    if labels is not None:
+        labels = _check_labels(np.asarray(labels), count, source)
+
+    def read(indices: np.ndarray) -> Arrays:
+        found = take(indices)
+        return {name: found[name] for name in names}
+
+    return Data(count, read, labels, source)
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:

@@ -11,6 +11,9 @@ from PIL import Image
 from converter.config import ConvertConfig, parse_numbers
 from converter.errors import ConverterError
 
+SHIFT = 8  # an image is shifted by up to one part in so many of its side
+AREAS, SHAPE = (0.35, 1.0), 4 / 3  # of the part of an image file that is looked at
+
 
 @dataclass(frozen=True)
 class Images:
@@ -23,6 +26,7 @@ class Images:
         crop: Side of the square cut from the middle, image files only.
         bgr: Whether the network takes blue first.
         nhwc: Whether the network takes channels last.
+        flip: Whether an image still shows the same when it is flipped.
     """
 
     mean: tuple[float, ...] = ()
@@ -31,6 +35,7 @@ class Images:
     crop: int | None = None
     bgr: bool = False
     nhwc: bool = False
+    flip: bool = True
 
     @classmethod
     def of(cls, config: ConvertConfig) -> Images:
@@ -48,6 +53,7 @@ class Images:
             crop=config.crop,
             bgr=config.channels == "bgr",
             nhwc=config.layout == "nhwc",
+            flip=config.augment == "flip",
         )
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
@@ -66,13 +72,28 @@ class Images:
             x = x[..., ::-1]
         return np.ascontiguousarray(x if self.nhwc else x.transpose(0, 3, 1, 2))
 
-    def open(self, path: Path) -> np.ndarray:
-        """Read an image file as uint8 (H, W, 3)."""
+    def moved(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Shift images (N, H, W, C) by up to an eighth at random, and flip half of them."""
+        count, height, width, _ = images.shape
+        rows, columns = (
+            np.arange(size) + rng.integers(-(size // SHIFT), size // SHIFT + 1, (count, 1))
+            for size in (height, width)
+        )
+        if self.flip:
+            columns = np.where(rng.random((count, 1)) < 0.5, columns[:, ::-1], columns)
+        rows, columns = _reflected(rows, height), _reflected(columns, width)
+        return images[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def open(self, path: Path, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Read an image file as uint8 (H, W, 3); with ``rng`` another part of it each time."""
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
             raise ConverterError(f"Image {path} cannot be read: {error}.") from None
+        if rng is not None and self.crop:
+            image = _random_part(image, rng).resize((self.crop,) * 2, Image.Resampling.BILINEAR)
+            return self._flipped(np.asarray(image), rng)
         if self.resize:
             scale = self.resize / min(image.size)
             width, height = (max(round(n * scale), 1) for n in image.size)
@@ -80,4 +101,24 @@ class Images:
         if self.crop:
             left, top = ((n - self.crop) // 2 for n in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
-        return np.asarray(image)
+        return self._flipped(np.asarray(image), rng)
+
+    def _flipped(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """Flip half of the images, if any are changed at random."""
+        return image[:, ::-1] if rng is not None and self.flip and rng.random() < 0.5 else image
+
+
+def _reflected(indices: np.ndarray, size: int) -> np.ndarray:
+    """Reflect what is outside of 0..size-1 at the border."""
+    indices = np.abs(indices)
+    return np.where(indices < size, indices, 2 * (size - 1) - indices)
+
+
+def _random_part(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Cut out a rectangle of random area and shape (Szegedy et al., arXiv 1409.4842)."""
+    width, height = image.size
+    area = rng.uniform(*AREAS) * width * height
+    shape = float(np.exp(rng.uniform(-np.log(SHAPE), np.log(SHAPE))))
+    w, h = min(round((area * shape) ** 0.5), width), min(round((area / shape) ** 0.5), height)
+    left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+    return image.crop((int(left), int(top), int(left) + max(w, 1), int(top) + max(h, 1)))

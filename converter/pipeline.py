@@ -19,7 +19,7 @@ from converter.delivery.compare import Comparison, Evaluate, Progress, compare_m
 from converter.delivery.correct import SOLVED_AGAIN, correct
 from converter.delivery.report import LayerRow, Report, layer_rows
 from converter.delivery.result import Result, load, read_config, read_origin, read_rows
-from converter.delivery.tune import check_device, tune
+from converter.delivery.teach import taught, trainable
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
 from converter.kernels.form import relative_error
@@ -29,9 +29,9 @@ from converter.networks import (
     onnx_network,
     runtime,
     torch_export,
-    torch_import,
     torch_network,
 )  # fmt: skip
+from converter.networks.normal_form import normal
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.source import (
     Source,
@@ -46,6 +46,7 @@ from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan, read_plan
 from converter.planning.solve import solve_layers
+from converter.tuning.tune import check_device, place_of
 
 
 @dataclass(frozen=True)
@@ -107,22 +108,35 @@ def convert(
     progress("loading", 0.0)
     source = open_source(model, example_input, config, calib)
     progress("loading", 1.0)
-    if config.finetune and not config.train and source.calib is None:
+    if config.trains and source.train is None and source.calib is None:
         raise ConverterError("--finetune needs inputs to train on; give --train.")
-    if config.finetune and source.module is None:
+    if config.trains and source.module is None:
+        if config.schedule > 1:
+            raise ConverterError("--schedule needs a torch model, not an ONNX network.")
         trainable(source.network, source, config)
-    layers = list_layers(source, config)
-    found = decide(source, layers, config, evaluate, progress)
-    conversion = carried_out(source, layers, found, config, progress)
+    if config.trains and place_of(config.device).processes > 1:
+        raise ConverterError(
+            "Convert in one process, then run accelerate launch -m converter finetune."
+        )
+    *before, last = staged(config)
+    now = source
+    for stage in before:
+        layers = list_layers(now, stage)
+        found = decide(now, layers, stage, evaluate, progress)
+        step = carried_out(now, layers, found, source, stage, progress)
+        now = dense_again(now, step, stage)
+    layers = list_layers(now, last)
+    found = decide(now, layers, last, evaluate, progress)
+    conversion = carried_out(now, layers, found, source, last, progress)
     result = prove(source, conversion, config, evaluate, command, progress)
     while _withdrawable(conversion, found, config, result.comparison):
         verdict = result.comparison.networks[1].verdict
         plan = conversion.plan.withdrawn(
             f"with it the network was no faster ({verdict})", _least_gain(conversion.rows)
         )
-        solved = build(source, layers, plan, found.fit, config, progress)
+        solved = build(now, layers, plan, found.fit, config, progress)
         found = replace(found, solved=solved, predicted_speedup=None)
-        conversion = carried_out(source, layers, found, config, progress)
+        conversion = carried_out(now, layers, found, source, last, progress)
         result = prove(source, conversion, config, evaluate, command, progress)
     return result
 
@@ -133,15 +147,22 @@ def finetune(
     progress: Progress = lambda stage, done: None,
     command: str = "converter.finetune",
     **changes: Any,
-) -> Result:
+) -> Result | None:
     """Train the network in an output folder further, toward its original.
+
+    Run by ``accelerate launch``, all processes train together; the first gives the result.
 
     Args:
         directory: What ``Result.save`` wrote, from an ONNX network or a torch model with a factory.
         progress: Called with a stage and the share of it that is done.
         command: Written into the report.
         changes: Fields of ``ConvertConfig`` other than those of the conversion: ``train``,
-            ``finetune`` (the epochs), ``lr``, ``eval``, ``device``, ``seed``.
+            ``finetune`` and ``reconstruct`` (epochs), ``labels``, ``loss``, ``lr``,
+            ``train_batch``, ``accumulate``, ``precision``, ``augment``, ``workers``, ``eval``,
+            ``device``, ``seed``, ``resume``.
+
+    Returns:
+        The trained network, measured; None in every process but the first.
 
     Raises:
         ConverterError: When the folder or the data cannot be used.
@@ -151,7 +172,9 @@ def finetune(
     student = load(folder)
     if isinstance(student, nn.Module) and "factory" not in origin:
         raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")
-    config = check_options(replace(read_config(folder), **changes, plan=None))
+    recorded = read_config(folder)
+    fresh = {"plan": None, "finetune": 0, "reconstruct": 0, "schedule": 1, "resume": False}
+    config = check_options(replace(recorded, **(fresh | changes)))
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
     calib = read_data(config.calib, spec, config) if config.calib else None
@@ -160,18 +183,40 @@ def finetune(
     further = tuple(shapes | other for other in more)
     train, scored = read_named_data(spec, config)
     module = student if isinstance(student, nn.Module) else None
-    source = Source(network, network, module, spec, shapes, further, calib, train, scored, origin)
-    if module is None:
-        converted = tuned(onnx_network.load(folder / "model.onnx"), source, config, progress)
-        problem = check_graph(converted)
-    else:
-        module = fine_tune(module, source, config, progress)
-        converted = export_tuned(module, source, config)
-        problem = check_graph(converted)
+    source = Source(
+        network, normal(network), None, spec, shapes, further, calib, train, scored, origin
+    )
+    if module is not None:
+        source = replace(source, module=original_model(folder, source, config))
+    layers = [l for l in list_layers(source, config) if l.name in plan.chosen()]
+    module, converted = taught(
+        module, onnx_network.load(folder / "model.onnx"), source, layers, {}, config, progress
+    )
+    if place_of(config.device).rank > 0:
+        return None
+    problem = check_graph(converted)
+    if module is not None:
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
     conversion = Conversion(plan, rows, converted, module, problem)
     return prove(source, conversion, config, None, command, progress)
+
+
+def original_model(folder: Path, source: Source, config: ConvertConfig) -> nn.Module:
+    """Build the original of an output folder again.
+
+    Raises:
+        ConverterError: When its factory or checkpoint is gone, or gives another model now.
+    """
+    origin = source.origin
+    checkpoint = Path(origin["checkpoint"]) if "checkpoint" in origin else None
+    module = torch_export.build(
+        origin["factory"], origin["factory_args"], checkpoint, config.trust_pickle
+    )
+    problem = check_twin(module, source.original, samples(source, config.seed))
+    if problem:
+        raise ConverterError(f"{folder}: its factory gives another model than it did. {problem}")
+    return module
 
 
 def check_options(config: ConvertConfig) -> ConvertConfig:
@@ -240,10 +285,11 @@ def carried_out(
     source: Source,
     layers: Sequence[Layer],
     found: Found,
+    teacher: Source,
     config: ConvertConfig,
     progress: Progress,
 ) -> Conversion:
-    """Check what was found, make its torch model, and fine-tune that if asked to."""
+    """Check what was found, make its torch model, and train that toward ``teacher`` if asked to."""
     plan, chains, errors = found.solved.plan, found.solved.chains, found.solved.errors
     if not chains:
         rows = layer_rows(layers, plan, {}, {}, found.table)
@@ -255,16 +301,13 @@ def carried_out(
     )
     if source.module is not None:
         module = torch_network.apply(source.module, layers, chains)
-        if config.finetune:
-            module = fine_tune(module, source, config, progress)
-            errors = {}  # those of weights that are no more
-            converted = export_tuned(module, source, config)
-            problem = problem or check_graph(converted)
-        problem = problem or check_twin(module, converted, samples(source, config.seed))
-    elif config.finetune:
-        converted = tuned(converted, source, config, progress)
-        errors = {}
+    if config.trains:
+        errors = {}  # those of weights that are no more
+        done = [layer for layer in layers if layer.name in chains]
+        module, converted = taught(module, converted, teacher, done, found.budget, config, progress)
         problem = problem or check_graph(converted)
+    if module is not None:
+        problem = problem or check_twin(module, converted, samples(source, config.seed))
     return Conversion(
         plan,
         layer_rows(layers, plan, chains, errors, found.table),
@@ -318,48 +361,39 @@ def solve(
     return chains, errors
 
 
-def fine_tune(
-    module: nn.Module, source: Source, config: ConvertConfig, progress: Progress
-) -> nn.Module:
-    """Distil from the original on ``--train``, or on the calibration inputs without it."""
-    data = source.train or source.calib
-    if data is None:
-        raise ConverterError("There are no inputs to train on; give --train.")
-    return tune(
-        module,
-        source.network,
-        data,
-        epochs=config.finetune,
-        lr=config.lr,
-        device=config.device,
-        seed=config.seed,
-        threads=torch.get_num_threads(),
-        progress=lambda done: progress("fine-tuning", done),
-    )
+def staged(config: ConvertConfig) -> list[ConvertConfig]:
+    """Give the options of each step of ``--schedule``: a part of the budget and of the epochs.
 
-
-def trainable(network: ir.Model, source: Source, config: ConvertConfig) -> nn.Module:
-    """Give an ONNX network as a torch model that computes the same.
-
-    Raises:
-        ConverterError: When there is no such model.
+    What is left, of operations or time, falls by the same factor in every step.
     """
-    module = torch_import.to_torch(network)
-    problem = check_twin(module, network, samples(source, config.seed))
-    if problem:
-        raise ConverterError(f"The network cannot be fine-tuned as ONNX. {problem}")
-    return module
+    found = []
+    for number in range(1, config.schedule + 1):
+        share = number / config.schedule
+        changes: dict[str, Any] = {
+            name: getattr(config, name) ** share
+            for name in ("target_speedup", "max_macs")
+            if name in config.budget
+        }
+        changes |= {
+            name: getattr(config, name) * share
+            for name in ("max_drop", "max_error")
+            if name in config.budget
+        }
+        for name in ("finetune", "reconstruct"):
+            done = [getattr(config, name) * n // config.schedule for n in (number - 1, number)]
+            changes[name] = done[1] - done[0]
+        found.append(replace(config, schedule=1, **changes) if config.schedule > 1 else config)
+    return found
 
 
-def tuned(network: ir.Model, source: Source, config: ConvertConfig, progress: Progress) -> ir.Model:
-    """Fine-tune an ONNX network: as a torch model, whose weights are put back."""
-    module = fine_tune(trainable(network, source, config), source, config, progress)
-    return torch_import.with_weights(network, module)
-
-
-def export_tuned(module: nn.Module, source: Source, config: ConvertConfig) -> ir.Model:
-    """Export a tuned model with the free axes of the original."""
-    return torch_export.export(module, examples(source, config.seed, 1), free_axes(source.inputs))
+def dense_again(source: Source, conversion: Conversion, config: ConvertConfig) -> Source:
+    """Write a trained conversion as dense convolutions again, for the next step of a schedule."""
+    if conversion.module is None or source.module is None or not conversion.plan.chosen():
+        return source
+    module = torch_network.dense(source.module, conversion.module, conversion.plan.chosen())
+    feeds, free = examples(source, config.seed, 1), free_axes(source.inputs)
+    network = torch_export.export(module, feeds, free)
+    return replace(source, module=module, original=network, network=normal(network))
 
 
 def prove(

@@ -326,6 +326,10 @@ OPTIONS = {
     "no sample": ("--samples 0", "--samples must be at least 1"),
     "no learning": ("--lr 0", "--lr must be a number above 0"),
     "tuning without data": ("--finetune 1", "give --train"),
+    "a schedule without a budget": ("--schedule 2 --finetune 2", "--schedule needs a budget"),
+    "resuming what was not begun": ("--resume", "--resume needs --finetune"),
+    "half a batch": ("--train-batch 1", "--train-batch must be at least 2"),
+    "no loss": ("--finetune 1 --train data.npz --loss nowhere:loss", "'nowhere' cannot be"),
 }
 FACTORIES = {
     "missing checkpoint": ("--checkpoint missing.pt", "missing.pt does not exist"),
@@ -403,7 +407,7 @@ def test_an_earlier_output_survives_a_mistake(out):
         ("compare net.onnx other.onnx --json missing/a.json", "cannot be written"),
         ("compare net.onnx other.onnx --html missing/a.html", "cannot be written"),
         ("finetune images --train data.npz --epochs 1", "not an output folder of flatconv"),
-        ("finetune images --train data.npz --epochs 0", "--epochs must be at least 1"),
+        ("finetune images --train data.npz --epochs 0", "Give --epochs or --reconstruct"),
         ("convrt net.onnx", "convrt"),
     ],
 )

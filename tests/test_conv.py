@@ -1,5 +1,7 @@
 """``Conv`` and ``Chain``: what they refuse, and that they compute what torch computes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from converter.errors import ConverterError
 from converter.kernels.conv import PADDING_MODES, Chain, Conv, assemble
+from converter.kernels.form import full_rank, refusal, skeleton
+from converter.kernels.forms import FORMS
 from converter.kernels.taps import turned
 
 MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -267,3 +271,42 @@ def test_assembling_for_another_number_of_outputs_is_refused():
     conv = make_conv((4, 3, 3, 3))
     with pytest.raises(ConverterError, match=r"must have shape \(6,\)"):
         assemble(conv, [(np.ones((2, 3, 3, 1)), 1), (np.ones((6, 2, 1, 3)), 1)])
+
+
+# balancing
+
+
+@FEW
+@given(st.data())
+def test_balancing_changes_nothing_that_is_computed(data):
+    conv = data.draw(convolutions())
+    form = data.draw(st.sampled_from([f for f in FORMS.values() if refusal(f, conv) is None]))
+    chain = skeleton(conv, form, full_rank(form, conv))
+    rng = np.random.default_rng(0)
+    uneven = [
+        replace(step, kernel=rng.standard_normal(step.kernel.shape) * 10.0 ** rng.integers(-3, 4))
+        for step in chain.steps
+    ]
+    chain = Chain(tuple(uneven))
+    assert difference(chain.balanced().dense().kernel, chain.dense().kernel) < 1e-9
+
+
+def test_balanced_factors_are_of_one_size():
+    rng = np.random.default_rng(0)
+    conv = make_conv((12, 8, 3, 5))
+    chain = skeleton(conv, FORMS["flattened"], (6,))
+    steps = [
+        replace(s, kernel=rng.standard_normal(s.kernel.shape) * rng.lognormal(0, 2, (s.O, 1, 1, 1)))
+        for s in chain.steps
+    ]
+    first, rows, columns, last = (s.kernel for s in Chain(tuple(steps)).balanced().steps)
+    norms = [np.linalg.norm(k.reshape(6, -1), axis=1) for k in (first, rows, columns)]
+    norms.append(np.linalg.norm(last.reshape(12, 6), axis=0))
+    assert np.ptp(np.log(norms), axis=0).max() < 0.05
+
+
+def test_a_channel_that_is_zero_is_left_alone():
+    conv = make_conv((4, 3, 3, 3))
+    chain = skeleton(conv, FORMS["channel"], (2,))
+    first = replace(chain.steps[0], kernel=np.ones(chain.steps[0].kernel.shape))
+    assert np.isfinite(Chain((first, chain.steps[1])).balanced().steps[0].kernel).all()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import noise
 from PIL import Image
 
@@ -385,6 +386,133 @@ def test_data_of_another_shape_is_refused(shape):
     data = from_arrays({"x": noise(*shape)}, "numbers")
     with pytest.raises(ConverterError, match=r"for input 'x'; the network takes 3,9"):
         conform(data, {"x": (None, 3, 9)}, {"x": np.dtype(np.float32)})
+
+
+# augmentation
+
+
+def pictures(tmp_path, count=6):
+    """Images whose columns tell where they were: brighter to the right."""
+    x = np.broadcast_to((np.arange(16) * 10).astype(np.uint8), (count, 16, 16))[..., None]
+    np.savez(tmp_path / "pictures.npz", x=np.repeat(x, 3, axis=3))
+    return str(tmp_path / "pictures.npz")
+
+
+@pytest.mark.parametrize("augment", ["flip", "shift"])
+def test_images_are_shifted_and_flipped(augment, tmp_path):
+    data = read(pictures(tmp_path, 200), images=Images(flip=augment == "flip"))
+    plain = data.read(np.arange(200))["x"]
+    moved = data.augmented(np.arange(200), np.random.default_rng(0))["x"]
+    assert moved.shape == plain.shape and moved.dtype == plain.dtype
+    slopes = moved[:, 0, 0, 12] - moved[:, 0, 0, 4]
+    assert (np.any(slopes < 0)) == (augment == "flip")
+    assert len(np.unique(moved[:, 0, 0, 8])) > 3
+    assert np.isin(moved, plain).all()
+
+
+def test_augmentation_is_seeded(tmp_path):
+    data = read(pictures(tmp_path)).take(np.array([4, 1]))
+    one, again, other = (
+        data.augmented(np.arange(2), np.random.default_rng(seed))["x"] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_numbers_are_not_augmented():
+    data = from_arrays({"x": noise(3, 3, 8, 8)}, "numbers")
+    same = data.augmented(np.arange(3), np.random.default_rng(0))["x"]
+    np.testing.assert_array_equal(same, data.read(np.arange(3))["x"])
+
+
+def test_parts_of_image_files_are_of_the_size_that_is_wanted(tmp_path):
+    for n in range(3):
+        array = np.random.default_rng(n).integers(0, 256, (40, 60, 3), np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{n}.png")
+    data = read(tmp_path, images=Images(resize=32, crop=24))
+    rng = np.random.default_rng(0)
+    parts = [data.augmented(np.arange(3), rng)["x"] for _ in range(2)]
+    assert parts[0].shape == data.read(np.arange(3))["x"].shape == (3, 3, 24, 24)
+    assert not np.array_equal(*parts)
+
+
+# a DataLoader
+
+
+class Squares(torch.utils.data.Dataset):
+    """Numbered examples."""
+
+    def __init__(self, count=6):
+        self.count = count
+
+    def __len__(self):  # noqa: D105
+        return self.count
+
+    def __getitem__(self, number):  # noqa: D105
+        return torch.full((3, 2), float(number)), number % 4
+
+
+LOADERS = {
+    "pairs": lambda: torch.utils.data.DataLoader(Squares(), batch_size=4),
+    "inputs": lambda: torch.utils.data.DataLoader([torch.full((3, 2), 5.0)] * 6),
+    "dictionaries": lambda: torch.utils.data.DataLoader([{"x": np.full((3, 2), 5.0)}] * 6),
+}
+
+
+def load_from(loader):
+    return load("made:up", ["x"], Images(), lambda spec, what: loader)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_loader_gives_its_examples_by_number(kind):
+    data = load_from(LOADERS[kind])
+    assert data.count == 6
+    np.testing.assert_array_equal(data.read(np.array([5, 5]))["x"], np.full((2, 3, 2), 5.0))
+    wanted = [0, 1, 2, 3, 0, 1] if kind == "pairs" else None
+    assert wanted == (None if data.labels is None else data.labels.tolist())
+
+
+def test_targets_of_a_dataset_spare_reading_it():
+    class Known(Squares):
+        targets = range(6)
+
+        def __getitem__(self, number):
+            assert number < 2
+            return super().__getitem__(number)
+
+    data = load_from(lambda: torch.utils.data.DataLoader(Known()))
+    assert data.labels.tolist() == list(range(6))
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Examples without numbers."""
+
+    def __iter__(self):  # noqa: D105
+        yield torch.zeros(3)
+
+
+class Broken(Squares):
+    """Examples that cannot be read."""
+
+    def __getitem__(self, number):  # noqa: D105
+        raise KeyError(number)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        (Stream(), "not a stream"),
+        (Squares(0), "examples by number"),
+        (Broken(), "failed: KeyError"),
+        ([{"z": np.zeros(3)}], "must give the inputs x"),
+        ([(np.zeros(3), 0.5)], "must be 1 integers"),
+    ],
+)
+def test_a_loader_that_cannot_be_read_is_refused(dataset, words):
+    loader = torch.utils.data.DataLoader(Squares())
+    loader = type("Loader", (), {"dataset": dataset, "collate_fn": staticmethod(loader.collate_fn)})
+    with pytest.raises(ConverterError, match=words):
+        load_from(lambda: loader)
 
 
 # --input-shape and --factory-args

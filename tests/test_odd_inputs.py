@@ -12,11 +12,11 @@ from torch import nn
 import converter
 from converter import ConvertConfig, ConverterError, Plan
 from converter.data import from_arrays, load
-from converter.delivery.tune import tune
 from converter.images import Images
-from converter.networks.onnx_network import load as load_onnx
 from converter.networks.source import open_source
 from converter.networks.torch_export import find_callable
+from converter.tuning.lesson import Recipe
+from converter.tuning.tune import tune
 
 CHANNEL = ConvertConfig(form=("channel",))
 
@@ -144,10 +144,10 @@ def test_tuning_with_odd_labels(out, labels):  # tune: int32 crashes, out of ran
     data = from_arrays({"x": noise(40, 3, 8, 8), "y": labels}, "labels")
     student = converter.load(out)
     if labels.max() < 4:
-        tune(student, load_onnx(out / "original.onnx"), data, epochs=1)
+        tune(student, student, data, Recipe(epochs=1))
     else:
         with pytest.raises(ConverterError):
-            tune(student, load_onnx(out / "original.onnx"), data, epochs=1)
+            tune(student, student, data, Recipe(epochs=1))
 
 
 def test_tuning_on_calibration_arrays(place):  # config.__post_init__ refuses

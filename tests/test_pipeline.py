@@ -2,6 +2,10 @@
 
 import copy
 import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,17 +21,18 @@ from torch import nn
 import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import dry_run, export, inspect
-from converter.data import from_arrays
 from converter.delivery.check import check, check_graph, difference, tolerance
 from converter.delivery.tables import layer_cells
-from converter.delivery.tune import distance, tune
+from converter.delivery.teach import budget_test
 from converter.kernels.form import decompose
 from converter.kernels.forms import FORMS
-from converter.networks import onnx_network, torch_export
+from converter.networks import onnx_network, torch_network
 from converter.networks.onnx_network import load as load_onnx
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
 from converter.networks.torch_export import find_callable
+from converter.pipeline import staged
+from converter.tuning.lesson import distance
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
 TORCH_FILES = {"model.safetensors", "model.pt2"}
@@ -592,89 +597,7 @@ def loss_of(model, x, wanted):
     return distance(torch.from_numpy(outputs(model, x)), torch.from_numpy(wanted)).item()
 
 
-@pytest.fixture(scope="module")
-def lesson(from_module):
-    """Inputs to train on, others, and what the original gives for these."""
-    train, test = noise(512, 3, 8, 8, seed=3), noise(128, 3, 8, 8, seed=4)
-    wanted = outputs(from_module.folder / "original.onnx", test)
-    return from_arrays({"x": train}, "noise"), test, wanted
-
-
-def test_tuning_brings_a_network_closer_to_its_original(from_module, lesson):
-    student, original = from_module.result.model, from_module.result.original
-    data, test, wanted = lesson
-    before = copy.deepcopy(student.state_dict())
-    told = []
-    tuned = tune(student, original, data, epochs=20, lr=1e-2, progress=told.append)
-    assert loss_of(tuned, test, wanted) < 0.5 * loss_of(student, test, wanted)
-    assert not tuned.training
-    assert all(torch.equal(student.state_dict()[n], t) for n, t in before.items())
-    assert told == sorted(told) and told[-1] == 1.0
-
-
-def test_tuning_is_seeded(from_module, lesson):
-    student, original = from_module.result.model, from_module.result.original
-    small = lesson[0].take(np.arange(200))
-    once, again = (tune(student, original, small, epochs=1, seed=7).state_dict() for _ in range(2))
-    assert all(torch.equal(once[name], again[name]) for name in once)
-
-
-def test_dropout_that_is_called_as_a_function_is_seeded(lesson):
-    class Dropping(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x):
-            return nn.functional.dropout(self.conv(x).mean((2, 3)), 0.5, self.training)
-
-    student = Dropping().eval()
-    teacher = torch_export.export(student, {"x": X})
-    with torch.no_grad():
-        student.conv.bias += torch.arange(4.0)
-    states, before = [], torch.get_rng_state()
-    for _ in range(2):
-        tuned = tune(student, teacher, lesson[0].take(np.arange(100)), epochs=2, lr=1e-2)
-        states.append(tuned.state_dict())
-        assert torch.equal(torch.get_rng_state(), before)
-        before = torch.manual_seed(1).get_state()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not torch.equal(states[0]["conv.bias"], student.conv.bias)
-
-
-def test_tuning_keeps_the_best_weights(from_module, lesson):
-    student, original = from_module.result.model, from_module.result.original
-    tuned = tune(student, original, lesson[0], epochs=1, lr=100.0)
-    assert all(torch.equal(tuned.state_dict()[n], t) for n, t in student.state_dict().items())
-
-
-def test_tuning_takes_labels_too(from_module, lesson):
-    student, original = from_module.result.model, from_module.result.original
-    data, test, _ = lesson
-    x = data.read(np.arange(data.count))["x"]
-    labelled = from_arrays({"x": x, "y": np.full(len(x), 2)}, "all of one class")
-    tuned = tune(student, original, labelled, epochs=8, lr=1e-2)
-    logits = [torch.from_numpy(outputs(model, test)) for model in (student, tuned)]
-    before, after = (y.softmax(1)[:, 2].mean().item() for y in logits)
-    assert after > 1.5 * before
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_tuning_needs_data(from_module, count):
-    few = from_arrays({"x": noise(count, 3, 8, 8)}, "few")
-    with pytest.raises(ConverterError, match="too few to train on"):
-        tune(from_module.result.model, from_module.result.original, few, epochs=1)
-
-
-def test_tuning_needs_the_device(from_module, lesson):
-    with pytest.raises(ConverterError, match="Device 'nowhere' cannot be used"):
-        tune(
-            from_module.result.model, from_module.result.original, lesson[0], epochs=1,
-            device="nowhere",
-        )  # fmt: skip
-
-
-def test_a_tuned_conversion_ships_the_tuned_weights(from_factory, lesson, tmp_path):
+def test_a_tuned_conversion_ships_the_tuned_weights(from_factory, tmp_path):
     train = noise(512, 3, 8, 8, seed=3)
     np.savez(tmp_path / "train.npz", x=train)
     options = {"input_shape": ("1,3,8,8",), "rank": ("conv2=6",), "lr": 1e-2}
@@ -690,6 +613,135 @@ def test_a_tuned_conversion_ships_the_tuned_weights(from_factory, lesson, tmp_pa
     assert after < 0.5 * before
     loaded = outputs(converter.load(made.folder), X)
     assert difference(outputs(made.folder / "model.onnx", X), loaded) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def lesson(place):
+    np.savez(place / "train.npz", x=noise(400, 3, 8, 8, seed=3))
+    return {"input_shape": ("1,3,8,8",), "train": "train.npz", "lr": 1e-2}
+
+
+def test_reconstruction_alone_brings_the_outputs_closer(from_factory, lesson, place):
+    made = converter.convert("toy:build", None, ConvertConfig(
+        rank=("conv2=6",), reconstruct=10, **lesson
+    ))  # fmt: skip
+    test = noise(128, 3, 8, 8, seed=4)
+    wanted = outputs(from_factory.folder / "original.onnx", test)
+    before, after = (loss_of(m, test, wanted) for m in (from_factory.result.model, made.model))
+    assert after < 0.8 * before
+    assert made.plan == from_factory.result.plan
+
+
+def test_a_network_is_converted_and_trained_in_steps(lesson, place):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
+    ).eval()  # fmt: skip
+    told = []
+    options = ConvertConfig(max_macs=0.4, schedule=2, finetune=4, calib="calib.npz", **lesson)
+    made = converter.convert(model, None, options, progress=lambda stage, done: told.append(stage))
+    before, after = made.comparison.networks
+    assert after.macs <= 0.4 * before.macs
+    assert before.params == sum(p.numel() for p in model.parameters()) - 32 * 2
+    stages = [a for a, b in zip(told, [*told[1:], ""]) if a != b]
+    assert stages.count("fine-tuning") == 2
+    assert difference(outputs(made.model, X), outputs(model, X)) < 0.5
+
+
+def test_dense_twins_of_trained_chains_compute_what_they_do(from_factory, build):
+    model, chains = build().eval(), from_factory.result.model
+    twin = torch_network.dense(model, chains, from_factory.result.plan.chosen())
+    assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
+    assert difference(outputs(twin, X), outputs(chains, X)) < 1e-5
+
+
+def test_steps_share_a_budget():
+    config = ConvertConfig(max_macs=0.25, max_drop=0.02, schedule=2, finetune=5, calib="c.npz")
+    first, last = staged(config)
+    assert (first.max_macs, first.max_drop, first.finetune) == (0.5, 0.01, 2)
+    assert (last.max_macs, last.max_drop, last.finetune) == (0.25, 0.02, 3)
+    assert staged(replace(config, schedule=1)) == [replace(config, schedule=1)]
+
+
+def test_an_interrupted_training_goes_on(lesson, place, monkeypatch, tmp_path):
+    monkeypatch.setenv("FLATCONV_CACHE", str(tmp_path / "cache"))
+    options = ConvertConfig(rank=("conv2=6",), finetune=4, **lesson)
+
+    def interrupt(stage, done):
+        if stage == "fine-tuning" and done > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        converter.convert("toy:build", None, options, progress=interrupt)
+    done = []
+    resumed = converter.convert(
+        "toy:build", None, replace(options, resume=True),
+        progress=lambda stage, share: done.append(share) if stage == "fine-tuning" else None,
+    ).model.state_dict()  # fmt: skip
+    whole = converter.convert("toy:build", None, replace(options, cache=False)).model.state_dict()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
+    assert min(done) > 0.4
+
+
+def test_two_processes_train_as_one_does(lesson, place):
+    folders = [place / "alone", place / "together"]
+    for folder in folders:
+        converted(folder, "toy:build", input_shape=("1,3,8,8",), rank=("conv2=6",))
+    command = ["converter", "finetune", "--train", "train.npz", "--epochs", "6", "--lr", "0.01"]
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    for folder, how in zip(folders, ([], [*launch, "--main_process_port", "0", "-m"])):
+        subprocess.run(
+            [sys.executable, "-m", *how, command[0], command[1], str(folder), *command[2:]],
+            check=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+    test = noise(128, 3, 8, 8, seed=4)
+    wanted = outputs(folders[0] / "original.onnx", test)
+    before = loss_of(place / "out_f" / "model.onnx", test, wanted)
+    alone, together = (loss_of(folder / "model.onnx", test, wanted) for folder in folders)
+    assert max(alone, together) < 0.7 * before
+    assert abs(alone - together) < 0.15 * before
+
+
+def test_an_original_that_has_changed_teaches_nothing(from_factory, lesson, place, tmp_path):
+    shutil.copytree(from_factory.folder, tmp_path / "out")
+    origin = json.loads((tmp_path / "out" / "source.json").read_text())
+    (place / "other.py").write_text(
+        "import toy\n"
+        "def build():\n"
+        "    model = toy.build()\n"
+        "    model.fc.bias.data += 1\n"
+        "    return model\n"
+    )
+    origin["factory"] = "other:build"
+    (tmp_path / "out" / "source.json").write_text(json.dumps(origin))
+    with pytest.raises(ConverterError, match="its factory gives another model than it did"):
+        converter.finetune(tmp_path / "out", train="train.npz", finetune=1)
+
+
+def test_a_schedule_is_for_torch_models(place):
+    options = ConvertConfig(max_macs=0.5, schedule=2, finetune=2, calib="calib.npz")
+    with pytest.raises(ConverterError, match="--schedule needs a torch model"):
+        converter.convert(place / "net.onnx", None, options)
+
+
+@pytest.mark.parametrize(
+    ("budget", "off", "kept"),
+    [
+        ({"max_error": 0.1}, 0.05, True),
+        ({"max_error": 0.1}, 0.2, False),
+        ({"max_drop": 0.05}, 0.01, True),
+        ({"max_drop": 0.05}, 2.0, False),
+        ({"max_drop": 0.05, "max_error": 0.01}, 0.05, False),
+    ],
+)
+def test_held_out_outputs_say_whether_a_budget_is_kept(budget, off, kept):
+    before = 5 * noise(300, 10)
+    after = before + off * 5 * noise(300, 10, seed=1)
+    enough = budget_test(budget, ConvertConfig())
+    assert enough([before[:200], before[200:]], [after[:200], after[200:]], None) == kept
+    assert budget_test({"max_macs": 0.5}, ConvertConfig()) is None
 
 
 # checking

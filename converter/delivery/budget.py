@@ -46,6 +46,7 @@ HELD_SHARE, RANDOM_EXAMPLES = 0.4, 16
 # examples that it takes.
 JUDGE_MACS, JUDGED = 1e12, (64, 8192)
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
+WON_BACK = 0.75  # share of a loss that fine-tuning undoes
 POINTS = 6  # of the frontier
 FIRST_LOSS = 0.01
 # Networks built to close a budget, as many as take about SEARCH_S: a layer takes LAYER_S and its
@@ -341,6 +342,7 @@ def _value(
 ) -> Callable[[Solved], float]:
     """Make the function that says what a network loses, as a share of what it may lose."""
     relative = config.drop_type == "relative"
+    room = 1 / (1 - WON_BACK) if config.trains else 1.0
     before = None
     if evaluate is not None and "max_drop" in budget:
         before = evaluated(evaluate, open_session(source.network, config.threads))
@@ -349,13 +351,13 @@ def _value(
         loss = judge.loss(solved.network)
         shares = [0.0]
         if "max_error" in budget:
-            shares.append(loss.output_error / budget["max_error"])
+            shares.append(loss.output_error / (room * budget["max_error"]))
         if "max_drop" in budget and evaluate is not None and before is not None:
-            allowed = budget["max_drop"] * (abs(before) if relative else 1.0)
+            allowed = room * budget["max_drop"] * (abs(before) if relative else 1.0)
             after = evaluated(evaluate, open_session(solved.network, config.threads))
             shares.append((before - after) / allowed)
         elif "max_drop" in budget and loss.drop_high is not None:
-            allowed = budget["max_drop"] * (judge.accuracy if relative else 1.0)
+            allowed = room * budget["max_drop"] * (judge.accuracy if relative else 1.0)
             shares.append(loss.drop_high / allowed)
         return max(shares)
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converter.errors import ConverterError
-from converter.kernels.taps import composed, expanded
+from converter.kernels.taps import composed, expanded, turned
 
+SWEEPS = 12  # of balancing; a chain has four steps at most
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -185,6 +186,33 @@ class Chain:
         kernel = (last.kernel.astype(np.float64) * factor).astype(last.kernel.dtype)
         return Chain((*head, replace(last, kernel=kernel)))
 
+    def balanced(self) -> Chain:
+        """Scale the channels between steps so that each is as large going out as coming in.
+
+        What the chain computes stays as it is. Gradients of all steps are then of one size, and
+        so are the numbers that pass between them.
+        """
+        kernels = [step.kernel.astype(np.float64) for step in self.steps]
+        groups = [step.groups for step in self.steps]
+        for _ in range(SWEEPS if len(kernels) > 2 else 1):
+            for n in range(len(kernels) - 1):
+                made, inside = (
+                    kernels[n],
+                    turned(kernels[n + 1], groups[n + 1]),
+                )  # (I, O/groups, *k)
+                norms = [np.sqrt(np.square(a).sum(tuple(range(1, a.ndim)))) for a in (made, inside)]
+                usable = (norms[0] > 0) & (norms[1] > 0)
+                scale = np.sqrt(np.divide(norms[1], norms[0], np.ones_like(norms[0]), where=usable))
+                scale[~usable] = 1.0
+                kernels[n] = made * _column(scale, made.ndim)
+                kernels[n + 1] = turned(inside / _column(scale, made.ndim), groups[n + 1])
+        return Chain(
+            tuple(
+                replace(step, kernel=kernel.astype(step.kernel.dtype))
+                for step, kernel in zip(self.steps, kernels)
+            )
+        )
+
     def with_bias(self, bias: np.ndarray | None) -> Chain:
         """Return the same chain with another ``bias`` (O,) on its last step."""
         *head, last = self.steps
@@ -224,6 +252,10 @@ def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
             step = replace(step, transposed=True, output_padding=extra)
         steps.append(step)
     return Chain(tuple(steps))
+
+
+def _column(scale: np.ndarray, ndim: int) -> np.ndarray:
+    return scale.reshape(-1, *[1] * (ndim - 1))
 
 
 def _compose(first: Conv, second: Conv) -> Conv:

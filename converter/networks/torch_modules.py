@@ -51,6 +51,15 @@ def read_module(module: nn.Module) -> Conv:
     )
 
 
+def write_module(module: nn.Module, kernel: np.ndarray, bias: np.ndarray | None) -> None:
+    """Give a torch convolution or linear layer another kernel (O, I/groups, *k) and bias."""
+    assert isinstance(module, CONVERTED)
+    if type(module) in TRANSPOSED.values():
+        kernel = turned(kernel, module.groups)
+    module.weight = nn.Parameter(_to_torch(kernel))
+    module.bias = None if bias is None else nn.Parameter(_to_torch(bias))
+
+
 def to_modules(chain: Chain) -> nn.Sequential:
     """Write a chain as plain torch modules; a pad in front only where a convolution has none."""
     modules: list[nn.Module] = []

@@ -11,9 +11,16 @@ from torch import nn
 
 from converter.kernels.conv import Chain, assemble
 from converter.kernels.form import Form, Rank, skeleton
+from converter.kernels.taps import expanded
 from converter.networks.survey import Layer
 from converter.networks.torch_export import copied, forward
-from converter.networks.torch_modules import CONVERTED, read_module, replace_module, to_modules
+from converter.networks.torch_modules import (
+    CONVERTED,
+    read_module,
+    replace_module,
+    to_modules,
+    write_module,
+)
 
 
 def match(
@@ -39,7 +46,8 @@ def apply(model: nn.Module, layers: Sequence[Layer], chains: Mapping[str, Chain]
     """Return a copy of ``model`` with convolution modules replaced by chains.
 
     The exporter folds BatchNorm into the convolutions, the copy keeps it: the folded kernel is
-    the module's times a scale per output channel, which is taken out of the chain again. What a
+    the module's times a scale per output channel, which is taken out of the chain again, whose
+    steps are balanced after. What a
     chain adds to the folded bias it adds to the module's.
     """
     result = copied(model)
@@ -50,13 +58,36 @@ def apply(model: nn.Module, layers: Sequence[Layer], chains: Mapping[str, Chain]
             own = read_module(module)
             scale = _channel_scale(own.kernel, layer.conv.kernel)
             inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
-            steps = chains[layer.name].scaled(inverse).steps
+            steps = chains[layer.name].scaled(inverse).balanced().steps
             chain = assemble(own, [(step.kernel, step.groups) for step in steps])
             shift = _bias(steps[-1].bias) - _bias(layer.conv.bias)
             if np.any(shift):
                 bias = _bias(own.bias) + shift * inverse
                 chain = chain.with_bias(np.asarray(bias, own.kernel.dtype))
             replace_module(result, layer.name, chain, module)
+    return result
+
+
+def dense(model: nn.Module, converted: nn.Module, names: Container[str]) -> nn.Module:
+    """Return a copy of ``model`` with the weights of ``converted``, its chains composed.
+
+    Args:
+        model: What was converted.
+        converted: A copy of it with chains, whose weights may have been trained since.
+        names: Of the modules that are chains there.
+    """
+    result = copied(model)
+    trained = dict(converted.state_dict())
+    result.load_state_dict(
+        {name: trained.get(name, tensor) for name, tensor in result.state_dict().items()}
+    )
+    for name, module in result.named_modules():
+        if name in names:
+            parts = converted.get_submodule(name).children()
+            steps = [read_module(part) for part in parts if type(part) in CONVERTED]
+            conv, target = Chain(tuple(steps)).dense(), read_module(module)
+            kernel = expanded(conv.kernel, conv.groups, target.groups).reshape(target.kernel.shape)
+            write_module(module, kernel.astype(target.kernel.dtype), steps[-1].bias)
     return result
 
 

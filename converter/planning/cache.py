@@ -60,7 +60,7 @@ def unpacked(conv: Conv, arrays: Mapping[str, np.ndarray]) -> Chain:
 def recall(folder: Path, key: str) -> dict[str, np.ndarray] | None:
     """Read the arrays kept under ``key``; None where there are none, or none that can be read."""
     try:
-        with np.load(_place(folder, key, "npz"), allow_pickle=False) as entry:
+        with np.load(place(folder, key, "npz"), allow_pickle=False) as entry:
             arrays = dict(entry)
         return arrays if str(arrays.pop("key")) == key else None
     except Exception:  # whatever is wrong with an entry, the remedy is the same
@@ -69,8 +69,8 @@ def recall(folder: Path, key: str) -> dict[str, np.ndarray] | None:
 
 def keep(folder: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays under ``key``; a folder that cannot be written keeps nothing."""
-    path = _place(folder, key, "npz")
-    with contextlib.suppress(OSError), _whole(path) as scratch, scratch.open("wb") as file:
+    path = place(folder, key, "npz")
+    with contextlib.suppress(OSError), whole_file(path) as scratch, scratch.open("wb") as file:
         np.savez(file, allow_pickle=False, key=np.array(key), **arrays)
 
 
@@ -88,7 +88,7 @@ def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -
     if known is not None:
         return known
     text = compute()
-    with contextlib.suppress(OSError), _whole(_place(folder, key, "json")) as scratch:
+    with contextlib.suppress(OSError), whole_file(place(folder, key, "json")) as scratch:
         scratch.write_text(text)
     return text
 
@@ -96,17 +96,22 @@ def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -
 def recall_text(folder: Path, key: str) -> str | None:
     """Read the text kept under ``key``, or None."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return _place(folder, key, "json").read_text()
+        return place(folder, key, "json").read_text()
     return None
 
 
-def _place(folder: Path, key: str, kind: str) -> Path:
+def place(folder: Path, key: str, kind: str) -> Path:
+    """Name the file of an entry."""
     return folder / f"v{VERSION}" / key[:2] / f"{key}.{kind}"
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a file to write beside ``path``, and rename it to that when it is written."""
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a file to write beside ``path``, and rename it to that when it is written.
+
+    Raises:
+        OSError: When it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)

@@ -75,7 +75,7 @@ class Judge:
         judge = cls(batches, tuple(run(session, feeds) for feeds in batches), threads)
         if data.labels is None or not judge.classes:
             return judge
-        return replace(judge, temperature=_temperature(judge._first(), data.labels))
+        return replace(judge, temperature=temperature_of(judge._first(), data.labels))
 
     @property
     def classes(self) -> bool:
@@ -99,36 +99,36 @@ class Judge:
         session = open_session(exposing(network, list(self.outputs[0])), self.threads)
         seen = [run(session, feeds) for feeds in self.batches[:count]]
         errors = [
-            _relative([arrays[name] for arrays in seen], [arrays[name] for arrays in self.outputs])
+            relative_error(
+                [arrays[name] for arrays in seen], [arrays[name] for arrays in self.outputs]
+            )
             for name in self.outputs[0]
         ]
         if not self.classes:
             return Loss(None, None, max(errors))
         after = np.concatenate([next(iter(a.values())) for a in seen])
         before = self._first()[: len(after)]
-        drop, off = _expected_drop(_logits(before), _logits(after), self.temperature)
-        return Loss(drop, drop + ONE_SIDED * off, max(errors))
+        drop, drop_high = expected_drop(before, after, self.temperature)
+        return Loss(drop, drop_high, max(errors))
 
     def _first(self) -> np.ndarray:
         """The original's first output on all examples."""
         return np.concatenate([next(iter(outputs.values())) for outputs in self.outputs])
 
 
-def _expected_drop(
-    before: np.ndarray, after: np.ndarray, temperature: float
-) -> tuple[float, float]:
-    """Expect what accuracy is lost, and how far off that may be (one standard error).
+def expected_drop(before: np.ndarray, after: np.ndarray, temperature: float) -> tuple[float, float]:
+    """Expect what accuracy is lost, and its upper bound at 95 % confidence.
 
     Few examples change their class, and few of those are seen: a count of them says little. So
     each example is also given the errors of those that the original is about as sure of, classes
     put in its own order; each pair of an example and an error then counts as one that was seen.
 
     Args:
-        before: The original's logits (N, C).
+        before: The original's logits or probabilities (N, C).
         after: The other network's.
         temperature: Of the original's probabilities.
     """
-    count = len(before)
+    before, after, count = logits(before), logits(after), len(before)
     order = np.argsort(-before, axis=1)
     ranked = np.take_along_axis(before, order, 1)
     sure = softmax(ranked / temperature, axis=1)
@@ -143,11 +143,11 @@ def _expected_drop(
         lost = (sure[by_margin, 0] - sure[by_margin, winner]) / near
         as_example[by_margin] += lost
         np.add.at(as_error, others, lost)
-    off = (as_example + as_error).std() / math.sqrt(count)
-    return float(as_example.mean()), float(off)
+    drop, off = float(as_example.mean()), float((as_example + as_error).std() / math.sqrt(count))
+    return drop, drop + ONE_SIDED * off
 
 
-def _relative(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     """|output - expected| / |expected| over all batches, infinite where shapes differ."""
     off = power = 0.0
     for a, b in zip(outputs, expected):
@@ -158,7 +158,7 @@ def _relative(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> 
     return math.sqrt(off / (power or 1.0))
 
 
-def _temperature(rows: np.ndarray, labels: np.ndarray) -> float:
+def temperature_of(rows: np.ndarray, labels: np.ndarray) -> float:
     """Find the temperature at which the labels are likeliest."""
     here = np.arange(len(rows))
 
@@ -172,10 +172,10 @@ def _temperature(rows: np.ndarray, labels: np.ndarray) -> float:
 
 def _probabilities(rows: np.ndarray, temperature: float) -> np.ndarray:
     """Class probabilities (N, C) of logits, or of what is one already."""
-    return np.asarray(softmax(_logits(rows) / temperature, axis=1))
+    return np.asarray(softmax(logits(rows) / temperature, axis=1))
 
 
-def _logits(rows: np.ndarray) -> np.ndarray:
+def logits(rows: np.ndarray) -> np.ndarray:
     """Logits (N, C) of probabilities, or what is some already."""
     rows = rows.astype(np.float64)
     already = rows.min() >= 0 and np.allclose(rows.sum(1), 1, atol=1e-3)

@@ -1,0 +1,203 @@
+"""Fine-tuning of a conversion: what is trained, on what, toward what, and how it goes back."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from converter.config import ConvertConfig
+from converter.data import Data
+from converter.delivery.check import check_twin
+from converter.delivery.compare import Progress
+from converter.errors import ConverterError
+from converter.networks import torch_export, torch_import
+from converter.networks.outputs import exposing
+from converter.networks.source import Source, examples, free_axes, samples
+from converter.networks.survey import Layer
+from converter.planning.cache import content, place
+from converter.planning.judge import expected_drop, relative_error, temperature_of
+from converter.tuning.lesson import Loss, Recipe, distillation, own_loss, reconstruction
+from converter.tuning.tune import Enough, Tuned, tune
+
+FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0  # of the states of trainings
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training.
+
+    Attributes:
+        name: Shown beside the progress.
+        recipe: How it is done.
+        loss: What is lost.
+        features: Whether what the converted layers give is compared, not the outputs.
+    """
+
+    name: str
+    recipe: Recipe
+    loss: Loss
+    features: bool
+
+
+def taught(
+    student: nn.Module | None,
+    network: ir.Model,
+    original: Source,
+    layers: Sequence[Layer],
+    budget: Mapping[str, float],
+    config: ConvertConfig,
+    progress: Progress,
+) -> tuple[nn.Module | None, ir.Model]:
+    """Train a converted network toward its original.
+
+    Args:
+        student: The converted torch model, or None for an ONNX network.
+        network: The converted network.
+        original: Where it came from; the teacher.
+        layers: Those that were converted.
+        budget: Training ends when it is kept.
+        config: The options.
+        progress: Called with a stage and the share of it that is done.
+
+    Returns:
+        Both, trained.
+
+    Raises:
+        ConverterError: When there is nothing to train on, or the network cannot be trained.
+    """
+    data = original.train or original.calib
+    if data is None:
+        raise ConverterError("There are no inputs to train on; give --train.")
+    for phase in phases(config):
+        if student is not None:
+            assert original.module is not None
+            names = [layer.name for layer in layers] if phase.features else []
+            student = _trained(
+                student, original.module, data, phase, names, budget, config, progress
+            ).model
+        else:
+            outputs = [layer.output for layer in layers] if phase.features else []
+            learner, master = (
+                trainable(exposing(n, outputs) if outputs else n, original, config)
+                for n in (network, original.network)
+            )
+            tuned = _trained(learner, master, data, phase, [], budget, config, progress)
+            network = torch_import.with_weights(network, tuned.model)
+    if student is not None:
+        feeds, free = examples(original, config.seed, 1), free_axes(original.inputs)
+        network = torch_export.export(student, feeds, free)
+    return student, network
+
+
+def phases(config: ConvertConfig) -> list[Phase]:
+    """List the parts of the training that the options ask for."""
+    recipe = Recipe(
+        epochs=config.finetune,
+        lr=config.lr,
+        batch_size=config.train_batch,
+        accumulate=config.accumulate,
+        bfloat16=config.precision == "bfloat16",
+        workers=config.workers,
+        seed=config.seed,
+    )
+    found = []
+    if config.reconstruct:
+        first = replace(recipe, epochs=config.reconstruct, batch_statistics=False)
+        found.append(Phase("reconstructing", first, reconstruction, True))
+    if config.finetune:
+        loss = own_loss(config.loss) if config.loss else distillation
+        found.append(Phase("fine-tuning", recipe, loss, False))
+    return found
+
+
+def trainable(network: ir.Model, source: Source, config: ConvertConfig) -> nn.Module:
+    """Give an ONNX network as a torch model that computes the same.
+
+    Raises:
+        ConverterError: When there is no such model.
+    """
+    module = torch_import.to_torch(network)
+    problem = check_twin(module, network, samples(source, config.seed))
+    if problem:
+        raise ConverterError(f"The network cannot be fine-tuned as ONNX. {problem}")
+    return module
+
+
+def _trained(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Data,
+    phase: Phase,
+    features: Sequence[str],
+    budget: Mapping[str, float],
+    config: ConvertConfig,
+    progress: Progress,
+) -> Tuned:
+    """Go through one part of a training."""
+    return tune(
+        student, teacher, data, phase.recipe, loss=phase.loss, features=features,
+        enough=None if phase.features else budget_test(budget, config),
+        device=config.device, state=_state(student, teacher, data, phase, budget, config),
+        resume=config.resume, progress=lambda done: progress(phase.name, done),
+    )  # fmt: skip
+
+
+def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | None:
+    """Make the test of a budget on held-out outputs; None where there is none to keep."""
+    most_drop, most_error = budget.get("max_drop"), budget.get("max_error")
+    if most_drop is None and most_error is None:
+        return None
+
+    def enough(
+        before: Sequence[np.ndarray], after: Sequence[np.ndarray], labels: np.ndarray | None
+    ) -> bool:
+        if most_error is not None and relative_error(after, before) > most_error:
+            return False
+        rows = np.concatenate(before)
+        if most_drop is None:
+            return True
+        if rows.ndim != 2:
+            return False  # accuracy is the user's own measure
+        temperature = 1.0 if labels is None else temperature_of(rows, labels)
+        return expected_drop(rows, np.concatenate(after), temperature)[1] <= most_drop
+
+    return enough
+
+
+def _state(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Data,
+    phase: Phase,
+    budget: Mapping[str, float],
+    config: ConvertConfig,
+) -> Path | None:
+    """Name the file for the state of a training by all that it depends on; forget old ones."""
+    folder = config.cache_folder()
+    if folder is None:
+        return None
+    with contextlib.suppress(OSError):
+        for path in (folder / FOLDER).rglob("*.safetensors"):
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink()
+    weights = [_array(t) for model in (student, teacher) for t in model.state_dict().values()]
+    few = list(data.read(np.arange(min(data.count, 4))).values())
+    labels = [] if data.labels is None else [data.labels]
+    key = content(
+        weights, few, labels, data.source, data.count, data.vary is None, phase.name,
+        astuple(phase.recipe), sorted(budget.items()), config.loss, config.augment,
+        torch.__version__,
+    )  # fmt: skip
+    return place(folder / FOLDER, key, "safetensors")
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

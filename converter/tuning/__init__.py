@@ -1,0 +1,1 @@
+"""Training a converted network toward its original."""

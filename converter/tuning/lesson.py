@@ -1,0 +1,133 @@
+"""What a network is taught: who teaches, what an answer is worth, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from converter.errors import ConverterError, root_line
+from converter.networks.torch_export import find_callable, flat_outputs
+
+TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
+LABELS = 0.3  # what the labels count beside the original's outputs
+TINY = 1e-12
+
+Tensors = Sequence[torch.Tensor]
+# What is lost by outputs, given the original's and the labels, if there are any.
+Loss = Callable[[Tensors, Tensors, torch.Tensor | None], torch.Tensor]
+# Inputs -> outputs, or what is compared instead of them.
+Run = Callable[[Tensors], list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs: Passes over the data.
+        lr: Highest learning rate, of weights of the usual size.
+        batch_size: Examples a step, of all processes together.
+        accumulate: Parts that each process computes its share of a batch in.
+        bfloat16: Whether activations are computed in bfloat16.
+        batch_statistics: Whether BatchNorm sees the batch, or keeps its statistics.
+        scaled_steps: Whether each weight tensor learns in proportion to the size of its entries.
+        workers: Processes that read the data.
+        seed: Of the order of the examples, of augmentation and dropout.
+    """
+
+    epochs: int
+    lr: float = 1e-3
+    batch_size: int = 128
+    accumulate: int = 1
+    bfloat16: bool = False
+    batch_statistics: bool = True
+    scaled_steps: bool = True
+    workers: int = 0
+    seed: int = 0
+
+
+def whole(model: nn.Module) -> Run:
+    """Run a model for its outputs."""
+    return lambda inputs: flat_outputs(model(*inputs))
+
+
+def inside(model: nn.Module, names: Sequence[str]) -> Run:
+    """Run a model for what the modules ``names`` give."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            seen[name] = output
+
+        return keep
+
+    for name in names:
+        model.get_submodule(name).register_forward_hook(hook(name))
+
+    def run(inputs: Tensors) -> list[torch.Tensor]:
+        seen.clear()
+        model(*inputs)
+        return [seen[name] for name in names]
+
+    return run
+
+
+def distillation(
+    outputs: Tensors, targets: Tensors, labels: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Add up the distances of all outputs, and cross-entropy where there are labels."""
+    loss = torch.stack([distance(o, t) for o, t in zip(outputs, targets)]).sum()
+    if labels is not None:
+        loss = loss + LABELS * functional.cross_entropy(outputs[0].float(), labels)
+    return loss
+
+
+def reconstruction(
+    outputs: Tensors, targets: Tensors, labels: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Average the relative squared errors of features."""
+    return torch.stack([relative_error(o, t) for o, t in zip(outputs, targets)]).mean()
+
+
+def own_loss(text: str) -> Loss:
+    """Import ``module:function``, called as ``loss(outputs, targets, labels)``.
+
+    Raises:
+        ConverterError: When there is no such function; when called, when it fails or gives no
+            single number that depends on the outputs.
+    """
+    function = find_callable(text, "--loss")
+
+    def loss(outputs: Tensors, targets: Tensors, labels: torch.Tensor | None) -> torch.Tensor:
+        try:
+            found = function(outputs, targets, labels)
+        except Exception as error:  # the user's function may raise anything
+            raise ConverterError(f"--loss {text} failed: {root_line(error)}") from None
+        if not isinstance(found, torch.Tensor) or found.numel() != 1:
+            raise ConverterError(f"--loss {text} must give a tensor of one number.")
+        return found.reshape(())
+
+    return loss
+
+
+def distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """KL divergence of softened class outputs (N, classes); relative squared error otherwise."""
+    output, target = output.float(), target.float()
+    if output.ndim == 2 and output.shape[1] > 1:
+        return TEMPERATURE**2 * functional.kl_div(
+            functional.log_softmax(output / TEMPERATURE, 1),
+            functional.log_softmax(target / TEMPERATURE, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+    return relative_error(output, target)
+
+
+def relative_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """|output - target|^2 / |target|^2."""
+    output, target = output.float(), target.float()
+    return functional.mse_loss(output, target) / target.square().mean().clamp_min(TINY)

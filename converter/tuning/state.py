@@ -1,0 +1,78 @@
+"""Where a training stands: arrays in one safetensors file, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from converter.planning.cache import whole_file
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a training stands.
+
+    All that is random in a step follows from its number, so that nothing else need be kept.
+
+    Attributes:
+        step: How many steps were taken.
+        weights: Of the model, by name.
+        average: Their moving average, by name.
+        best: The best average so far, by name.
+        moments: Of the optimiser, by name.
+        best_loss: What ``best`` loses on the held-out part.
+        first_loss: What the network lost there before.
+    """
+
+    step: int
+    weights: Weights
+    average: Weights
+    best: Weights
+    moments: Weights
+    best_loss: float
+    first_loss: float
+
+    def save(self, path: Path) -> None:
+        """Write the state; a folder that cannot be written keeps nothing."""
+        groups = {
+            "weights": self.weights,
+            "average": self.average,
+            "best": self.best,
+            "moments": self.moments,
+        }
+        tensors = {
+            f"{group}/{name}": tensor.detach().cpu().clone().contiguous()
+            for group, named in groups.items()
+            for name, tensor in named.items()
+        }
+        numbers = {"best_loss": self.best_loss, "first_loss": self.first_loss}
+        metadata = {"step": str(self.step)} | {n: v.hex() for n, v in numbers.items()}
+        with contextlib.suppress(OSError), whole_file(path) as scratch:
+            save_file(tensors, scratch, metadata)
+
+
+def read_state(path: Path, like: Mapping[str, torch.Tensor]) -> State | None:
+    """Read what ``State.save`` wrote; None where nothing is there that fits ``like``."""
+    try:
+        groups: dict[str, Weights] = {n: {} for n in ("weights", "average", "best", "moments")}
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                group, _, name = key.partition("/")
+                groups[group][name] = file.get_tensor(key)
+        first, best = (float.fromhex(metadata[n]) for n in ("first_loss", "best_loss"))
+        found = State(int(metadata["step"]), **groups, best_loss=best, first_loss=first)
+    except Exception:  # whatever is wrong with it, the remedy is to begin anew
+        return None
+    for group in (found.weights, found.average, found.best):
+        if {n: t.shape for n, t in group.items()} != {n: t.shape for n, t in like.items()}:
+            return None
+    return found

@@ -1,0 +1,273 @@
+"""Training toward the original: it learns, it is seeded, it goes on where it was killed."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from torch import nn
+
+from converter.data import from_arrays
+from converter.errors import ConverterError
+from converter.kernels.conv import Chain, Conv
+from converter.networks.torch_modules import read_module, to_modules
+from converter.tuning.lesson import Recipe, distance, own_loss, reconstruction, relative_error
+from converter.tuning.state import State, read_state
+from converter.tuning.tune import tune
+
+QUICK = Recipe(epochs=2, lr=1e-2, batch_size=32)
+
+
+class Net(nn.Module):
+    """A few convolutions, one of them a chain in the student."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+        self.dropout = dropout
+
+    def forward(self, x):
+        x = self.body(torch.relu(self.norm(self.stem(x))))
+        x = nn.functional.dropout(torch.relu(x).mean((2, 3)), self.dropout, self.training)
+        return self.head(x)
+
+
+def cut(conv, rank):
+    """The first singular components of a kernel, as a chain of two steps."""
+    u, s, v = np.linalg.svd(conv.kernel.reshape(conv.O, -1), full_matrices=False)
+    kernel = (s[:rank, None] * v[:rank]).reshape(rank, *conv.kernel.shape[1:])
+    point = Conv(u[:, :rank, None, None].copy(), conv.bias, (1, 1), ((0, 0),) * 2, (1, 1))
+    return Chain((replace(conv, kernel=kernel, bias=None), point)).balanced()
+
+
+def pair(dropout=0.0, rank=3):
+    """A teacher and its student."""
+    torch.manual_seed(0)
+    teacher = Net(dropout).eval()
+    with torch.no_grad():
+        teacher.norm.running_var.fill_(0.5)
+        teacher.head.weight *= 20
+    student = copy.deepcopy(teacher)
+    student.body = to_modules(cut(read_module(teacher.body), rank))
+    return student.eval(), teacher
+
+
+def data(count=200, **more):
+    return from_arrays({"x": noise(count, 3, 8, 8, seed=3)} | more, "noise")
+
+
+TEST = torch.from_numpy(noise(128, 3, 8, 8, seed=4))
+
+
+@torch.no_grad()
+def loss_of(model, teacher):
+    return distance(model(TEST), teacher(TEST)).item()
+
+
+def same(one, other):
+    states = one.state_dict(), other.state_dict()
+    return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_training_brings_a_network_closer_to_its_original():
+    student, teacher = pair()
+    before = copy.deepcopy(student)
+    told = []
+    recipe = replace(QUICK, epochs=15)
+    tuned = tune(student, teacher, data(512), recipe, progress=told.append)
+    assert loss_of(tuned.model, teacher) < 0.5 * loss_of(student, teacher)
+    assert tuned.best_loss < tuned.first_loss
+    assert not tuned.model.training
+    assert same(student, before)
+    assert told == sorted(told) and told[-1] == 1.0
+
+
+def test_features_come_closer_by_reconstruction():
+    student, teacher = pair()
+    recipe = replace(QUICK, epochs=10, batch_statistics=False)
+    tuned = tune(student, teacher, data(512), recipe, loss=reconstruction, features=["body"])
+
+    @torch.no_grad()
+    def error(model):
+        seen = []
+        for net in (model, teacher):
+            net.body.register_forward_hook(lambda module, inputs, output: seen.append(output))
+            net(TEST)
+        return relative_error(seen[0], seen[-1]).item()
+
+    assert error(tuned.model) < 0.9 * error(student)
+
+
+def test_reconstruction_leaves_the_layers_behind_alone():
+    student, teacher = pair()
+    recipe = replace(QUICK, batch_statistics=False)
+    tuned = tune(student, teacher, data(), recipe, loss=reconstruction, features=["body"])
+    assert torch.equal(tuned.model.head.weight, student.head.weight)
+
+
+def test_training_is_seeded():
+    student, teacher = pair()
+    once, again, other = (
+        tune(student, teacher, data(), replace(QUICK, seed=seed)).model for seed in (7, 7, 8)
+    )
+    assert same(once, again)
+    assert not same(once, other)
+
+
+def test_dropout_that_is_called_as_a_function_is_seeded():
+    student, teacher = pair(dropout=0.5)
+    models, before = [], torch.get_rng_state()
+    for _ in range(2):
+        models.append(tune(student, teacher, data(), QUICK).model)
+        assert torch.equal(torch.get_rng_state(), before)
+        before = torch.manual_seed(1).get_state()
+    assert same(*models)
+
+
+def test_the_best_weights_are_kept():
+    student, teacher = pair()
+    assert same(tune(student, teacher, data(), replace(QUICK, lr=1e3)).model, student)
+
+
+def test_labels_count():
+    student, teacher = pair()
+    recipe, labels = replace(QUICK, epochs=8), np.full(200, 2)
+    with_labels, without = (
+        tune(student, teacher, data(**more), recipe).model(TEST).softmax(1)[:, 2].mean().item()
+        for more in ({"y": labels}, {})
+    )
+    assert with_labels > 1.1 * without
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole():
+    student, teacher = pair()
+    recipe = replace(QUICK, epochs=1, batch_statistics=False)
+    whole, parts = (
+        tune(student, teacher, data(), replace(recipe, accumulate=n)).model for n in (1, 4)
+    )
+    for name, tensor in whole.state_dict().items():
+        assert torch.allclose(tensor, parts.state_dict()[name], rtol=1e-3, atol=2e-4)
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("at", [0.05, 0.4, 0.75])
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(at, tmp_path, monkeypatch):
+    monkeypatch.setattr("converter.tuning.tune.SAVE_S", 0.0)
+    student, teacher = pair()
+    recipe = replace(QUICK, epochs=4)
+
+    def kill(done):
+        if done >= at:
+            raise Stop
+
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(Stop):
+        tune(student, teacher, data(), recipe, state=path, progress=kill)
+    steps = []
+    resumed = tune(student, teacher, data(), recipe, state=path, resume=True, progress=steps.append)
+    assert same(resumed.model, tune(student, teacher, data(), recipe).model)
+    assert steps == [] or steps[0] > at - 0.1
+    assert same(
+        tune(student, teacher, data(), recipe, state=path, resume=True).model, resumed.model
+    )
+
+
+@pytest.mark.parametrize("damage", ["nothing there", "cut short", "of another network"])
+def test_a_state_that_does_not_fit_is_no_state(damage, tmp_path):
+    student, teacher = pair()
+    path, recipe = tmp_path / "state.safetensors", replace(QUICK, epochs=1)
+    tune(student, teacher, data(), recipe, state=path)
+    assert read_state(path, student.state_dict()).step == 5
+    if damage == "nothing there":
+        path.unlink()
+    elif damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-50])
+    else:
+        State(3, {}, {}, {}, {}, 1.0, 1.0).save(path)
+    assert read_state(path, student.state_dict()) is None
+    resumed = tune(student, teacher, data(), recipe, state=path, resume=True)
+    assert same(resumed.model, tune(student, teacher, data(), recipe).model)
+
+
+def test_training_ends_when_it_is_enough():
+    student, teacher = pair()
+    asked = []
+
+    def enough(before, after, labels):
+        asked.append((np.concatenate(before).shape, np.concatenate(after).shape, labels))
+        return len(asked) == 3
+
+    tuned = tune(student, teacher, data(), replace(QUICK, epochs=9), enough=enough)
+    assert tuned.epochs == 2
+    assert asked[0] == ((20, 4), (20, 4), None)
+
+
+def test_what_is_enough_from_the_start_is_left_alone():
+    student, teacher = pair()
+    tuned = tune(student, teacher, data(), QUICK, enough=lambda *held: True)
+    assert tuned.epochs == 0
+    assert same(tuned.model, student)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_steps_follow_the_size_of_the_weights(scaled):
+    student, teacher = pair()
+    with torch.no_grad():
+        student.body[0].weight *= 10
+        student.body[1].weight /= 10
+    recipe = replace(QUICK, epochs=1, lr=1e-4, scaled_steps=scaled, batch_statistics=False)
+    tuned = tune(student, teacher, data(), recipe).model
+    moved = [
+        ((new.weight - old.weight).norm() / old.weight.norm()).item()
+        for new, old in zip(tuned.body, student.body)
+    ]
+    assert (max(moved) < 5 * min(moved)) == scaled
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_training_needs_data(count):
+    with pytest.raises(ConverterError, match="too few to train on"):
+        tune(*pair(), data(count), QUICK)
+
+
+def test_training_needs_the_device():
+    with pytest.raises(ConverterError, match="Device 'nowhere' cannot be used"):
+        tune(*pair(), data(), QUICK, device="nowhere")
+
+
+@pytest.mark.parametrize("labels", [np.full(200, 4), np.full(200, -1)])
+def test_labels_must_be_classes_of_the_network(labels):
+    with pytest.raises(ConverterError, match="do not fit the network's outputs of shape"):
+        tune(*pair(), data(y=labels), QUICK)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("lessons:nothing", "no callable"), ("lessons:broken", "failed"), ("lessons:two", "one num")],
+)
+def test_a_loss_of_the_user_must_work(text, reason, tmp_path, monkeypatch):
+    (tmp_path / "lessons.py").write_text(
+        "def broken(outputs, targets, labels): return outputs[5]\n"
+        "def two(outputs, targets, labels): return outputs[0][:2]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConverterError, match=reason):
+        tune(*pair(), data(), QUICK, loss=own_loss(text))
+
+
+def test_a_loss_of_the_user_is_used(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def zero(outputs, targets, labels): return outputs[0].square().mean()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    student, teacher = pair()
+    tuned = tune(student, teacher, data(), replace(QUICK, epochs=6), loss=own_loss("mine:zero"))
+    assert tuned.model(TEST).square().mean() < 0.7 * student(TEST).square().mean()
