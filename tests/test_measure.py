@@ -1,5 +1,7 @@
 """Measuring: intervals, races against the truth, scores against numpy."""
 
+import weakref
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -8,6 +10,7 @@ from conftest import make_net, noise
 from onnx import TensorProto, helper, numpy_helper
 
 from converter.data import from_arrays
+from converter.delivery.compare import compare_models
 from converter.networks.onnx_network import load, open_session
 from converter.planning import measure
 from converter.planning.measure import Interval, drop_interval, fixed_batch, race, renamed, score
@@ -214,3 +217,30 @@ def test_inputs_are_found_by_name_else_in_order():
         assert list(found) == ["image", "mask"]
         np.testing.assert_array_equal(found["image"], image)
         np.testing.assert_array_equal(found["mask"], mask)
+
+
+# in turns
+
+
+def test_networks_too_large_to_be_open_together_take_turns(tmp_path, monkeypatch):
+    paths = [make_net(tmp_path / f"{n}.onnx", seed=n) for n in range(2)]
+    data = from_arrays({"x": noise(20, 3, 8, 8)}, "noise")
+    models = {path.name: load(path) for path in paths}
+    together = compare_models(models, data=data)
+    alive, most = set(), []
+
+    def opened(model, *how):
+        session = open_session(model, *how)
+        alive.add(id(session))
+        weakref.finalize(session, alive.discard, id(session))
+        most.append(len(alive))
+        return session
+
+    monkeypatch.setattr("converter.delivery.compare.open_session", opened)
+    monkeypatch.setattr("converter.delivery.compare.TOGETHER_BYTES", 1)
+    apart = compare_models(models, data=data)
+    assert max(most) == 1 and len(most) > 10
+    assert apart.rounds >= 5
+    for one, other in zip(together.networks, apart.networks):
+        assert one.rel_output_error == pytest.approx(other.rel_output_error)
+        assert one.agreement == other.agreement

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
 from converter.data import Data, conform, random_data
 from converter.errors import ConverterError, root_line
 from converter.networks.normal_form import normal
 from converter.networks.onnx_network import Arrays, inputs, open_session, size
 from converter.networks.outputs import comparable, exposing
-from converter.networks.runtime import cpu_model, run
+from converter.networks.runtime import Session, Turns, cpu_model, run
 from converter.networks.source import example_shapes
 from converter.networks.survey import count_macs, count_params
 from converter.planning.measure import (
@@ -34,6 +34,7 @@ from converter.planning.measure import (
 Evaluate = Callable[[Callable[[Arrays], Arrays]], float]
 Progress = Callable[[str, float], None]
 SCORING_BATCH = 100
+TOGETHER_BYTES = 2 * 10**9  # of networks that are open at once
 RANDOM_EXAMPLES = 16
 
 
@@ -148,7 +149,7 @@ def compare_models(
     shapes = example_shapes(reference, shapes or {}, data)
     dtypes = {i.name: i.dtype for i in reference}
     distinct = {id(model): model for model in models.values()}
-    opened = {key: open_session(m, threads, provider) for key, m in distinct.items()}
+    opened = _opened(distinct, threads, provider)
     sessions = [opened[id(model)] for model in models.values()]
     insisted = next((b for s in sessions if (b := fixed_batch(s))), None)
     batch_size = insisted or batch_size or next(iter(shapes.values()))[0]
@@ -174,7 +175,9 @@ def compare_models(
     names, scored = comparable(first), sessions
     compared = () if names == [str(value.name) for value in first.graph.outputs] else tuple(names)
     if compared:
-        scored = [open_session(exposing(m, names), threads, provider) for m in models.values()]
+        inner = {key: exposing(model, names) for key, model in distinct.items()}
+        others = _opened(inner, threads, provider)
+        scored = [others[id(model)] for model in models.values()]
     scores = score(
         scored, examples, insisted or SCORING_BATCH, lambda done: progress("scoring", done)
     )
@@ -214,6 +217,15 @@ def compare_models(
     )
 
 
+def _opened(models: Mapping[int, ir.Model], threads: int, provider: str) -> dict[int, Session]:
+    """Open networks together, or in turns if that would take too much memory."""
+    openers = {key: partial(open_session, m, threads, provider) for key, m in models.items()}
+    if len(models) == 1 or sum(map(size, models.values())) < TOGETHER_BYTES:
+        return {key: opener() for key, opener in openers.items()}
+    open_now: dict[Turns, Any] = {}
+    return {key: Turns(opener, open_now) for key, opener in openers.items()}
+
+
 def _alike(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
     """Tell whether two shapes agree where both are fixed."""
     return len(one) == len(other) and all(
@@ -235,7 +247,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def evaluated(evaluate: Evaluate, session: onnxruntime.InferenceSession) -> float:
+def evaluated(evaluate: Evaluate, session: Session) -> float:
     """Call the user's function on one network."""
     try:
         value = float(evaluate(partial(run, session)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -69,9 +70,46 @@ def open_file(
         raise ConverterError(f"onnxruntime cannot open the network: {first_line(error)}") from None
 
 
-def run(
-    session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+class Turns:
+    """A session that is one of several too large to be open together: using it closes the other.
+
+    Attributes:
+        open_now: The session that is open, shared by all of them.
+    """
+
+    def __init__(
+        self,
+        opened: Callable[[], onnxruntime.InferenceSession],
+        open_now: dict[Turns, Any],
+    ) -> None:
+        """Take what opens the session, and where the one that is open is kept."""
+        self._opened, self.open_now = opened, open_now
+        session = self._session()
+        self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
+
+    def _session(self) -> onnxruntime.InferenceSession:
+        if self not in self.open_now:
+            self.open_now.clear()
+            self.open_now[self] = self._opened()
+        return self.open_now[self]
+
+    def get_inputs(self) -> list[onnxruntime.NodeArg]:
+        """List the inputs, as a session does."""
+        return self._inputs
+
+    def get_outputs(self) -> list[onnxruntime.NodeArg]:
+        """List the outputs, as a session does."""
+        return self._outputs
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the network, as a session does."""
+        return self._session().run(names, feeds)
+
+
+Session: TypeAlias = onnxruntime.InferenceSession | Turns
+
+
+def run(session: Session, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a session and return its outputs by name.
 
     Raises:

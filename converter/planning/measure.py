@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 from scipy.stats import quantile_test
 
 from converter.data import Arrays, Data
 from converter.errors import ConverterError
-from converter.networks.runtime import run
+from converter.networks.runtime import Session, Turns, run
 
 CONFIDENCE = 0.99
 # A sleeping block lets the other session's threads stop spinning; a block is long against the
 # clock and short against the drift of a shared machine.
 PAUSE_S, BLOCK_S, BUDGET_S = 0.02, 0.03, 4.0
 FEWEST_ROUNDS, MOST_ROUNDS = 15, 60
+FEWEST_TURNS = 5  # of networks that are opened for each
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Race:
 
 
 def race(
-    sessions: Sequence[onnxruntime.InferenceSession],
+    sessions: Sequence[Session],
     feeds: Sequence[Mapping[str, np.ndarray]],
     progress: Callable[[float], None] = lambda done: None,
     budget_s: float | None = None,
@@ -82,7 +82,8 @@ def race(
     calls = [max(1, round(BLOCK_S / seconds)) for seconds in first]
     round_s = sum((c + 1) * s + PAUSE_S for c, s in zip(calls, first))
     budget_s = BUDGET_S if budget_s is None else budget_s
-    rounds = int(np.clip(budget_s * len(sessions) / round_s, FEWEST_ROUNDS, MOST_ROUNDS))
+    fewest = FEWEST_TURNS if any(isinstance(s, Turns) for s in sessions) else FEWEST_ROUNDS
+    rounds = int(np.clip(budget_s * len(sessions) / round_s, fewest, MOST_ROUNDS))
     order = list(range(len(sessions)))
     times = np.zeros((rounds, len(sessions)))
     for number in range(rounds):
@@ -121,7 +122,7 @@ class Score:
 
 
 def score(
-    sessions: Sequence[onnxruntime.InferenceSession],
+    sessions: Sequence[Session],
     data: Data,
     batch_size: int,
     progress: Callable[[float], None] = lambda done: None,
@@ -178,13 +179,13 @@ def drop_interval(before: np.ndarray, after: np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
+def fixed_batch(session: Session) -> int | None:
     """Return the batch size that a network insists on, or None if it takes any."""
     sizes = [i.shape[0] for i in session.get_inputs() if i.shape]
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
-def renamed(feeds: Mapping[str, np.ndarray], session: onnxruntime.InferenceSession) -> Arrays:
+def renamed(feeds: Mapping[str, np.ndarray], session: Session) -> Arrays:
     """Give a session its inputs: by name, else in order."""
     names = [i.name for i in session.get_inputs()]
     if all(name in feeds for name in names):
