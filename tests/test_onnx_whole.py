@@ -15,8 +15,9 @@ import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import inspect
 from converter.networks import torch_import
-from converter.networks.onnx_network import open_session
+from converter.networks.onnx_network import load, observe, open_session
 from converter.networks.runtime import run
+from converter.networks.survey import survey
 from converter.planning.latency import LatencyTable
 
 CHANNEL = {"form": ("channel",), "rank": ("1.0",)}
@@ -265,6 +266,22 @@ def test_tuning_brings_an_onnx_network_nearer_to_its_original(trained):
         outputs(trained / "out" / "model.onnx", x)["logits"],
         outputs(ir.from_proto(again.model), x)["logits"],
     ) < 1e-6  # fmt: skip
+
+
+def test_layers_of_an_onnx_network_are_reconstructed(trained):
+    options = {"form": ("separable",), "rank": ("4",), "keep": ("fc",), "lr": 3e-3}
+    train, path = str(trained / "train.npz"), trained / "net.onnx"
+    plain = converter.convert(path, None, ConvertConfig(**options))
+    taught = converter.convert(path, None, ConvertConfig(reconstruct=20, train=train, **options))
+    network, x = load(path), {"x": noise(50, 3, 8, 8, seed=5)}
+    names = [x.output for x in survey(network, {"x": x["x"][:1]}) if x.name in plain.plan.chosen()]
+    wanted = observe(network, names, x)
+    before, after = (
+        [difference(found[name], wanted[name]) for name in names]
+        for found in (observe(ir.from_proto(r.model), names, x) for r in (plain, taught))
+    )
+    assert len(names) == 2
+    assert sum(after) < 0.95 * sum(before)
 
 
 @pytest.mark.parametrize("form", ["flattened", "spatial", "tucker", "decoupled"])

@@ -30,7 +30,7 @@ class Recipe:
     Attributes:
         epochs: Passes over the data.
         lr: Highest learning rate, of weights of the usual size.
-        batch_size: Examples a step, of all processes together.
+        batch_size: Examples a step, of all processes together; fewer where there is little data.
         accumulate: Parts that each process computes its share of a batch in.
         bfloat16: Whether activations are computed in bfloat16.
         batch_statistics: Whether BatchNorm sees the batch, or keeps its statistics.

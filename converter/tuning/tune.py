@@ -29,6 +29,7 @@ MAX_GRADIENT_NORM = 1.0
 WARM_UP, LAST_LR = 0.1, 0.01  # share of the steps, and of the highest learning rate
 AVERAGED = 0.25  # of an epoch that the moving average looks back on, at most
 SAVE_S = 60.0
+FEWEST_BATCHES = 8  # of an epoch, smaller ones where there is little data
 MOST_SCALE = 8.0  # by which a tensor's learning rate may differ from the usual
 
 Enough = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], np.ndarray | None], bool]
@@ -131,7 +132,7 @@ def tune(
                 afters.append(outputs[0].float().cpu().numpy())
         return total / held.count, enough is not None and enough(befores, afters, held.labels)
 
-    batches = max(train.count // recipe.batch_size, 1)
+    batches = max(train.count // recipe.batch_size, min(FEWEST_BATCHES, train.count // 2))
     steps = recipe.epochs * batches
     optimizer, scales = _optimizer(model, recipe)
     now = read_state(state, model.state_dict()) if resume and state is not None else None
@@ -157,7 +158,7 @@ def tune(
                 (share * loss_of(_moved(inputs, place.device), labels)).backward()
         _average_gradients(model, place)
         for group, scale in zip(optimizer.param_groups, scales):
-            group["lr"] = recipe.lr * scale * _schedule(step / steps)
+            group["lr"] = recipe.lr * scale * _schedule((step + 0.5) / steps)
         norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         if norm.isfinite():
             optimizer.step()
