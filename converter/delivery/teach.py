@@ -23,10 +23,11 @@ from converter.networks.outputs import exposing
 from converter.networks.source import Source, examples, free_axes, samples
 from converter.networks.survey import Layer
 from converter.planning.cache import content, place
-from converter.planning.judge import expected_drop, relative_error, temperature_of
+from converter.planning.judge import accuracy, expected_drop, relative_error, temperature_of
 from converter.tuning.lesson import Loss, Recipe, distillation, own_loss, reconstruction
 from converter.tuning.tune import Enough, Tuned, tune
 
+FEWEST = 200  # held-out examples that can say that a budget is kept
 FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0  # of the states of trainings
 
 
@@ -159,16 +160,20 @@ def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | 
     def enough(
         before: Sequence[np.ndarray], after: Sequence[np.ndarray], labels: np.ndarray | None
     ) -> bool:
-        if most_error is not None and relative_error(after, before) > most_error:
+        errors = [relative_error([o], [t]) for o, t in zip(after, before)]
+        if most_error is not None and not max(errors) <= most_error:
             return False
-        rows = np.concatenate(before)
         if most_drop is None:
             return True
-        if rows.ndim != 2:
-            return False  # accuracy is the user's own measure
-        temperature = 1.0 if labels is None else temperature_of(rows, labels)
-        return expected_drop(rows, np.concatenate(after), temperature)[1] <= most_drop
+        rows = before[0]
+        if rows.ndim != 2 or rows.shape[1] < 2 or len(rows) < FEWEST:
+            return False
+        known = labels is not None and 0 <= labels.min() and labels.max() < rows.shape[1]
+        temperature = temperature_of(rows, labels) if known and labels is not None else 1.0
+        allowed = most_drop * (accuracy(rows, temperature) if relative else 1.0)
+        return expected_drop(rows, after[0], temperature)[1] <= allowed
 
+    relative = config.drop_type == "relative"
     return enough
 
 

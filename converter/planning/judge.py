@@ -87,7 +87,7 @@ class Judge:
     @property
     def accuracy(self) -> float:
         """Share of examples that the original is expected to have right."""
-        return float(_probabilities(self._first(), self.temperature).max(1).mean())
+        return accuracy(self._first(), self.temperature)
 
     def loss(self, network: ir.Model, count: int | None = None) -> Loss:
         """Run a network beside the original.
@@ -128,6 +128,8 @@ def expected_drop(before: np.ndarray, after: np.ndarray, temperature: float) -> 
         after: The other network's.
         temperature: Of the original's probabilities.
     """
+    if not np.isfinite(after).all():
+        return 1.0, 1.0
     before, after, count = logits(before), logits(after), len(before)
     order = np.argsort(-before, axis=1)
     ranked = np.take_along_axis(before, order, 1)
@@ -145,6 +147,11 @@ def expected_drop(before: np.ndarray, after: np.ndarray, temperature: float) -> 
         np.add.at(as_error, others, lost)
     drop, off = float(as_example.mean()), float((as_example + as_error).std() / math.sqrt(count))
     return drop, drop + ONE_SIDED * off
+
+
+def accuracy(rows: np.ndarray, temperature: float) -> float:
+    """Expect the accuracy of a network under its own probabilities."""
+    return float(_probabilities(rows, temperature).max(1).mean())
 
 
 def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

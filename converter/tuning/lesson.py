@@ -14,6 +14,7 @@ from converter.networks.torch_export import find_callable, flat_outputs
 
 TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
 LABELS = 0.3  # what the labels count beside the original's outputs
+LEVEL = 0.1  # and what the level of vectors counts, which classes do not depend on
 TINY = 1e-12
 
 Tensors = Sequence[torch.Tensor]
@@ -82,7 +83,8 @@ def distillation(
     """Add up the distances of all outputs, and cross-entropy where there are labels."""
     loss = torch.stack([distance(o, t) for o, t in zip(outputs, targets)]).sum()
     if labels is not None:
-        loss = loss + LABELS * functional.cross_entropy(outputs[0].float(), labels)
+        logits = logits_of(outputs[0], targets[0])
+        loss = loss + LABELS * functional.cross_entropy(logits, labels)
     return loss
 
 
@@ -115,16 +117,23 @@ def own_loss(text: str) -> Loss:
 
 
 def distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """KL divergence of softened class outputs (N, classes); relative squared error otherwise."""
-    output, target = output.float(), target.float()
-    if output.ndim == 2 and output.shape[1] > 1:
-        return TEMPERATURE**2 * functional.kl_div(
-            functional.log_softmax(output / TEMPERATURE, 1),
-            functional.log_softmax(target / TEMPERATURE, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-    return relative_error(output, target)
+    """Relative squared error; of vectors, KL divergence of them softened besides."""
+    if output.ndim != 2 or output.shape[1] < 2:
+        return relative_error(output, target)
+    soft, wanted = (
+        functional.log_softmax(logits_of(rows, target) / TEMPERATURE, 1)
+        for rows in (output, target)
+    )
+    divergence = functional.kl_div(soft, wanted, reduction="batchmean", log_target=True)
+    return TEMPERATURE**2 * divergence + LEVEL * relative_error(output, target)
+
+
+def logits_of(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Logits (N, C) of an output; its logarithm where the original gives probabilities."""
+    sums = target.float().sum(1)
+    if target.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+        return output.float().clamp_min(TINY).log()
+    return output.float()
 
 
 def relative_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

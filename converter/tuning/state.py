@@ -30,6 +30,7 @@ class State:
         moments: Of the optimiser, by name.
         best_loss: What ``best`` loses on the held-out part.
         first_loss: What the network lost there before.
+        done: Whether ``best`` is enough.
     """
 
     step: int
@@ -39,6 +40,7 @@ class State:
     moments: Weights
     best_loss: float
     first_loss: float
+    done: bool = False
 
     def save(self, path: Path) -> None:
         """Write the state; a folder that cannot be written keeps nothing."""
@@ -54,7 +56,8 @@ class State:
             for name, tensor in named.items()
         }
         numbers = {"best_loss": self.best_loss, "first_loss": self.first_loss}
-        metadata = {"step": str(self.step)} | {n: v.hex() for n, v in numbers.items()}
+        metadata = {"step": str(self.step), "done": str(self.done)}
+        metadata |= {name: number.hex() for name, number in numbers.items()}
         with contextlib.suppress(OSError), whole_file(path) as scratch:
             save_file(tensors, scratch, metadata)
 
@@ -69,7 +72,13 @@ def read_state(path: Path, like: Mapping[str, torch.Tensor]) -> State | None:
                 group, _, name = key.partition("/")
                 groups[group][name] = file.get_tensor(key)
         first, best = (float.fromhex(metadata[n]) for n in ("first_loss", "best_loss"))
-        found = State(int(metadata["step"]), **groups, best_loss=best, first_loss=first)
+        found = State(
+            int(metadata["step"]),
+            **groups,
+            best_loss=best,
+            first_loss=first,
+            done=metadata["done"] == "True",
+        )
     except Exception:  # whatever is wrong with it, the remedy is to begin anew
         return None
     for group in (found.weights, found.average, found.best):

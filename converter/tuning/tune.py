@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from converter.data import Data
-from converter.errors import ConverterError, first_line
+from converter.errors import ConverterError, first_line, root_line
 from converter.networks.torch_export import copied
+from converter.tuning.batches import Batches, parted
 from converter.tuning.lesson import Loss, Recipe, Run, Tensors, distillation, inside, whole
 from converter.tuning.state import State, Weights, read_state
 
-HELD_OUT, MOST_HELD, BATCH, HELD_BYTES = 0.1, 2048, 128, 2**28
+BATCH = 128  # held-out examples a call, at most
 MAX_GRADIENT_NORM = 1.0
 WARM_UP, LAST_LR = 0.1, 0.01  # share of the steps, and of the highest learning rate
 AVERAGED = 0.25  # of an epoch that the moving average looks back on, at most
 SAVE_S = 60.0
-FEWEST_BATCHES = 8  # of an epoch, smaller ones where there is little data
 MOST_SCALE = 8.0  # by which a tensor's learning rate may differ from the usual
 
-Enough = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], np.ndarray | None], bool]
+# Outputs of the original and of the other network on the held-out part, by number, and its labels.
+Enough = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], "np.ndarray | None"], bool]
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ class Tuned:
         epochs: Passes over the data that were made.
         first_loss: On the held-out part, before.
         best_loss: And of the weights that were kept.
+        enough: Whether these are enough, or None where that was not asked.
     """
 
     model: nn.Module
     epochs: float
     first_loss: float
     best_loss: float
+    enough: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,10 @@ def tune(
 ) -> Tuned:
     """Train a copy of ``student`` to give what ``teacher`` gives (and the labels, if any).
 
-    AdamW, warm-up and cosine, clipped gradients. The weights kept are those of the moving average
-    that lose least on a part of the data that is held out, those given included: tuning never makes
-    that part worse. Run by ``accelerate launch``, every batch is shared by all processes.
+    AdamW, warm-up and cosine, clipped gradients, in float32. The weights kept are those of the
+    moving average that lose least on a part of the data that is held out, those given included:
+    tuning never makes that part worse. Run by ``accelerate launch``, every batch is shared by all
+    processes.
 
     Args:
         student: The converted model; left as it is.
@@ -89,105 +92,117 @@ def tune(
         recipe: How to train.
         loss: What outputs (or features) lose.
         features: Modules of both models to compare instead of the outputs.
-        enough: Tells from the original's and the student's outputs on the held-out part, and its
-            labels, whether training may stop.
+        enough: Tells from the outputs on the held-out part whether training may stop.
         device: torch device to train on.
         state: File to keep the state of the training in, every minute, or None.
         resume: Whether to go on from that file, if it is there.
         progress: Called with the share done.
 
     Raises:
-        ConverterError: When there is too little data, its labels do not fit, the device is not
-            there, or accelerate is not installed.
+        ConverterError: When there is too little data, its labels do not fit, the models cannot be
+            trained on it, the device is not there, or accelerate is not installed.
     """
     place = place_of(device)
-    held, train = _parted(data, recipe.seed)
-    model, original = (
-        _laid_out(copied(m).to(place.device), torch.channels_last) for m in (student, teacher)
-    )
-    original.eval()
+    model, original = (copied(m).float().to(place.device) for m in (student, teacher))
     answer: Run = inside(model, features) if features else whole(model)
     wanted: Run = inside(original, features) if features else whole(original)
+    layout, outputs = _tried(model.eval(), original.eval(), answer, wanted, data, place.device)
+    each = sum(a.nbytes for a in data.read(np.arange(1)).values())
+    if enough is not None:
+        each += 2 * sum(4 * output[:1].numel() for output in outputs)
+    held, train = parted(data, each, recipe.seed)
     if train.labels is not None and loss is distillation:
-        _check_labels(wanted, train, place.device)
+        _check_labels(outputs[0], train)
 
     def loss_of(inputs: Tensors, labels: torch.Tensor | None) -> torch.Tensor:
+        inputs = _moved(inputs, place.device, layout)
+        labels = None if labels is None else labels.long().to(place.device)
         with torch.autocast(place.device.type, torch.bfloat16, enabled=recipe.bfloat16):
             with torch.no_grad():
                 targets = wanted(inputs)
-            outputs = answer(inputs)
-        return loss(outputs, targets, labels)
+            found = loss(answer(inputs), targets, labels)
+        if not found.requires_grad:
+            raise ConverterError("What the network gives does not depend on its weights smoothly.")
+        return found
 
+    @torch.no_grad()
     def held_out() -> tuple[float, bool]:
         model.eval()
-        total, befores, afters = 0.0, [], []
-        with torch.no_grad():
-            for indices, feeds in held.batches(BATCH):
-                inputs = _moved([torch.from_numpy(feed) for feed in feeds.values()], place.device)
-                labels = None if held.labels is None else torch.from_numpy(held.labels[indices])
-                labels = None if labels is None else labels.long().to(place.device)
-                targets, outputs = wanted(inputs), answer(inputs)
-                total += float(loss(outputs, targets, labels)) * len(indices)
-                befores.append(targets[0].float().cpu().numpy())
-                afters.append(outputs[0].float().cpu().numpy())
-        return total / held.count, enough is not None and enough(befores, afters, held.labels)
+        total, before, after = 0.0, list[list[np.ndarray]](), list[list[np.ndarray]]()
+        size = min(BATCH, max(recipe.batch_size // (recipe.accumulate * place.processes), 1))
+        for indices, feeds in held.batches(size):
+            inputs = _moved([torch.from_numpy(f) for f in feeds.values()], place.device, layout)
+            labels = None if held.labels is None else torch.from_numpy(held.labels[indices])
+            labels = None if labels is None else labels.long().to(place.device)
+            outputs, outputs_wanted = answer(inputs), wanted(inputs)
+            total += float(loss(outputs, outputs_wanted, labels)) * len(indices)
+            if enough is not None:
+                before.append([_array(output) for output in outputs_wanted])
+                after.append([_array(output) for output in outputs])
+        mean = total / held.count
+        if enough is None or not math.isfinite(mean):
+            return mean, False
+        first, second = ([np.concatenate(p) for p in zip(*all)] for all in (before, after))
+        return mean, enough(first, second, held.labels)
 
-    batches = max(train.count // recipe.batch_size, min(FEWEST_BATCHES, train.count // 2))
-    steps = recipe.epochs * batches
+    batches = Batches(train, recipe, place.rank, place.processes)
+    steps = recipe.epochs * batches.per_epoch
     optimizer, scales = _optimizer(model, recipe)
     now = read_state(state, model.state_dict()) if resume and state is not None else None
+    if not _alike(-1 if now is None else now.step, place):
+        now = None  # not all processes have it
     if now is None:
         first_loss, done = held_out()
         start = _copy(model.state_dict())
-        now = State(0, start, start, start, {}, first_loss, first_loss)
-        steps = 0 if done else steps
+        now = State(0, start, start, start, {}, first_loss, first_loss, done)
     model.load_state_dict(now.weights)
     if now.moments:
         _restore(optimizer, now)
-    average, best, best_loss, taken = _copy(now.average), now.best, now.best_loss, now.step
-    average = {name: tensor.to(place.device) for name, tensor in average.items()}
+    average = {name: tensor.to(place.device) for name, tensor in _copy(now.average).items()}
     saved_s = time.monotonic()
-    for step, parts in _read(train, recipe, taken, steps, batches, place):
+    for step, parts in () if now.done else batches.read(now.step):
         with torch.random.fork_rng([place.device] if place.device.type == "cuda" else []):
             # Of dropout, say, that a model calls as a function.
             torch.manual_seed(hash((recipe.seed, step, place.rank)) % 2**31)
             _training_mode(model, recipe.batch_statistics)
             optimizer.zero_grad()
             for inputs, labels, share in parts:
-                labels = None if labels is None else labels.long().to(place.device)
-                (share * loss_of(_moved(inputs, place.device), labels)).backward()
-        _average_gradients(model, place)
+                (share * loss_of(inputs, labels)).backward()
+        _average_over(place, [p.grad for p in model.parameters() if p.grad is not None])
+        _average_over(place, [b for b in model.buffers() if b.is_floating_point()])
         for group, scale in zip(optimizer.param_groups, scales):
             group["lr"] = recipe.lr * scale * _schedule((step + 0.5) / steps)
         norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         if norm.isfinite():
             optimizer.step()
-            _follow(average, model.state_dict(), step, max(int(AVERAGED * batches), 1))
-        taken, done = step + 1, False
-        progress(taken / steps)
-        if taken % batches == 0:
+            window = max(int(AVERAGED * batches.per_epoch), 1)
+            _follow(average, model.state_dict(), step, window)
+        else:
+            for name, buffer in model.named_buffers():  # the statistics of what is not finite
+                buffer.copy_(average.get(name, buffer))
+        epoch_ends = (step + 1) % batches.per_epoch == 0
+        now = replace(now, step=step + 1)
+        if epoch_ends:
             current = _copy(model.state_dict())
-            average = {n: place.mean(t) if t.is_floating_point() else t for n, t in average.items()}
             model.load_state_dict(average)
             found, done = held_out()
-            if found < best_loss or done:
-                best_loss, best = found, _copy(average)
+            if found < now.best_loss or done:
+                now = replace(now, best_loss=found, best=_copy(average), done=done)
             model.load_state_dict(current)
-        late = time.monotonic() - saved_s > SAVE_S
-        if state is not None and place.rank == 0 and (late or taken % batches == 0):
-            moments = _moments(optimizer)
-            reached = State(
-                steps if done else taken, model.state_dict(), average, best, moments, best_loss,
-                now.first_loss,
-            )  # fmt: skip
-            reached.save(state)
+        late = epoch_ends or time.monotonic() - saved_s > SAVE_S
+        if state is not None and place.rank == 0 and late:
+            weights, moments = model.state_dict(), _moments(optimizer)
+            replace(now, weights=weights, average=average, moments=moments).save(state)
             saved_s = time.monotonic()
-        if done:
-            progress(1.0)
+        progress(1.0 if now.done else now.step / steps)
+        if now.done:
             break
-    model.load_state_dict(best)
-    shipped = _laid_out(model.cpu(), torch.contiguous_format)
-    return Tuned(shipped.eval(), taken / batches, now.first_loss, best_loss)
+    # A fresh copy has the types and the layout of the student, and no hooks.
+    shipped = copied(student)
+    shipped.load_state_dict(now.best)
+    reached = None if enough is None else now.done
+    epochs = now.step / batches.per_epoch
+    return Tuned(shipped.eval(), epochs, now.first_loss, now.best_loss, reached)
 
 
 def check_device(name: str) -> None:
@@ -228,31 +243,58 @@ def place_of(device: str) -> Place:
     )
 
 
-def _parted(data: Data, seed: int) -> tuple[Data, Data]:
-    """Hold a part of the data out, without augmentation; the rest is trained on.
+def _tried(
+    model: nn.Module,
+    original: nn.Module,
+    answer: Run,
+    wanted: Run,
+    data: Data,
+    device: torch.device,
+) -> tuple[torch.memory_format, list[torch.Tensor]]:
+    """Lay both models out so that they run on two examples: channels last, if they can.
+
+    Returns:
+        The layout, and what the original gives.
 
     Raises:
-        ConverterError: When too little is left.
+        ConverterError: When they do not run, or do not give the same kind of outputs.
     """
-    each = sum(array.nbytes for array in data.read(np.arange(1)).values())
-    most = min(MOST_HELD, max(HELD_BYTES // each, 1))
-    count = min(max(int(HELD_OUT * data.count), 1), most)
-    if data.count - count < 2:
-        raise ConverterError(f"Data {data.source} has {data.count} examples; too few to train on.")
-    order = np.random.default_rng(seed).permutation(data.count)
-    return data.take(np.sort(order[:count])), data.take(np.sort(order[count:]))
+    feeds = [torch.from_numpy(feed) for feed in data.read(np.arange(2) % data.count).values()]
+    for layout in (torch.channels_last, torch.contiguous_format):
+        for network in (model, original):
+            for parameter in network.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=layout)
+        try:
+            with torch.no_grad():
+                inputs = _moved(feeds, device, layout)
+                outputs, targets = answer(inputs), wanted(inputs)
+            break
+        except Exception as error:  # the user's model may raise anything
+            if layout is torch.contiguous_format:
+                raise ConverterError(
+                    f"The network cannot be trained on {data.source}, two examples a call: "
+                    f"{root_line(error)}"
+                ) from None
+    if not targets or [o.shape for o in outputs] != [t.shape for t in targets]:
+        raise ConverterError("The converted network gives other outputs than the original.")
+    return layout, targets
 
 
-def _check_labels(run: Run, data: Data, device: torch.device) -> None:
-    feeds = [torch.from_numpy(feed) for feed in data.read(np.arange(2)).values()]
-    with torch.no_grad():
-        first = run(_moved(feeds, device))[0]
+def _check_labels(output: torch.Tensor, data: Data) -> None:
     assert data.labels is not None
-    if first.ndim != 2 or not 0 <= data.labels.min() <= data.labels.max() < first.shape[1]:
+    if output.ndim != 2 or not 0 <= data.labels.min() <= data.labels.max() < output.shape[1]:
         raise ConverterError(
             f"The labels of {data.source} do not fit the network's outputs of shape "
-            f"{tuple(first.shape[1:])}; give classes from 0 on, or leave y out."
+            f"{tuple(output.shape[1:])}; give classes from 0 on, or pass --labels=false."
         )
+
+
+def _alike(number: int, place: Place) -> bool:
+    """Tell whether all processes have the same number."""
+    value = torch.tensor([float(number), float(number) ** 2], device=place.device)
+    first, second = place.mean(value.clone()).tolist()
+    return abs(second - first**2) < 0.5 and round(first) == number
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[float]]:
@@ -280,86 +322,25 @@ def _schedule(done: float) -> float:
     return LAST_LR + (1 - LAST_LR) * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
 
 
-class _Batches(Dataset):
-    """The batches of all steps, each read and augmented by what its number says."""
-
-    def __init__(
-        self, data: Data, recipe: Recipe, first: int, steps: int, batches: int, place: Place
-    ) -> None:
-        """Take the steps from ``first`` on; each process has its share of every batch."""
-        self.data, self.recipe, self.first, self.steps = data, recipe, first, steps
-        self.batches, self.rank, self.processes = batches, place.rank, place.processes
-
-    def __len__(self) -> int:
-        """Count the steps that are left."""
-        return max(self.steps - self.first, 0)
-
-    def __getitem__(self, number: int) -> list[tuple[list[np.ndarray], np.ndarray | None, float]]:
-        """Read the parts of a step: inputs, labels, and the share of each part."""
-        if number >= len(self):
-            raise IndexError(number)
-        epoch, batch = divmod(self.first + number, self.batches)
-        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(self.data.count)
-        mine = np.array_split(np.array_split(order, self.batches)[batch], self.processes)[self.rank]
-        found = []
-        for part in np.array_split(mine, min(self.recipe.accumulate, len(mine))):
-            rng = np.random.default_rng((self.recipe.seed, epoch, int(part[0])))
-            labels = None if self.data.labels is None else self.data.labels[part]
-            feeds = self.data.augmented(part, rng)
-            found.append((list(feeds.values()), labels, len(part) / len(mine)))
-        return found
+def _moved(
+    inputs: Tensors, device: torch.device, layout: torch.memory_format
+) -> list[torch.Tensor]:
+    """Bring inputs to a device, floats as float32, images laid out."""
+    moved = [x.to(device, torch.float32 if x.is_floating_point() else None) for x in inputs]
+    return [x.contiguous(memory_format=layout) if x.ndim == 4 else x for x in moved]
 
 
-def _read(
-    data: Data, recipe: Recipe, first: int, steps: int, batches: int, place: Place
-) -> Iterator[tuple[int, list[tuple[list[torch.Tensor], torch.Tensor | None, float]]]]:
-    """Iterate over the steps that are left: number, and its parts as tensors."""
-    loader = DataLoader(
-        _Batches(data, recipe, first, steps, batches, place),
-        batch_size=None,
-        num_workers=recipe.workers,
-        generator=torch.Generator(),  # it draws a number, which is not to be the global one's
-        collate_fn=_as_tensors,
-    )
-    return enumerate(loader, first)
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()
 
 
-def _as_tensors(
-    parts: list[tuple[list[np.ndarray], np.ndarray | None, float]],
-) -> list[tuple[list[torch.Tensor], torch.Tensor | None, float]]:
-    return [
-        (
-            [torch.from_numpy(feed) for feed in feeds],
-            None if labels is None else torch.from_numpy(labels),
-            share,
-        )
-        for feeds, labels, share in parts
-    ]
-
-
-def _laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """Lay out the weights of 2-D convolutions."""
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.clone(memory_format=layout)
-    return model
-
-
-def _moved(inputs: Tensors, device: torch.device) -> list[torch.Tensor]:
-    return [
-        x.to(device, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
-        for x in inputs
-    ]
-
-
-def _average_gradients(model: nn.Module, place: Place) -> None:
-    """Average the gradients of all processes, in one message."""
-    if place.processes == 1:
+def _average_over(place: Place, tensors: Sequence[torch.Tensor]) -> None:
+    """Average tensors over all processes, in one message."""
+    if place.processes == 1 or not tensors:
         return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    together = place.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    for gradient, mean in zip(gradients, together.split([g.numel() for g in gradients])):
-        gradient.copy_(mean.view(gradient.shape))
+    together = place.mean(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    for tensor, mean in zip(tensors, together.split([t.numel() for t in tensors])):
+        tensor.copy_(mean.view(tensor.shape))
 
 
 def _follow(average: Weights, weights: Weights, step: int, window: int) -> None:
@@ -373,12 +354,14 @@ def _follow(average: Weights, weights: Weights, step: int, window: int) -> None:
 
 
 def _training_mode(model: nn.Module, batch_statistics: bool) -> None:
-    """Train without dropout; BatchNorm sees the batch, or keeps its statistics."""
-    model.train()
+    """Train as the network is used, but that BatchNorm sees the batch (or keeps its statistics).
+
+    What a model does in training only, such as dropout or other outputs, its original does not.
+    """
+    model.eval()
     for module in model.modules():
-        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if isinstance(module, nn.modules.dropout._DropoutNd) or (is_norm and not batch_statistics):
-            module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(batch_statistics)
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> Weights:
