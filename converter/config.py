@@ -136,8 +136,11 @@ class ConvertConfig:
                 "--plan says what happens to each layer; leave out --form, --rank, --only and "
                 "--keep, or edit the plan."
             )
-        if self.schedule > 1 and not (self.budget and self.finetune):
-            raise ConverterError("--schedule needs a budget (--max-macs, say) and --finetune.")
+        if self.schedule > 1 and not (self.budget and self.finetune >= self.schedule):
+            raise ConverterError(
+                "--schedule needs a budget (--max-macs, say) and --finetune, an epoch or more a "
+                "step."
+            )
         if self.resume and not (self.cache and self.trains):
             raise ConverterError("--resume needs --finetune or --reconstruct, and the cache.")
         if self.budget and self.manual:

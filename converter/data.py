@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -307,13 +308,14 @@ def _from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
     """Read a torch DataLoader's dataset by its ``collate_fn``; order and batches are ours.
 
     Its examples are tuples of the inputs, with a class behind them or not, or dictionaries.
-    ``dataset.targets`` spares reading every example for its class.
+    ``dataset.targets`` spares reading every example for its class. What it changes at random
+    follows from the number of the example, and in training from that of the step.
     """
     dataset, collate = loader.dataset, loader.collate_fn
 
-    def take(indices: np.ndarray) -> Arrays:
+    def take(indices: np.ndarray, salt: int = 0) -> Arrays:
         try:
-            batch = collate([dataset[int(index)] for index in indices])
+            batch = collate([_seeded(dataset, int(index), salt) for index in indices])
         except Exception as error:  # the user's dataset may raise anything
             raise ConverterError(f"Data {source} failed: {root_line(error)}") from None
         if not isinstance(batch, Mapping):
@@ -336,7 +338,28 @@ def _from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
         found = take(indices)
         return {name: found[name] for name in names}
 
-    return Data(count, read, labels, source)
+    def vary(indices: np.ndarray, rng: np.random.Generator) -> Arrays:
+        found = take(indices, int(rng.integers(1, 2**31)))
+        return {name: found[name] for name in names}
+
+    return Data(count, read, labels, source, vary)
+
+
+def _seeded(dataset: Any, index: int, salt: int) -> Any:
+    """Read an example of a dataset that may change it at random, the same way each time."""
+    import torch
+
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([]):
+            seed = hash((index, salt)) % 2**31
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            return dataset[index]
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:

@@ -62,6 +62,7 @@ class Conversion:
         budget: What was asked for, by option.
         predicted_speedup: By the table of layer times, or None without one.
         frontier: Networks for other budgets, by name.
+        unproven: The sentence to tell where nothing measures what of accuracy is lost, or None.
     """
 
     plan: Plan
@@ -72,6 +73,7 @@ class Conversion:
     budget: Mapping[str, float] = field(default_factory=dict)
     predicted_speedup: float | None = None
     frontier: Mapping[str, ir.Model] = field(default_factory=dict)
+    unproven: str | None = None
 
 
 def convert(
@@ -118,15 +120,15 @@ def convert(
         raise ConverterError(
             "Convert in one process, then run accelerate launch -m converter finetune."
         )
-    *before, last = staged(config)
-    now = source
-    for stage in before:
+    now, stages = source, staged(config)
+    for stage in stages[:-1]:
         layers = list_layers(now, stage)
-        found = decide(now, layers, stage, evaluate, progress)
+        found = decide(now, layers, increment(stage, config), evaluate, progress)
         step = carried_out(now, layers, found, source, stage, progress)
         now = dense_again(now, step, stage)
+    last = stages[-1]
     layers = list_layers(now, last)
-    found = decide(now, layers, last, evaluate, progress)
+    found = decide(now, layers, increment(last, config), evaluate, progress)
     conversion = carried_out(now, layers, found, source, last, progress)
     result = prove(source, conversion, config, evaluate, command, progress)
     while _withdrawable(conversion, found, config, result.comparison):
@@ -177,7 +179,9 @@ def finetune(
     config = check_options(replace(recorded, **(fresh | changes)))
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
-    calib = read_data(config.calib, spec, config) if config.calib else None
+    calib = None
+    if config.calib and (":" in config.calib or Path(config.calib).exists()):
+        calib = read_data(config.calib, spec, config).sample(config.samples, config.seed)
     shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
     shapes = dict(plan.input_shapes) | shapes
     further = tuple(shapes | other for other in more)
@@ -189,7 +193,7 @@ def finetune(
     if module is not None:
         source = replace(source, module=original_model(folder, source, config))
     layers = [l for l in list_layers(source, config) if l.name in plan.chosen()]
-    module, converted = taught(
+    module, converted, _ = taught(
         module, onnx_network.load(folder / "model.onnx"), source, layers, {}, config, progress
     )
     if place_of(config.device).rank > 0:
@@ -291,10 +295,11 @@ def carried_out(
 ) -> Conversion:
     """Check what was found, make its torch model, and train that toward ``teacher`` if asked to."""
     plan, chains, errors = found.solved.plan, found.solved.chains, found.solved.errors
+    budget = config.budget or found.budget
     if not chains:
         rows = layer_rows(layers, plan, {}, {}, found.table)
-        return Conversion(plan, rows, source.original, source.module, found.problem, found.budget)
-    converted, module = found.solved.network, None
+        return Conversion(plan, rows, teacher.original, teacher.module, found.problem, budget)
+    converted, module, unproven = found.solved.network, None, None
     problem = check_same(source.original, source.network, samples(source, config.seed))
     problem = problem or check(
         source.network, converted, layers, chains, samples(source, config.seed)
@@ -304,8 +309,10 @@ def carried_out(
     if config.trains:
         errors = {}  # those of weights that are no more
         done = [layer for layer in layers if layer.name in chains]
-        module, converted = taught(module, converted, teacher, done, found.budget, config, progress)
+        module, converted, kept = taught(module, converted, teacher, done, budget, config, progress)
         problem = problem or check_graph(converted)
+        if not kept and "max_drop" in budget:
+            unproven = "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
     if module is not None:
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     return Conversion(
@@ -314,9 +321,10 @@ def carried_out(
         converted,
         module,
         problem or found.problem,
-        found.budget,
+        budget,
         found.predicted_speedup,
         found.frontier,
+        unproven,
     )
 
 
@@ -386,6 +394,14 @@ def staged(config: ConvertConfig) -> list[ConvertConfig]:
     return found
 
 
+def increment(stage: ConvertConfig, config: ConvertConfig) -> ConvertConfig:
+    """Give the options of a search within a schedule: what it may lose more than was lost."""
+    if config.schedule == 1:
+        return stage
+    names = [name for name in ("max_drop", "max_error") if name in config.budget]
+    return replace(stage, **{name: getattr(config, name) / config.schedule for name in names})
+
+
 def dense_again(source: Source, conversion: Conversion, config: ConvertConfig) -> Source:
     """Write a trained conversion as dense convolutions again, for the next step of a schedule."""
     if conversion.module is None or source.module is None or not conversion.plan.chosen():
@@ -427,6 +443,8 @@ def prove(
             seed=config.seed, progress=lambda stage, done: progress(f"frontier: {stage}", done),
         )  # fmt: skip
     problem = conversion.problem or missed(comparison, conversion.budget, config.drop_type)
+    if comparison.networks[1].drop_points is None:
+        problem = problem or conversion.unproven
     told = notice(comparison, conversion.plan, source.calib is not None)
     if problem and told and not conversion.plan.chosen():
         problem = f"{problem} {told}"

@@ -1,5 +1,7 @@
 """Data: what can be read, what becomes of it, and what is refused."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -482,6 +484,25 @@ def test_targets_of_a_dataset_spare_reading_it():
 
     data = load_from(lambda: torch.utils.data.DataLoader(Known()))
     assert data.labels.tolist() == list(range(6))
+
+
+class Jittered(Squares):
+    """Examples that a dataset changes at random."""
+
+    def __getitem__(self, number):  # noqa: D105
+        return torch.rand(2) + np.random.rand() + random.random() + number, number
+
+
+def test_what_a_dataset_changes_at_random_is_seeded():
+    data = load_from(lambda: torch.utils.data.DataLoader(Jittered()))
+    indices = np.array([4, 1])
+    plain, again = (data.read(indices)["x"] for _ in range(2))
+    np.testing.assert_array_equal(plain, again)
+    one, same, other = (
+        data.augmented(indices, np.random.default_rng(seed))["x"] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other) and not np.allclose(one, plain)
 
 
 class Stream(torch.utils.data.IterableDataset):

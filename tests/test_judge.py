@@ -9,7 +9,7 @@ from conftest import make_net, noise
 from converter.data import from_arrays
 from converter.networks.onnx_network import load, open_session
 from converter.networks.runtime import run
-from converter.planning.judge import Judge
+from converter.planning.judge import Judge, expected_drop
 
 
 def model(tmp_path, name="net", **options):
@@ -95,3 +95,8 @@ def test_some_batches_are_enough_for_a_probe(tmp_path):
     judge = Judge.of(network, data(64), 1)
     first = Judge.of(network, data(64).take(np.arange(16)), 1)
     assert judge.loss(other, 1).output_error == pytest.approx(first.loss(other).output_error)
+
+
+def test_a_network_that_gives_no_numbers_loses_all():
+    rows = noise(50, 4)
+    assert expected_drop(rows, np.full((50, 4), np.nan), 1.0) == (1.0, 1.0)

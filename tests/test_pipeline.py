@@ -31,7 +31,7 @@ from converter.networks.onnx_network import load as load_onnx
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
 from converter.networks.torch_export import find_callable
-from converter.pipeline import staged
+from converter.pipeline import increment, staged
 from converter.tuning.lesson import distance
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
@@ -662,6 +662,8 @@ def test_steps_share_a_budget():
     first, last = staged(config)
     assert (first.max_macs, first.max_drop, first.finetune) == (0.5, 0.01, 2)
     assert (last.max_macs, last.max_drop, last.finetune) == (0.25, 0.02, 3)
+    assert [increment(stage, config).max_drop for stage in (first, last)] == [0.01, 0.01]
+    assert increment(last, config).max_macs == 0.25
     assert staged(replace(config, schedule=1)) == [replace(config, schedule=1)]
 
 

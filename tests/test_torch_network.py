@@ -566,3 +566,14 @@ def test_a_state_dict_is_no_pickled_module(tmp_path):
     torch.save(nn.Conv2d(4, 6, 3).state_dict(), tmp_path / "net.pt")
     with pytest.raises(ConverterError, match=r"holds a OrderedDict, not a pickled nn\.Module"):
         torch_export.unpickle(tmp_path / "net.pt", trust_pickle=True)
+
+
+def test_a_bias_that_a_dense_module_was_given_is_rebuilt():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False))
+    biased = copy.deepcopy(plain)
+    biased[0].bias = nn.Parameter(torch.arange(4.0))
+    again = torch_network.rebuild(plain, {}, set(biased.state_dict()))
+    again.load_state_dict(biased.state_dict())
+    x = torch.ones(2, 3, 8, 8)
+    assert torch.equal(again(x), biased(x))
+    assert plain[0].bias is None

@@ -181,6 +181,7 @@ def find_plan(
                 menus[1:], wanted(target), best, built, value, min(most - len(trials), MOST_MORE)
             )
         choice, solved, missed = _outcome(menu, best, trials, built)
+        missed = None if config.trains else missed  # what is missed now may be won back
     elif target is not None:
         choice, speedup = reach(
             menu, wanted, target, lambda c: measured_speedup(source, layers, _forms(c), config),

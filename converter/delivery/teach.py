@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -22,6 +23,7 @@ from converter.networks import torch_export, torch_import
 from converter.networks.outputs import exposing
 from converter.networks.source import Source, examples, free_axes, samples
 from converter.networks.survey import Layer
+from converter.networks.torch_export import find_callable
 from converter.planning.cache import content, place
 from converter.planning.judge import accuracy, expected_drop, relative_error, temperature_of
 from converter.tuning.lesson import Loss, Recipe, distillation, own_loss, reconstruction
@@ -56,7 +58,7 @@ def taught(
     budget: Mapping[str, float],
     config: ConvertConfig,
     progress: Progress,
-) -> tuple[nn.Module | None, ir.Model]:
+) -> tuple[nn.Module | None, ir.Model, bool]:
     """Train a converted network toward its original.
 
     Args:
@@ -69,21 +71,23 @@ def taught(
         progress: Called with a stage and the share of it that is done.
 
     Returns:
-        Both, trained.
+        Both, trained; and whether the held-out part says that the budget is kept.
 
     Raises:
         ConverterError: When there is nothing to train on, or the network cannot be trained.
     """
-    data = original.train or original.calib
+    data = original.train
+    if data is None and original.calib is not None:
+        data = replace(original.calib, labels=None)
     if data is None:
         raise ConverterError("There are no inputs to train on; give --train.")
+    kept = False
     for phase in phases(config):
         if student is not None:
             assert original.module is not None
             names = [layer.name for layer in layers] if phase.features else []
-            student = _trained(
-                student, original.module, data, phase, names, budget, config, progress
-            ).model
+            tuned = _trained(student, original.module, data, phase, names, budget, config, progress)
+            student = tuned.model
         else:
             outputs = [layer.output for layer in layers] if phase.features else []
             learner, master = (
@@ -92,10 +96,11 @@ def taught(
             )
             tuned = _trained(learner, master, data, phase, [], budget, config, progress)
             network = torch_import.with_weights(network, tuned.model)
+        kept = bool(tuned.enough)
     if student is not None:
         feeds, free = examples(original, config.seed, 1), free_axes(original.inputs)
         network = torch_export.export(student, feeds, free)
-    return student, network
+    return student, network, kept
 
 
 def phases(config: ConvertConfig) -> list[Phase]:
@@ -168,7 +173,7 @@ def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | 
         rows = before[0]
         if rows.ndim != 2 or rows.shape[1] < 2 or len(rows) < FEWEST:
             return False
-        known = labels is not None and 0 <= labels.min() and labels.max() < rows.shape[1]
+        known = labels is not None and labels.min() >= 0 and labels.max() < rows.shape[1]
         temperature = temperature_of(rows, labels) if known and labels is not None else 1.0
         allowed = most_drop * (accuracy(rows, temperature) if relative else 1.0)
         return expected_drop(rows, after[0], temperature)[1] <= allowed
@@ -198,7 +203,8 @@ def _state(
     labels = [] if data.labels is None else [data.labels]
     key = content(
         weights, few, labels, data.source, data.count, data.vary is None, phase.name,
-        astuple(phase.recipe), sorted(budget.items()), config.loss, config.augment,
+        astuple(phase.recipe), sorted(budget.items()), config.drop_type, config.augment,
+        config.loss and inspect.getsource(find_callable(config.loss, "--loss")),
         torch.__version__,
     )  # fmt: skip
     return place(folder / FOLDER, key, "safetensors")

@@ -127,13 +127,13 @@ def read_named_data(
 ) -> tuple[Data | None, Data | None]:
     """Read ``--train`` and ``--eval`` for the inputs ``spec``; None for what is not named.
 
-    Where a network is to be trained, all of ``--calib`` stands in for ``--train``.
+    Where a network is to be trained, all of ``--calib`` stands in for ``--train``, unlabelled.
     """
     named = config.train or (config.calib if config.trains else None)
     train = read_data(named, spec, config) if named else None
     if train is not None and config.augment == "none":
         train = replace(train, vary=None)
-    if train is not None and not config.labels:
+    if train is not None and not (config.train and config.labels):
         train = replace(train, labels=None)
     return train, read_data(config.eval, spec, config) if config.eval else None
 

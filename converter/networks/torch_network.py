@@ -109,6 +109,10 @@ def rebuild(
         if f"{name}.{len(to_modules(chain)) - 1}.bias" in weights:
             chain = chain.with_bias(np.zeros(own.O, own.kernel.dtype))
         replace_module(result, name, chain, module)
+    for name, module in result.named_modules():
+        if type(module) in CONVERTED and module.bias is None and f"{name}.bias" in weights:
+            own = read_module(module)
+            write_module(module, own.kernel, np.zeros(own.O, own.kernel.dtype))
     return result
 
 
