@@ -123,7 +123,7 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         ranges = {"samples": 1, "threads": 1, "batch_size": 1, "resize": 1, "crop": 1}
-        ranges |= {"finetune": 0, "reconstruct": 0, "schedule": 1, "train_batch": 2}
+        ranges |= {"finetune": 0, "reconstruct": 0, "schedule": 1, "train_batch": 1}
         ranges |= {"accumulate": 1, "workers": 0, "seed": 0}
         for name, least in ranges.items():
             if (value := getattr(self, name)) is not None and value < least:

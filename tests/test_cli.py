@@ -328,7 +328,7 @@ OPTIONS = {
     "tuning without data": ("--finetune 1", "give --train"),
     "a schedule without a budget": ("--schedule 2 --finetune 2", "--schedule needs a budget"),
     "resuming what was not begun": ("--resume", "--resume needs --finetune"),
-    "half a batch": ("--train-batch 1", "--train-batch must be at least 2"),
+    "an empty batch": ("--train-batch 0", "--train-batch must be at least 1"),
     "no loss": ("--finetune 1 --train data.npz --loss nowhere:loss", "'nowhere' cannot be"),
 }
 FACTORIES = {

@@ -116,7 +116,7 @@ def phases(config: ConvertConfig) -> list[Phase]:
     )
     found = []
     if config.reconstruct:
-        first = replace(recipe, epochs=config.reconstruct, batch_statistics=False)
+        first = replace(recipe, epochs=config.reconstruct)
         found.append(Phase("reconstructing", first, reconstruction, True))
     if config.finetune:
         loss = own_loss(config.loss) if config.loss else distillation

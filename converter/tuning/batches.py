@@ -46,15 +46,14 @@ class Batches(Dataset):
         """Divide every epoch into batches of the same size, and every batch among processes.
 
         Raises:
-            ConverterError: When a process would have less than two examples of a batch, which
-                BatchNorm needs.
+            ConverterError: When a process would have no example of a batch.
         """
         self.data, self.recipe, self.rank, self.processes = data, recipe, rank, processes
-        fewest = min(FEWEST_BATCHES, data.count // (2 * processes))
+        fewest = min(FEWEST_BATCHES, data.count // processes)
         self.per_epoch = max(data.count // recipe.batch_size, fewest)
-        if self.per_epoch < 1 or data.count // self.per_epoch < 2 * processes:
+        if self.per_epoch < 1 or data.count // self.per_epoch < processes:
             raise ConverterError(
-                f"A batch has at least two examples for each of {processes} process(es); give more "
+                f"A batch has at least an example for each of {processes} processes; give more "
                 "data or a larger --train-batch."
             )
         self.first = 0
@@ -72,7 +71,7 @@ class Batches(Dataset):
         mine = np.array_split(np.array_split(order, self.per_epoch)[batch], self.processes)
         own = mine[self.rank]
         parts: list[Part] = []
-        for part in np.array_split(own, min(self.recipe.accumulate, len(own) // 2)):
+        for part in np.array_split(own, min(self.recipe.accumulate, len(own))):
             rng = np.random.default_rng((self.recipe.seed, epoch, int(part[0])))
             feeds = self.data.augmented(part, rng).values()
             labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[part])

@@ -34,10 +34,9 @@ class Recipe:
         batch_size: Examples a step, of all processes together; fewer where there is little data.
         accumulate: Parts that each process computes its share of a batch in.
         bfloat16: Whether activations are computed in bfloat16.
-        batch_statistics: Whether BatchNorm sees the batch, or keeps its statistics.
         scaled_steps: Whether each weight tensor learns in proportion to the size of its entries.
         workers: Processes that read the data.
-        seed: Of the order of the examples, of augmentation and dropout.
+        seed: Of the order of the examples and of augmentation.
     """
 
     epochs: int
@@ -45,7 +44,6 @@ class Recipe:
     batch_size: int = 128
     accumulate: int = 1
     bfloat16: bool = False
-    batch_statistics: bool = True
     scaled_steps: bool = True
     workers: int = 0
     seed: int = 0

@@ -80,10 +80,11 @@ def tune(
 ) -> Tuned:
     """Train a copy of ``student`` to give what ``teacher`` gives (and the labels, if any).
 
-    AdamW, warm-up and cosine, clipped gradients, in float32. The weights kept are those of the
-    moving average that lose least on a part of the data that is held out, those given included:
-    tuning never makes that part worse. Run by ``accelerate launch``, every batch is shared by all
-    processes.
+    AdamW, warm-up and cosine, clipped gradients, in float32. Both models run as they do in use:
+    BatchNorm keeps its statistics, which the layers were solved for, and nothing is dropped. The
+    weights kept are those of the moving average that lose least on a part of the data that is held
+    out, those given included: tuning never makes that part worse. Run by ``accelerate launch``,
+    every batch is shared by all processes.
 
     Args:
         student: The converted model; left as it is.
@@ -127,7 +128,6 @@ def tune(
 
     @torch.no_grad()
     def held_out() -> tuple[float, bool]:
-        model.eval()
         total, before, after = 0.0, list[list[np.ndarray]](), list[list[np.ndarray]]()
         size = min(BATCH, max(recipe.batch_size // (recipe.accumulate * place.processes), 1))
         for indices, feeds in held.batches(size):
@@ -161,15 +161,10 @@ def tune(
     average = {name: tensor.to(place.device) for name, tensor in _copy(now.average).items()}
     saved_s = time.monotonic()
     for step, parts in () if now.done else batches.read(now.step):
-        with torch.random.fork_rng([place.device] if place.device.type == "cuda" else []):
-            # Of dropout, say, that a model calls as a function.
-            torch.manual_seed(hash((recipe.seed, step, place.rank)) % 2**31)
-            _training_mode(model, recipe.batch_statistics)
-            optimizer.zero_grad()
-            for inputs, labels, share in parts:
-                (share * loss_of(inputs, labels)).backward()
+        optimizer.zero_grad()
+        for inputs, labels, share in parts:
+            (share * loss_of(inputs, labels)).backward()
         _average_over(place, [p.grad for p in model.parameters() if p.grad is not None])
-        _average_over(place, [b for b in model.buffers() if b.is_floating_point()])
         for group, scale in zip(optimizer.param_groups, scales):
             group["lr"] = recipe.lr * scale * _schedule((step + 0.5) / steps)
         norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
@@ -177,9 +172,6 @@ def tune(
             optimizer.step()
             window = max(int(AVERAGED * batches.per_epoch), 1)
             _follow(average, model.state_dict(), step, window)
-        else:
-            for name, buffer in model.named_buffers():  # the statistics of what is not finite
-                buffer.copy_(average.get(name, buffer))
         epoch_ends = (step + 1) % batches.per_epoch == 0
         now = replace(now, step=step + 1)
         if epoch_ends:
@@ -351,17 +343,6 @@ def _follow(average: Weights, weights: Weights, step: int, window: int) -> None:
             average[name].lerp_(tensor, share)
         else:
             average[name].copy_(tensor)
-
-
-def _training_mode(model: nn.Module, batch_statistics: bool) -> None:
-    """Train as the network is used, but that BatchNorm sees the batch (or keeps its statistics).
-
-    What a model does in training only, such as dropout or other outputs, its original does not.
-    """
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train(batch_statistics)
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> Weights:
