@@ -1,0 +1,142 @@
+"""The proof of a conversion: race, scores, budgets, and what the user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from torch import nn
+
+from converter.config import ConvertConfig
+from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
+from converter.delivery.report import LayerRow, Report
+from converter.delivery.result import Result
+from converter.networks import onnx_network
+from converter.networks.source import Source
+from converter.planning.plan import Plan
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted network before it is measured.
+
+    Attributes:
+        plan: What was done to each layer.
+        rows: The same, with its cost.
+        network: The converted network.
+        module: The converted torch model, or None for an ONNX input.
+        problem: The sentence of a check or budget that was missed, or None.
+        budget: What was asked for, by option.
+        predicted_speedup: By the table of layer times, or None without one.
+        frontier: Networks for other budgets, by name.
+        unproven: The sentence to tell where nothing measures what of accuracy is lost, or None.
+    """
+
+    plan: Plan
+    rows: tuple[LayerRow, ...]
+    network: ir.Model
+    module: nn.Module | None
+    problem: str | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+    predicted_speedup: float | None = None
+    frontier: Mapping[str, ir.Model] = field(default_factory=dict)
+    unproven: str | None = None
+
+
+def prove(
+    source: Source,
+    conversion: Conversion,
+    config: ConvertConfig,
+    evaluate: Evaluate | None,
+    command: str,
+    progress: Progress,
+) -> Result:
+    """Race original and converted, score them on ``--eval`` (else the sample inputs), report."""
+    onnx_network.release(source.original.graph.initializers.values())
+    comparison = compare_models(
+        {"original": source.original, "converted": conversion.network},
+        data=source.eval or source.calib,
+        evaluate=evaluate,
+        shapes=source.shapes,
+        more_shapes=source.more_shapes,
+        threads=config.threads,
+        provider=config.provider,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=progress,
+    )
+    frontier = None
+    if conversion.frontier:
+        frontier = compare_models(
+            {"original": source.original, **conversion.frontier},
+            data=source.eval or source.calib, evaluate=evaluate, shapes=source.shapes,
+            threads=config.threads, provider=config.provider, batch_size=config.batch_size,
+            seed=config.seed, progress=lambda stage, done: progress(f"frontier: {stage}", done),
+        )  # fmt: skip
+    problem = conversion.problem or missed(comparison, conversion.budget, config.drop_type)
+    if comparison.networks[1].drop_points is None:
+        problem = problem or conversion.unproven
+    told = notice(comparison, conversion.plan, source.calib is not None)
+    if problem and told and not conversion.plan.chosen():
+        problem = f"{problem} {told}"
+    report = Report(
+        comparison=comparison,
+        layers=conversion.rows,
+        plan=conversion.plan,
+        met=problem is None,
+        reason=problem or told,
+        budget=conversion.budget,
+        predicted_speedup=conversion.predicted_speedup,
+        seed=config.seed,
+        command=command,
+        frontier=frontier,
+    )
+    return Result(
+        model=ir.to_proto(conversion.network) if conversion.module is None else conversion.module,
+        plan=conversion.plan,
+        comparison=comparison,
+        report=report,
+        original=source.original,
+        converted=conversion.network,
+        origin=source.origin,
+    )
+
+
+def missed(comparison: Comparison, budget: Mapping[str, float], drop_type: str) -> str | None:
+    """Say which part of a budget the measured network misses, and by how much; None if none."""
+    before, after = comparison.networks
+    drop = after.drop_points.median / 100 if after.drop_points else None
+    if drop is not None and drop_type == "relative" and before.accuracy:
+        drop /= before.accuracy
+    macs, speedup = after.macs / (before.macs or 1), after.speedup.median
+    said = {
+        "max_drop": (drop, f"it loses {drop:.4f} of accuracy" if drop is not None else ""),
+        "max_error": (after.rel_output_error, f"its output errs by {after.rel_output_error:.3g}"),
+        "max_macs": (macs, f"{macs:.3f} of the MACs are left"),
+        "target_speedup": (speedup, f"it is {speedup:.2f}x as fast"),
+    }
+    for name, limit in budget.items():
+        measured, words = said[name]
+        off = measured is not None and (
+            measured < limit if name == "target_speedup" else measured > limit
+        )
+        if off:
+            option = name.replace("_", "-")
+            return f"--{option} {limit:g} is missed on {comparison.data}: {words}."
+    return None
+
+
+def notice(comparison: Comparison, plan: Plan, sampled: bool) -> str | None:
+    """Say what the user should know: nothing converted, slower by their own choice, no data."""
+    if not plan.chosen():
+        reasons = sorted({c.reason for c in plan.choices if c.reason})
+        return (
+            "No layer was converted: " + ("; ".join(reasons[:3]) or "there is no convolution") + "."
+        )
+    if comparison.networks[1].speedup.low <= 1:
+        verdict = comparison.networks[1].verdict
+        return f"The network is not faster in onnxruntime ({verdict}); the chosen forms were kept."
+    if not sampled:
+        return "Layers were solved for their weights alone; give sample inputs with --calib."
+    return None
