@@ -46,6 +46,7 @@ from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan, read_plan
 from converter.planning.solve import solve_layers
+from converter.tuning.lesson import own_loss
 from converter.tuning.tune import check_device, place_of
 
 
@@ -209,6 +210,8 @@ def check_options(config: ConvertConfig) -> ConvertConfig:
         find_form(text.rpartition("=")[2])
     runtime.check_provider(config.provider)
     check_device(config.device)
+    if config.loss:
+        own_loss(config.loss)
     return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
 
 
