@@ -257,6 +257,8 @@ def build(
 ) -> Solved:
     """Carry out a plan, fitted to sample inputs if there are any."""
     chains, errors = solve(replace(source, calib=fit), plan, layers, config, progress)
+    if config.trains:
+        chains = {name: chain.balanced() for name, chain in chains.items()}
     by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
     return Solved(plan, chains, errors, rewrite(source.network, by_output))
 

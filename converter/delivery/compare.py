@@ -222,7 +222,7 @@ def _opened(models: Mapping[int, ir.Model], threads: int, provider: str) -> dict
     openers = {key: partial(open_session, m, threads, provider) for key, m in models.items()}
     if len(models) == 1 or sum(map(size, models.values())) < TOGETHER_BYTES:
         return {key: opener() for key, opener in openers.items()}
-    open_now: dict[Turns, Any] = {}
+    open_now: dict[int, Any] = {}
     return {key: Turns(opener, open_now) for key, opener in openers.items()}
 
 

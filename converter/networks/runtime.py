@@ -74,13 +74,13 @@ class Turns:
     """A session that is one of several too large to be open together: using it closes the other.
 
     Attributes:
-        open_now: The session that is open, shared by all of them.
+        open_now: The session that is open, by the identity of its owner; shared by all of them.
     """
 
     def __init__(
         self,
         opened: Callable[[], onnxruntime.InferenceSession],
-        open_now: dict[Turns, Any],
+        open_now: dict[int, Any],
     ) -> None:
         """Take what opens the session, and where the one that is open is kept."""
         self._opened, self.open_now = opened, open_now
@@ -88,10 +88,10 @@ class Turns:
         self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
 
     def _session(self) -> onnxruntime.InferenceSession:
-        if self not in self.open_now:
+        if id(self) not in self.open_now:
             self.open_now.clear()
-            self.open_now[self] = self._opened()
-        return self.open_now[self]
+            self.open_now[id(self)] = self._opened()
+        return self.open_now[id(self)]
 
     def get_inputs(self) -> list[onnxruntime.NodeArg]:
         """List the inputs, as a session does."""
