@@ -42,6 +42,8 @@ class ConvertConfig:
         target_speedup: How much faster the network must become; it loses as little as it can.
         max_macs: Share of the original's multiply-accumulates that may be left (0.43).
         latency: Times of the layers that flatconv measure took on the target machine.
+        int8: Also quantize, by onnxruntime (needs --calib): forms are chosen by their times in
+            int8, and budgets hold for the flattened int8 network.
         frontier: Also build networks for other budgets, and draw speedup over loss.
         finetune: Epochs of distillation after the conversion; 0 for none.
         reconstruct: Epochs before it that teach each layer to give what it gave in the original.
@@ -50,7 +52,7 @@ class ConvertConfig:
             may give a torch DataLoader.
         labels: Use the labels of the training inputs, if they have any.
         loss: module:function, called as loss(outputs, originals, labels), instead of distillation.
-        lr: Highest learning rate of the fine-tuning.
+        lr: Highest learning rate of the fine-tuning; found by short trainings if left out.
         train_batch: Examples a step.
         accumulate: Compute each batch in so many parts, to save memory.
         precision: Of the activations in training.
@@ -95,13 +97,14 @@ class ConvertConfig:
     max_macs: float | None = None
     latency: Path | None = None
     frontier: bool = False
+    int8: bool = False
     finetune: int = 0
     reconstruct: int = 0
     schedule: int = 1
     train: str | None = None
     labels: bool = True
     loss: str | None = None
-    lr: float = 1e-3
+    lr: float | None = None
     train_batch: int = 128
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -157,7 +160,7 @@ class ConvertConfig:
             raise ConverterError("--target-speedup must be above 1.")
         if not 0 < self.memory < math.inf:
             raise ConverterError("--memory must be a number of GiB above 0.")
-        if not 0 < self.lr < math.inf:
+        if self.lr is not None and not 0 < self.lr < math.inf:
             raise ConverterError("--lr must be a number above 0.")
 
     def to_json(self) -> dict[str, Any]:

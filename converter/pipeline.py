@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -14,8 +15,9 @@ from converter.config import ConvertConfig, parse_shapes
 from converter.data import Data
 from converter.delivery.budget import Found, Solved, find_plan
 from converter.delivery.check import check, check_graph, check_same, check_twin
-from converter.delivery.compare import Comparison, Evaluate, Progress
+from converter.delivery.compare import Comparison, Evaluate, Progress, verdict
 from converter.delivery.correct import SOLVED_AGAIN, correct
+from converter.delivery.int8 import as_int8
 from converter.delivery.prove import Conversion, prove
 from converter.delivery.report import LayerRow, layer_rows
 from converter.delivery.result import Result, load, read_config, read_origin, read_rows
@@ -84,6 +86,8 @@ def convert(
     progress("loading", 0.0)
     source = open_source(model, example_input, config, calib)
     progress("loading", 1.0)
+    if config.int8 and source.calib is None:
+        raise ConverterError("--int8 needs sample inputs; give --calib.")
     if config.trains and source.train is None and source.calib is None:
         raise ConverterError("--finetune needs inputs to train on; give --train.")
     if config.trains and source.module is None:
@@ -106,9 +110,9 @@ def convert(
     conversion = carried_out(now, layers, found, source, last, progress)
     result = prove(source, conversion, config, evaluate, command, progress)
     while _withdrawable(conversion, found, config, result.comparison):
-        verdict = result.comparison.networks[1].verdict
+        slow = verdict(result.comparison.gain)
         plan = conversion.plan.withdrawn(
-            f"with it the network was no faster ({verdict})", _least_gain(conversion.rows)
+            f"with it the network was no faster ({slow})", _least_gain(conversion.rows)
         )
         solved = build(now, layers, plan, found.fit, config, progress)
         found = replace(found, solved=solved, predicted_speedup=None)
@@ -176,7 +180,8 @@ def finetune(
     if module is not None:
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
-    conversion = Conversion(plan, rows, converted, module, problem)
+    int8 = as_int8(converted, source, config) if config.int8 else None
+    conversion = Conversion(plan, rows, converted, module, problem, int8=int8)
     return prove(source, conversion, config, None, command, progress)
 
 
@@ -244,7 +249,10 @@ def decide(
     def carry_out(plan: Plan, fit: Data | None) -> Solved:
         return build(source, layers, plan, fit, config, progress)
 
-    return find_plan(source, layers, config, evaluate, carry_out, progress)
+    def deployed(network: ir.Model) -> ir.Model:
+        return as_int8(network, source, config) if config.int8 else network
+
+    return find_plan(source, layers, config, evaluate, carry_out, deployed, progress)
 
 
 def build(
@@ -276,7 +284,10 @@ def carried_out(
     budget = config.budget or found.budget
     if not chains:
         rows = layer_rows(layers, plan, {}, {}, found.table)
-        return Conversion(plan, rows, teacher.original, teacher.module, found.problem, budget)
+        int8 = as_int8(teacher.network, teacher, config, found.lost) if config.int8 else None
+        return Conversion(
+            plan, rows, teacher.original, teacher.module, found.problem, budget, int8=int8
+        )
     converted, module, unproven = found.solved.network, None, None
     problem = check_same(source.original, source.network, samples(source, config.seed))
     problem = problem or check(
@@ -293,6 +304,7 @@ def carried_out(
             unproven = "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
     if module is not None:
         problem = problem or check_twin(module, converted, samples(source, config.seed))
+    int8 = as_int8(converted, source, config, found.lost) if config.int8 else None
     return Conversion(
         plan,
         layer_rows(layers, plan, chains, errors, found.table),
@@ -303,6 +315,7 @@ def carried_out(
         found.predicted_speedup,
         found.frontier,
         unproven,
+        int8,
     )
 
 
@@ -396,7 +409,7 @@ def _withdrawable(
     """Tell whether choices are to be taken back: ours, sound, and no faster."""
     ours = bool(conversion.plan.chosen()) and not config.manual
     sound = conversion.problem in (None, found.problem)
-    return ours and sound and comparison.networks[1].speedup.low <= 1
+    return ours and sound and comparison.gain.low <= 1
 
 
 def _least_gain(rows: Sequence[LayerRow]) -> set[str]:

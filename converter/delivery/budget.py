@@ -93,6 +93,8 @@ class Found:
         predicted_speedup: By the table, or None.
         problem: Why the budget is missed, and what it would take; None if it is kept.
         frontier: Networks for other budgets, by name.
+        lost: Says what a network loses, as a share of what it may lose; None where nothing limits
+            that.
     """
 
     solved: Solved
@@ -102,6 +104,7 @@ class Found:
     predicted_speedup: float | None = None
     problem: str | None = None
     frontier: Mapping[str, ir.Model] = field(default_factory=dict)
+    lost: Callable[[ir.Model], float] | None = None
 
 
 Build = Callable[[Plan, Data | None], Solved]
@@ -113,6 +116,7 @@ def find_plan(
     config: ConvertConfig,
     evaluate: Evaluate | None,
     build: Build,
+    deployed: Callable[[ir.Model], ir.Model],
     progress: Progress,
 ) -> Found:
     """Choose forms and ranks by measured time, under a budget.
@@ -123,6 +127,7 @@ def find_plan(
         config: The budget and the options.
         evaluate: The user's own measure, or None.
         build: Carries out a plan, fitted to the sample inputs it is given.
+        deployed: Gives the version of a network that is to keep the budget.
         progress: Called with a stage and the share of it that is done.
 
     Raises:
@@ -142,7 +147,8 @@ def find_plan(
     macs = sum(layer.macs for layer in layers)
 
     def wanted(speedup: float | None) -> Wanted:
-        ms = math.inf if speedup is None else table.ms / speedup - table.ms + total_ms(kept)
+        others_ms = table.ms - total_ms(kept)
+        ms = math.inf if speedup is None else table.original_ms / speedup - others_ms
         share = budget.get("max_macs", math.inf)
         return Wanted(ms, share * macs - macs + total_macs(kept))
 
@@ -163,14 +169,21 @@ def find_plan(
         return build(solved.plan, source.calib)
 
     def predicted(choice: Choice) -> float:
-        return table.ms / (table.ms - total_ms(kept) + total_ms(choice))
+        return table.original_ms / (table.ms - total_ms(kept) + total_ms(choice))
 
+    lost = None
+    if {"max_drop", "max_error"} & set(budget):
+        lost = _lost(source, budget, config, judge, evaluate)
     target, problem = budget.get("target_speedup"), None
     if menu.least_macs() > wanted(None).macs:
         least = (macs - total_macs(kept) + menu.least_macs()) / macs
         problem = f"No choice of forms leaves less than {least:.2f} of the MACs."
-    if {"max_drop", "max_error"} & set(budget):
-        value = _value(source, budget, config, judge, evaluate)
+    if lost is not None:
+        room = 1 / (1 - WON_BACK) if config.trains else 1.0
+
+        def value(solved: Solved) -> float:
+            return lost(deployed(solved.network)) / room
+
         aim = CLOSELY if held.count >= MANY else ROUGHLY
         best, trials = close(
             menu, wanted(target), _first(budget, probes), built, value, most, aim,
@@ -194,13 +207,15 @@ def find_plan(
                 f"the network is {speedup:.2f}x as fast ({_rest(table, menu)})."
             )
     else:
-        choice, solved = _gentlest(menus, wanted(None), most, built, judge)
+        choice, solved = _gentlest(
+            menus, wanted(None), most, built, lambda s: judge.loss(deployed(s.network)).output_error
+        )
         missed = None
     frontier = {}
     if config.frontier:
-        for speedup in np.geomspace(1, predicted(menu.fastest()), POINTS + 1)[1:]:
+        for speedup in np.geomspace(predicted(kept), predicted(menu.fastest()), POINTS + 1)[1:]:
             point = menu.gentlest(wanted(speedup)) or menu.fastest()
-            frontier[f"for {speedup:.2f}x"] = built(point).network
+            frontier[f"for {speedup:.2f}x"] = deployed(built(point).network)
             progress("frontier", len(frontier) / POINTS)
     return Found(
         refitted(solved),
@@ -210,6 +225,7 @@ def find_plan(
         predicted(choice),
         problem or missed,
         frontier,
+        lost,
     )
 
 
@@ -259,13 +275,13 @@ def _gentlest(
     wanted: Wanted,
     most: int,
     built: Callable[[Choice], Solved],
-    judge: Judge,
+    output_error: Callable[[Solved], float],
 ) -> tuple[Choice, Solved]:
     """Build what each menu loses least by, and take the network that really loses least."""
     choices = [menu.gentlest(wanted) or menu.fastest() for menu in menus]
     distinct = [choice for n, choice in enumerate(choices) if choice not in choices[:n]]
     tried = [(choice, built(choice)) for choice in distinct[:most]]
-    return min(tried, key=lambda pair: judge.loss(pair[1].network).output_error)
+    return min(tried, key=lambda pair: output_error(pair[1]))
 
 
 def _split(
@@ -334,35 +350,34 @@ def _first(budget: Mapping[str, float], probes: Sensitivity) -> float:
     return min(guesses, default=FIRST_LOSS)
 
 
-def _value(
+def _lost(
     source: Source,
     budget: Mapping[str, float],
     config: ConvertConfig,
     judge: Judge,
     evaluate: Evaluate | None,
-) -> Callable[[Solved], float]:
+) -> Callable[[ir.Model], float]:
     """Make the function that says what a network loses, as a share of what it may lose."""
     relative = config.drop_type == "relative"
-    room = 1 / (1 - WON_BACK) if config.trains else 1.0
     before = None
     if evaluate is not None and "max_drop" in budget:
         before = evaluated(evaluate, open_session(source.network, config.threads))
 
-    def value(solved: Solved) -> float:
-        loss = judge.loss(solved.network)
+    def lost(network: ir.Model) -> float:
+        loss = judge.loss(network)
         shares = [0.0]
         if "max_error" in budget:
-            shares.append(loss.output_error / (room * budget["max_error"]))
+            shares.append(loss.output_error / budget["max_error"])
         if "max_drop" in budget and evaluate is not None and before is not None:
-            allowed = room * budget["max_drop"] * (abs(before) if relative else 1.0)
-            after = evaluated(evaluate, open_session(solved.network, config.threads))
+            allowed = budget["max_drop"] * (abs(before) if relative else 1.0)
+            after = evaluated(evaluate, open_session(network, config.threads))
             shares.append((before - after) / allowed)
         elif "max_drop" in budget and loss.drop_high is not None:
-            allowed = room * budget["max_drop"] * (judge.accuracy if relative else 1.0)
+            allowed = budget["max_drop"] * (judge.accuracy if relative else 1.0)
             shares.append(loss.drop_high / allowed)
         return max(shares)
 
-    return value
+    return lost
 
 
 def _outcome(

@@ -68,12 +68,17 @@ class Figures:
 
     @property
     def verdict(self) -> str:
-        """Say whether it is faster than the first, as far as the interval allows."""
-        if self.speedup.low > 1:
-            return f"{self.speedup.median:.2f}x faster"
-        if self.speedup.high < 1:
-            return f"{1 / self.speedup.median:.2f}x slower"
-        return "no difference"
+        """Say whether it is faster than the first."""
+        return verdict(self.speedup)
+
+
+def verdict(speedup: Interval) -> str:
+    """Say what a speedup means, as far as the interval allows."""
+    if speedup.low > 1:
+        return f"{speedup.median:.2f}x faster"
+    if speedup.high < 1:
+        return f"{1 / speedup.median:.2f}x slower"
+    return "no difference"
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,12 @@ class Timing:
 class Comparison:
     """Figures of several networks, and the conditions they were measured under.
 
-    ``compared`` names the inner values that were held against one another in place of outputs
-    whose shape depends on the data.
+    ``gain`` is the speedup of the last network over the one before it. ``compared`` names the inner
+    values that were held against one another in place of outputs whose shape depends on the data.
     """
 
     networks: tuple[Figures, ...]
+    gain: Interval
     further: tuple[Timing, ...]
     data: str
     examples: int
@@ -203,6 +209,7 @@ def compare_models(
     ]
     return Comparison(
         networks=tuple(figures),
+        gain=outcome.gain,
         further=tuple(further),
         data=examples.source,
         examples=examples.count,

@@ -11,7 +11,13 @@ from jinja2 import Environment
 
 from converter.delivery.compare import Comparison
 from converter.delivery.report import LayerRow, Report
-from converter.delivery.tables import LAYER_HEADINGS, conditions_line, figure_rows, layer_cells
+from converter.delivery.tables import (
+    LAYER_HEADINGS,
+    conditions_line,
+    figure_rows,
+    layer_cells,
+    verdict_lines,
+)
 
 FRONTIER_ROWS = 12  # height of its chart, in bars of the others
 
@@ -43,14 +49,13 @@ def _page(comparison: Comparison, charts: Sequence[go.Figure], **values: Any) ->
         chart.to_html(full_html=False, include_plotlyjs=number == 0, config={"displaylogo": False})
         for number, chart in enumerate(charts)
     ]
-    first, *others = comparison.networks
     return (
         Environment(autoescape=True)
         .from_string(source)
         .render(
             names=[network.name for network in comparison.networks],
             rows=figure_rows(comparison),
-            verdicts=[f"{other.name} against {first.name}: {other.verdict}" for other in others],
+            verdicts=verdict_lines(comparison),
             conditions=conditions_line(comparison),
             charts=drawn,
             headings=LAYER_HEADINGS,

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from torch import nn
 
 from converter.config import ConvertConfig
-from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
+from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models, verdict
+from converter.delivery.int8 import as_int8
 from converter.delivery.report import LayerRow, Report
 from converter.delivery.result import Result
 from converter.networks import onnx_network
@@ -31,6 +32,7 @@ class Conversion:
         predicted_speedup: By the table of layer times, or None without one.
         frontier: Networks for other budgets, by name.
         unproven: The sentence to tell where nothing measures what of accuracy is lost, or None.
+        int8: The converted network, quantized, if that was asked for.
     """
 
     plan: Plan
@@ -42,6 +44,7 @@ class Conversion:
     predicted_speedup: float | None = None
     frontier: Mapping[str, ir.Model] = field(default_factory=dict)
     unproven: str | None = None
+    int8: ir.Model | None = None
 
 
 def prove(
@@ -52,10 +55,19 @@ def prove(
     command: str,
     progress: Progress,
 ) -> Result:
-    """Race original and converted, score them on ``--eval`` (else the sample inputs), report."""
+    """Race original and converted, score them on ``--eval`` (else the sample inputs), report.
+
+    With int8, the race is of four, and the budget that of the last.
+    """
     onnx_network.release(source.original.graph.initializers.values())
+    networks = {"original": source.original, "converted": conversion.network}
+    if conversion.int8 is not None:
+        networks |= {
+            "original, int8": as_int8(source.network, source, config),
+            "converted, int8": conversion.int8,
+        }
     comparison = compare_models(
-        {"original": source.original, "converted": conversion.network},
+        networks,
         data=source.eval or source.calib,
         evaluate=evaluate,
         shapes=source.shapes,
@@ -75,7 +87,7 @@ def prove(
             seed=config.seed, progress=lambda stage, done: progress(f"frontier: {stage}", done),
         )  # fmt: skip
     problem = conversion.problem or missed(comparison, conversion.budget, config.drop_type)
-    if comparison.networks[1].drop_points is None:
+    if comparison.networks[-1].drop_points is None:
         problem = problem or conversion.unproven
     told = notice(comparison, conversion.plan, source.calib is not None)
     if problem and told and not conversion.plan.chosen():
@@ -99,13 +111,14 @@ def prove(
         report=report,
         original=source.original,
         converted=conversion.network,
+        int8=tuple(networks.values())[2:],
         origin=source.origin,
     )
 
 
 def missed(comparison: Comparison, budget: Mapping[str, float], drop_type: str) -> str | None:
     """Say which part of a budget the measured network misses, and by how much; None if none."""
-    before, after = comparison.networks
+    before, after = comparison.networks[0], comparison.networks[-1]
     drop = after.drop_points.median / 100 if after.drop_points else None
     if drop is not None and drop_type == "relative" and before.accuracy:
         drop /= before.accuracy
@@ -134,9 +147,9 @@ def notice(comparison: Comparison, plan: Plan, sampled: bool) -> str | None:
         return (
             "No layer was converted: " + ("; ".join(reasons[:3]) or "there is no convolution") + "."
         )
-    if comparison.networks[1].speedup.low <= 1:
-        verdict = comparison.networks[1].verdict
-        return f"The network is not faster in onnxruntime ({verdict}); the chosen forms were kept."
+    if comparison.gain.low <= 1:
+        slow = verdict(comparison.gain)
+        return f"The network is not faster in onnxruntime ({slow}); the chosen forms were kept."
     if not sampled:
         return "Layers were solved for their weights alone; give sample inputs with --calib."
     return None

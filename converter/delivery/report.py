@@ -39,7 +39,7 @@ class Report:
     """All that is told of one conversion.
 
     Attributes:
-        comparison: Original first, converted second.
+        comparison: Original first, converted second; then both in int8, if that was asked for.
         layers: In graph order.
         plan: What was obeyed.
         met: Whether every check and budget was met.
@@ -64,7 +64,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the report as JSON values, under the names that scripts rely on."""
-        before, after = self.comparison.networks
+        before, after, *int8 = self.comparison.networks
         return {
             "original": _network(before),
             "converted": _network(after),
@@ -73,6 +73,7 @@ class Report:
             "drop_points_interval": asdict(after.drop_points) if after.drop_points else None,
             "agreement": after.agreement,
             "rel_output_error": after.rel_output_error,
+            "int8": _int8(int8, self.comparison) if int8 else None,
             "met": self.met,
             "reason": self.reason,
             "budget": dict(self.budget),
@@ -191,6 +192,20 @@ def _beside(comparison: Comparison) -> list[dict[str, Any]]:
         }
         for number, network in enumerate(comparison.networks)
     ]
+
+
+def _int8(pair: Sequence[Figures], comparison: Comparison) -> dict[str, Any]:
+    """Give original and converted network in int8; ``gain`` is the speedup between the two."""
+    _, after = pair
+    beside = _beside(comparison)[2:]
+    drop = after.drop_points.median if after.drop_points else None
+    return {
+        "original": beside[0],
+        "converted": beside[1],
+        "gain": asdict(comparison.gain),
+        "speedup": asdict(after.speedup),
+        "drop_points": drop,
+    }
 
 
 def _network(figures: Figures) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from converter.networks import onnx_network, torch_export, torch_network
 from converter.networks.onnx_network import WEIGHTS_SUFFIX
 from converter.planning.plan import Plan, read_plan
 
+INT8_OUTPUTS = ("original.int8.onnx", "model.int8.onnx")
 OUTPUTS = (
-    "original.onnx", "model.onnx", "plan.json", "report.json", "report.html",
+    "original.onnx", "model.onnx", *INT8_OUTPUTS, "plan.json", "report.json", "report.html",
     "source.json", "model.safetensors", "model.pt2",
     f"original.onnx{WEIGHTS_SUFFIX}", f"model.onnx{WEIGHTS_SUFFIX}",
 )  # fmt: skip
@@ -41,6 +42,7 @@ class Result:
         plan: What was done to each layer.
         comparison: Original and converted, side by side.
         report: All of it, as told to the user.
+        int8: The original and the converted network, quantized, if that was asked for.
     """
 
     model: nn.Module | onnx.ModelProto
@@ -50,6 +52,7 @@ class Result:
     original: ir.Model = dataclasses.field(repr=False)
     converted: ir.Model = dataclasses.field(repr=False)
     origin: dict[str, Any] = dataclasses.field(repr=False)
+    int8: tuple[ir.Model, ...] = dataclasses.field(default=(), repr=False)
 
     def save(self, directory: str | Path) -> None:
         """Write the output folder, whole or not at all.
@@ -79,6 +82,8 @@ class Result:
         """Write every file of the output into an empty folder."""
         onnx_network.save(self.original, folder / "original.onnx")
         onnx_network.save(self.converted, folder / "model.onnx")
+        for name, network in zip(INT8_OUTPUTS, self.int8):
+            onnx_network.save(network, folder / name)
         (folder / "plan.json").write_text(self.plan.to_json())
         (folder / "report.json").write_text(json.dumps(self.report.to_dict(), indent=2) + "\n")
         (folder / "report.html").write_text(report_html(self.report))

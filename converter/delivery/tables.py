@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from converter.delivery.compare import Comparison
+from converter.delivery.compare import Comparison, verdict
 from converter.delivery.report import LayerRow
 from converter.kernels.form import show_rank, skeleton
 from converter.kernels.forms import find_form
@@ -25,7 +25,6 @@ USEFUL_SHARE = 0.2  # of a layer's MACs; with less, few layers keep what they kn
 
 def comparison_table(comparison: Comparison) -> RenderableType:
     """Draw networks side by side, one column each, with the conditions below."""
-    first, *others = comparison.networks
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("")
     for network in comparison.networks:
@@ -33,8 +32,18 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     for label, cells in figure_rows(comparison):
         table.add_row(label, *cells)
     note = Text(conditions_line(comparison), style="dim")
-    verdicts = [Text(f"{o.name} against {first.name}: {o.verdict}", style="bold") for o in others]
+    verdicts = [Text(line, style="bold") for line in verdict_lines(comparison)]
     return Group(table, *verdicts, note)
+
+
+def verdict_lines(comparison: Comparison) -> list[str]:
+    """Say of each network whether it is faster than the first; of the last, than the one before."""
+    first, *others = comparison.networks
+    found = [f"{other.name} against {first.name}: {other.verdict}" for other in others]
+    if len(others) > 1:
+        *_, one, last = comparison.networks
+        found.append(f"{last.name} against {one.name}: {verdict(comparison.gain)}")
+    return found
 
 
 def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:

@@ -102,7 +102,8 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
             continue
         if kernel is None:
             quantized = all(_made_by(value, "DequantizeLinear") for value in (source, weight))
-            layers.append(layer.kept(QUANTIZED if quantized else NO_CONSTANT))
+            counted = replace(layer, macs=_quantized_macs(node, in_shape, out_shape) // batch)
+            layers.append(counted.kept(QUANTIZED if quantized else NO_CONSTANT))
             continue
         if not np.isfinite(kernel.astype(np.float32)).all():
             raise ConverterError(
@@ -186,11 +187,19 @@ def _out_of_reach(model: ir.Model) -> list[Layer]:
 
 
 def count_params(model: ir.Model) -> int:
-    """Count the floating-point weights of the network, those in Constant nodes included."""
+    """Count the weights of the network, in floating point or quantized."""
     values = [value for graph in model.graphs() for value in graph.initializers.values()]
     values += [n.outputs[0] for n in model.graph.all_nodes() if n.op_type == "Constant"]
-    tensors = [ir.convenience.get_const_tensor(value) for value in values]
-    return sum(t.size for t in tensors if t is not None and t.dtype.is_floating_point())
+    kinds = ("QuantizeLinear", "DequantizeLinear")
+    ways = [node for node in model.graph.all_nodes() if node.op_type in kinds]
+    scales = {value for node in ways for value in node.inputs[1:]}
+    small = {node.inputs[0] for node in ways if node.op_type == "DequantizeLinear"}
+    tensors = [
+        (value in small, ir.convenience.get_const_tensor(value))
+        for value in values
+        if value not in scales
+    ]
+    return sum(t.size for q, t in tensors if t is not None and (q or t.dtype.is_floating_point()))
 
 
 def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
@@ -199,6 +208,19 @@ def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
     For one example, whatever the batch size of ``feeds``.
     """
     return sum(layer.macs for layer in survey(model, feeds))
+
+
+def _quantized_macs(node: ir.Node, in_shape: Sequence[int], out_shape: Sequence[int]) -> int:
+    """Multiply-accumulates of a layer whose weights are quantized constants; else 0."""
+    maker = node.inputs[1].producer() if node.inputs[1] is not None else None
+    kernel = None if maker is None or not maker.inputs else constant(maker.inputs[0])
+    if kernel is None or kernel.ndim < 2:
+        return 0
+    if node.op_type in PRODUCTS:
+        inner = kernel.shape[1 if node.attributes.get_int("transB", 0) else -2]
+        return math.prod(out_shape) * inner
+    positions = in_shape if node.op_type == "ConvTranspose" else out_shape
+    return kernel.size * math.prod(positions[2:]) * positions[0]
 
 
 def _is_layer(node: ir.Node) -> bool:

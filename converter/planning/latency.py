@@ -67,6 +67,7 @@ class LatencyTable:
         block: Channels that the runtime computes together.
         ms: Time of the whole network as it is.
         layers: In graph order.
+        float_ms: Where all these times are of int8, that of the network in floating point.
     """
 
     cpu: str
@@ -77,6 +78,12 @@ class LatencyTable:
     block: int
     ms: float
     layers: tuple[LayerTimes, ...] = field(repr=False)
+    float_ms: float | None = None
+
+    @property
+    def original_ms(self) -> float:
+        """Time of the original network, which a speedup is measured against."""
+        return self.float_ms or self.ms
 
     def predicted_ms(self, chosen: Mapping[str, tuple[str, Rank]]) -> float:
         """Predict the time of the network with some layers in other forms.

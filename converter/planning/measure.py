@@ -43,10 +43,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Race:
-    """Latencies of several sessions, and their speedups over the first, both per session."""
+    """Latencies of several sessions, and their speedups over the first, both per session.
+
+    Attributes:
+        gain: Speedup of the last session over the one before it.
+    """
 
     latency_ms: tuple[Interval, ...]
     speedup: tuple[Interval, ...]
+    gain: Interval
     rounds: int
 
 
@@ -96,6 +101,7 @@ def race(
     return Race(
         latency_ms=tuple(Interval.of(column) for column in times.T),
         speedup=tuple(Interval.of(column) for column in ratios.T),
+        gain=Interval.of(times[:, -2:][:, 0] / times[:, -1]),
         rounds=rounds,
     )
 

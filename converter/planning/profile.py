@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 import time
 from collections import defaultdict
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -44,6 +46,7 @@ RACED, ROUNDS, BLOCK_S, PAUSE_S = 4, 7, 0.03, 0.02
 BLOCKS = (16, 8)
 MOST_OFF = 1.25
 PREFIX, TIMED = "flatconv_", "_kernel_time"
+TOKEN = re.compile(r"_token_\d+$")  # of the nodes that the runtime makes in int8
 FUSED = ("Relu", "Add", "Sum", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "PRelu",
          "BatchNormalization", "Mul", "HardSwish")  # fmt: skip
 
@@ -90,6 +93,7 @@ def measure(
     provider: str = "CPUExecutionProvider",
     weights: Path | None = None,
     others: bool = True,
+    quantized: Callable[[bytes], bytes] | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> LatencyTable:
     """Time a network's layers, as they are and in other forms.
@@ -102,12 +106,17 @@ def measure(
         provider: Its execution provider.
         weights: Folder of the files that hold weights, or None where ``content`` has them all.
         others: Whether other forms are timed too, which takes much longer.
+        quantized: Makes int8 of a network, to time that; None to time it in floating point.
         progress: Called with the share done.
 
     Raises:
         ConverterError: When the network cannot be read or run.
     """
-    opened = partial(open_file, threads=threads, provider=provider, weights=weights)
+    in_float = partial(open_file, threads=threads, provider=provider, weights=weights)
+
+    def opened(content: bytes, **how: Any) -> onnxruntime.InferenceSession:
+        return in_float(content if quantized is None else quantized(content), **how)
+
     model = light.parse(content, name, weights)
     feeds = _feeds(model, shapes)
     places = find_places(model, feeds, weights)
@@ -136,6 +145,10 @@ def measure(
         ratios.append(_ratio(base, other))
         progress((len(profiles) + len(ratios) - 1) / todo)
     base_ms = 1e3 * float(np.median([base.seconds() for _ in range(ROUNDS)]))
+    float_ms = None
+    if quantized is not None:
+        other = _Network.of(in_float(_written(model, places, {})), feeds)
+        float_ms = base_ms * _ratio(base, other)
     profiled = np.array([sums[n].sum() for n in (0, *(raced + 1))])
     scale = _scale(profiled, base_ms * np.array(ratios))
     layers = [
@@ -160,6 +173,7 @@ def measure(
         block=block,
         ms=base_ms,
         layers=tuple(layers),
+        float_ms=float_ms,
     )
 
 
@@ -388,7 +402,7 @@ def _by_place(profile: Mapping[tuple[str, str], float], places: Sequence[Place])
     left: list[tuple[list[int], float]] = []
     done: set[int] = set()
     for (kind, name), ms in profile.items():
-        name = name.removeprefix("fused ").removesuffix("_nchwc")
+        name = TOKEN.sub("", name.removeprefix("fused ").removesuffix("_nchwc"))
         owner, _, step = name.removeprefix(PREFIX).partition(".")
         if name.startswith(PREFIX) and owner.isdigit():
             sums[int(owner)] += ms

@@ -16,7 +16,8 @@ from converter.kernels.forms import find_form
 from converter.networks import light
 from converter.networks.onnx_network import open_session, weights_folder
 from converter.networks.onnx_rewrite import rewrite
-from converter.networks.runtime import cpu_model
+from converter.networks.quantize import quantized_for_timing
+from converter.networks.runtime import cpu_model, open_file
 from converter.networks.source import Source
 from converter.networks.survey import Layer
 from converter.planning.cache import content, recall_text, remembered_text
@@ -53,7 +54,11 @@ def latency_table(
     ]
     if config.latency is not None:
         try:
-            return LatencyTable.from_json(config.latency.read_text()).matched(places)
+            table = LatencyTable.from_json(config.latency.read_text()).matched(places)
+            if config.int8 != (table.float_ms is not None):
+                way = "with" if config.int8 else "without"
+                raise ConverterError(f"Measure {way} --int8.")
+            return table
         except (OSError, UnicodeDecodeError) as error:
             raise ConverterError(f"{config.latency} cannot be read: {error}.") from None
         except ConverterError as error:
@@ -64,12 +69,15 @@ def latency_table(
     key = content(
         light.skeleton(light.parse(network, "The network", folder)), sorted(shapes.items()),
         cpu_model(), onnxruntime.__version__, config.threads, config.provider,
+        *(["int8"] if config.int8 else []),
     )  # fmt: skip
 
     def taken(others: bool = True) -> str:
         return measure(
             network, "The network", shapes, threads=config.threads, provider=config.provider,
-            weights=folder, others=others, progress=lambda done: progress("measuring", done),
+            weights=folder, others=others,
+            quantized=quantized_for_timing if config.int8 else None,
+            progress=lambda done: progress("measuring", done),
         ).to_json()  # fmt: skip
 
     cache = config.cache_folder()
@@ -93,6 +101,8 @@ def measured_speedup(
 ) -> float:
     """Race the network with some layers in other forms, zeros for weights, against the original.
 
+    With ``config.int8`` it is quantized, the original is not.
+
     Args:
         source: The network.
         layers: Of the network.
@@ -107,6 +117,9 @@ def measured_speedup(
             chains[layer.output] = (layer.name, chain)
     other = rewrite(source.network, chains)
     sessions = [open_session(m, config.threads, config.provider) for m in (source.network, other)]
+    if config.int8:
+        content = quantized_for_timing(ir.to_proto(other).SerializeToString())
+        sessions[1] = open_file(content, config.threads, config.provider)
     dtypes = {item.name: item.dtype for item in source.inputs}
     shapes = timed_shapes(source, config)
     batch = next(iter(shapes.values()))[0]

@@ -44,6 +44,7 @@ class Tuned:
         epochs: Passes over the data that were made.
         first_loss: On the held-out part, before.
         best_loss: And of the weights that were kept.
+        last_loss: And of the last ones.
         enough: Whether these are enough, or None where that was not asked.
     """
 
@@ -51,6 +52,7 @@ class Tuned:
     epochs: float
     first_loss: float
     best_loss: float
+    last_loss: float
     enough: bool | None = None
 
 
@@ -62,6 +64,10 @@ class Place:
     processes: int
     device: torch.device
     mean: Callable[[torch.Tensor], torch.Tensor]
+
+    def together(self, number: float) -> float:
+        """Average a number over all processes."""
+        return float(self.mean(torch.tensor(float(number), device=self.device)))
 
 
 def tune(
@@ -139,11 +145,11 @@ def tune(
             if enough is not None:
                 before.append([_array(output) for output in outputs_wanted])
                 after.append([_array(output) for output in outputs])
-        mean = total / held.count
+        mean = place.together(total / held.count)
         if enough is None or not math.isfinite(mean):
             return mean, False
         first, second = ([np.concatenate(p) for p in zip(*all)] for all in (before, after))
-        return mean, enough(first, second, held.labels)
+        return mean, place.together(enough(first, second, held.labels)) == 1
 
     batches = Batches(train, recipe, place.rank, place.processes)
     steps = recipe.epochs * batches.per_epoch
@@ -159,7 +165,7 @@ def tune(
     if now.moments:
         _restore(optimizer, now)
     average = {name: tensor.to(place.device) for name, tensor in _copy(now.average).items()}
-    saved_s = time.monotonic()
+    saved_s, found = time.monotonic(), now.best_loss
     for step, parts in () if now.done else batches.read(now.step):
         optimizer.zero_grad()
         for inputs, labels, share in parts:
@@ -194,7 +200,7 @@ def tune(
     shipped.load_state_dict(now.best)
     reached = None if enough is None else now.done
     epochs = now.step / batches.per_epoch
-    return Tuned(shipped.eval(), epochs, now.first_loss, now.best_loss, reached)
+    return Tuned(shipped.eval(), epochs, now.first_loss, now.best_loss, found, reached)
 
 
 def check_device(name: str) -> None:
@@ -284,8 +290,7 @@ def _check_labels(output: torch.Tensor, data: Data) -> None:
 
 def _alike(number: int, place: Place) -> bool:
     """Tell whether all processes have the same number."""
-    value = torch.tensor([float(number), float(number) ** 2], device=place.device)
-    first, second = place.mean(value.clone()).tolist()
+    first, second = place.together(number), place.together(number**2)
     return abs(second - first**2) < 0.5 and round(first) == number
 
 

@@ -1,0 +1,58 @@
+"""int8 of a network, and the steps of it that stay in floating point where a budget needs that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.config import ConvertConfig
+from converter.networks.onnx_network import inputs
+from converter.networks.quantize import evened, linear_steps, observed_ranges, quantized
+from converter.networks.source import Source
+from converter.planning.judge import Judge
+
+EXAMPLES, BATCH, RANKED = 256, 16, 32
+
+
+def as_int8(
+    network: ir.Model,
+    source: Source,
+    config: ConvertConfig,
+    lost: Callable[[ir.Model], float] | None = None,
+) -> ir.Model:
+    """Quantize a version of a network for the sample inputs.
+
+    Args:
+        network: Left as it is.
+        source: The original, with sample inputs.
+        config: Options.
+        lost: Says what a network loses, as a share of what it may lose. Where int8 loses too much
+            and ``network`` does not, those steps stay in floating point that err most alone, as
+            few (1, 2, 4, ...) as keep the limit.
+
+    Raises:
+        ConverterError: When onnxruntime cannot quantize the network.
+    """
+    assert source.calib is not None
+    insisted = inputs(network)[0].shape[0]
+    data = source.calib.sample(EXAMPLES, config.seed).filled(insisted or 1)
+    data = data.take(np.arange(data.count - data.count % (insisted or 1)))
+    network, ranges = evened(network, observed_ranges(network, data, insisted or BATCH))
+    whole = quantized(network, ranges)
+    if lost is None or lost(whole) <= 1 or lost(network) > 1:
+        return whole
+    judge = Judge.of(network, data.take(np.arange(max(RANKED, insisted or 1))), 1)
+    steps = linear_steps(network)
+
+    def error(step: str) -> float:
+        alone = quantized(network, ranges, [other for other in steps if other != step])
+        return judge.loss(alone).output_error
+
+    worst = sorted(steps, key=error, reverse=True)
+    for count in (2**n for n in range(len(steps).bit_length())):
+        spared = quantized(network, ranges, worst[:count])
+        if lost(spared) <= 1:
+            return spared
+    return whole

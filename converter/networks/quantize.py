@@ -1,0 +1,233 @@
+"""int8: onnxruntime's own quantizer, on chains whose components were scaled alike before.
+
+Between two linear steps of a chain the scale of each component is free: what one step gives more
+of the next takes less of. A tensor has one scale in int8, so that all its components are brought to
+the same range (as Nagel et al., arXiv 1906.04721, section 4.1, do through ReLU).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import MinMaxCalibrater, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+from converter.data import Arrays, Data
+from converter.errors import ConverterError, first_line
+from converter.networks.onnx_network import LARGEST_FILE, constant, size, standard
+
+OLDEST_OPSET = 13  # that has scales per channel
+LARGEST_SCALE = 1e3  # by which a component may become larger
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+KINDS = sorted({*QLinearOpsRegistry, *QDQRegistry})
+# Smallest and largest value of each channel, by tensor.
+Ranges = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def observed_ranges(network: ir.Model, data: Data, batch_size: int) -> Ranges:
+    """See what values the tensors of a network take, channel by channel.
+
+    Args:
+        network: Left as it is.
+        data: Its inputs.
+        batch_size: Examples in a batch; only one batch is held.
+
+    Raises:
+        ConverterError: When the network is too large, or onnxruntime cannot observe it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        onnx.save(_proto(network), path)
+        with _as_errors():
+            calibrater = MinMaxCalibrater(
+                path, augmented_model_path=str(path.with_name("observed.onnx")), per_channel=True
+            )
+            calibrater.augment_graph()
+            calibrater.create_inference_session()
+            calibrater.collect_data(_Reader(feeds for _, feeds in data.batches(batch_size)))
+            found = calibrater.compute_data()
+    ends = {name: tensor.range_value for name, tensor in found.items()}
+    return {name: (np.ravel(low), np.ravel(high)) for name, (low, high) in ends.items()}
+
+
+def evened(network: ir.Model, ranges: Ranges) -> tuple[ir.Model, Ranges]:
+    """Bring the components between two linear steps to the same range; outputs stay as they are.
+
+    Returns:
+        A copy, and what values its tensors take.
+    """
+    copy, seen = network.clone(), dict(ranges)
+    for node in list(copy.graph):
+        follower = _follower(node)
+        if follower is None:
+            continue
+        name = str(node.outputs[0].name)
+        first, second = (constant(n.inputs[1]) for n in (node, follower))
+        if first is None or second is None or name not in seen:
+            continue
+        low, high = seen[name]
+        largest = np.maximum(-low, high)
+        axis = _output_axis(node)
+        if len(largest) != first.shape[axis] or not largest.max() > 0:
+            continue
+        scale = largest.max() / np.maximum(largest, largest.max() / LARGEST_SCALE)
+        seen[name] = low * scale, high * scale
+        _set(node.inputs[1], first * _along(scale, axis, first.ndim))
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            _set(node.inputs[2], np.asarray(constant(node.inputs[2])) * scale)
+        _set(follower.inputs[1], second / _taken(follower, scale, second))
+    return copy, seen
+
+
+def quantized(network: ir.Model, ranges: Ranges, floats: Collection[str] = ()) -> ir.Model:
+    """Quantize weights (per channel) and activations (per tensor) statically.
+
+    Args:
+        network: Left as it is.
+        ranges: What values its tensors take.
+        floats: Tensors whose nodes stay in floating point.
+
+    Returns:
+        A network with QuantizeLinear and DequantizeLinear nodes, which onnxruntime fuses.
+
+    Raises:
+        ConverterError: When the network is too large, or onnxruntime cannot quantize it.
+    """
+    limits = {name: (low.min(), high.max()) for name, (low, high) in ranges.items()}
+    found = ir.from_proto(_quantized(_proto(network), limits, floats))
+    found.graph.sort()
+    return found
+
+
+def linear_steps(network: ir.Model) -> list[str]:
+    """Name what the convolutions and products of a network give."""
+    return [
+        str(node.outputs[0].name)
+        for node in network.graph
+        if standard(node) and node.op_type in LINEAR
+    ]
+
+
+def quantized_for_timing(content: bytes) -> bytes:
+    """Quantize an ONNX file for any ranges, on which its time does not depend.
+
+    Raises:
+        ConverterError: When onnxruntime cannot quantize it.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
+    graph = model.graph
+    names = [*(v.name for v in graph.input), *(name for n in graph.node for name in n.output)]
+    one = np.float32(1)
+    return _quantized(model, {name: (-one, one) for name in names}, ()).SerializeToString()
+
+
+def _quantized(
+    model: onnx.ModelProto,
+    limits: Mapping[str, tuple[np.floating, np.floating]],
+    floats: Collection[str],
+) -> onnx.ModelProto:
+    kept = [node.name for node in model.graph.node if set(node.output) & set(floats)]
+    with _as_errors():
+        quantizer = QDQQuantizer(
+            model, True, False, QuantType.QInt8, QuantType.QUInt8,
+            TensorsData(CalibrationMethod.MinMax, dict(limits)), [], kept, KINDS, {},
+        )  # fmt: skip
+        quantizer.quantize_model()
+    return quantizer.model.model
+
+
+class _Reader(CalibrationDataReader):
+    """Gives one batch after another."""
+
+    def __init__(self, batches: Iterator[Arrays]) -> None:
+        self._batches = batches
+
+    def get_next(self) -> Arrays | None:
+        """Give a batch; None after the last."""
+        return next(self._batches, None)
+
+
+def _proto(network: ir.Model) -> onnx.ModelProto:
+    """Write a network for the quantizer: all nodes named, shapes known, opset new enough."""
+    if size(network) >= LARGEST_FILE:
+        raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
+    model = ir.to_proto(ir.external_data.load_to_model(network.clone()))
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
+    with _as_errors():
+        if (network.opset_imports.get("") or OLDEST_OPSET) < OLDEST_OPSET:
+            model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+        return onnx.shape_inference.infer_shapes(model)
+
+
+@contextlib.contextmanager
+def _as_errors() -> Iterator[None]:
+    """Tell what goes wrong in the quantizer in one sentence, and none of its advice."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    except Exception as error:  # the quantizer raises many classes
+        raise ConverterError(
+            f"onnxruntime cannot quantize the network: {first_line(error)}; leave out --int8."
+        ) from None
+    finally:
+        logging.disable(level)
+
+
+def _follower(node: ir.Node) -> ir.Node | None:
+    """Find the linear step that alone takes what a linear step gives; both own their weights."""
+    output = node.outputs[0]
+    uses = list(output.uses())
+    if not _linear(node) or len(uses) != 1 or output.is_graph_output():
+        return None
+    follower, position = uses[0]
+    return follower if position == 0 and _linear(follower) else None
+
+
+def _linear(node: ir.Node) -> bool:
+    """Tell whether a node is a linear step whose weights are its own."""
+    if not standard(node) or node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return False
+    usual = all(
+        attribute.value == 1.0
+        for name, attribute in node.attributes.items()
+        if name in ("alpha", "beta")
+    )
+    own = [value for value in node.inputs[1:] if value is not None]
+    return usual and all(v.is_initializer() and len(v.uses()) == 1 for v in own)
+
+
+def _output_axis(node: ir.Node) -> int:
+    """Axis of a linear step's weights along which its outputs lie."""
+    return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", False) else 1
+
+
+def _along(scale: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+    """Lay a vector along an axis."""
+    return scale.reshape([-1 if n == axis else 1 for n in range(ndim)])
+
+
+def _taken(node: ir.Node, scale: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Lay the scales of a step's inputs along its weights, which may have groups."""
+    if node.op_type != "Conv":
+        return _along(scale, 1 - _output_axis(node), weight.ndim)
+    groups = node.attributes.get_int("group", 1)
+    each = np.repeat(scale.reshape(groups, -1), weight.shape[0] // groups, axis=0)
+    return each.reshape(*each.shape, *(1,) * (weight.ndim - 2))  # (O, I / groups, 1, ...)
+
+
+def _set(value: ir.Value | None, array: np.ndarray) -> None:
+    """Put other numbers into an initializer."""
+    assert value is not None and value.const_value is not None
+    dtype = value.const_value.dtype.numpy()
+    value.const_value = ir.tensor(array.astype(dtype), name=value.name)

@@ -1,0 +1,247 @@
+"""int8: components scaled alike, quantized by onnxruntime, measured and budgeted as int8."""
+
+import json
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from conftest import flatconv, make_net, noise, work_in
+from hypothesis import given
+from hypothesis import strategies as st
+from networks_for_tests import FEW, difference, from_text
+
+import converter
+from converter.commands import dry_run
+from converter.config import ConvertConfig
+from converter.data import from_arrays
+from converter.delivery import int8
+from converter.errors import ConverterError
+from converter.networks import quantize
+from converter.networks.onnx_network import load, open_session
+from converter.networks.quantize import evened, linear_steps, observed_ranges, quantized
+from converter.networks.runtime import run
+from converter.planning import profile
+
+
+def chain(groups=1, matrix=False, seed=0, **between):
+    """Two linear steps whose components differ in size by a thousand; and inputs."""
+    rng = np.random.default_rng(seed)
+    sizes = 10.0 ** rng.uniform(-1.5, 1.5, 8)
+    if matrix:
+        w, v = rng.standard_normal((6, 8)) * sizes, rng.standard_normal((8, 4)) / sizes[:, None]
+        text = "net (float[N, 6] x) => (float[N, 4] y) { a = MatMul (x, w) y = Gemm (a, v) }"
+        weights, x = {"w": w, "v": v}, noise(32, 6, seed=seed)
+    else:
+        w = rng.standard_normal((8, 3, 1, 1)) * sizes[:, None, None, None]
+        v = rng.standard_normal((8, 8 // groups, 3, 3))
+        v /= np.repeat(sizes.reshape(groups, -1), 8 // groups, axis=0)[..., None, None]
+        text = f"""net (float[N, 3, 6, 6] x) => (float[N, 8, 6, 6] y) {{
+            a = Conv (x, w, b)
+            y = Conv <group = {groups}, pads = [1, 1, 1, 1]> (a, v) }}"""
+        weights, x = {"w": w, "b": sizes, "v": v}, noise(32, 3, 6, 6, seed=seed)
+    model = from_text(text, **{name: a.astype(np.float32) for name, a in weights.items()})
+    return ir.from_proto(model), from_arrays({"x": x}, "noise")
+
+
+def outputs(network, data):
+    feeds = data.read(np.arange(data.count))
+    return next(iter(run(open_session(network), feeds).values()))
+
+
+@FEW
+@given(st.sampled_from([1, 2, 4, 8]), st.booleans(), st.integers(0, 100))
+def test_components_are_brought_to_the_same_range_and_nothing_changes(groups, matrix, seed):
+    network, data = chain(groups, matrix, seed)
+    copy, told = evened(network, observed_ranges(network, data, 8))
+    assert difference(outputs(copy, data), outputs(network, data)) < 1e-5
+    seen = observed_ranges(copy, data, 8)
+    largest = np.maximum(-seen["a"][0], seen["a"][1])
+    assert np.allclose(largest, largest[0], rtol=1e-3)
+    for name, (low, high) in seen.items():
+        assert np.allclose(told[name][0], low, rtol=1e-3, atol=1e-5)
+        assert np.allclose(told[name][1], high, rtol=1e-3, atol=1e-5)
+
+
+def test_batches_do_not_matter_for_the_ranges():
+    network, data = chain()
+    one, many = (observed_ranges(network, data, size) for size in (32, 5))
+    assert all(np.array_equal(one[name], many[name]) for name in one)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scaled_alike_a_chain_errs_less_in_int8(seed):
+    network, data = chain(groups=8, seed=seed)
+    wanted, ranges = outputs(network, data), observed_ranges(network, data, 32)
+    plain = difference(outputs(quantized(network, ranges), data), wanted)
+    even = difference(outputs(quantized(*evened(network, ranges)), data), wanted)
+    assert even < min(0.03, plain / 3)
+
+
+UNEVEN = {
+    "a relu between": "a = Conv (x, w) r = Relu (a) y = Conv (r, v)",
+    "another use": "a = Conv (x, w) b = Conv (a, v) s = Conv (a, v) y = Add (b, s)",
+    "shared weights": "a = Conv (x, w) b = Conv (a, v) y = Conv (b, v)",
+}
+
+
+@pytest.mark.parametrize("body", UNEVEN.values(), ids=UNEVEN)
+def test_what_is_not_free_is_left_alone(body):
+    text = f"net (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {{ {body} }}"
+    weights = {name: noise(8, 8, 1, 1, seed=n) for n, name in enumerate("wv")}
+    network = ir.from_proto(from_text(text, **weights))
+    data = from_arrays({"x": noise(8, 8, 6, 6)}, "noise")
+    copy, _ = evened(network, observed_ranges(network, data, 8))
+    for name, weight in weights.items():
+        assert np.array_equal(copy.graph.initializers[name].const_value.numpy(), weight)
+
+
+def test_the_quantizer_is_that_of_onnxruntime_with_a_scale_a_channel():
+    network, data = chain()
+    model = ir.to_proto(quantized(network, observed_ranges(network, data, 32)))
+    onnx.checker.check_model(model, full_check=True)
+    sizes = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    assert types["w_quantized"] == types["v_quantized"] == onnx.TensorProto.INT8
+    assert sizes["w_scale"] == sizes["v_scale"] == (8,)
+    assert sizes["a_scale"] == ()
+
+
+def test_steps_can_stay_in_floating_point():
+    network, data = chain()
+    ranges = observed_ranges(network, data, 32)
+    assert linear_steps(network) == ["a", "y"]
+    model = ir.to_proto(quantized(network, ranges, ["y"]))
+    names = {t.name for t in model.graph.initializer}
+    assert "w_quantized" in names
+    assert "v_quantized" not in names
+
+
+def test_old_operator_sets_are_quantized_too():
+    network, data = chain()
+    proto = onnx.version_converter.convert_version(ir.to_proto(network), 11)
+    old = ir.from_proto(proto)
+    found = quantized(*evened(old, observed_ranges(old, data, 8)))
+    assert found.opset_imports[""] >= quantize.OLDEST_OPSET
+    assert difference(outputs(found, data), outputs(network, data)) < 0.1
+
+
+def test_a_network_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(quantize, "LARGEST_FILE", 100)
+    network, data = chain()
+    with pytest.raises(ConverterError, match="2 GB or more cannot be quantized"):
+        observed_ranges(network, data, 8)
+
+
+def test_what_the_quantizer_cannot_do_is_told_in_a_sentence(monkeypatch):
+    def fails(*arguments):
+        raise ValueError("no such scale\nin two lines")
+
+    monkeypatch.setattr(quantize.QDQQuantizer, "quantize_model", fails)
+    network, data = chain()
+    with pytest.raises(
+        ConverterError, match=r"cannot quantize the network: .*no such scale; leave"
+    ):
+        quantized(network, observed_ranges(network, data, 8))
+
+
+# end to end
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A network whose kernels are nearly of low rank, and data, in the current folder."""
+    with pytest.MonkeyPatch.context() as patch, work_in(tmp_path_factory.mktemp("int8")) as here:
+        for name, value in {"PROFILE_S": 0.02, "RACED": 2, "ROUNDS": 3, "BLOCK_S": 0.005}.items():
+            patch.setattr(profile, name, value)
+        make_net(here / "net.onnx", channels=(3, 32, 32, 32), size=32, loss=0.02)
+        np.savez(here / "calib.npz", x=noise(64, 3, 32, 32, seed=1))
+        yield here
+
+
+@pytest.fixture(scope="module")
+def by_hand(place):
+    arguments = ("--calib", "calib.npz", "--form", "channel", "--rank", 8, "--int8", "--json")
+    status, out, err = flatconv("convert", "net.onnx", "-o", "out", *arguments)
+    assert status == 0, err
+    return json.loads(out)
+
+
+def test_four_networks_are_delivered_and_told_of(by_hand, place):
+    files = {"original.onnx", "model.onnx", "original.int8.onnx", "model.int8.onnx"}
+    assert files <= {path.name for path in (place / "out").iterdir()}
+    told = by_hand["int8"]
+    assert [told[n]["name"] for n in ("original", "converted")] == [
+        "original, int8", "converted, int8"
+    ]  # fmt: skip
+    assert told["gain"]["low"] <= told["gain"]["median"] <= told["gain"]["high"]
+    for name in ("original", "converted"):
+        assert told[name]["macs"] == by_hand[name]["macs"]
+        assert told[name]["bytes"] < 0.8 * by_hand[name]["bytes"]
+    assert by_hand["rel_output_error"] < told["converted"]["rel_output_error"] < 0.2
+    page = (place / "out" / "report.html").read_text()
+    assert "converted, int8 against original, int8" in page
+
+
+def test_the_int8_files_compute_nearly_the_same(by_hand, place):
+    x = {"x": noise(8, 3, 32, 32, seed=5)}
+    for name in ("original", "model"):
+        whole, small = (
+            next(iter(run(open_session(load(place / "out" / f"{name}{kind}.onnx")), x).values()))
+            for kind in ("", ".int8")
+        )
+        assert 0 < difference(small, whole) < 0.1
+
+
+def test_a_budget_is_that_of_the_int8_network(place):
+    config = ConvertConfig(calib="calib.npz", max_error=0.2, int8=True)
+    result = converter.convert("net.onnx", config=config)
+    report = result.report.to_dict()
+    assert report["met"]
+    assert report["int8"]["converted"]["rel_output_error"] <= 0.2
+    assert not result.plan.chosen() or report["int8"]["gain"]["low"] > 1
+
+
+def test_times_are_those_of_int8(place):
+    options = {"calib": "calib.npz", "int8": True}
+    found = {
+        name: profile.measure(
+            (place / "net.onnx").read_bytes(), "net", {"x": (1, 3, 32, 32)}, quantized=how
+        )
+        for name, how in (("float", None), ("int8", quantize.quantized_for_timing))
+    }
+    assert found["float"].float_ms is None
+    assert found["int8"].float_ms > 0
+    assert found["int8"].original_ms == found["int8"].float_ms
+    assert all(layer.ms > 0 for layer in found["int8"].layers)
+    (place / "float.json").write_text(found["float"].to_json())
+    (place / "int8.json").write_text(found["int8"].to_json())
+    plan, _ = dry_run("net.onnx", ConvertConfig(latency=place / "int8.json", **options))
+    assert plan.choices
+    with pytest.raises(ConverterError, match="Measure with --int8"):
+        dry_run("net.onnx", ConvertConfig(latency=place / "float.json", **options))
+    with pytest.raises(ConverterError, match="Measure without --int8"):
+        dry_run("net.onnx", ConvertConfig(latency=place / "int8.json", calib="calib.npz"))
+
+
+def test_without_sample_inputs_there_is_no_int8(place):
+    status, _, err = flatconv("convert", "net.onnx", "-o", "none", "--int8")
+    assert status == 2
+    assert "--int8 needs sample inputs; give --calib" in err
+    assert not (place / "none").exists()
+
+
+def test_the_worst_steps_stay_in_floating_point_where_a_budget_needs_that(place):
+    config = ConvertConfig(calib="calib.npz", int8=True)
+    source = converter.pipeline.open_source("net.onnx", None, config, None)
+    data = source.calib
+    wanted = outputs(source.network, data)
+
+    def error(network):
+        return difference(outputs(network, data), wanted)
+
+    whole = error(int8.as_int8(source.network, source, config))
+    spared = int8.as_int8(source.network, source, config, lambda n: error(n) / (0.7 * whole))
+    assert 0 < error(spared) <= 0.7 * whole
+    hopeless = int8.as_int8(source.network, source, config, lambda n: 2.0)
+    assert error(hopeless) == whole
