@@ -177,6 +177,7 @@ def open_session(
     """
     if isinstance(model, Path):
         return open_file(model, threads, provider)
+    release(model.graph.initializers.values())  # onnxruntime reads them itself
     if _held_bytes(model) < LARGEST_FILE:
         content = ir.to_proto(model).SerializeToString()
         return open_file(content, threads, provider, weights=weights_folder(model))

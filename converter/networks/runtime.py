@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -70,6 +71,20 @@ def open_file(
         raise ConverterError(f"onnxruntime cannot open the network: {first_line(error)}") from None
 
 
+@dataclass(frozen=True)
+class Argument:
+    """What a session says of an input or output; its own object would keep the session alive."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    type: str
+
+    @classmethod
+    def of(cls, value: onnxruntime.NodeArg) -> Argument:
+        """Copy what is said."""
+        return cls(value.name, tuple(value.shape), value.type)
+
+
 class Turns:
     """A session that is one of several too large to be open together: using it closes the other.
 
@@ -85,7 +100,8 @@ class Turns:
         """Take what opens the session, and where the one that is open is kept."""
         self._opened, self.open_now = opened, open_now
         session = self._session()
-        self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
+        self._inputs = [Argument.of(value) for value in session.get_inputs()]
+        self._outputs = [Argument.of(value) for value in session.get_outputs()]
 
     def _session(self) -> onnxruntime.InferenceSession:
         if id(self) not in self.open_now:
@@ -93,11 +109,11 @@ class Turns:
             self.open_now[id(self)] = self._opened()
         return self.open_now[id(self)]
 
-    def get_inputs(self) -> list[onnxruntime.NodeArg]:
+    def get_inputs(self) -> list[Argument]:
         """List the inputs, as a session does."""
         return self._inputs
 
-    def get_outputs(self) -> list[onnxruntime.NodeArg]:
+    def get_outputs(self) -> list[Argument]:
         """List the outputs, as a session does."""
         return self._outputs
 
