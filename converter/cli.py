@@ -119,7 +119,7 @@ def finetune(
         eval: Labelled inputs for accuracy; as at the conversion if left out.
         labels: Use the labels of the training inputs, if they have any.
         loss: module:function, called as loss(outputs, originals, labels), instead of distillation.
-        lr: Highest learning rate; found by short trainings if left out.
+        lr: Highest learning rate.
         train_batch: Examples a step.
         accumulate: Compute each batch in so many parts, to save memory.
         precision: Of the activations in training.

@@ -40,6 +40,18 @@ class Data:
         """Read examples (n, ...), changed at random where there is a way to."""
         return self.read(indices) if self.vary is None else self.vary(indices, rng)
 
+    def varied(self, seed: int) -> Data:
+        """Change each example at random, the same way whenever it is read."""
+        vary = self.vary
+        if vary is None:
+            return self
+
+        def read(indices: np.ndarray) -> Arrays:
+            each = [vary(np.array([n]), np.random.default_rng((seed, int(n)))) for n in indices]
+            return {name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]}
+
+        return replace(self, read=read)
+
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Iterate over (indices, arrays), in order."""
         for start in range(0, self.count, size):

@@ -202,6 +202,8 @@ def tuned_rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str
             title = name if labels else f"{name}, no labels"
             if title in done or (not labels and (depth, share) != (20, 0.43)):
                 continue
+            if options.only and title not in options.only:
+                continue
             start = time.perf_counter()
             report = convert_resnet(
                 depth, options, max_macs=share, finetune=EPOCHS, labels=labels, **how
@@ -341,6 +343,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--tuned", action="store_true", help="the rows with fine-tuning (hours)")
+    parser.add_argument("--only", nargs="+", help="of the rows with fine-tuning, by name")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--older", action="store_true", help="--resume rows of other commits, too")
     parser.add_argument("--solve-large", choices=tuple(LARGE), help=argparse.SUPPRESS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -25,14 +24,12 @@ from converter.networks.outputs import exposing
 from converter.networks.source import Source, examples, free_axes, samples
 from converter.networks.survey import Layer
 from converter.networks.torch_export import find_callable
-from converter.planning.cache import content, place, remembered_text
+from converter.planning.cache import content, place
 from converter.planning.judge import accuracy, expected_drop, relative_error, temperature_of
 from converter.tuning.lesson import Loss, Recipe, distillation, own_loss, reconstruction
-from converter.tuning.rate import find_lr
-from converter.tuning.tune import Enough, Tuned, place_of, tune
+from converter.tuning.tune import Enough, Tuned, tune
 
 FEWEST = 200  # held-out examples that can say that a budget is kept
-TRIAL_STEPS = 64  # of a training that tells how good a learning rate is
 FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0  # of the states of trainings
 
 
@@ -110,7 +107,7 @@ def phases(config: ConvertConfig) -> list[Phase]:
     """List the parts of the training that the options ask for."""
     recipe = Recipe(
         epochs=config.finetune,
-        lr=config.lr or Recipe.lr,
+        lr=config.lr,
         batch_size=config.train_batch,
         accumulate=config.accumulate,
         bfloat16=config.precision == "bfloat16",
@@ -151,45 +148,12 @@ def _trained(
     progress: Progress,
 ) -> Tuned:
     """Go through one part of a training."""
-    key = _key(student, teacher, data, phase, budget, config)
-    recipe = phase.recipe
-    if config.lr is None:
-        lr = _found_lr(student, teacher, data, phase, features, key, config, progress)
-        recipe = replace(recipe, lr=lr)
     return tune(
-        student, teacher, data, recipe, loss=phase.loss, features=features,
+        student, teacher, data, phase.recipe, loss=phase.loss, features=features,
         enough=None if phase.features else budget_test(budget, config),
-        device=config.device, state=_state(content(key, recipe.lr), config),
+        device=config.device, state=_state(student, teacher, data, phase, budget, config),
         resume=config.resume, progress=lambda done: progress(phase.name, done),
     )  # fmt: skip
-
-
-def _found_lr(
-    student: nn.Module,
-    teacher: nn.Module,
-    data: Data,
-    phase: Phase,
-    features: Sequence[str],
-    key: str,
-    config: ConvertConfig,
-    progress: Progress,
-) -> float:
-    """Find the learning rate by short trainings on a part of the data, or remember it."""
-    alone = place_of(config.device).processes == 1  # the caches of others may differ
-    order = np.random.default_rng(config.seed).permutation(data.count)
-    sample = data.take(np.sort(order[: TRIAL_STEPS * phase.recipe.batch_size]))
-
-    def trial(lr: float) -> float:
-        recipe = replace(phase.recipe, epochs=1, lr=lr)
-        tuned = tune(
-            student, teacher, sample, recipe, loss=phase.loss, features=features,
-            device=config.device, progress=lambda done: progress("learning rate", done),
-        )  # fmt: skip
-        return tuned.last_loss if math.isfinite(tuned.last_loss) else math.inf
-
-    cache = config.cache_folder()
-    folder = cache / FOLDER if cache is not None and alone else None
-    return float(remembered_text(folder, key, lambda: repr(find_lr(trial))))
 
 
 def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | None:
@@ -218,36 +182,32 @@ def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | 
     return enough
 
 
-def _state(key: str, config: ConvertConfig) -> Path | None:
-    """Name the file for the state of a training; forget old ones."""
-    folder = config.cache_folder()
-    if folder is None:
-        return None
-    with contextlib.suppress(OSError):
-        for path in (folder / FOLDER).rglob("*.*"):
-            if time.time() - path.stat().st_mtime > KEPT_S:
-                path.unlink()
-    return place(folder / FOLDER, key, "safetensors")
-
-
-def _key(
+def _state(
     student: nn.Module,
     teacher: nn.Module,
     data: Data,
     phase: Phase,
     budget: Mapping[str, float],
     config: ConvertConfig,
-) -> str:
-    """Name a training by all that it depends on."""
+) -> Path | None:
+    """Name the file for the state of a training by all that it depends on; forget old ones."""
+    folder = config.cache_folder()
+    if folder is None:
+        return None
+    with contextlib.suppress(OSError):
+        for path in (folder / FOLDER).rglob("*.safetensors"):
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink()
     weights = [_array(t) for model in (student, teacher) for t in model.state_dict().values()]
     few = list(data.read(np.arange(min(data.count, 4))).values())
     labels = [] if data.labels is None else [data.labels]
-    return content(
+    key = content(
         weights, few, labels, data.source, data.count, data.vary is None, phase.name,
         astuple(phase.recipe), sorted(budget.items()), config.drop_type, config.augment,
         config.loss and inspect.getsource(find_callable(config.loss, "--loss")),
         torch.__version__,
     )  # fmt: skip
+    return place(folder / FOLDER, key, "safetensors")
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -40,7 +40,7 @@ class Recipe:
     """
 
     epochs: int
-    lr: float = 1e-3
+    lr: float = 5e-4
     batch_size: int = 128
     accumulate: int = 1
     bfloat16: bool = False

@@ -44,7 +44,6 @@ class Tuned:
         epochs: Passes over the data that were made.
         first_loss: On the held-out part, before.
         best_loss: And of the weights that were kept.
-        last_loss: And of the last ones.
         enough: Whether these are enough, or None where that was not asked.
     """
 
@@ -52,7 +51,6 @@ class Tuned:
     epochs: float
     first_loss: float
     best_loss: float
-    last_loss: float
     enough: bool | None = None
 
 
@@ -89,8 +87,9 @@ def tune(
     AdamW, warm-up and cosine, clipped gradients, in float32. Both models run as they do in use:
     BatchNorm keeps its statistics, which the layers were solved for, and nothing is dropped. The
     weights kept are those of the moving average that lose least on a part of the data that is held
-    out, those given included: tuning never makes that part worse. Run by ``accelerate launch``,
-    every batch is shared by all processes.
+    out, those given included: tuning never makes that part worse. Its examples are changed at
+    random, once: the original may know the very images by heart, which says little of others. Run
+    by ``accelerate launch``, every batch is shared by all processes.
 
     Args:
         student: The converted model; left as it is.
@@ -118,6 +117,7 @@ def tune(
     if enough is not None:
         each += 2 * sum(4 * output[:1].numel() for output in outputs)
     held, train = parted(data, each, recipe.seed)
+    held = held.varied(recipe.seed)
     if train.labels is not None and loss is distillation:
         _check_labels(outputs[0], train)
 
@@ -165,7 +165,7 @@ def tune(
     if now.moments:
         _restore(optimizer, now)
     average = {name: tensor.to(place.device) for name, tensor in _copy(now.average).items()}
-    saved_s, found = time.monotonic(), now.best_loss
+    saved_s = time.monotonic()
     for step, parts in () if now.done else batches.read(now.step):
         optimizer.zero_grad()
         for inputs, labels, share in parts:
@@ -200,7 +200,7 @@ def tune(
     shipped.load_state_dict(now.best)
     reached = None if enough is None else now.done
     epochs = now.step / batches.per_epoch
-    return Tuned(shipped.eval(), epochs, now.first_loss, now.best_loss, found, reached)
+    return Tuned(shipped.eval(), epochs, now.first_loss, now.best_loss, reached)
 
 
 def check_device(name: str) -> None:

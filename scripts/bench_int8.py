@@ -1,0 +1,122 @@
+"""int8 alone, and on top of a flattened network: one run of four networks, batch 1, one thread.
+
+The sample network on CIFAR-10 (``scripts/fetch_cifar10.py``), forms and ranks chosen by their times
+in int8, fine-tuned in floating point, then quantized; scored on the whole test set. ResNet-18
+(pytorchcv, random weights, random images): time alone, at R = O and chosen for a speedup. Rows are
+written as they come; ``--resume`` keeps those there, and goes on with trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench_results import ROOT, earlier_rows, table, write
+
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+from bench_zoo import ZOO
+
+import converter
+from converter.delivery.compare import versions
+from converter.networks.runtime import cpu_model
+
+SAMPLE_SPEEDUP, EPOCHS = 13.0, 10  # over the original in floating point
+SAMPLE_GAIN, POINTS = 3.0, 0.5
+RESNET_SPEEDUP, RESNET_GAIN, IMAGES = 6.5, 1.8, 32
+SAMPLE = f"sample network, --int8 --target-speedup {SAMPLE_SPEEDUP:g}"
+RESNET: dict[str, dict[str, Any]] = {
+    "ResNet-18, separable, R = O": {"form": ("separable",), "rank": ("1.0",), "keep": ("*init*",)},
+    f"ResNet-18, --target-speedup {RESNET_SPEEDUP:g}": {"target_speedup": RESNET_SPEEDUP},
+}
+
+
+def row(name: str, result: converter.Result) -> dict[str, Any]:
+    """Take a row from a report."""
+    report = result.report.to_dict()
+    int8 = report["int8"]
+    alone, both = int8["original"], int8["converted"]
+    found = {
+        "name": name,
+        "original_ms": report["original"]["latency_ms"]["median"],
+        "int8_speedup": alone["speedup"]["median"],
+        "flattened_speedup": report["speedup"]["median"],
+        "both_speedup": both["speedup"]["median"],
+        "gain": int8["gain"]["median"],
+        "gain_low": int8["gain"]["low"],
+        "gain_high": int8["gain"]["high"],
+        "macs_share": both["macs"] / report["original"]["macs"],
+    }
+    if both["accuracy"] is not None:
+        found |= {
+            "accuracy": report["original"]["accuracy"],
+            "int8_accuracy": alone["accuracy"],
+            "flattened_accuracy": report["converted"]["accuracy"],
+            "both_accuracy": both["accuracy"],
+            "points_between": 100 * (alone["accuracy"] - both["accuracy"]),
+        }
+    return found
+
+
+def sample(options: argparse.Namespace, epochs: int) -> converter.Result:
+    """Convert the sample network for its times in int8, and train it."""
+    train = str(options.data / "train.npz")
+    config = converter.ConvertConfig(
+        checkpoint=ROOT / "sample_models" / "paper_cifar10.safetensors",
+        calib=train, samples=2048, eval=str(options.data / "test.npz"), int8=True,
+        target_speedup=SAMPLE_SPEEDUP, finetune=epochs, train=train if epochs else None,
+        precision="bfloat16", resume=bool(epochs),
+    )  # fmt: skip
+    return converter.convert("sample_models.paper_cifar10:build", config=config)
+
+
+def resnet(how: dict[str, Any]) -> converter.Result:
+    """Convert ResNet-18 with random weights."""
+    make, shape = ZOO["ResNet-18"]
+    images = np.random.default_rng(0).standard_normal((IMAGES, *shape[1:])).astype(np.float32)
+    config = converter.ConvertConfig(int8=True, **how)
+    return converter.convert(make().eval(), None, config, calib=images)
+
+
+def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
+    """Measure every row that is not done yet."""
+    for name, how in RESNET.items():
+        if name not in done:
+            found = row(name, resnet(how))
+            yield found | {
+                "target": f"gain {RESNET_GAIN:g}", "met": found["gain"] >= RESNET_GAIN
+            }  # fmt: skip
+    for epochs in (0, EPOCHS):
+        name = f"{SAMPLE}, {epochs} epochs"
+        if name in done or (epochs and not options.tuned):
+            continue
+        found = row(name, sample(options, epochs))
+        met = found["gain"] >= SAMPLE_GAIN and found["points_between"] <= POINTS
+        target = f"gain {SAMPLE_GAIN:g}, {POINTS:g} points between"
+        yield found | ({"target": target, "met": met} if epochs else {})
+
+
+def main() -> int:
+    """Measure, print, and write ``scripts/results/int8.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
+    parser.add_argument("--tuned", action="store_true", help="also the row that trains")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--older", action="store_true", help="--resume rows of other commits, too")
+    options = parser.parse_args()
+    found = earlier_rows("int8", options.older) if options.resume else []
+    conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
+    for measured in rows(options, {row["name"] for row in found}):
+        print(measured, flush=True)
+        found.append(measured)
+        write("int8", conditions, found)
+    print(table("int8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
