@@ -13,7 +13,7 @@ errors config images data
 kernels.taps kernels.conv kernels.metric
 kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker
 kernels.form kernels.forms
-networks.nodes networks.runtime networks.light networks.onnx_network
+networks.nodes networks.runtime networks.light networks.onnx_network networks.quantize
 networks.normal_form networks.outputs networks.onnx_rewrite networks.segments networks.survey
 networks.surroundings networks.checkpoint
 networks.torch_modules networks.torch_export networks.torch_network networks.torch_import
@@ -24,7 +24,7 @@ planning.options planning.judge planning.sensitivity planning.knapsack
 tuning.lesson tuning.batches tuning.state tuning.tune
 delivery.check delivery.correct delivery.compare delivery.report
 delivery.tables delivery.page delivery.result delivery.search delivery.budget delivery.teach
-delivery.prove
+delivery.int8 delivery.prove
 pipeline commands target cli __main__
 """.split()
 

@@ -20,6 +20,9 @@ from converter.delivery.tables import (
 )
 
 FRONTIER_ROWS = 12  # height of its chart, in bars of the others
+CONFIG = {"displaylogo": False, "responsive": True}
+MOST_NAMED = 24  # layers that a legend has room for
+GRID = "rgba(128,128,128,0.3)"  # to be seen on white and on black
 
 
 def report_html(report: Report) -> str:
@@ -28,11 +31,13 @@ def report_html(report: Report) -> str:
         report.comparison,
         title="flatconv report",
         notice=report.reason,
-        layers=[layer_cells(row) for row in report.layers],
+        layers=[list(zip(layer_cells(row), _sorted_by(row))) for row in report.layers],
         charts=[
             _latency_chart(report.comparison),
             *([_frontier_chart(report)] if report.frontier else []),
+            *([_time_chart(report.layers)] if _timed(report.layers) else []),
             _layer_chart(report.layers),
+            *([_error_chart(report.layers)] if any(r.rel_error for r in report.layers) else []),
         ],
         command=report.command,
     )
@@ -46,7 +51,7 @@ def comparison_html(comparison: Comparison) -> str:
 def _page(comparison: Comparison, charts: Sequence[go.Figure], **values: Any) -> str:
     source = files("converter.delivery").joinpath("report.html.j2").read_text()
     drawn = [
-        chart.to_html(full_html=False, include_plotlyjs=number == 0, config={"displaylogo": False})
+        chart.to_html(full_html=False, include_plotlyjs=number == 0, config=CONFIG)
         for number, chart in enumerate(charts)
     ]
     return (
@@ -112,6 +117,49 @@ def _frontier_chart(report: Report) -> go.Figure:
     return chart.update_layout(xaxis={"title": lost}, yaxis={"title": "speedup", "autorange": True})
 
 
+def _timed(layers: Sequence[LayerRow]) -> bool:
+    return any(row.latency_before_ms is not None for row in layers)
+
+
+def _time_chart(layers: Sequence[LayerRow]) -> go.Figure:
+    """Draw the time of the layers before and after as two stacked bars."""
+    bars = [
+        go.Bar(
+            x=[row.latency_before_ms or 0.0, _after_ms(row)],
+            y=["before", "after"],
+            name=row.name,
+            orientation="h",
+            hovertemplate="%{fullData.name}: %{x:.3g} ms<extra></extra>",
+        )
+        for row in layers
+    ]
+    chart = _styled(go.Figure(bars), "Time of the layers, ms (by their profile)", 4)
+    return chart.update_layout(barmode="stack", showlegend=len(layers) <= MOST_NAMED)
+
+
+def _after_ms(row: LayerRow) -> float:
+    """Time of a layer after; one whose form was not timed counts as before."""
+    after_ms = row.latency_after_ms
+    return (row.latency_before_ms or 0.0) if after_ms is None else after_ms
+
+
+def _error_chart(layers: Sequence[LayerRow]) -> go.Figure:
+    """Draw the relative error of each converted layer."""
+    shown = [row for row in layers if row.rel_error is not None]
+    bars = go.Bar(x=[row.rel_error for row in shown], y=[r.name for r in shown], orientation="h")
+    return _styled(go.Figure(bars), "Relative error by layer", len(shown))
+
+
+def _sorted_by(row: LayerRow) -> list[str | int | float]:
+    """Give what each cell of a layer's row is sorted by."""
+    rank = row.rank[0] if isinstance(row.rank, list) else row.rank
+    values = (
+        row.name, row.form or "", rank, row.macs_before, row.macs_after, row.latency_before_ms,
+        row.latency_after_ms, row.rel_error, row.reason,
+    )  # fmt: skip
+    return ["" if value is None else value for value in values]
+
+
 def _layer_chart(layers: Sequence[LayerRow]) -> go.Figure:
     names = [row.name for row in layers]
     chart = go.Figure(
@@ -129,6 +177,9 @@ def _styled(chart: go.Figure, title: str, bars: int) -> go.Figure:
         height=130 + 22 * bars,
         margin={"l": 10, "r": 10, "t": 50, "b": 30},
         template="plotly_white",
-        yaxis={"autorange": "reversed", "automargin": True},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        xaxis={"gridcolor": GRID, "zerolinecolor": GRID},
+        yaxis={"autorange": "reversed", "automargin": True, "gridcolor": GRID},
     )
     return chart

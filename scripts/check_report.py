@@ -1,0 +1,114 @@
+"""A report in a real browser: it loads without errors and asks nobody, tables sort, charts draw.
+
+Needs Chromium with its driver (Debian: ``apt install chromium chromium-driver``) and ``pip install
+selenium``. Writes a picture of the page in light, in dark and on a phone beside the report, or
+where ``--pictures`` says, and exits with status 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+VIEWS = {"light": (1000, 1400), "dark": (1000, 1400), "phone": (390, 844)}
+WAIT_S = 30
+
+
+@contextmanager
+def opened(page: Path, view: str) -> Iterator[Any]:
+    """Open a page in Chromium without a network."""
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    try:
+        width, height = VIEWS[view]
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": view == "phone"}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if view == "dark" else "light"}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        browser.get(page.resolve().as_uri())
+        charts = len(browser.find_elements(By.CSS_SELECTOR, ".plotly-graph-div"))
+        WebDriverWait(browser, WAIT_S).until(
+            lambda b: len(b.find_elements(By.CSS_SELECTOR, ".plotly-graph-div .main-svg")) >= charts
+        )
+        yield browser
+    finally:
+        browser.quit()
+
+
+def problems(browser: Any, page: Path) -> list[str]:
+    """List what is wrong with an open page."""
+    found = [f"the console says: {entry['message']}" for entry in browser.get_log("browser")]
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            url = message["params"]["request"]["url"]
+            if url != page.resolve().as_uri() and not url.startswith("data:"):
+                found.append(f"it asks for {url[:80]}")
+    bars = "g.points path, g.points .point, path.js-line"
+    if not browser.find_elements(By.CSS_SELECTOR, bars):
+        found.append("no chart is drawn")
+    wide = browser.execute_script("return document.body.scrollWidth - window.innerWidth")
+    if wide > 0:
+        found.append(f"it is {wide} pixels wider than the screen")
+    return found + unsorted(browser)
+
+
+def unsorted(browser: Any) -> list[str]:
+    """Sort the layers by every column, both ways, and list the columns that are not in order."""
+    found = []
+    heads = browser.find_elements(By.CSS_SELECTOR, "#layers th")
+    for number, head in enumerate(heads):
+        for way in ("ascending", "descending"):
+            browser.execute_script("arguments[0].click()", head)
+            cells = f"#layers td:nth-child({number + 1})"
+            values = browser.execute_script(
+                "return [...document.querySelectorAll(arguments[0])].map(c => c.dataset.value)",
+                cells,
+            )
+            numbers = [float(v) for v in values if v and _number(v)]
+            if numbers and numbers != sorted(numbers, reverse=way == "descending"):
+                found.append(f"column {head.text!r} is not {way}")
+    return found
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def main() -> int:
+    """Look at one page, print what is wrong, and take pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--pictures", type=Path, help="folder; that of the page if left out")
+    options = parser.parse_args()
+    if not options.page.is_file():
+        raise SystemExit(f"{options.page} does not exist.")
+    folder, found = options.pictures or options.page.parent, []
+    for view in VIEWS:
+        with opened(options.page, view) as browser:
+            browser.save_screenshot(str(folder / f"{options.page.stem}_{view}.png"))
+            found += [f"{view}: {problem}" for problem in problems(browser, options.page)]
+    print("\n".join(found) or f"{options.page}: nothing is wrong")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
