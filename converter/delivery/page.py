@@ -20,7 +20,7 @@ from converter.delivery.tables import (
 )
 
 FRONTIER_ROWS = 12  # height of its chart, in bars of the others
-CONFIG = {"displaylogo": False, "responsive": True}
+CONFIG = {"displayModeBar": False, "responsive": True}
 MOST_NAMED = 24  # layers that a legend has room for
 GRID = "rgba(128,128,128,0.3)"  # to be seen on white and on black
 
