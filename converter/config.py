@@ -52,7 +52,7 @@ class ConvertConfig:
             may give a torch DataLoader.
         labels: Use the labels of the training inputs, if they have any.
         loss: module:function, called as loss(outputs, originals, labels), instead of distillation.
-        lr: Highest learning rate of the fine-tuning.
+        lr: Highest learning rate of the fine-tuning; it is lowered where an epoch does harm.
         train_batch: Examples a step.
         accumulate: Compute each batch in so many parts, to save memory.
         precision: Of the activations in training.
@@ -104,7 +104,7 @@ class ConvertConfig:
     train: str | None = None
     labels: bool = True
     loss: str | None = None
-    lr: float = 5e-4
+    lr: float = 1e-3
     train_batch: int = 128
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"

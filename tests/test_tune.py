@@ -373,3 +373,14 @@ def test_a_loss_of_the_user_is_used(tmp_path, monkeypatch):
     student, teacher = pair()
     tuned = tune(student, teacher, data(), replace(QUICK, epochs=6), loss=own_loss("mine:zero"))
     assert tuned.model(TEST).square().mean() < 0.7 * student(TEST).square().mean()
+
+
+def test_where_an_epoch_does_harm_it_goes_back_and_learns_more_slowly(tmp_path):
+    student, teacher = pair()
+    recipe = replace(QUICK, epochs=8, lr=100.0)
+    fast = tune(student, teacher, data(), recipe, state=tmp_path / "state.safetensors")
+    assert read_state(tmp_path / "state.safetensors", student.state_dict()).share < 1
+    assert fast.best_loss < fast.first_loss
+    gentle = tune(student, teacher, data(), QUICK, state=tmp_path / "gentle.safetensors")
+    assert read_state(tmp_path / "gentle.safetensors", student.state_dict()).share == 1
+    assert gentle.best_loss < gentle.first_loss

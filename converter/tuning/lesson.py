@@ -30,7 +30,7 @@ class Recipe:
 
     Attributes:
         epochs: Passes over the data.
-        lr: Highest learning rate, of weights of the usual size.
+        lr: Highest learning rate, of weights of the usual size; less where that does harm.
         batch_size: Examples a step, of all processes together; fewer where there is little data.
         accumulate: Parts that each process computes its share of a batch in.
         bfloat16: Whether activations are computed in bfloat16.
@@ -40,7 +40,7 @@ class Recipe:
     """
 
     epochs: int
-    lr: float = 5e-4
+    lr: float = 1e-3
     batch_size: int = 128
     accumulate: int = 1
     bfloat16: bool = False

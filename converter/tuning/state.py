@@ -31,6 +31,7 @@ class State:
         best_loss: What ``best`` loses on the held-out part.
         first_loss: What the network lost there before.
         done: Whether ``best`` is enough.
+        share: Of the learning rate that did no harm.
     """
 
     step: int
@@ -41,6 +42,7 @@ class State:
     best_loss: float
     first_loss: float
     done: bool = False
+    share: float = 1.0
 
     def save(self, path: Path) -> None:
         """Write the state; a folder that cannot be written keeps nothing."""
@@ -55,7 +57,8 @@ class State:
             for group, named in groups.items()
             for name, tensor in named.items()
         }
-        numbers = {"best_loss": self.best_loss, "first_loss": self.first_loss}
+        named = ("best_loss", "first_loss", "share")
+        numbers = {name: float(getattr(self, name)) for name in named}
         metadata = {"step": str(self.step), "done": str(self.done)}
         metadata |= {name: number.hex() for name, number in numbers.items()}
         with contextlib.suppress(OSError), whole_file(path) as scratch:
@@ -71,12 +74,13 @@ def read_state(path: Path, like: Mapping[str, torch.Tensor]) -> State | None:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 group, _, name = key.partition("/")
                 groups[group][name] = file.get_tensor(key)
-        first, best = (float.fromhex(metadata[n]) for n in ("first_loss", "best_loss"))
+        numbers = {n: float.fromhex(metadata[n]) for n in ("best_loss", "first_loss", "share")}
         found = State(
             int(metadata["step"]),
             **groups,
-            best_loss=best,
-            first_loss=first,
+            best_loss=numbers["best_loss"],
+            first_loss=numbers["first_loss"],
+            share=numbers["share"],
             done=metadata["done"] == "True",
         )
     except Exception:  # whatever is wrong with it, the remedy is to begin anew

@@ -28,6 +28,7 @@ BATCH = 128  # held-out examples a call, at most
 MAX_GRADIENT_NORM = 1.0
 WARM_UP, LAST_LR = 0.1, 0.01  # share of the steps, and of the highest learning rate
 AVERAGED = 0.25  # of an epoch that the moving average looks back on, at most
+SLOWER = 3.0  # by which learning is slowed where an epoch did harm
 SAVE_S = 60.0
 MOST_SCALE = 8.0  # by which a tensor's learning rate may differ from the usual
 
@@ -88,8 +89,10 @@ def tune(
     BatchNorm keeps its statistics, which the layers were solved for, and nothing is dropped. The
     weights kept are those of the moving average that lose least on a part of the data that is held
     out, those given included: tuning never makes that part worse. Its examples are changed at
-    random, once: the original may know the very images by heart, which says little of others. Run
-    by ``accelerate launch``, every batch is shared by all processes.
+    random, once: the original may know the very images by heart, which says little of others. Where
+    an epoch leaves the network worse than it was at first, training goes back to the best weights
+    and on at a third of the rate: how fast is right depends on how little was lost. Run by
+    ``accelerate launch``, every batch is shared by all processes.
 
     Args:
         student: The converted model; left as it is.
@@ -172,7 +175,7 @@ def tune(
             (share * loss_of(inputs, labels)).backward()
         _average_over(place, [p.grad for p in model.parameters() if p.grad is not None])
         for group, scale in zip(optimizer.param_groups, scales):
-            group["lr"] = recipe.lr * scale * _schedule((step + 0.5) / steps)
+            group["lr"] = now.share * recipe.lr * scale * _schedule((step + 0.5) / steps)
         norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         if norm.isfinite():
             optimizer.step()
@@ -186,6 +189,10 @@ def tune(
             found, done = held_out()
             if found < now.best_loss or done:
                 now = replace(now, best_loss=found, best=_copy(average), done=done)
+            if not found <= now.first_loss and not done:  # too fast: back, and slower
+                now = replace(now, share=now.share / SLOWER)
+                average, current = _copy(now.best), _copy(now.best)
+                optimizer.state.clear()
             model.load_state_dict(current)
         late = epoch_ends or time.monotonic() - saved_s > SAVE_S
         if state is not None and place.rank == 0 and late:
