@@ -2,9 +2,12 @@
 
 import json
 
+import onnx
 import pytest
+from conftest import make_net
 
 from converter.errors import ConverterError
+from converter.networks import light
 from converter.planning.latency import LatencyTable, LayerTimes, Timed
 
 OPTIONS = (
@@ -81,3 +84,16 @@ def test_the_table_of_another_network_is_refused(places):
 def test_what_is_no_table_is_refused(text):
     with pytest.raises(ConverterError, match="is not a flatconv-latency"):
         LatencyTable.from_json(text)
+
+
+def test_what_exporters_note_on_nodes_does_not_change_what_a_network_is_known_by(tmp_path):
+    path = make_net(tmp_path / "net.onnx")
+    plain = light.parse(path.read_bytes(), "net")
+    noted = onnx.load(path)
+    for node in noted.graph.node:
+        node.doc_string = "by somebody"
+        node.metadata_props.add(key="stack_trace", value="/home/somebody/net.py")
+    found = light.parse(noted.SerializeToString(), "net")
+    assert light.skeleton(found) == light.skeleton(plain)
+    noted.graph.node[0].op_type = "ConvInteger"
+    assert light.skeleton(light.parse(noted.SerializeToString(), "net")) != light.skeleton(plain)

@@ -41,8 +41,11 @@ FIELDS: dict[str, list[tuple[str, int, str]]] = {
         ("name", 3, "string"),
         ("op_type", 4, "string"),
         ("attribute", 5, "*AttributeProto"),
+        ("doc_string", 6, "string"),
         ("domain", 7, "string"),
+        ("metadata_props", 9, "*StringStringEntryProto"),
     ],
+    "StringStringEntryProto": [("key", 1, "string"), ("value", 2, "string")],
     "AttributeProto": [
         ("name", 1, "string"),
         ("f", 2, "float"),
@@ -147,12 +150,18 @@ def attributes(node: Message) -> dict[str, Any]:
 
 
 def skeleton(model: Message) -> bytes:
-    """Serialize a network without its weights: the same bytes, the same times."""
+    """Serialize a network without its weights: the same bytes, the same times.
+
+    What exporters note on nodes, such as the paths of the files they came from, is left out, too.
+    """
     copy = MESSAGES["ModelProto"]()
     copy.CopyFrom(model)
     for tensor in weights(copy).values():
         for field in ("raw_data", "float_data", "double_data", "int32_data"):
             tensor.ClearField(field)
+    for node in copy.graph.node:
+        for field in ("doc_string", "metadata_props"):
+            node.ClearField(field)
     return bytes(copy.SerializeToString(deterministic=True))
 
 
