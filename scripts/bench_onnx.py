@@ -37,7 +37,7 @@ from converter.networks.onnx_network import open_session
 from converter.networks.runtime import cpu_model, run
 
 ARCHITECTURES = (
-    "ResNet-18", "ResNet-50", "SqueezeNet 1.1", "MobileNet", "U-Net", "1-D ResNet-18",
+    "ResNet-18", "WRN-16-10", "SqueezeNet 1.1", "MobileNet", "U-Net", "1-D ResNet-18",
 )  # fmt: skip
 DEPTHS = (20, 32, 56)
 MACS_SHARE, EXAMPLES, MOST_DIFFERENCE = 0.5, 64, 1e-4
