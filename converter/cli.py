@@ -218,6 +218,7 @@ def measure(
     threads: int = 1,
     provider: str = "CPUExecutionProvider",
     batch_size: int | None = None,
+    int8: bool = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
@@ -233,6 +234,7 @@ def measure(
         threads: Threads of onnxruntime.
         provider: Execution provider of onnxruntime.
         batch_size: Examples a call, where the network takes any.
+        int8: Time them in int8, for convert --int8; this needs all packages of flatconv.
         verbose: Show where an unexpected error came from.
         quiet: Print nothing but errors.
     """
@@ -242,7 +244,7 @@ def measure(
     with _progress(quiet) as progress:
         table = measure_file(
             model, output, input_shape=input_shape, threads=threads, provider=provider,
-            batch_size=batch_size, progress=progress,
+            batch_size=batch_size, int8=int8, progress=progress,
         )  # fmt: skip
     _show(quiet, False, str, times_table(table), f"Wrote {output}")
     return 0

@@ -23,6 +23,7 @@ def measure_file(
     threads: int = 1,
     provider: str = "CPUExecutionProvider",
     batch_size: int | None = None,
+    int8: bool = False,
     progress: Callable[[str, float], None] = lambda stage, done: None,
 ) -> LatencyTable:
     """Time the layers of an ONNX file, as they are and in other forms, and write the table.
@@ -34,12 +35,14 @@ def measure_file(
         threads: Of onnxruntime.
         provider: Its execution provider.
         batch_size: Examples a call, where the network takes any.
+        int8: Time the layers in int8, which needs all packages of flatconv.
         progress: Called with a stage and the share of it that is done.
 
     Raises:
         ConverterError: When the file cannot be read or run, or the table not be written.
     """
     check_provider(provider)
+    quantized = _quantizer() if int8 else None
     target = Path(output)
     if target.is_dir() or not target.resolve().parent.is_dir():
         raise ConverterError(f"{target} cannot be written; name a file in an existing folder.")
@@ -62,12 +65,22 @@ def measure_file(
         threads=threads,
         provider=provider,
         weights=folder,
+        quantized=quantized,
         progress=lambda done: progress("measuring", done),
     )
     scratch = target.with_name(f".{target.name}.partial")
     scratch.write_text(table.to_json())
     scratch.replace(target)
     return table
+
+
+def _quantizer() -> Callable[[bytes], bytes]:
+    """Import what makes int8 of a network."""
+    try:
+        from converter.networks.quantize import quantized_for_timing
+    except ImportError:
+        raise ConverterError("--int8 needs more packages here; pip install flatconv.") from None
+    return quantized_for_timing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--threads", type=int, default=1)
     command.add_argument("--provider", default="CPUExecutionProvider")
     command.add_argument("--batch-size", type=int)
+    command.add_argument("--int8", action="store_true", help="times in int8; needs all of flatconv")
     options = vars(parser.parse_args(arguments))
 
     def shown(stage: str, done: float) -> None:
