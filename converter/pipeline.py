@@ -86,8 +86,8 @@ def convert(
     progress("loading", 0.0)
     source = open_source(model, example_input, config, calib)
     progress("loading", 1.0)
-    if config.int8 and source.calib is None:
-        raise ConverterError("--int8 needs sample inputs; give --calib.")
+    if config.int8:
+        check_int8(source)
     if config.trains and source.train is None and source.calib is None:
         raise ConverterError("--finetune needs inputs to train on; give --train.")
     if config.trains and source.module is None:
@@ -218,6 +218,18 @@ def check_options(config: ConvertConfig) -> ConvertConfig:
     if config.loss:
         own_loss(config.loss)
     return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
+
+
+def check_int8(source: Source) -> None:
+    """Refuse at once what cannot be quantized.
+
+    Raises:
+        ConverterError: When there are no sample inputs, or the network is quantized already.
+    """
+    if source.calib is None:
+        raise ConverterError("--int8 needs sample inputs; give --calib.")
+    if any(node.op_type == "DequantizeLinear" for node in source.network.graph):
+        raise ConverterError("The network is quantized already; leave out --int8.")
 
 
 def list_layers(source: Source, config: ConvertConfig) -> tuple[Layer, ...]:

@@ -230,6 +230,27 @@ def test_without_sample_inputs_there_is_no_int8(place):
     assert not (place / "none").exists()
 
 
+def test_a_network_that_is_quantized_already_is_refused(by_hand, place):
+    arguments = ("--calib", "calib.npz", "--int8")
+    status, _, err = flatconv("convert", "out/model.int8.onnx", "-o", "twice", *arguments)
+    assert status == 2
+    assert "quantized already; leave out --int8" in err
+    assert not (place / "twice").exists()
+
+
+def test_an_int8_folder_is_trained_further_and_quantized_again(place):
+    options = {"calib": "calib.npz", "int8": True, "form": ("separable",), "rank": ("8",)}
+    factory = {"input_shape": ("1,3,8,8",), "keep": ("fc",)}
+    np.savez("small.npz", x=noise(200, 3, 8, 8, seed=4))
+    config = ConvertConfig(**(options | {"calib": "small.npz"} | factory))
+    result = converter.convert("toy:build", config=config)
+    result.save("toy_out")
+    (place / "small.npz").rename(place / "moved.npz")  # the images for the ranges are gone
+    tuned = converter.finetune("toy_out", train="moved.npz", finetune=1)
+    assert len(tuned.int8) == 2
+    assert tuned.report.to_dict()["int8"]["gain"]["median"] > 0
+
+
 def test_the_worst_steps_stay_in_floating_point_where_a_budget_needs_that(place):
     config = ConvertConfig(calib="calib.npz", int8=True)
     source = converter.pipeline.open_source("net.onnx", None, config, None)

@@ -35,9 +35,10 @@ def as_int8(
     Raises:
         ConverterError: When onnxruntime cannot quantize the network.
     """
-    assert source.calib is not None
+    inputs_seen = source.calib or source.train
+    assert inputs_seen is not None
     insisted = inputs(network)[0].shape[0]
-    data = source.calib.sample(EXAMPLES, config.seed).filled(insisted or 1)
+    data = inputs_seen.sample(EXAMPLES, config.seed).filled(insisted or 1)
     data = data.take(np.arange(data.count - data.count % (insisted or 1)))
     network, ranges = evened(network, observed_ranges(network, data, insisted or BATCH))
     whole = quantized(network, ranges)
