@@ -81,6 +81,7 @@ def test_scaled_alike_a_chain_errs_less_in_int8(seed):
 
 UNEVEN = {
     "a relu between": "a = Conv (x, w) r = Relu (a) y = Conv (r, v)",
+    "products over more axes": "a = MatMul (x, m) y = MatMul (a, n)",
     "another use": "a = Conv (x, w) b = Conv (a, v) s = Conv (a, v) y = Add (b, s)",
     "shared weights": "a = Conv (x, w) b = Conv (a, v) y = Conv (b, v)",
 }
@@ -90,6 +91,7 @@ UNEVEN = {
 def test_what_is_not_free_is_left_alone(body):
     text = f"net (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {{ {body} }}"
     weights = {name: noise(8, 8, 1, 1, seed=n) for n, name in enumerate("wv")}
+    weights |= {name: noise(6, 6, seed=n) for n, name in enumerate("mn")}
     network = ir.from_proto(from_text(text, **weights))
     data = from_arrays({"x": noise(8, 8, 6, 6)}, "noise")
     copy, _ = evened(network, observed_ranges(network, data, 8))
@@ -253,7 +255,7 @@ def test_an_int8_folder_is_trained_further_and_quantized_again(place):
 
 def test_the_worst_steps_stay_in_floating_point_where_a_budget_needs_that(place):
     config = ConvertConfig(calib="calib.npz", int8=True)
-    source = converter.pipeline.open_source("net.onnx", None, config, None)
+    source = converter.pipeline.open_source("net.onnx", None, config, noise(20, 3, 32, 32))
     data = source.calib
     wanted = outputs(source.network, data)
 

@@ -44,7 +44,8 @@ def as_int8(
     whole = quantized(network, ranges)
     if lost is None or lost(whole) <= 1 or lost(network) > 1:
         return whole
-    judge = Judge.of(network, data.take(np.arange(max(RANKED, insisted or 1))), 1)
+    few = min(max(RANKED, insisted or 1), data.count)
+    judge = Judge.of(network, data.take(np.arange(few)), 1)
     steps = linear_steps(network)
 
     def error(step: str) -> float:

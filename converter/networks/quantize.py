@@ -191,6 +191,8 @@ def _follower(node: ir.Node) -> ir.Node | None:
     if not _linear(node) or len(uses) != 1 or output.is_graph_output():
         return None
     follower, position = uses[0]
+    if node.op_type == follower.op_type == "MatMul":  # its components may lie along any axis
+        return None
     return follower if position == 0 and _linear(follower) else None
 
 
