@@ -17,7 +17,7 @@ from converter.errors import ConverterError
 from converter.networks import onnx_network
 from converter.networks.source import open_source, read_data
 from converter.networks.survey import Layer
-from converter.pipeline import check_options, decide, list_layers
+from converter.pipeline import check_int8, check_options, decide, list_layers
 from converter.planning.latency import LatencyTable
 from converter.planning.plan import Plan
 from converter.planning.timing import latency_table
@@ -37,6 +37,8 @@ def dry_run(
     """
     config = check_options(config)
     source = open_source(model, None, config, None)
+    if config.int8:
+        check_int8(source)
     layers = list_layers(source, config)
     found = decide(source, layers, config, evaluate, progress)
     solved = found.solved

@@ -41,14 +41,13 @@ class Data:
         return self.read(indices) if self.vary is None else self.vary(indices, rng)
 
     def varied(self, seed: int) -> Data:
-        """Change each example at random, the same way whenever it is read."""
+        """Change examples at random, the same way whenever the same are read together."""
         vary = self.vary
         if vary is None:
             return self
 
         def read(indices: np.ndarray) -> Arrays:
-            each = [vary(np.array([n]), np.random.default_rng((seed, int(n)))) for n in indices]
-            return {name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]}
+            return vary(indices, np.random.default_rng((seed, int(indices[0]))))
 
         return replace(self, read=read)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ from converter.networks.source import (
     read_named_data,
     samples,
 )
-from converter.networks.survey import Layer, survey
+from converter.networks.survey import QUANTIZED_LAYERS, Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan, read_plan
 from converter.planning.solve import solve_layers
@@ -102,14 +103,14 @@ def convert(
     for stage in stages[:-1]:
         layers = list_layers(now, stage)
         found = decide(now, layers, increment(stage, config), evaluate, progress)
-        step = carried_out(now, layers, found, source, stage, progress)
+        step = carried_out(now, layers, found, source, replace(stage, int8=False), progress)
         now = dense_again(now, step, stage)
     last = stages[-1]
     layers = list_layers(now, last)
     found = decide(now, layers, increment(last, config), evaluate, progress)
     conversion = carried_out(now, layers, found, source, last, progress)
     result = prove(source, conversion, config, evaluate, command, progress)
-    while _withdrawable(conversion, found, config, result.comparison):
+    while _withdrawable(conversion, config, result.comparison):
         slow = verdict(result.comparison.gain)
         plan = conversion.plan.withdrawn(
             f"with it the network was no faster ({slow})", _least_gain(conversion.rows)
@@ -224,12 +225,17 @@ def check_int8(source: Source) -> None:
     """Refuse at once what cannot be quantized.
 
     Raises:
-        ConverterError: When there are no sample inputs, or the network is quantized already.
+        ConverterError: When there are no sample inputs, or the network is not of float32 or too
+            large.
     """
     if source.calib is None:
         raise ConverterError("--int8 needs sample inputs; give --calib.")
-    if any(node.op_type == "DequantizeLinear" for node in source.network.graph):
+    if any(n.op_type in ("DequantizeLinear", *QUANTIZED_LAYERS) for n in source.network.graph):
         raise ConverterError("The network is quantized already; leave out --int8.")
+    if any(item.dtype == np.float16 for item in source.inputs):
+        raise ConverterError("A float16 network cannot be quantized; give it in float32.")
+    if onnx_network.size(source.network) >= onnx_network.LARGEST_FILE:
+        raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
 
 
 def list_layers(source: Source, config: ConvertConfig) -> tuple[Layer, ...]:
@@ -296,9 +302,9 @@ def carried_out(
     budget = config.budget or found.budget
     if not chains:
         rows = layer_rows(layers, plan, {}, {}, found.table)
-        int8 = as_int8(teacher.network, teacher, config, found.lost) if config.int8 else None
+        int8, missed = small_version(teacher.network, teacher, found, config)
         return Conversion(
-            plan, rows, teacher.original, teacher.module, found.problem, budget, int8=int8
+            plan, rows, teacher.original, teacher.module, None, missed, budget, int8=int8
         )
     converted, module, unproven = found.solved.network, None, None
     problem = check_same(source.original, source.network, samples(source, config.seed))
@@ -316,19 +322,39 @@ def carried_out(
             unproven = "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
     if module is not None:
         problem = problem or check_twin(module, converted, samples(source, config.seed))
-    int8 = as_int8(converted, source, config, found.lost) if config.int8 else None
+    # In a schedule the search judged beside an earlier stage.
+    judged = found if source is teacher else replace(found, lost=None)
+    int8, missed = small_version(converted, source, judged, config)
     return Conversion(
         plan,
         layer_rows(layers, plan, chains, errors, found.table),
         converted,
         module,
-        problem or found.problem,
+        problem,
+        missed,
         budget,
         found.predicted_speedup,
         found.frontier,
         unproven,
         int8,
     )
+
+
+def small_version(
+    network: ir.Model, source: Source, found: Found, config: ConvertConfig
+) -> tuple[ir.Model | None, str | None]:
+    """Quantize a network if that was asked for.
+
+    Returns:
+        It, or None; and the sentence that says why the budget is missed, or None.
+    """
+    if not config.int8:
+        return None, found.problem
+    int8 = as_int8(network, source, config, found.lost)
+    if found.lost is None:
+        return int8, found.problem
+    times = found.lost(int8)
+    return int8, f"The int8 network loses {times:.2f} times what it may." if times > 1 else None
 
 
 def solve(
@@ -415,12 +441,10 @@ def dense_again(source: Source, conversion: Conversion, config: ConvertConfig) -
     return replace(source, module=module, original=network, network=normal(network))
 
 
-def _withdrawable(
-    conversion: Conversion, found: Found, config: ConvertConfig, comparison: Comparison
-) -> bool:
+def _withdrawable(conversion: Conversion, config: ConvertConfig, comparison: Comparison) -> bool:
     """Tell whether choices are to be taken back: ours, sound, and no faster."""
     ours = bool(conversion.plan.chosen()) and not config.manual
-    sound = conversion.problem in (None, found.problem)
+    sound = conversion.problem is None
     return ours and sound and comparison.gain.low <= 1
 
 

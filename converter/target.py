@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from converter.config import parse_shapes
@@ -42,7 +43,6 @@ def measure_file(
         ConverterError: When the file cannot be read or run, or the table not be written.
     """
     check_provider(provider)
-    quantized = _quantizer() if int8 else None
     target = Path(output)
     if target.is_dir() or not target.resolve().parent.is_dir():
         raise ConverterError(f"{target} cannot be written; name a file in an existing folder.")
@@ -51,6 +51,7 @@ def measure_file(
     except OSError as error:
         raise ConverterError(f"{path} cannot be read: {error}.") from None
     folder = Path(path).resolve().parent
+    quantized = partial(_quantizer(), weights=folder) if int8 else None
     spec = light.inputs(light.parse(content, str(path), folder))
     shapes, *_ = parse_shapes(input_shape, list(spec))
     if batch_size is not None:
@@ -74,7 +75,7 @@ def measure_file(
     return table
 
 
-def _quantizer() -> Callable[[bytes], bytes]:
+def _quantizer() -> Callable[..., bytes]:
     """Import what makes int8 of a network."""
     try:
         from converter.networks.quantize import quantized_for_timing

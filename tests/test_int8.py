@@ -1,6 +1,7 @@
 """int8: components scaled alike, quantized by onnxruntime, measured and budgeted as int8."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from converter.networks import quantize
 from converter.networks.onnx_network import load, open_session
 from converter.networks.quantize import evened, linear_steps, observed_ranges, quantized
 from converter.networks.runtime import run
+from converter.networks.survey import count_macs
 from converter.planning import profile
 from converter.planning.latency import LatencyTable
 
@@ -127,6 +129,87 @@ def test_old_operator_sets_are_quantized_too():
     found = quantized(*evened(old, observed_ranges(old, data, 8)))
     assert found.opset_imports[""] >= quantize.OLDEST_OPSET
     assert difference(outputs(found, data), outputs(network, data)) < 0.1
+
+
+CROSSED = {
+    "a product of rows of pictures": "a = Conv (x, w) y = MatMul (a, m)",
+    "a convolution of products": "a = MatMul (x, m) y = Conv (a, w)",
+}
+
+
+@pytest.mark.parametrize("body", CROSSED.values(), ids=CROSSED)
+def test_steps_whose_components_lie_along_other_axes_are_not_scaled(body):
+    text = f"net (float[N, 6, 6, 6] x) => (float[N, 6, 6, 6] y) {{ {body} }}"
+    weights = {"w": noise(6, 6, 1, 1), "m": noise(6, 6, seed=1)}
+    network = ir.from_proto(from_text(text, **weights))
+    data = from_arrays({"x": noise(8, 6, 6, 6, seed=2)}, "noise")
+    copy, _ = evened(network, observed_ranges(network, data, 8))
+    assert difference(outputs(copy, data), outputs(network, data)) == 0
+
+
+def test_weights_and_numbers_in_constant_nodes_are_quantized_and_counted():
+    text = """net (float[N, 3, 6, 6] x) => (float[N, 3, 6, 6] y) {
+        w = Constant <value = float[3, 3, 1, 1] {1,0,0, 0,2,0, 0,0,3}> ()
+        six = Constant <value = float {6.0}> ()
+        a = Conv (x, w)
+        y = Mul (a, six) }"""
+    network, data = ir.from_proto(from_text(text)), from_arrays({"x": noise(8, 3, 6, 6)}, "noise")
+    small = quantized(network, observed_ranges(network, data, 8))
+    assert difference(outputs(small, data), outputs(network, data)) < 0.05
+    assert count_macs(small, data.read(np.arange(1))) == 9 * 36
+
+
+def test_old_operator_sets_are_timed():
+    network, _ = chain()
+    old = onnx.version_converter.convert_version(ir.to_proto(network), 11)
+    found = profile.measure(
+        old.SerializeToString(), "old", {"x": (1, 3, 6, 6)},
+        quantized=quantize.quantized_for_timing, others=False,
+    )  # fmt: skip
+    assert len(found.layers) == 2
+    assert all(layer.ms > 0 for layer in found.layers)
+
+
+def test_weights_in_a_file_of_their_own_are_timed(place):
+    onnx.save(
+        onnx.load(place / "net.onnx"), place / "apart.onnx", save_as_external_data=True,
+        location="apart.data", size_threshold=1024,
+    )  # fmt: skip
+    arguments = ("--input-shape", "1,3,32,32", "--int8")
+    status, _, err = flatconv("measure", "apart.onnx", "-o", "apart.json", *arguments)
+    assert status == 0, err
+    assert LatencyTable.from_json((place / "apart.json").read_text()).float_ms > 0
+
+
+def test_a_budget_kept_by_steps_in_floating_point_is_told_as_kept(place):
+    config = ConvertConfig(calib="calib.npz", max_error=0.02, int8=True)
+    report = converter.convert("net.onnx", config=config).report.to_dict()
+    assert report["met"] == (report["reason"] is None or "No layer" in report["reason"])
+    assert not report["met"] or report["int8"]["converted"]["rel_output_error"] <= 0.02
+
+
+def test_a_network_in_half_precision_is_refused(tmp_path):
+    text = "net (float16[N, 3, 6, 6] x) => (float16[N, 3, 6, 6] y) { y = Conv (x, w) }"
+    onnx.save(from_text(text, w=noise(3, 3, 1, 1).astype(np.float16)), tmp_path / "half.onnx")
+    x = noise(8, 3, 6, 6).astype(np.float16)
+    config = ConvertConfig(form=("channel",), rank=("2",), int8=True)
+    with pytest.raises(ConverterError, match="float16 network cannot be quantized"):
+        converter.convert(tmp_path / "half.onnx", None, config, calib=x)
+
+
+def test_a_dry_run_refuses_what_a_conversion_refuses(place):
+    with pytest.raises(ConverterError, match="--int8 needs sample inputs"):
+        dry_run("net.onnx", ConvertConfig(int8=True, max_error=0.1))
+
+
+def test_data_that_cannot_be_read_is_not_blamed_on_the_quantizer():
+    network, data = chain()
+
+    def fails(indices):
+        raise ConverterError("The images differ in size.")
+
+    with pytest.raises(ConverterError, match=r"^The images differ in size\.$"):
+        observed_ranges(network, replace(data, read=fails), 8)
 
 
 def test_a_network_that_is_too_large_is_refused(monkeypatch):

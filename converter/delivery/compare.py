@@ -44,7 +44,7 @@ class Figures:
 
     Attributes:
         name: File or role.
-        params: Floating-point weights.
+        params: Weights, in floating point or quantized.
         macs: Multiply-accumulates for one example.
         bytes: Size of the file.
         latency_ms: Time of one call.

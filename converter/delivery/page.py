@@ -91,7 +91,7 @@ def _latency_chart(comparison: Comparison) -> go.Figure:
 def _frontier_chart(report: Report) -> go.Figure:
     """Draw speedup over what is lost, of the networks for other budgets and of the one shipped."""
     assert report.frontier is not None
-    shipped = report.comparison.networks[1]
+    shipped = report.comparison.networks[-1]
     labelled = shipped.drop_points is not None
     chart = go.Figure(
         [

@@ -27,7 +27,8 @@ class Conversion:
         rows: The same, with its cost.
         network: The converted network.
         module: The converted torch model, or None for an ONNX input.
-        problem: The sentence of a check or budget that was missed, or None.
+        problem: The sentence of a check that was missed, or None.
+        missed: The sentence of a budget that the search could not keep, or None.
         budget: What was asked for, by option.
         predicted_speedup: By the table of layer times, or None without one.
         frontier: Networks for other budgets, by name.
@@ -40,6 +41,7 @@ class Conversion:
     network: ir.Model
     module: nn.Module | None
     problem: str | None = None
+    missed: str | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
     predicted_speedup: float | None = None
     frontier: Mapping[str, ir.Model] = field(default_factory=dict)
@@ -86,7 +88,8 @@ def prove(
             threads=config.threads, provider=config.provider, batch_size=config.batch_size,
             seed=config.seed, progress=lambda stage, done: progress(f"frontier: {stage}", done),
         )  # fmt: skip
-    problem = conversion.problem or missed(comparison, conversion.budget, config.drop_type)
+    problem = conversion.problem or conversion.missed
+    problem = problem or missed(comparison, conversion.budget, config.drop_type)
     if comparison.networks[-1].drop_points is None:
         problem = problem or conversion.unproven
     told = notice(comparison, conversion.plan, source.calib is not None)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import MinMaxCalibrater, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -117,13 +118,20 @@ def linear_steps(network: ir.Model) -> list[str]:
     ]
 
 
-def quantized_for_timing(content: bytes) -> bytes:
+def quantized_for_timing(content: bytes, weights: Path | None = None) -> bytes:
     """Quantize an ONNX file for any ranges, on which its time does not depend.
 
+    Args:
+        content: Of the file.
+        weights: Folder of the files that hold its weights, or None where it has them all.
+
     Raises:
-        ConverterError: When onnxruntime cannot quantize it.
+        ConverterError: When it is too large, or onnxruntime cannot quantize it.
     """
-    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
+    read = onnx.load_from_string(content)
+    if weights is not None:
+        onnx.load_external_data_for_model(read, str(weights))
+    model = _proto(ir.from_proto(read))
     graph = model.graph
     names = [*(v.name for v in graph.input), *(name for n in graph.node for name in n.output)]
     one = np.float32(1)
@@ -157,10 +165,15 @@ class _Reader(CalibrationDataReader):
 
 
 def _proto(network: ir.Model) -> onnx.ModelProto:
-    """Write a network for the quantizer: all nodes named, shapes known, opset new enough."""
+    """Write a network for the quantizer.
+
+    All nodes are named, constants are initializers, shapes known, the opset new enough.
+    """
     if size(network) >= LARGEST_FILE:
         raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
-    model = ir.to_proto(ir.external_data.load_to_model(network.clone()))
+    copy = ir.external_data.load_to_model(network.clone())
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    model = ir.to_proto(copy)
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
     with _as_errors():
@@ -176,6 +189,8 @@ def _as_errors() -> Iterator[None]:
     logging.disable(logging.WARNING)
     try:
         yield
+    except ConverterError:
+        raise
     except Exception as error:  # the quantizer raises many classes
         raise ConverterError(
             f"onnxruntime cannot quantize the network: {first_line(error)}; leave out --int8."
@@ -191,9 +206,11 @@ def _follower(node: ir.Node) -> ir.Node | None:
     if not _linear(node) or len(uses) != 1 or output.is_graph_output():
         return None
     follower, position = uses[0]
-    if node.op_type == follower.op_type == "MatMul":  # its components may lie along any axis
+    if position != 0 or not _linear(follower):
         return None
-    return follower if position == 0 and _linear(follower) else None
+    # Between other pairs the components lie along one axis and are summed along another.
+    pair = {node.op_type, follower.op_type}
+    return follower if pair in ({"Conv"}, {"Gemm"}, {"Gemm", "MatMul"}) else None
 
 
 def _linear(node: ir.Node) -> bool:
@@ -206,7 +223,11 @@ def _linear(node: ir.Node) -> bool:
         if name in ("alpha", "beta")
     )
     own = [value for value in node.inputs[1:] if value is not None]
-    return usual and all(v.is_initializer() and len(v.uses()) == 1 for v in own)
+    if not usual or not all(v.is_initializer() and len(v.uses()) == 1 for v in own):
+        return False
+    weight = constant(node.inputs[1])
+    flat = weight is not None and weight.ndim == 2 and not node.attributes.get_int("transA", False)
+    return node.op_type == "Conv" or flat
 
 
 def _output_axis(node: ir.Node) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -76,7 +77,7 @@ def latency_table(
         return measure(
             network, "The network", shapes, threads=config.threads, provider=config.provider,
             weights=folder, others=others,
-            quantized=quantized_for_timing if config.int8 else None,
+            quantized=partial(quantized_for_timing, weights=folder) if config.int8 else None,
             progress=lambda done: progress("measuring", done),
         ).to_json()  # fmt: skip
 
@@ -118,7 +119,8 @@ def measured_speedup(
     other = rewrite(source.network, chains)
     sessions = [open_session(m, config.threads, config.provider) for m in (source.network, other)]
     if config.int8:
-        content = quantized_for_timing(ir.to_proto(other).SerializeToString())
+        content = ir.to_proto(other).SerializeToString()
+        content = quantized_for_timing(content, weights_folder(other))
         sessions[1] = open_file(content, config.threads, config.provider)
     dtypes = {item.name: item.dtype for item in source.inputs}
     shapes = timed_shapes(source, config)

@@ -66,7 +66,10 @@ class Place:
 
     def together(self, number: float) -> float:
         """Average a number over all processes."""
-        return float(self.mean(torch.tensor(float(number), device=self.device)))
+        if self.processes == 1:
+            return float(number)
+        value = torch.tensor(float(number), dtype=torch.float64, device=self.device)
+        return float(self.mean(value))
 
 
 def tune(
@@ -191,7 +194,8 @@ def tune(
                 now = replace(now, best_loss=found, best=_copy(average), done=done)
             if not found <= now.first_loss and not done:  # too fast: back, and slower
                 now = replace(now, share=now.share / SLOWER)
-                average, current = _copy(now.best), _copy(now.best)
+                best = {name: tensor.to(place.device) for name, tensor in now.best.items()}
+                average, current = _copy(best), _copy(best)
                 optimizer.state.clear()
             model.load_state_dict(current)
         late = epoch_ends or time.monotonic() - saved_s > SAVE_S
