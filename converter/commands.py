@@ -11,13 +11,14 @@ from torch import nn
 from converter.config import ConvertConfig, parse_shapes
 from converter.delivery.check import check_graph
 from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
+from converter.delivery.int8 import check_int8
 from converter.delivery.report import LayerRow, layer_rows
 from converter.delivery.result import read_origin
 from converter.errors import ConverterError
 from converter.networks import onnx_network
 from converter.networks.source import open_source, read_data
 from converter.networks.survey import Layer
-from converter.pipeline import check_int8, check_options, decide, list_layers
+from converter.pipeline import check_options, decide, list_layers
 from converter.planning.latency import LatencyTable
 from converter.planning.plan import Plan
 from converter.planning.timing import latency_table

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -18,10 +17,11 @@ from converter.delivery.budget import Found, Solved, find_plan
 from converter.delivery.check import check, check_graph, check_same, check_twin
 from converter.delivery.compare import Comparison, Evaluate, Progress, verdict
 from converter.delivery.correct import SOLVED_AGAIN, correct
-from converter.delivery.int8 import as_int8
+from converter.delivery.int8 import as_int8, check_int8, small_version
 from converter.delivery.prove import Conversion, prove
 from converter.delivery.report import LayerRow, layer_rows
 from converter.delivery.result import Result, load, read_config, read_origin, read_rows
+from converter.delivery.schedule import dense_again, increment, staged
 from converter.delivery.teach import taught, trainable
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
@@ -39,13 +39,12 @@ from converter.networks.onnx_rewrite import rewrite
 from converter.networks.source import (
     Source,
     examples,
-    free_axes,
     open_source,
     read_data,
     read_named_data,
     samples,
 )
-from converter.networks.survey import QUANTIZED_LAYERS, Layer, survey
+from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan, read_plan
 from converter.planning.solve import solve_layers
@@ -221,23 +220,6 @@ def check_options(config: ConvertConfig) -> ConvertConfig:
     return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
 
 
-def check_int8(source: Source) -> None:
-    """Refuse at once what cannot be quantized.
-
-    Raises:
-        ConverterError: When there are no sample inputs, or the network is not of float32 or too
-            large.
-    """
-    if source.calib is None:
-        raise ConverterError("--int8 needs sample inputs; give --calib.")
-    if any(n.op_type in ("DequantizeLinear", *QUANTIZED_LAYERS) for n in source.network.graph):
-        raise ConverterError("The network is quantized already; leave out --int8.")
-    if any(item.dtype == np.float16 for item in source.inputs):
-        raise ConverterError("A float16 network cannot be quantized; give it in float32.")
-    if onnx_network.size(source.network) >= onnx_network.LARGEST_FILE:
-        raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
-
-
 def list_layers(source: Source, config: ConvertConfig) -> tuple[Layer, ...]:
     """List the convolutions and linear layers."""
     feeds = examples(source, config.seed, 1)
@@ -340,23 +322,6 @@ def carried_out(
     )
 
 
-def small_version(
-    network: ir.Model, source: Source, found: Found, config: ConvertConfig
-) -> tuple[ir.Model | None, str | None]:
-    """Quantize a network if that was asked for.
-
-    Returns:
-        It, or None; and the sentence that says why the budget is missed, or None.
-    """
-    if not config.int8:
-        return None, found.problem
-    int8 = as_int8(network, source, config, found.lost)
-    if found.lost is None:
-        return int8, found.problem
-    times = found.lost(int8)
-    return int8, f"The int8 network loses {times:.2f} times what it may." if times > 1 else None
-
-
 def solve(
     source: Source,
     plan: Plan,
@@ -396,49 +361,6 @@ def solve(
         for name, chain in chains.items()
     }
     return chains, errors
-
-
-def staged(config: ConvertConfig) -> list[ConvertConfig]:
-    """Give the options of each step of ``--schedule``: a part of the budget and of the epochs.
-
-    What is left, of operations or time, falls by the same factor in every step.
-    """
-    found = []
-    for number in range(1, config.schedule + 1):
-        share = number / config.schedule
-        changes: dict[str, Any] = {
-            name: getattr(config, name) ** share
-            for name in ("target_speedup", "max_macs")
-            if name in config.budget
-        }
-        changes |= {
-            name: getattr(config, name) * share
-            for name in ("max_drop", "max_error")
-            if name in config.budget
-        }
-        for name in ("finetune", "reconstruct"):
-            done = [getattr(config, name) * n // config.schedule for n in (number - 1, number)]
-            changes[name] = done[1] - done[0]
-        found.append(replace(config, schedule=1, **changes) if config.schedule > 1 else config)
-    return found
-
-
-def increment(stage: ConvertConfig, config: ConvertConfig) -> ConvertConfig:
-    """Give the options of a search within a schedule: what it may lose more than was lost."""
-    if config.schedule == 1:
-        return stage
-    names = [name for name in ("max_drop", "max_error") if name in config.budget]
-    return replace(stage, **{name: getattr(config, name) / config.schedule for name in names})
-
-
-def dense_again(source: Source, conversion: Conversion, config: ConvertConfig) -> Source:
-    """Write a trained conversion as dense convolutions again, for the next step of a schedule."""
-    if conversion.module is None or source.module is None or not conversion.plan.chosen():
-        return source
-    module = torch_network.dense(source.module, conversion.module, conversion.plan.chosen())
-    feeds, free = examples(source, config.seed, 1), free_axes(source.inputs)
-    network = torch_export.export(module, feeds, free)
-    return replace(source, module=module, original=network, network=normal(network))
 
 
 def _withdrawable(conversion: Conversion, config: ConvertConfig, comparison: Comparison) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_results import ROOT, earlier_rows, table, write
+from bench_results import ROOT, gather, resumable, table
 
 sys.path.insert(0, str(ROOT))
 
@@ -22,8 +22,6 @@ import numpy as np
 from bench_zoo import ZOO
 
 import converter
-from converter.delivery.compare import versions
-from converter.networks.runtime import cpu_model
 
 SAMPLE_SPEEDUP, EPOCHS = 13.0, 10  # over the original in floating point
 SAMPLE_GAIN, POINTS = 3.0, 0.5
@@ -102,18 +100,10 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
 
 def main() -> int:
     """Measure, print, and write ``scripts/results/int8.json``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = resumable(__doc__)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
     parser.add_argument("--tuned", action="store_true", help="also the row that trains")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--older", action="store_true", help="--resume rows of other commits, too")
-    options = parser.parse_args()
-    found = earlier_rows("int8", options.older) if options.resume else []
-    conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
-    for measured in rows(options, {row["name"] for row in found}):
-        print(measured, flush=True)
-        found.append(measured)
-        write("int8", conditions, found)
+    gather("int8", rows, parser.parse_args())
     print(table("int8"))
     return 0
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_results import ROOT, earlier_rows, memory_watched, table, write
+from bench_results import ROOT, gather, memory_watched, resumable, table
 
 sys.path.insert(0, str(ROOT))
 
@@ -32,9 +32,8 @@ from torch import nn
 
 import converter
 from converter.commands import inspect
-from converter.delivery.compare import versions
 from converter.networks.onnx_network import open_session
-from converter.networks.runtime import cpu_model, run
+from converter.networks.runtime import run
 
 ARCHITECTURES = (
     "ResNet-18", "WRN-16-10", "SqueezeNet 1.1", "MobileNet", "U-Net", "1-D ResNet-18",
@@ -282,9 +281,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
 
 def main() -> int:
     """Measure, print, and write ``scripts/results/onnx.json``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--older", action="store_true", help="--resume rows of other commits, too")
+    parser = resumable(__doc__)
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
     parser.add_argument("--opennsfw", type=Path, default=ROOT / "runs" / "opennsfw")
     parser.add_argument("--scratch", type=Path, help="a folder with 10 GB free")
@@ -295,12 +292,7 @@ def main() -> int:
     if options.one:
         print(json.dumps(one(options.one, options)))
         return 0
-    found = earlier_rows("onnx", options.older) if options.resume else []
-    conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
-    for row in rows(options, {row["name"] for row in found}):
-        found.append(row)
-        print(row, flush=True)
-        write("onnx", conditions, found)
+    gather("onnx", rows, options)
     print(table("onnx"))
     return 0
 

@@ -16,13 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_results import ROOT, earlier_rows, write
+from bench_results import ROOT, gather, resumable
 
 sys.path.insert(0, str(ROOT))
 
 import converter
-from converter.delivery.compare import versions
-from converter.networks.runtime import cpu_model
 
 EPOCHS, SPEEDUP, PARAMS_RATIO, POINTS, LABELS_POINTS = 10, 10.0, 10.0, 0.5, 0.3
 HEADLINE = f"--target-speedup {SPEEDUP:g}, {EPOCHS} epochs"
@@ -91,18 +89,10 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
 
 def main() -> int:
     """Measure, print, and write ``scripts/results/paper.json``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = resumable(__doc__)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
     parser.add_argument("--headline", action="store_true", help="the first row only")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--older", action="store_true", help="--resume rows of other commits, too")
-    options = parser.parse_args()
-    found = earlier_rows("paper", options.older) if options.resume else []
-    conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
-    for row in rows(options, {row["name"] for row in found}):
-        print(row, flush=True)
-        found.append(row)
-        write("paper", conditions, found)
+    gather("paper", rows, parser.parse_args())
     return 0
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_results import ROOT, earlier_rows, memory_watched, write
+from bench_results import ROOT, gather, memory_watched, resumable
 
 sys.path.insert(0, str(ROOT))
 
@@ -31,8 +31,6 @@ import numpy as np
 import torch
 
 import converter
-from converter.delivery.compare import versions
-from converter.networks.runtime import cpu_model
 
 IMAGES = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
 # Accuracy wanted without fine-tuning; flattened may lose 1.5 points more than separable.
@@ -338,14 +336,12 @@ def save(figure: Any, axes: Any, name: str) -> None:
 
 def main() -> int:
     """Measure, print, and write ``resnets_untuned.json`` or ``resnets_tuned.json``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = resumable(__doc__)
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--tuned", action="store_true", help="the rows with fine-tuning (hours)")
     parser.add_argument("--only", nargs="+", help="of the rows with fine-tuning, by name")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--older", action="store_true", help="--resume rows of other commits, too")
     parser.add_argument("--solve-large", choices=tuple(LARGE), help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -356,12 +352,7 @@ def main() -> int:
         solve_large(options.solve_large)
         return 0
     name, measured = ("resnets_tuned", tuned_rows) if options.tuned else ("resnets_untuned", rows)
-    found = earlier_rows(name, options.older) if options.resume else []
-    conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
-    for row in measured(options, {row["name"] for row in found}):
-        print(row, flush=True)
-        found.append(row)
-        write(name, conditions, found)
+    found = gather(name, measured, options)
     if options.curve:
         draw_ranks(found)
         draw_frontiers(found)

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,38 @@ def earlier_rows(name: str, older: bool = False) -> list[dict[str, Any]]:
     found = [{"commit": then} | row for row in document["rows"]]
     kept = [row for row in found if older or row["commit"] == now]
     return [{k: v for k, v in row.items() if (k, v) != ("commit", now)} for row in kept]
+
+
+def gather(
+    name: str,
+    rows: Callable[[argparse.Namespace, set[str]], Iterator[dict[str, Any]]],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Measure rows, and print and write each as it comes.
+
+    Args:
+        name: Of the results.
+        rows: Measures all rows but those whose names it is given.
+        options: With ``resume`` and ``older``, of ``resumable``.
+    """
+    from converter.delivery.compare import versions
+    from converter.networks.runtime import cpu_model
+
+    found = earlier_rows(name, options.older) if options.resume else []
+    conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
+    for row in rows(options, {row["name"] for row in found}):
+        print(row, flush=True)
+        found.append(row)
+        write(name, conditions, found)
+    return found
+
+
+def resumable(description: str) -> argparse.ArgumentParser:
+    """Make a parser with the options of ``gather``."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--older", action="store_true", help="--resume rows of other commits, too")
+    return parser
 
 
 @contextlib.contextmanager

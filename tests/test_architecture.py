@@ -24,7 +24,7 @@ planning.options planning.judge planning.sensitivity planning.knapsack
 tuning.lesson tuning.batches tuning.state tuning.tune
 delivery.check delivery.correct delivery.compare delivery.report
 delivery.tables delivery.page delivery.result delivery.search delivery.budget delivery.teach
-delivery.int8 delivery.prove
+delivery.int8 delivery.prove delivery.schedule
 pipeline commands target cli __main__
 """.split()
 

@@ -575,3 +575,17 @@ def test_factory_arguments_are_read():
 def test_factory_arguments_must_be_a_json_object(text, match):
     with pytest.raises(ConverterError, match=match):
         parse_arguments(text)
+
+
+def test_what_is_held_out_is_changed_the_same_way_each_time(tmp_path):
+    plain = read(npz(tmp_path, x=pixels(6, 8, 8, 3)))
+    varied = plain.varied(3)
+    first, again = (varied.read(np.arange(4))["x"] for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, plain.read(np.arange(4))["x"])
+    assert not np.array_equal(first, plain.varied(4).read(np.arange(4))["x"])
+
+
+def test_what_cannot_be_changed_is_held_out_as_it_is():
+    data = from_arrays({"x": np.ones((4, 3), np.float32)}, "ones")
+    assert data.varied(0) is data

@@ -22,6 +22,7 @@ import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import dry_run, export, inspect
 from converter.delivery.check import check, check_graph, difference, tolerance
+from converter.delivery.schedule import increment, staged
 from converter.delivery.tables import layer_cells
 from converter.delivery.teach import budget_test
 from converter.kernels.form import decompose
@@ -31,7 +32,6 @@ from converter.networks.onnx_network import load as load_onnx
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
 from converter.networks.torch_export import find_callable
-from converter.pipeline import increment, staged
 from converter.tuning.lesson import distance
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}

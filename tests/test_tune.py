@@ -17,7 +17,7 @@ from converter.networks.torch_modules import read_module, to_modules
 from converter.tuning.batches import Batches
 from converter.tuning.lesson import Recipe, distance, own_loss, reconstruction, relative_error
 from converter.tuning.state import State, read_state
-from converter.tuning.tune import tune
+from converter.tuning.tune import Place, _alike, place_of, tune
 
 QUICK = Recipe(epochs=2, lr=1e-2, batch_size=32)
 
@@ -384,3 +384,17 @@ def test_where_an_epoch_does_harm_it_goes_back_and_learns_more_slowly(tmp_path):
     gentle = tune(student, teacher, data(), QUICK, state=tmp_path / "gentle.safetensors")
     assert read_state(tmp_path / "gentle.safetensors", student.state_dict()).share == 1
     assert gentle.best_loss < gentle.first_loss
+
+
+@pytest.mark.parametrize("step", [4097, 5_000_001])
+def test_one_process_agrees_with_itself_at_any_step(step):
+    place = place_of("cpu")
+    assert _alike(step, place)
+    assert place.together(step**2) == step**2
+
+
+def test_processes_that_stand_elsewhere_do_not_agree():
+    # of two processes, this one at step 8 and the other at step 6
+    other = {8.0: 7.0, 64.0: 50.0}
+    place = Place(0, 2, torch.device("cpu"), lambda t: torch.tensor(other[float(t)]))
+    assert not _alike(8, place)

@@ -8,9 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from converter.config import ConvertConfig
-from converter.networks.onnx_network import inputs
+from converter.delivery.budget import Found
+from converter.errors import ConverterError
+from converter.networks.onnx_network import LARGEST_FILE, inputs, size
 from converter.networks.quantize import evened, linear_steps, observed_ranges, quantized
 from converter.networks.source import Source
+from converter.networks.survey import QUANTIZED_LAYERS
 from converter.planning.judge import Judge
 
 EXAMPLES, BATCH, RANKED = 256, 16, 32
@@ -58,3 +61,37 @@ def as_int8(
         if lost(spared) <= 1:
             return spared
     return whole
+
+
+def check_int8(source: Source) -> None:
+    """Refuse at once what cannot be quantized.
+
+    Raises:
+        ConverterError: When there are no sample inputs, or the network is not of float32 or too
+            large.
+    """
+    if source.calib is None:
+        raise ConverterError("--int8 needs sample inputs; give --calib.")
+    if any(n.op_type in ("DequantizeLinear", *QUANTIZED_LAYERS) for n in source.network.graph):
+        raise ConverterError("The network is quantized already; leave out --int8.")
+    if any(item.dtype == np.float16 for item in source.inputs):
+        raise ConverterError("A float16 network cannot be quantized; give it in float32.")
+    if size(source.network) >= LARGEST_FILE:
+        raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
+
+
+def small_version(
+    network: ir.Model, source: Source, found: Found, config: ConvertConfig
+) -> tuple[ir.Model | None, str | None]:
+    """Quantize a network if that was asked for.
+
+    Returns:
+        It, or None; and the sentence that says why the budget is missed, or None.
+    """
+    if not config.int8:
+        return None, found.problem
+    int8 = as_int8(network, source, config, found.lost)
+    if found.lost is None:
+        return int8, found.problem
+    times = found.lost(int8)
+    return int8, f"The int8 network loses {times:.2f} times what it may." if times > 1 else None

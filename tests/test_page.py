@@ -1,0 +1,71 @@
+"""The page of a report: what it draws, what it sorts by, and that nothing in it is code."""
+
+import json
+import re
+
+import pytest
+
+from converter.delivery.page import _after_ms, _error_chart, _sorted_by, _time_chart
+from converter.delivery.report import LayerRow
+
+TIMED = LayerRow("a", "tucker", [8, 16], 1000, 100, 0.25, 2.0, 0.5, None)
+KEPT = LayerRow("b", None, None, 500, 500, None, 1.0, None, "it is small")
+UNTIMED = LayerRow("c", "lvh", 16, 500, 50, 0.5, None, None, None)
+
+
+def test_the_bars_of_time_add_up_to_the_layers():
+    chart = _time_chart([TIMED, KEPT])
+    assert chart.layout.barmode == "stack"
+    assert [sum(bar.x[n] for bar in chart.data) for n in range(2)] == [3.0, 1.5]
+
+
+@pytest.mark.parametrize(("row", "after_ms"), [(TIMED, 0.5), (KEPT, 1.0), (UNTIMED, 0.0)])
+def test_a_layer_whose_form_was_not_timed_counts_as_before(row, after_ms):
+    assert _after_ms(row) == after_ms
+
+
+def test_errors_are_drawn_of_converted_layers_only():
+    (bars,) = _error_chart([TIMED, KEPT, UNTIMED]).data
+    assert dict(zip(bars.y, bars.x)) == {"a": 0.25, "c": 0.5}
+
+
+def test_cells_are_sorted_by_numbers_not_by_how_they_are_written():
+    assert _sorted_by(TIMED) == ["a", "tucker", 8, 1000, 100, 2.0, 0.5, 0.25, ""]
+    assert _sorted_by(KEPT) == ["b", "", "", 500, 500, 1.0, "", "", "it is small"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page whose names would be code if they were not escaped."""
+    from conftest import make_net, noise
+
+    import converter
+    from converter.config import ConvertConfig
+
+    folder = tmp_path_factory.mktemp("page")
+    path = make_net(folder / "net.onnx", channels=(3, 16, 16))
+    text = path.read_bytes().replace(b"conv1.weight", b"<b>1.weight<")
+    path.write_bytes(text)
+    config = ConvertConfig(form=("channel",), rank=("4",))
+    result = converter.convert(path, None, config, calib=noise(8, 3, 8, 8))
+    result.save(folder / "out")
+    return (folder / "out" / "report.html").read_text()
+
+
+def test_names_of_layers_are_text(page):
+    assert "&lt;b&gt;1" in page
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert not any("<" in cell for cell in cells)
+
+
+def test_the_page_asks_for_nothing(page):
+    outside = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"(src|href)=\"(?!data:)", outside)
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+
+
+def test_every_layer_has_its_row_and_its_values(page):
+    values = re.findall(r'data-value="([^"]*)"', page)
+    assert len(values) % len(_sorted_by(KEPT)) == 0
+    assert json.loads(values[3]) > 0
