@@ -87,6 +87,9 @@ def small_version(
 
     Returns:
         It, or None; and the sentence that says why the budget is missed, or None.
+
+    Raises:
+        ConverterError: When onnxruntime cannot quantize the network.
     """
     if not config.int8:
         return None, found.problem
