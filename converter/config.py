@@ -31,6 +31,7 @@ class ConvertConfig:
             used, and wide layers are solved for coarser statistics.
         cache: Keep what was solved, and use it again ($FLATCONV_CACHE, else the user's cache).
         form: Form of all layers, or LAYER=FORM; repeatable.
+        stages: How often lvh filters in a row; 2 as in the networks of its paper.
         rank: Rank of all layers (16, 0.5, or 0.5,0.5 for tucker), or LAYER=RANK; repeatable.
         only: Convert only these layers (names or patterns such as layer3.*); repeatable.
         keep: Leave these layers alone (names or patterns); repeatable.
@@ -86,6 +87,7 @@ class ConvertConfig:
     memory: float = 2.0
     cache: bool = True
     form: tuple[str, ...] = ()
+    stages: Literal[1, 2] = 1
     rank: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
@@ -134,6 +136,8 @@ class ConvertConfig:
                 raise ConverterError(f"--{option} must be at least {least}.")
         if self.threads > (most := max(64, os.cpu_count() or 1)):
             raise ConverterError(f"--threads must be at most {most} here.")
+        if self.stages > 1 and not any(text.endswith("lvh") for text in self.form):
+            raise ConverterError("--stages is of --form lvh.")
         if self.plan and (self.form or self.rank or self.only or self.keep):
             raise ConverterError(
                 "--plan says what happens to each layer; leave out --form, --rank, --only and "
@@ -207,6 +211,13 @@ class ConvertConfig:
     def trains(self) -> bool:
         """Whether the converted network is trained."""
         return bool(self.finetune or self.reconstruct)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What the user chose by ``form`` and ``stages``."""
+        found = (text.rpartition("=") for text in self.form)
+        twice = self.stages > 1
+        return tuple(a + b + ("lvh2" if twice and c == "lvh" else c) for a, b, c in found)
 
     @property
     def manual(self) -> bool:

@@ -68,34 +68,31 @@ def embed(folder: Path, seed: int) -> None:
         )
 
 
-def main() -> int:
-    """Train, print a line an epoch, and write ``sample_models/paper_cifar10.safetensors``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--max-lr", type=float, default=0.1)
-    parser.add_argument("--weight-decay", type=float, default=5e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    state_path = ROOT / "runs" / "train_sample" / "state.pt"
+def train(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    test: tuple[torch.Tensor, torch.Tensor],
+    state_path: Path,
+    epochs: int,
+    batch_size: int = 128,
+    max_lr: float = 0.1,
+    weight_decay: float = 5e-4,
+    seed: int = 0,
+) -> nn.Module:
+    """Train the network, print a line an epoch, and go on from ``state_path`` if it is there."""
     state_path.parent.mkdir(parents=True, exist_ok=True)
-
-    embed(options.data, options.seed)
-    images, labels = load_split(options.data, "train")
-    test_images, test_labels = load_split(options.data, "test")
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     model = paper_cifar10.build().to(memory_format=torch.channels_last)
-    steps = len(images) // options.batch_size
+    steps = len(images) // batch_size
     optimizer = torch.optim.SGD(
         model.parameters(),
-        options.max_lr,
+        max_lr,
         momentum=0.9,
         nesterov=True,
-        weight_decay=options.weight_decay,
+        weight_decay=weight_decay,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.max_lr, total_steps=options.epochs * steps, pct_start=0.2
+        optimizer, max_lr, total_steps=epochs * steps, pct_start=0.2
     )
     first_epoch = 0
     if state_path.exists():
@@ -105,13 +102,13 @@ def main() -> int:
         schedule.load_state_dict(state["schedule"])
         first_epoch = state["epoch"]
 
-    for epoch in range(first_epoch, options.epochs):
+    for epoch in range(first_epoch, epochs):
         start = time.perf_counter()
-        generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
+        generator = torch.Generator().manual_seed(seed * 1000 + epoch)
         order = torch.randperm(len(images), generator=generator)
         model.train()
         losses = []
-        for picked in order[: steps * options.batch_size].view(steps, -1):
+        for picked in order[: steps * batch_size].view(steps, -1):
             x = augment(images[picked], generator)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(x)
@@ -121,9 +118,9 @@ def main() -> int:
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-        score = accuracy(model, test_images, test_labels)
+        score = accuracy(model, *test)
         print(
-            f"epoch {epoch + 1}/{options.epochs} loss {np.mean(losses):.3f} "
+            f"epoch {epoch + 1}/{epochs} loss {np.mean(losses):.3f} "
             f"test accuracy {score:.4f} ({time.perf_counter() - start:.0f} s)",
             flush=True,
         )
@@ -135,11 +132,34 @@ def main() -> int:
         }
         torch.save(state, state_path.with_suffix(".tmp"))
         state_path.with_suffix(".tmp").replace(state_path)
+    return model
 
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, ROOT / "sample_models" / "paper_cifar10.safetensors")
-    print(f"test accuracy {accuracy(model, test_images, test_labels):.4f}")
+
+def main() -> int:
+    """Train, and write ``sample_models/paper_cifar10.safetensors``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--max-lr", type=float, default=0.1)
+    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    embed(options.data, options.seed)
+    test = load_split(options.data, "test")
+    state = ROOT / "runs" / "train_sample" / "state.pt"
+    model = train(
+        *load_split(options.data, "train"), test, state, options.epochs, options.batch_size,
+        options.max_lr, options.weight_decay, options.seed,
+    )  # fmt: skip
+    save(model, ROOT / "sample_models" / "paper_cifar10.safetensors")
+    print(f"test accuracy {accuracy(model, *test):.4f}")
     return 0
+
+
+def save(model: nn.Module, path: Path) -> None:
+    """Write a checkpoint."""
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Laws that every form obeys: exact at full rank, geometry kept, errors that fall with the rank."""
 
 import itertools
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -220,7 +221,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("name", SPLITTING_FORMS)
+@pytest.mark.parametrize("name", list(STEPS))
 def test_the_stride_is_on_the_first_step_that_covers_its_axis(name):
     conv = make_conv(
         (8, 4, 3, 5), stride=(2, 3), padding=((1, 0), (2, 1)), dilation=(3, 2), groups=2
@@ -233,6 +234,48 @@ def test_the_stride_is_on_the_first_step_that_covers_its_axis(name):
         assert [step.dilation[axis] for step in owners] == [dilation]
         others = [step for step in steps if step.stride[axis] != stride]
         assert {(s.padding[axis], s.dilation[axis]) for s in others} <= {((0, 0), 1)}
+
+
+def test_two_stages_pad_first_and_stride_last():
+    conv = make_conv(
+        (8, 4, 3, 5), stride=(2, 3), padding=((1, 0), (2, 1)), dilation=(3, 2), groups=2
+    )
+    steps = decompose(conv, FORMS["lvh2"], (8,)).steps
+    assert [step.k for step in steps] == [(1, 1), (2, 1), (1, 3), (1, 1), (2, 1), (1, 3)]
+    assert [step.groups for step in steps] == [2, 8, 8, 2, 8, 8]
+    assert [step.stride for step in steps] == [(1, 1)] * 4 + [(2, 1), (1, 3)]
+    assert [step.padding[0] for step in steps] == [(0, 0), (1, 0)] + [(0, 0)] * 4
+    assert [step.padding[1] for step in steps] == [(0, 0)] * 2 + [(2, 1)] + [(0, 0)] * 3
+    assert [step.dilation for step in steps] == [(1, 1), (3, 1), (1, 2)] * 2
+
+
+@FEW
+@given(data=st.data())
+def test_two_stages_compute_their_dense_kernel(data):
+    conv = data.draw(convolutions_for("lvh2"))
+    chain = decompose(conv, FORMS["lvh2"], some_rank(data.draw, conv, FORMS["lvh2"]))
+    dense, x = replace(conv, kernel=chain.dense().kernel), input_for(conv)
+    assert dense.k == conv.k
+    assert difference(compute(chain.steps, x), compute([dense], x)) < 1e-5
+    assert relative_error(conv, chain) < 1
+
+
+def test_two_stages_err_less_than_one():
+    conv = make_conv((8, 5, 5, 5), seed=5)
+    once, twice = (
+        relative_error(conv, decompose(conv, FORMS[name], rank))
+        for name, rank in (("lvh", (1,)), ("lvh2", (8,)))
+    )
+    assert twice < 0.95 * once
+
+
+def test_terms_as_small_as_the_first_stage_are_recovered():
+    rng = np.random.default_rng(0)
+    out, lateral, vertical, horizontal = (rng.standard_normal((n, 4)) for n in (6, 5, 3, 3))
+    kernel = np.zeros((6, 5, 5, 5))
+    kernel[..., 1:4, 1:4] = np.einsum("or,ir,hr,wr->oihw", out, lateral, vertical, horizontal)
+    conv = Conv(kernel, None, (1, 1), ((2, 2),) * 2, (1, 1))
+    assert relative_error(conv, decompose(conv, FORMS["lvh2"], (4,))) < 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name in EXACT_FORMS if name != "spatial"])
@@ -424,7 +467,7 @@ def test_the_estimated_error_of_tucker_is_a_bound(data):
     assert bound <= np.sqrt(2) * true + 1e-6
 
 
-@pytest.mark.parametrize("name", ["flattened", "separable", "lvh"])
+@pytest.mark.parametrize("name", ["flattened", "separable", "lvh", "lvh2"])
 def test_forms_without_a_closed_form_give_no_estimate(name):
     assert estimate_errors(make_conv((8, 4, 3, 3)), FORMS[name]) is None
 
@@ -568,7 +611,7 @@ def test_channel_is_the_best_under_any_metric(conv, data):
 
 
 @pytest.mark.parametrize("under", [None, "kronecker", "full"])
-@pytest.mark.parametrize("name", [name for name in SPLITTING_FORMS if name != "lvh"])
+@pytest.mark.parametrize("name", EXACT_FORMS)
 def test_the_error_never_rises_along_a_path(name, under):
     form, conv = FORMS[name], make_conv((12, 6, 3, 3), groups=2)
     metrics = metrics_for(conv, kronecker=under == "kronecker") if under else None

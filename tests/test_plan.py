@@ -107,6 +107,14 @@ def test_ranks_are_numbers_or_fractions(layers, form, rank, wanted):
     assert "block2.conv1" not in reasons(plan)
 
 
+def test_two_stages_are_of_lvh_alone(layers):
+    plan = plan_of(layers, form=("separable", "stem=lvh"), stages=2)
+    assert chosen(plan)["stem"] == ("lvh2", (16,))
+    assert chosen(plan)["block1.conv1"] == ("separable", (16,))
+    with pytest.raises(ConverterError, match="--stages is of --form lvh"):
+        ConvertConfig(form=("separable",), stages=2)
+
+
 def test_one_layer_is_chosen_by_its_name(layers):
     plan = plan_of(layers, form=("block1.conv2=spatial",), rank=("block1.conv2=4",))
     assert chosen(plan) == {"block1.conv2": ("spatial", (4,))}

@@ -222,32 +222,35 @@ class Chain:
 def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     """Give factor kernels the geometry of ``conv`` and make a chain of them.
 
-    Stride, padding (what a transposed convolution cuts off) and dilation of an axis go on the
-    first step whose kernel covers it (on the first step for an axis of size 1), the bias on the
-    last. The steps of a transposed convolution that own no axis are plain pointwise ones. The
-    kernels are cast to the type of ``conv``'s.
+    What comes before an axis is filtered, its padding, goes on the first step whose kernel covers
+    it (on the first step for an axis of size 1), what comes after, its stride, on the last; of a
+    transposed convolution the stride comes before, and what is cut off after. Dilation goes on all
+    of them, the bias on the last step. The steps of a transposed convolution that own no axis are
+    plain pointwise ones. The kernels are cast to the type of ``conv``'s.
 
     Args:
         conv: The convolution that the chain stands in for.
         kernels: (kernel (O, I/groups, *k), groups) of each step.
     """
-    owner = [
-        next((n for n, (kernel, _) in enumerate(kernels) if kernel.shape[2 + axis] > 1), 0)
+    covering = [
+        [n for n, (kernel, _) in enumerate(kernels) if kernel.shape[2 + axis] > 1] or [0]
         for axis in range(len(conv.k))
     ]
     steps = []
     for n, (kernel, groups) in enumerate(kernels):
-        own = [first == n for first in owner]
+        own = [n in those for those in covering]
+        begins, ends = ([those[at] == n for those in covering] for at in (0, -1))
+        strided, padded = (begins, ends) if conv.transposed else (ends, begins)
         step = Conv(
             kernel=kernel.astype(conv.kernel.dtype, copy=False),
             bias=conv.bias if n == len(kernels) - 1 else None,
-            stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, own)),
-            padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, own)),
+            stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, strided)),
+            padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, padded)),
             dilation=tuple(d if mine else 1 for d, mine in zip(conv.dilation, own)),
             padding_mode=conv.padding_mode,
             groups=groups,
         )
-        extra = tuple(e if mine else 0 for e, mine in zip(conv.output_padding, own))
+        extra = tuple(e if mine else 0 for e, mine in zip(conv.output_padding, begins))
         if conv.transposed and not (step.pointwise and not any(extra)):
             step = replace(step, transposed=True, output_padding=extra)
         steps.append(step)

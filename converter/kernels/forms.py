@@ -16,6 +16,7 @@ from converter.kernels.form import ErrorAt, Form, Kernels, Rank, Setting, Shape
 from converter.kernels.metric import Metric, mapped
 from converter.kernels.solve.svd import exact_rank, tail_errors, truncated_svd
 from converter.kernels.solve.tucker import tucker2
+from converter.kernels.taps import stage_sizes
 
 FORMS: dict[str, Form] = {}
 
@@ -75,6 +76,32 @@ def _lvh_shapes(shape: Shape, rank: Rank) -> list[tuple[Shape, int]]:
     if shape[1] == 1:
         return [(steps[0][0], 1), *steps[1:]]
     return [((*shape[:2], *_ones(shape)), 1), *steps]
+
+
+def _lvh_twice(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
+    """Give two stages of lvh in a row, as the paper's networks have them (arXiv 1412.5474)."""
+    from converter.kernels.solve.twice import two_stages  # shapes are asked for without torch
+
+    axes, k = _covered(kernel.shape[2:]), kernel.shape[2:]
+    tensor = kernel.reshape(_squeezed(kernel.shape))
+    steps: Kernels = []
+    for mix, *windows in two_stages(tensor, rank[0], setting.seed, setting.metric, setting.device):
+        factor = math.prod(window for window in windows if window.shape[1] == 1)
+        steps.append((_pointwise(mix * factor, len(k)), 1))
+        steps += [
+            (_along(window.T, axis, len(k)), len(mix))
+            for window, axis in zip(windows, axes)
+            if window.shape[1] > 1
+        ]
+    return steps
+
+
+def _lvh_twice_shapes(shape: Shape, rank: Rank) -> list[tuple[Shape, int]]:
+    steps: list[tuple[Shape, int]] = []
+    for stage, (O, I) in enumerate(((rank[0], shape[1]), (shape[0], rank[0]))):
+        sizes = (*shape[:2], *(stage_sizes(size)[stage] for size in shape[2:]))
+        steps += [((O, I, *_ones(shape)), 1), *_one_axis(sizes, O)]
+    return steps
 
 
 def _flattened(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
@@ -292,6 +319,16 @@ register(
         whole=lambda s: (math.prod(s[2:]),),
         per_channel=True,
         splits_depthwise=True,
+    )
+)
+register(
+    Form(  # lvh --stages 2
+        name="lvh2",
+        solve=_lvh_twice,
+        shapes=_lvh_twice_shapes,
+        max_rank=lambda s: (s[0],),
+        default="1.0",
+        refuses=_needs_window,
     )
 )
 register(

@@ -23,6 +23,12 @@ def turned(kernel: np.ndarray, groups: int) -> np.ndarray:
     return np.ascontiguousarray(split).reshape(groups * columns, rows // groups, *k)
 
 
+def stage_sizes(size: int) -> tuple[int, int]:
+    """Split a kernel's size so that two stages in a row reach as far: 5 gives 3 and 3."""
+    second = (size + 1) // 2
+    return size + 1 - second, second
+
+
 def expanded(kernel: np.ndarray, groups: int, outer: int) -> np.ndarray:
     """Write a grouped kernel with fewer groups, zeros filled in.
 

@@ -129,7 +129,7 @@ def make_plan(
     only = _matching(config.only, names, "--only")
     keep = _matching(config.keep, names, "--keep")
     linear = {layer.name for layer in layers if layer.conv is not None and not layer.conv.k}
-    forms, form = _by_layer(config.form, names, "--form", linear)
+    forms, form = _by_layer(config.forms, names, "--form", linear)
     ranks, rank = _by_layer(config.rank, names, "--rank", linear)
     choices = []
     for layer in layers:
