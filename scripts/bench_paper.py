@@ -14,7 +14,11 @@ from __future__ import annotations
 import argparse
 import copy
 import gzip
+import json
 import os
+import random
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 from train_sample import load_split, save, train
 
@@ -56,6 +61,7 @@ FEWER = {"form": ("flattened",), "rank": ("conv1=16", "conv2=32", "conv3=68")}
 FEWER_RATIO, TWICE, TWICE_POINTS = 20.0, 2.0, 1.0
 CONVS, STEPS = ("conv1", "conv2", "conv3"), ("lateral", "vertical", "horizontal")
 FASHION_EPOCHS = 8
+PART, KILLS, KILL_S = 4000, 4, (15.0, 40.0)
 
 
 def config(options: argparse.Namespace, **how: Any) -> converter.ConvertConfig:
@@ -217,6 +223,53 @@ def anchors(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, A
         yield judged({"name": name, **row}, f"{TWICE:g}x, {TWICE_POINTS:g} point", met)
 
 
+def processes(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
+    """Train a folder in one process, killed at random and resumed, and in two processes."""
+    names = [f"{PART} images, {FEW} epochs, {how}" for how in ("as is", "killed", "two processes")]
+    if {*names} <= done:
+        return
+    folder = ROOT / "runs" / "processes"
+    shutil.rmtree(folder, ignore_errors=True)
+    convert(options, keep=("linear",), **FLATTENED)[1].save(folder / "start")
+    with np.load(options.data / "train.npz") as data:
+        np.savez(folder / "part.npz", x=data["x"][:PART], y=data["y"][:PART])
+    tail = ["--train", folder / "part.npz", "--epochs", str(FEW), "--resume", "--quiet"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
+    weights, rng = {}, random.Random(0)
+    for name in names:
+        out = folder / name.split(", ")[-1].replace(" ", "_")
+        shutil.copytree(folder / "start", out)
+        head = launch if name == names[2] else ["-m"]
+        command = [sys.executable, *head, "converter", "finetune", out, *tail]
+        environment = os.environ | {"FLATCONV_CACHE": str(folder / f"{out.name}_cache")}
+        kills, start = 0, time.perf_counter()
+        while True:
+            process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment)
+            patience = rng.uniform(*KILL_S) if name == names[1] and kills < KILLS else None
+            try:
+                if process.wait(patience):
+                    raise SystemExit(f"{name}: status {process.returncode}")
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+        report = json.loads((out / "report.json").read_text())
+        weights[name] = load_file(out / "model.safetensors")
+        farthest = max(
+            float(np.abs(tensor - weights[names[0]][key]).max(initial=0))
+            for key, tensor in weights[name].items()
+        )
+        yield {
+            "name": name,
+            "accuracy": report["converted"]["accuracy"],
+            "drop_points": report["drop_points"],
+            "kills": kills,
+            "farthest_weight": farthest,
+            "minutes": (time.perf_counter() - start) / 60,
+        }
+
+
 def fashion(options: argparse.Namespace) -> argparse.Namespace:
     """Prepare Fashion-MNIST and a network trained on it."""
     data, path = ROOT / "data" / "fashion", ROOT / "runs" / "fashion" / "net.safetensors"
@@ -249,6 +302,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
     yield from forms(options, done)
     yield from anchors(options, done)
     yield from ablation(options, done)
+    yield from processes(options, done)
     if options.fashion:
         yield from forms(fashion(options), done, "Fashion-MNIST, ")
 

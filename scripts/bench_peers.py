@@ -1,0 +1,253 @@
+"""Other tools on the same checkpoints: accuracy without training and after it, and time.
+
+The sample network, ResNet-20 and ResNet-56 on CIFAR-10 (``scripts/fetch_cifar10.py``;
+``--checkpoints``): flatconv is given a budget, and every tool the share of multiply-accumulates
+that flatconv's network has left (unstructured pruning: the share of weights). All are trained
+alike, by ``converter.tuning`` for three epochs, and raced together in onnxruntime, batch 1, one
+thread. ResNet-18 (pytorchcv, random weights) for time alone. Every tool has a virtual environment
+of its own under ``runs/peers``. ``--openvino`` also times the original, flatconv's network and
+their int8 in OpenVINO. Rows are written as they come; ``--resume`` keeps those there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench_results import ROOT, gather, resumable, table
+
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from torch import nn
+
+import converter
+from converter.delivery.compare import compare_models
+from converter.delivery.int8 import as_int8
+from converter.networks import onnx_network
+from converter.pipeline import open_source
+
+EPOCHS, SAMPLES, IMAGES = 3, 2048, 32
+FOLDER = ROOT / "runs" / "peers"
+REQUIREMENTS = {
+    "tensorly-torch": ["tensorly-torch==0.5.0"],
+    "aimet": ["aimet-torch==2.42.0"],
+    "torch-pruning": ["torch-pruning==1.6.1"],
+    "openvino": ["openvino==2026.4.1", "nncf==3.4.0"],
+}
+TOOLS = {
+    "parafac": "parafac script",
+    "tensorly-torch": "tensorly-torch, FactorizedConv (CP)",
+    "aimet": "AIMET, spatial SVD",
+    "torch-pruning": "Torch-Pruning, group norm",
+    "l1": "unstructured L1 pruning",
+}
+RESNET = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "sample network": {"model": "sample_models.paper_cifar10:build", "target_speedup": 10.0},
+    "ResNet-20": {"model": "sample_models.resnet_cifar:resnet20", "max_macs": 0.43, **RESNET},
+    "ResNet-56": {"model": "sample_models.resnet_cifar:resnet56", "max_macs": 0.34, **RESNET},
+}
+TIMED = "ResNet-18, random weights"
+Networks = dict[str, Path]
+
+
+def interpreter(tool: str) -> Path:
+    """Make the virtual environment of a tool, if there is none, and give its Python."""
+    if tool not in REQUIREMENTS:
+        return Path(sys.executable)
+    folder = FOLDER / "venvs" / tool
+    python, stamp = folder / "bin" / "python", folder / "installed"
+    if not stamp.exists():
+        run([sys.executable, "-m", "venv", folder])
+        own = [] if tool == "openvino" else ["-e", f"{ROOT}[tune]", "pytorchcv==0.0.67"]
+        pip = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+        run([*pip, *own, *REQUIREMENTS[tool]])
+        stamp.touch()
+    return python
+
+
+def run(command: list[Any]) -> str:
+    """Run a command for what it prints.
+
+    Raises:
+        RuntimeError: With the last line it wrote, when it fails.
+    """
+    found = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        lines = (found.stderr or found.stdout).strip().splitlines() or ["it was killed"]
+        raise RuntimeError(lines[-1][:300])
+    return found.stdout
+
+
+def by_flatconv(
+    model: str, config: converter.ConvertConfig, folder: Path, epochs: int
+) -> tuple[Networks, float]:
+    """Convert by flatconv, untrained and trained.
+
+    Returns:
+        The files, and the share of multiply-accumulates that is left.
+    """
+    found: Networks = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for state, count in (("untuned", 0), ("tuned", epochs)):
+        if count == 0 and state == "tuned":
+            continue
+        result = converter.convert(model, config=replace(config, finetune=count))
+        found[state] = folder / f"{state}.onnx"
+        onnx_network.save(result.converted, found[state])
+        onnx_network.save(result.original, folder.parent / "original.onnx")
+    report = result.report.to_dict()
+    return found, report["converted"]["macs"] / report["original"]["macs"]
+
+
+def by_tool(
+    tool: str, model: str, config: converter.ConvertConfig, share: float, folder: Path, epochs: int
+) -> Networks:
+    """Have another tool make the network smaller, in an environment of its own.
+
+    Raises:
+        RuntimeError: When it cannot.
+    """
+    if not (folder / "figures.json").exists():
+        script = ROOT / "scripts" / "build_peer.py"
+        options = json.dumps(config.to_json())
+        command = [interpreter(tool), script, tool, "--model", model, "--config", options]
+        run([*command, "--share", share, "--epochs", epochs, "--out", folder])
+    states = ("untuned", "tuned") if epochs else ("untuned",)
+    return {state: folder / f"{state}.onnx" for state in states}
+
+
+def race(networks: Mapping[str, Path], data: Any) -> dict[str, Any]:
+    """Score and time networks together, by name; the first is the original."""
+    models = {name: onnx_network.load(path) for name, path in networks.items()}
+    return {figures.name: figures for figures in compare_models(models, data=data).networks}
+
+
+def peers(
+    name: str, model: str, config: converter.ConvertConfig, epochs: int
+) -> Iterator[dict[str, Any]]:
+    """Give a row for each tool."""
+    folder = FOLDER / name.replace(" ", "_").replace(",", "")
+    made: dict[str, Networks] = {}
+    failed: dict[str, str] = {}
+    made["flatconv"], share = by_flatconv(model, config, folder / "flatconv", epochs)
+    plain = replace(config, target_speedup=None, max_macs=None)
+    source = open_source(model, None, plain, None)
+    for tool, title in TOOLS.items():
+        try:
+            made[title] = by_tool(tool, model, plain, share, folder / tool, epochs)
+        except RuntimeError as error:
+            failed[title] = str(error)
+    original = folder / "original.onnx"
+    for title, path in {"onnxruntime int8": original, "flatconv + int8": None}.items():
+        base = {"untuned": path} if path else made["flatconv"]
+        made[title] = {}
+        for state, float_path in base.items():
+            int8 = as_int8(onnx_network.load(float_path), source, plain)
+            made[title][state] = folder / f"{title.replace(' ', '_')}_{state}.onnx"
+            onnx_network.save(int8, made[title][state])
+    every = {"original": original} | {
+        f"{title}, {state}": path
+        for title, states in made.items()
+        for state, path in states.items()
+    }
+    figures = race(every, source.eval)
+    whole = figures["original"]
+    for title in made:
+        untuned, tuned = (figures.get(f"{title}, {state}") for state in ("untuned", "tuned"))
+        shown = tuned or untuned
+        row: dict[str, Any] = {
+            "name": f"{name}, {title}",
+            "macs_share": shown.macs / whole.macs,
+            "params_share": shown.params / whole.params,
+            "speedup": shown.speedup.median,
+            "speedup_low": shown.speedup.low,
+            "speedup_high": shown.speedup.high,
+        }
+        for state, seen in (("untuned", untuned), ("tuned", tuned)):
+            if seen is not None and seen.accuracy is not None:
+                row[f"drop_points_{state}"] = 100 * (whole.accuracy - seen.accuracy)
+        yield row
+    for title, reason in failed.items():
+        yield {"name": f"{name}, {title}", "reason": reason}
+
+
+def openvino(name: str, config: converter.ConvertConfig, model: str) -> Iterator[dict[str, Any]]:
+    """Time original and flatconv's network, and their int8, in OpenVINO."""
+    folder = FOLDER / name.replace(" ", "_").replace(",", "")
+    source = open_source(model, None, replace(config, target_speedup=None, max_macs=None), None)
+    assert source.calib is not None
+    calib = folder / "calib.npz"
+    np.savez(calib, **source.calib.read(np.arange(min(source.calib.count, 256))))
+    tuned = folder / "flatconv" / "tuned.onnx"
+    command = [interpreter("openvino"), ROOT / "scripts" / "race_openvino.py", calib]
+    found = json.loads(run([*command, folder / "original.onnx", tuned]).splitlines()[-1])
+    for title, median_ms in found.items():
+        yield {
+            "name": f"{name}, OpenVINO, {title}",
+            "median_ms": median_ms,
+            "speedup": found["original"] / median_ms,
+        }
+
+
+def resnet18() -> nn.Module:
+    """Build ResNet-18 with random weights, the same each time."""
+    from pytorchcv.model_provider import get_model
+
+    torch.manual_seed(0)
+    return get_model("resnet18", pretrained=False)
+
+
+def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
+    """Measure every network that is not done yet."""
+    train = str(options.data / "train.npz")
+    for name, how in NETWORKS.items():
+        if options.only and name not in options.only:
+            continue
+        model, budget = how["model"], {k: v for k, v in how.items() if k != "model"}
+        number = model.rpartition("resnet")[2]
+        checkpoint = ROOT / "sample_models" / "paper_cifar10.safetensors"
+        if number.isdigit():
+            checkpoint = next(options.checkpoints.glob(f"resnet{number}-*.th"))
+        config = converter.ConvertConfig(
+            checkpoint=checkpoint, calib=train, samples=SAMPLES, train=train,
+            eval=str(options.data / "test.npz"), precision="bfloat16", **budget,
+        )  # fmt: skip
+        if f"{name}, flatconv" not in done:
+            start = time.perf_counter()
+            yield from peers(name, model, config, options.epochs)
+            print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
+        if options.openvino and f"{name}, OpenVINO, original" not in done:
+            yield from openvino(name, config, model)
+    if f"{TIMED}, flatconv" not in done and not options.only:
+        images = np.random.default_rng(0).standard_normal((IMAGES, 3, 224, 224))
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        np.savez(FOLDER / "images.npz", x=images.astype(np.float32))
+        config = converter.ConvertConfig(target_speedup=3.0, calib=str(FOLDER / "images.npz"))
+        yield from peers(TIMED, "scripts.bench_peers:resnet18", config, 0)
+
+
+def main() -> int:
+    """Measure, print, and write ``scripts/results/peers.json``."""
+    parser = resumable(__doc__)
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
+    parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--openvino", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=tuple(NETWORKS), help="these networks")
+    gather("peers", rows, parser.parse_args())
+    print(table("peers"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Make one network smaller with one other tool, train it as flatconv does, and export it.
+
+``scripts/bench_peers.py`` runs this in the virtual environment of the tool. Whatever the tool, the
+original, the images, the training (``converter.tuning``) and the exporter are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench_results import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import converter
+from converter.data import Data
+from converter.networks import onnx_network
+from converter.networks.source import Source, examples, free_axes
+from converter.networks.torch_export import export
+from converter.pipeline import open_source
+from converter.tuning.lesson import Recipe
+from converter.tuning.tune import tune
+
+BISECTIONS, SCORED = 12, 512
+Compress = Callable[[nn.Module, torch.Tensor, float, Data], nn.Module]
+
+
+def macs_of(model: nn.Module, example: torch.Tensor) -> int:
+    """Count the multiply-accumulates of all convolutions and linear layers."""
+    total = 0
+
+    def count(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        total += weight.numel() * (output[0, 0].numel() if output.ndim > 2 else 1)
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
+    with torch.no_grad():
+        model(example)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def windows(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """List the convolutions that extend over both axes, but for the first."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and min(module.kernel_size) > 1
+    ]
+    yield from found[1:]
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put another module in the place of one."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def to_share(
+    attempt: Callable[[float], nn.Module], model: nn.Module, example: torch.Tensor, share: float
+) -> float:
+    """Find the largest setting in 0..1 whose network has at most ``share`` of the MACs."""
+    whole, low, high = macs_of(model, example), 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if macs_of(attempt(middle), example) > share * whole:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def cp_network(
+    model: nn.Module,
+    example: torch.Tensor,
+    share: float,
+    solve: Callable[[nn.Conv2d, int], Sequence[torch.Tensor]],
+) -> nn.Module:
+    """Write every convolution as a CP decomposition, its rank one share of its largest mode.
+
+    Args:
+        model: Left as it is.
+        example: An input.
+        share: Of the MACs that may be left.
+        solve: (convolution, R) -> factors (O, R), (I, R), (Kh, R), (Kw, R).
+    """
+
+    def rank_of(conv: nn.Conv2d, ratio: float) -> int:
+        return max(int(2 * ratio * max(conv.weight.shape)), 1)
+
+    def bones(ratio: float) -> nn.Module:
+        found = copy.deepcopy(model)
+        for name, conv in windows(model):
+            R, O, I = rank_of(conv, ratio), conv.out_channels, conv.in_channels
+            (kh, kw), (sh, sw), (ph, pw) = conv.kernel_size, conv.stride, conv.padding
+            chain = nn.Sequential(
+                nn.Conv2d(I, R, 1, bias=False),
+                nn.Conv2d(R, R, (kh, 1), (sh, 1), (ph, 0), groups=R, bias=False),
+                nn.Conv2d(R, R, (1, kw), (1, sw), (0, pw), groups=R, bias=False),
+                nn.Conv2d(R, O, 1, bias=conv.bias is not None),
+            )
+            replace(found, name, chain)
+        return found
+
+    ratio = to_share(bones, model, example, share)
+    found = bones(ratio)
+    for name, conv in windows(model):
+        out, inside, vertical, horizontal = solve(conv, rank_of(conv, ratio))
+        chain = found.get_submodule(name)
+        chain[0].weight.data = inside.T[:, :, None, None].contiguous()
+        chain[1].weight.data = vertical.T[:, None, :, None].contiguous()
+        chain[2].weight.data = horizontal.T[:, None, None, :].contiguous()
+        chain[3].weight.data = out[:, :, None, None].contiguous()
+        if conv.bias is not None:
+            chain[3].bias.data = conv.bias.data
+    return found
+
+
+def parafac_script(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
+    """Decompose as the well-known tutorial (github.com/jacobgil) does, by parafac."""
+    import tensorly
+    from tensorly.decomposition import parafac
+
+    tensorly.set_backend("pytorch")
+
+    def solve(conv: nn.Conv2d, R: int) -> Sequence[torch.Tensor]:
+        init = "svd" if max(conv.weight.shape[:2]) >= R else "random"
+        return parafac(conv.weight.data, R, init=init, random_state=0)[1]
+
+    return cp_network(model, example, share, solve)
+
+
+def tensorly_torch(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
+    """``FactorizedConv.from_conv``, CP; what it finds runs as plain convolutions."""
+    from tltorch import FactorizedConv
+
+    def solve(conv: nn.Conv2d, R: int) -> Sequence[torch.Tensor]:
+        weight = FactorizedConv.from_conv(
+            conv, rank=R, decompose_weights=True, factorization="cp", implementation="factorized"
+        ).weight
+        out, *rest = (factor.data for factor in weight.factors)
+        return [out * weight.weights.data, *rest]
+
+    return cp_network(model, example, share, solve)
+
+
+def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
+    """AIMET's spatial SVD: ranks chosen greedily by the accuracy on some of the images."""
+    from decimal import Decimal
+
+    from aimet_torch.common.defs import CompressionScheme, CostMetric, GreedySelectionParameters
+    from aimet_torch.compress import ModelCompressor
+    from aimet_torch.defs import SpatialSvdParameters
+
+    images = data.read(np.arange(SCORED))
+    x = torch.from_numpy(next(iter(images.values())))
+    y = torch.from_numpy(np.asarray(data.labels)[:SCORED])
+
+    @torch.no_grad()
+    def score(candidate: nn.Module, iterations: int | None = None, use_cuda: bool = False) -> float:
+        candidate.eval()
+        return float((candidate(x).argmax(1) == y).float().mean())
+
+    greedy = GreedySelectionParameters(
+        target_comp_ratio=Decimal(str(share)), num_comp_ratio_candidates=10
+    )
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    auto = SpatialSvdParameters.AutoModeParams(greedy, modules_to_ignore=[first])
+    parameters = SpatialSvdParameters(SpatialSvdParameters.Mode.auto, auto)
+    found, _ = ModelCompressor.compress_model(
+        model, eval_callback=score, eval_iterations=None, input_shape=tuple(example.shape),
+        compress_scheme=CompressionScheme.spatial_svd, cost_metric=CostMetric.mac,
+        parameters=parameters,
+    )  # fmt: skip
+    return found
+
+
+def torch_pruning(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
+    """Torch-Pruning: whole channels by group norm, over all layers, in multiples of 4."""
+    import torch_pruning
+
+    def attempt(kept: float) -> nn.Module:
+        found = copy.deepcopy(model)
+        for parameter in found.parameters():
+            parameter.requires_grad_(True)
+        head = [m for m in found.modules() if isinstance(m, nn.Linear)][-1]
+        torch_pruning.pruner.MagnitudePruner(
+            found, example, importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            global_pruning=True, pruning_ratio=1 - kept, max_pruning_ratio=0.9, round_to=4,
+            ignored_layers=[head],
+        ).step()  # fmt: skip
+        return found.eval()
+
+    return attempt(to_share(attempt, model, example, share))
+
+
+class Kept(nn.Module):
+    """Zeroes the entries of a weight that were pruned."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        """Hold the mask, of the weight's shape."""
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Mask ``weight``."""
+        return weight * self.mask
+
+
+def l1_pruning(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
+    """Keep the largest ``share`` of the convolutions' weights, over all layers."""
+    found = copy.deepcopy(model)
+    convs = [m for m in found.modules() if isinstance(m, nn.Conv2d)]
+    sizes = torch.cat([m.weight.data.abs().flatten() for m in convs])
+    least = sizes.sort(descending=True).values[min(int(share * len(sizes)), len(sizes) - 1)]
+    for conv in convs:
+        parametrize.register_parametrization(conv, "weight", Kept(conv.weight.data.abs() > least))
+    return found
+
+
+TOOLS: dict[str, Compress] = {
+    "parafac": parafac_script,
+    "tensorly-torch": tensorly_torch,
+    "aimet": aimet_spatial,
+    "torch-pruning": torch_pruning,
+    "l1": l1_pruning,
+}
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Write parametrized weights as what they are."""
+    found = copy.deepcopy(model)
+    for module in found.modules():
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight")
+    return found.eval()
+
+
+def write(model: nn.Module, source: Source, path: Path) -> None:
+    """Export a network."""
+    network = export(plain(model), examples(source, 0, 1), free_axes(source.inputs))
+    onnx_network.save(network, path)
+
+
+def main() -> int:
+    """Write ``untuned.onnx``, ``tuned.onnx`` and ``figures.json`` into a folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tool", choices=tuple(TOOLS))
+    parser.add_argument("--model", required=True, help="module:factory")
+    parser.add_argument("--config", required=True, help="options of flatconv, as JSON")
+    parser.add_argument("--share", type=float, required=True, help="of the MACs (l1: weights)")
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    config = converter.ConvertConfig.from_json(json.loads(options.config))
+    source = open_source(options.model, None, config, None)
+    assert source.module is not None
+    example = torch.from_numpy(next(iter(examples(source, 0, 1).values())))
+    start = time.perf_counter()
+    data = source.train or source.calib
+    student = TOOLS[options.tool](copy.deepcopy(source.module), example, options.share, data)
+    seconds = time.perf_counter() - start
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write(student.eval(), source, options.out / "untuned.onnx")
+    if options.epochs:
+        recipe = Recipe(epochs=options.epochs, bfloat16=True)
+        tuned = tune(student.eval(), source.module, source.train, recipe)
+        write(tuned.model, source, options.out / "tuned.onnx")
+    figures = {"compress_s": seconds, "total_s": time.perf_counter() - start}
+    (options.out / "figures.json").write_text(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
