@@ -45,8 +45,8 @@ FRONTIERS = (20, 56)
 SAMPLE_DROP, SAMPLE_SPEEDUP = 0.01, 6.0
 SAMPLE_RANKS, SAMPLE_POINTS = (32, 64, 128), 2.5
 BUDGET_S, WARM_S, BUDGET_GIB = 180.0, 45.0, 3.0
-# After fine-tuning: share of MACs left, points that may be lost (published: 1.1, 4.5, 0.9, 1.8), and
-# epochs, of which 10 are allowed.
+# After fine-tuning: share of MACs left; points that may be lost (published: 1.1, 4.5, 0.9, 1.8)
+# and epochs, of which 10 are allowed.
 TUNED = {
     (20, 0.43): (0.2, 10),
     (20, 0.23): (0.8, 10),
