@@ -82,7 +82,9 @@ class Images:
         if self.flip:
             columns = np.where(rng.random((count, 1)) < 0.5, columns[:, ::-1], columns)
         rows, columns = _reflected(rows, height), _reflected(columns, width)
-        return images[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        every = np.arange(count)[:, None, None]
+        found: np.ndarray = images[every, rows[:, :, None], columns[:, None, :]]
+        return found
 
     def open(self, path: Path, rng: np.random.Generator | None = None) -> np.ndarray:
         """Read an image file as uint8 (H, W, 3); with ``rng`` another part of it each time."""

@@ -11,7 +11,7 @@ ROOT = Path(converter.__file__).parent
 ORDER = """
 errors config images data
 kernels.taps kernels.conv kernels.metric
-kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker
+kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker kernels.solve.twice
 kernels.form kernels.forms
 networks.nodes networks.runtime networks.light networks.onnx_network networks.quantize
 networks.normal_form networks.outputs networks.onnx_rewrite networks.segments networks.survey

@@ -10,9 +10,10 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
+from converter.data import Arrays
 from converter.errors import ConverterError, first_line
 from converter.kernels.conv import Chain
-from converter.networks.onnx_network import Arrays, observe, open_session, without_files
+from converter.networks.onnx_network import observe, open_session, without_files
 from converter.networks.onnx_rewrite import replace_weights
 from converter.networks.outputs import varying
 from converter.networks.runtime import run
@@ -127,7 +128,7 @@ def difference(expected: np.ndarray, got: np.ndarray) -> float:
     a, b = expected.astype(np.float64), got.astype(np.float64)
     relative = float(np.linalg.norm(b - a)) / (float(np.linalg.norm(a)) or 1.0)
     if expected.dtype.kind in "biu":
-        return min(relative, max(np.count_nonzero(a != b) - 1, 0) / max(a.size, 1))
+        return min(relative, max(int(np.count_nonzero(a != b)) - 1, 0) / max(a.size, 1))
     return relative
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from converter.data import Data, conform, random_data
+from converter.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
 from converter.networks.normal_form import normal
-from converter.networks.onnx_network import Arrays, inputs, open_session, size
+from converter.networks.onnx_network import inputs, open_session, size
 from converter.networks.outputs import comparable, exposing
 from converter.networks.runtime import Session, Turns, cpu_model, run
 from converter.networks.source import example_shapes

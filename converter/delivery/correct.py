@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from scipy.linalg import cho_factor, cho_solve
 
-from converter.data import Data
+from converter.data import Arrays, Data
 from converter.kernels.conv import Chain, Conv, assemble
 from converter.kernels.form import RIDGE, Form, Rank, decompose, last_features
 from converter.kernels.metric import Metric
-from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_shapes, written
+from converter.networks.onnx_network import LARGEST_BATCH, observe_shapes, written
 from converter.networks.segments import Walk, advance, cut
 from converter.networks.surroundings import Surroundings, surroundings
 from converter.networks.survey import Layer
@@ -61,7 +61,9 @@ class _Seen:
         """The target, but where it does not come through, a response that does not, either."""
         wanted, got = self.target + self.shortcut, response + self.shortcut
         ceiling = np.repeat(self._passed(wanted), math.prod(self.around.pool), axis=0)
-        return np.where(wanted >= ceiling, wanted, np.minimum(got, ceiling)) - self.shortcut
+        passed = np.where(wanted >= ceiling, wanted, np.minimum(got, ceiling))
+        found: np.ndarray = passed - self.shortcut
+        return found
 
     def error(self, response: np.ndarray) -> float:
         """Relative error of a response, after ReLU and pooling where they follow."""
@@ -72,7 +74,8 @@ class _Seen:
     def _passed(self, sums: np.ndarray) -> np.ndarray:
         """What comes through ReLU and pooling: (P / window, O)."""
         windows = sums.reshape(-1, math.prod(self.around.pool), sums.shape[1]).max(1)
-        return np.maximum(windows, 0) if self.around.rectified else windows
+        found: np.ndarray = np.maximum(windows, 0) if self.around.rectified else windows
+        return found
 
 
 def correct(
@@ -358,4 +361,5 @@ def _scale(response: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Least-squares scale (O,) of each channel."""
     power = np.square(response).sum(0, dtype=np.float64)
     along = (response * target).sum(0, dtype=np.float64)
-    return np.divide(along, power, out=np.ones_like(power), where=power > 0)
+    found: np.ndarray = np.divide(along, power, out=np.ones_like(power), where=power > 0)
+    return found

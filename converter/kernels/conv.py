@@ -83,12 +83,12 @@ class Conv:
     @property
     def O(self) -> int:  # noqa: E743
         """Output channels."""
-        return self.kernel.shape[0]
+        return int(self.kernel.shape[0])
 
     @property
     def I(self) -> int:  # noqa: E743
         """Input channels."""
-        return self.kernel.shape[1] * self.groups
+        return int(self.kernel.shape[1]) * self.groups
 
     @property
     def k(self) -> tuple[int, ...]:

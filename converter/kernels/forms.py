@@ -44,7 +44,8 @@ def _pointwise(matrix: np.ndarray, axes: int) -> np.ndarray:
 def _along(factor: np.ndarray, axis: int, axes: int) -> np.ndarray:
     shape = [1] * axes
     shape[axis] = factor.shape[0]
-    return factor.T.reshape(-1, 1, *shape)  # (K, R) -> (R, 1, K, 1) for axis 0 of 2
+    found: np.ndarray = factor.T.reshape(-1, 1, *shape)  # (K, R) -> (R, 1, K, 1) for axis 0 of 2
+    return found
 
 
 def _covered(k: tuple[int, ...]) -> list[int]:

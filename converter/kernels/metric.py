@@ -53,9 +53,11 @@ class Metric:
     def times(self, rows: np.ndarray) -> np.ndarray:
         """B S for rows B (m, I K)."""
         if self.full is not None:
-            return rows @ self.full
+            found: np.ndarray = rows @ self.full
+            return found
         blocks = rows.reshape(len(rows), len(self.channels), len(self.window)) @ self.window
-        return np.einsum("mik,ij->mjk", blocks, self.channels, optimize=True).reshape(rows.shape)
+        found = np.einsum("mik,ij->mjk", blocks, self.channels, optimize=True)
+        return found.reshape(rows.shape)
 
     def square(self, kernel: np.ndarray) -> float:
         """|W|^2 of a kernel (O, I, ...)."""
@@ -103,7 +105,8 @@ class Metric:
         """(I, K, K): the moments of each channel's own window."""
         I, K = len(self.channels), len(self.window)
         if self.full is None:
-            return self.channels.diagonal()[:, None, None] * self.window
+            found: np.ndarray = self.channels.diagonal()[:, None, None] * self.window
+            return found
         own = np.arange(I)
         return self.full.reshape(I, K, I, K)[own, :, own]
 

@@ -89,7 +89,8 @@ def _stored(node: ir.Node, kernel: np.ndarray) -> np.ndarray:
     if node.op_type == "ConvTranspose":
         return turned(kernel, node.attributes.get_int("group", 1) or 1)
     if node.op_type in ("Gemm", "MatMul") and not node.attributes.get_int("transB", 0):
-        return kernel.T
+        found: np.ndarray = kernel.T
+        return found
     return kernel
 
 

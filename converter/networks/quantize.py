@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import MinMaxCalibrater, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
@@ -135,7 +135,8 @@ def quantized_for_timing(content: bytes, weights: Path | None = None) -> bytes:
     graph = model.graph
     names = [*(v.name for v in graph.input), *(name for n in graph.node for name in n.output)]
     one = np.float32(1)
-    return _quantized(model, {name: (-one, one) for name in names}, ()).SerializeToString()
+    found: bytes = _quantized(model, {name: (-one, one) for name in names}, ()).SerializeToString()
+    return found
 
 
 def _quantized(
@@ -150,11 +151,12 @@ def _quantized(
             TensorsData(CalibrationMethod.MinMax, dict(limits)), [], kept, KINDS, {},
         )  # fmt: skip
         quantizer.quantize_model()
-    return quantizer.model.model
+    found: onnx.ModelProto = quantizer.model.model
+    return found
 
 
-class _Reader(CalibrationDataReader):
-    """Gives one batch after another."""
+class _Reader:
+    """Gives one batch after another, as a ``CalibrationDataReader`` does."""
 
     def __init__(self, batches: Iterator[Arrays]) -> None:
         self._batches = batches

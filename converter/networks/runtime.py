@@ -119,7 +119,8 @@ class Turns:
 
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run the network, as a session does."""
-        return self._session().run(names, feeds)
+        found: list[np.ndarray] = self._session().run(names, feeds)
+        return found
 
 
 Session: TypeAlias = onnxruntime.InferenceSession | Turns

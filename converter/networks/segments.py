@@ -10,8 +10,9 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from converter.data import Arrays
 from converter.kernels.conv import Chain
-from converter.networks.onnx_network import Arrays, open_session, weights_folder
+from converter.networks.onnx_network import open_session, weights_folder
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.runtime import run
 

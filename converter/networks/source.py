@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from converter.config import ConvertConfig, parse_arguments, parse_shapes
-from converter.data import Data, conform, from_arrays, random_data
+from converter.data import Arrays, Data, conform, from_arrays, random_data
 from converter.data import load as load_data
 from converter.errors import ConverterError
 from converter.images import Images
 from converter.networks import onnx_network, torch_export
 from converter.networks.checkpoint import sha256
 from converter.networks.normal_form import normal
-from converter.networks.onnx_network import Arrays, Input
+from converter.networks.onnx_network import Input
 
 CHECKED_EXAMPLES = 2
 

@@ -218,7 +218,7 @@ def _quantized_macs(node: ir.Node, in_shape: Sequence[int], out_shape: Sequence[
         return 0
     if node.op_type in PRODUCTS:
         inner = kernel.shape[1 if node.attributes.get_int("transB", 0) else -2]
-        return math.prod(out_shape) * inner
+        return math.prod(out_shape) * int(inner)
     positions = in_shape if node.op_type == "ConvTranspose" else out_shape
     return kernel.size * math.prod(positions[2:]) * positions[0]
 

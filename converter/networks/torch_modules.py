@@ -107,9 +107,9 @@ def replace_module(root: nn.Module, name: str, chain: Chain, old: nn.Module) -> 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Copy a tensor; bfloat16 becomes ml_dtypes' type of that name."""
     tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return ir.tensor(tensor).numpy().copy()
-    return tensor.numpy().copy()
+    wide = ir.tensor(tensor) if tensor.dtype == torch.bfloat16 else tensor
+    found: np.ndarray = wide.numpy().copy()
+    return found
 
 
 def _to_torch(array: np.ndarray) -> torch.Tensor:

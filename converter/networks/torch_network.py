@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -123,7 +124,7 @@ def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str,
     for name, module in twin.named_modules():
         if type(module) in CONVERTED:
 
-            def count(_: object, args: tuple, kwargs: dict, __: object, name: str = name) -> None:
+            def count(_: object, args: Any, kwargs: Any, __: object, name: str = name) -> None:
                 calls[name] = calls.get(name, 0) + len(args) + len(kwargs)
 
             module.register_forward_hook(count, with_kwargs=True)
@@ -184,4 +185,5 @@ def _channel_scale(own: np.ndarray, folded: np.ndarray) -> np.ndarray:
     """Least-squares scale s (O,) with s own = folded."""
     a, b = (kernel.astype(np.float64).reshape(len(kernel), -1) for kernel in (own, folded))
     power = (a * a).sum(1)
-    return np.divide((a * b).sum(1), power, out=np.zeros_like(power), where=power > 0)
+    found: np.ndarray = np.divide((a * b).sum(1), power, out=np.zeros_like(power), where=power > 0)
+    return found

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from converter.data import Data
+from converter.data import Arrays, Data
 from converter.kernels.conv import Conv
 from converter.kernels.metric import FLOOR, Metric
-from converter.networks.onnx_network import LARGEST_BATCH, Arrays, observe_batches, observe_shapes
+from converter.networks.onnx_network import LARGEST_BATCH, observe_batches, observe_shapes
 from converter.networks.survey import Layer
 
 IMAGES = 256

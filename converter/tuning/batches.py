@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def parted(data: Data, example_bytes: int, seed: int) -> tuple[Data, Data]:
     return data.take(np.sort(order[:count])), data.take(np.sort(order[count:]))
 
 
-class Batches(Dataset):
+class Batches(Dataset[Any]):
     """The batches of all steps, each read and augmented by what its number says."""
 
     def __init__(self, data: Data, recipe: Recipe, rank: int, processes: int) -> None:

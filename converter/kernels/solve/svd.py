@@ -52,7 +52,8 @@ def tail_errors(matrix: np.ndarray) -> np.ndarray:
     """
     energy = np.linalg.svd(matrix, compute_uv=False) ** 2
     tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
-    return np.sqrt(tail / max(energy.sum(), np.finfo(np.float64).tiny))
+    found: np.ndarray = np.sqrt(tail / max(energy.sum(), np.finfo(np.float64).tiny))
+    return found
 
 
 def exact_rank(shape: tuple[int, ...]) -> int:

@@ -286,7 +286,8 @@ def _cholesky(matrix: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
         if not failed:
             break
         ridge = 10 * ridge
-    return lower
+    found: torch.Tensor = lower
+    return found
 
 
 def _blocks(at: _Point) -> list[torch.Tensor]:
