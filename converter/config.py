@@ -285,7 +285,7 @@ def parse_arguments(text: str) -> dict[str, object]:
     """
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConverterError(f"--factory-args is not JSON: {error}.") from None
     if not isinstance(found, dict):
         raise ConverterError('--factory-args must be a JSON object such as {"classes": 10}.')

@@ -220,9 +220,10 @@ def _from_npz(
         raise ConverterError(f"Data {path} does not exist.")
     try:
         with np.load(path, allow_pickle=False) as file:
-            stored = {name: file[name] for name in file.files}
+            members = {name: file[name] for name in file.files}
     except Exception as error:  # numpy and zipfile raise many classes on damaged files
         raise ConverterError(f"Data {path} is not a sound .npz file: {error}.") from None
+    stored = {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
     labels = stored.pop("y", None) if "y" not in names else None
     arrays = {
         name: stored.get(name, stored.get("x") if name == names[0] else None) for name in names

@@ -1,6 +1,7 @@
 """Data: what can be read, what becomes of it, and what is refused."""
 
 import random
+import zipfile
 
 import numpy as np
 import pytest
@@ -135,6 +136,14 @@ def test_a_damaged_npz_is_refused(tmp_path):
 def test_pickled_arrays_are_refused(tmp_path):
     path = npz(tmp_path, x=np.array([{"run": "code"}, None], object))
     with pytest.raises(ConverterError, match="not a sound"):
+        read(path)
+
+
+def test_what_is_no_array_in_an_archive_is_passed_by(tmp_path):
+    path = npz(tmp_path, z=noise(20, 3, 8, 8))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x", b"no array")
+    with pytest.raises(ConverterError, match="it lacks the network's input"):
         read(path)
 
 

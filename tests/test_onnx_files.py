@@ -142,6 +142,32 @@ def test_a_graph_that_is_wrong_is_refused(case):
         full(ir.from_proto(proto), {"x": X})
 
 
+@pytest.mark.parametrize(
+    ("size", "words"), [(-3, "has a size below 0"), (2**40, "is too large to be made")]
+)
+@pytest.mark.parametrize("axis", [0, 2])
+def test_an_input_of_an_impossible_size_is_refused(size, words, axis, tmp_path):
+    proto = written(19, "y = Conv (x, w)", w=W)
+    proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+    onnx.save(proto, tmp_path / "net.onnx")
+    with pytest.raises(ConverterError, match=words):
+        converter.convert(tmp_path / "net.onnx", None, ConvertConfig(form=("channel",)))
+
+
+def test_a_weight_with_fewer_numbers_than_its_shape_says_is_refused(tmp_path):
+    proto = written(19, "y = Conv (x, w)", w=W)
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-4]
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ConverterError, match="is not a valid ONNX file"):
+        converter.convert(tmp_path / "net.onnx", None, ConvertConfig(form=("channel",)))
+
+
+def test_statistics_of_another_shape_are_not_folded():
+    body = "a = Conv (x, w) y = BatchNormalization (a, g, g, g, v)"
+    model = ir.from_proto(written(19, body, w=W, g=ONE, v=W))
+    assert [node.op_type for node in normal(model).graph] == ["Conv", "BatchNormalization"]
+
+
 def test_a_network_without_inputs_is_refused(tmp_path):
     proto = from_text("g () => (float[6, 4, 3, 3] y) { y = Relu (w) }", w=W)
     onnx.save(proto, tmp_path / "net.onnx")

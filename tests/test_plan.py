@@ -428,9 +428,10 @@ def test_a_plan_of_another_version_is_refused(layers, write, changes):
 
 def test_a_damaged_plan_is_refused(layers, write):
     path = write(plan_of(layers, form=("channel",)))
-    path.write_text(path.read_text()[:200])
-    with pytest.raises(ConverterError, match=r"plan\.json cannot be used"):
-        plan_of(layers, plan=path)
+    for text in (path.read_text()[:200], "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(ConverterError, match=r"plan\.json cannot be used"):
+            plan_of(layers, plan=path)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00plan"])

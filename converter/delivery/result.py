@@ -157,7 +157,7 @@ def read_origin(folder: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads((folder / "source.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise ConverterError(f"{folder} is not an output folder of flatconv.") from None
     if not isinstance(found, dict):
         raise ConverterError(f"{folder / 'source.json'} is damaged.")
@@ -186,5 +186,5 @@ def read_rows(folder: Path) -> tuple[LayerRow, ...]:
     try:
         report = json.loads((folder / "report.json").read_text())
         return tuple(LayerRow(**row) for row in report["layers"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConverterError(f"{folder / 'report.json'} is damaged: {error}.") from None

@@ -198,7 +198,8 @@ def _fold_normalization(graph: ir.Graph, norm: ir.Node) -> None:
         or norm.attributes.get_int("training_mode", 0) == 1
         or norm.attributes.get_int("spatial", 1) != 1
         or any(output.uses() or output.is_graph_output() for output in norm.outputs[1:])
-        or any(array is None for array in numbers)
+        or any(array is None or array.shape != (array.size,) for array in numbers)
+        or len({array.size for array in numbers if array is not None}) > 1
     ):
         return
     gain, shift, mean, variance = (np.asarray(array, np.float64) for array in numbers)

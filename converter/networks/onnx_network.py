@@ -57,6 +57,8 @@ def load(path: Path, largest: int = LARGEST_FILE) -> ir.Model:
         onnx.checker.check_model(str(path))
         _load_constants(model)
         _load_weights(model, 2**63 if external_bytes(model) < largest else SMALL_TENSOR)
+        for tensor in _tensors(model):
+            tensor.numpy()  # a view, that has as many numbers as the shape says
     except ConverterError:
         raise
     except (
@@ -147,6 +149,8 @@ def inputs(model: ir.Model) -> tuple[Input, ...]:
                 f"Input {value.name!r} of the network has no tensor type or shape."
             )
         shape = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+        if any(size is not None and size < 0 for size in shape):
+            raise ConverterError(f"Input {value.name!r} of the network has a size below 0.")
         found.append(Input(str(value.name), shape, value.dtype.numpy()))
     return tuple(found)
 

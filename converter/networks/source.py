@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from converter.networks.normal_form import normal
 from converter.networks.onnx_network import Input
 
 CHECKED_EXAMPLES = 2
+LARGEST_INPUT = 2**30  # numbers
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,10 @@ def example_shapes(
             raise ConverterError(
                 f"Input {item.name!r} takes shape {wanted}, not {','.join(map(str, shape))}."
             )
+        whole = (item.shape[0] or shape[0], *shape[1:]) if item.shape else shape
+        if math.prod(whole) > LARGEST_INPUT:
+            wanted = ",".join(map(str, whole))
+            raise ConverterError(f"Input {item.name!r} of shape {wanted} is too large to be made.")
         shapes[item.name] = shape
     return shapes
 

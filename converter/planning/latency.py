@@ -115,7 +115,7 @@ class LatencyTable:
             layers = tuple(_read_layer(layer) for layer in document.pop("layers"))
             shapes = {n: tuple(map(int, s)) for n, s in document.pop("input_shapes").items()}
             return cls(**document, input_shapes=shapes, layers=layers)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConverterError(f"It is not a {FORMAT}: {error}.") from None
 
     def matched(

@@ -111,7 +111,7 @@ class Plan:
             choices = tuple(_read_choice(name, entry) for name, entry in document["layers"].items())
             shapes = {n: tuple(map(int, s)) for n, s in document.get("input_shapes", {}).items()}
             return cls(choices, shapes, int(document.get("seed", 0)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConverterError(f"It is not a flatconv plan: {error}.") from None
 
 
