@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from converter.config import ConvertConfig, parse_numbers
-from converter.errors import ConverterError
+from converter.errors import ConverterError, first_line
 
 SHIFT = 8  # an image is shifted by up to one part in so many of its side
 AREAS, SHAPE = (0.35, 1.0), 4 / 3  # of the part of an image file that is looked at
@@ -91,8 +91,8 @@ class Images:
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ConverterError(f"Image {path} cannot be read: {error}.") from None
+        except Exception as error:  # Pillow raises many classes on damaged files
+            raise ConverterError(f"Image {path} cannot be read: {first_line(error)}") from None
         if rng is not None and self.crop:
             image = _random_part(image, rng).resize((self.crop,) * 2, Image.Resampling.BILINEAR)
             return self._flipped(np.asarray(image), rng)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.machinery
 import json
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,8 +161,31 @@ def tensorly_torch(model: nn.Module, example: torch.Tensor, share: float, data: 
     return cp_network(model, example, share, solve)
 
 
+class Anything(types.ModuleType):
+    """A module that has every name."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Give a module of that name, if there is one, else a class that does nothing."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return sys.modules.get(f"{self.__name__}.{name}") or type(name, (), {})
+
+
+def without_torchvision() -> None:
+    """Stand in for torchvision, which AIMET imports and spatial SVD does not use.
+
+    The published one has no operators for a CPU build of torch.
+    """
+    for name in ("", ".ops", ".transforms", ".models", ".datasets"):
+        module = Anything(f"torchvision{name}")
+        module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+        module.__path__ = []
+        sys.modules[module.__name__] = module
+
+
 def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
     """AIMET's spatial SVD: ranks chosen greedily by the accuracy on some of the images."""
+    without_torchvision()
     from decimal import Decimal
 
     from aimet_torch.common.defs import CompressionScheme, CostMetric, GreedySelectionParameters

@@ -209,6 +209,8 @@ def _fold_normalization(graph: ir.Graph, norm: ir.Node) -> None:
     bias = constant(layer.inputs[2]) if biased else np.zeros(1)
     if kernel is None or bias is None or bias.size not in (1, len(scale)):
         return
+    if _outputs(layer, kernel) != len(scale):
+        return
     if bias.size != (bias.shape or (1,))[-1]:  # one number per row, not per output
         return
     scaled = kernel.astype(np.float64) * _along_outputs(layer, scale, kernel)
@@ -230,6 +232,14 @@ def _fold_normalization(graph: ir.Graph, norm: ir.Node) -> None:
 
 def _overflows(wanted: np.ndarray, held: np.ndarray) -> bool:
     return bool(np.isfinite(wanted).all() and not np.isfinite(held.astype(np.float64)).all())
+
+
+def _outputs(layer: ir.Node, kernel: np.ndarray) -> int:
+    """Count the output channels of a stored kernel."""
+    if layer.op_type == "ConvTranspose":
+        return int(kernel.shape[1]) * int(layer.attributes.get_int("group", 1) or 1)
+    turned = layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0)
+    return int(kernel.shape[1 if turned else 0])
 
 
 def _along_outputs(layer: ir.Node, scale: np.ndarray, kernel: np.ndarray) -> np.ndarray:

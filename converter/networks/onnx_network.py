@@ -321,5 +321,6 @@ def _check_locations(model: ir.Model, path: Path) -> None:
 def _values(model: ir.Model) -> dict[str, ir.Value]:
     """All named values of the main graph."""
     found = {str(value.name): value for value in model.graph.inputs}
+    found |= model.graph.initializers
     found |= {str(value.name): value for node in model.graph for value in node.outputs}
     return found
