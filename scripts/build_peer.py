@@ -201,10 +201,13 @@ def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: D
         candidate.eval()
         return float((candidate(x).argmax(1) == y).float().mean())
 
-    greedy = GreedySelectionParameters(
-        target_comp_ratio=Decimal(str(share)), num_comp_ratio_candidates=10
-    )
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    untouched = macs_of(first, torch.zeros(1, first.in_channels, *example.shape[2:]))
+    # It tries a tenth of each layer at the least, but at the very least score it keeps a layer
+    # whole: what it cannot reach that way it does not go near.
+    least = 0.2 + 0.8 * untouched / macs_of(model, example)
+    target = Decimal(f"{max(share, least):.4f}")
+    greedy = GreedySelectionParameters(target_comp_ratio=target, num_comp_ratio_candidates=10)
     auto = SpatialSvdParameters.AutoModeParams(greedy, modules_to_ignore=[first])
     parameters = SpatialSvdParameters(SpatialSvdParameters.Mode.auto, auto)
     found, _ = ModelCompressor.compress_model(
