@@ -153,17 +153,17 @@ def _cell(value: object) -> str:
 
 
 def main() -> int:
-    """Put the tables between the README's ``<!-- table: NAME -->`` and ``<!-- end -->``."""
+    """Put tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` in README and figures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.parse_args()
-    readme = ROOT / "README.md"
-    text = re.sub(
-        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
-        lambda match: f"{match[1]}{table(match[2])}\n{match[3]}",
-        readme.read_text(),
-        flags=re.DOTALL,
-    )
-    readme.write_text(text)
+    for page in (ROOT / "README.md", ROOT / "docs" / "figures.md"):
+        text = re.sub(
+            r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
+            lambda match: f"{match[1]}{table(match[2])}\n{match[3]}",
+            page.read_text(),
+            flags=re.DOTALL,
+        )
+        page.write_text(text)
     return 0
 
 
