@@ -136,7 +136,9 @@ class ConvertConfig:
                 raise ConverterError(f"--{option} must be at least {least}.")
         if self.threads > (most := max(64, os.cpu_count() or 1)):
             raise ConverterError(f"--threads must be at most {most} here.")
-        if self.stages > 1 and not any(text.endswith("lvh") for text in self.form):
+        if self.stages not in (1, 2):
+            raise ConverterError("--stages must be 1 or 2.")
+        if self.stages > 1 and not any(text.rpartition("=")[2] == "lvh" for text in self.form):
             raise ConverterError("--stages is of --form lvh.")
         if self.plan and (self.form or self.rank or self.only or self.keep):
             raise ConverterError(

@@ -60,7 +60,7 @@ FORMS: dict[str, dict[str, Any]] = {
 FEWER = {"form": ("flattened",), "rank": ("conv1=16", "conv2=32", "conv3=68")}
 FEWER_RATIO, TWICE, TWICE_POINTS = 20.0, 2.0, 1.0
 CONVS, STEPS = ("conv1", "conv2", "conv3"), ("lateral", "vertical", "horizontal")
-FASHION_EPOCHS = 8
+FASHION, FASHION_EPOCHS = "Fashion-MNIST, ", 8
 PART, KILLS, KILL_S = 4000, 4, (15.0, 40.0)
 
 
@@ -303,8 +303,9 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
     yield from anchors(options, done)
     yield from ablation(options, done)
     yield from processes(options, done)
-    if options.fashion:
-        yield from forms(fashion(options), done, "Fashion-MNIST, ")
+    names = {f"{FASHION}{form}, {epochs} epochs" for form in FORMS for epochs in (0, FEW)}
+    if options.fashion and not names <= done:
+        yield from forms(fashion(options), done, FASHION)
 
 
 def main() -> int:

@@ -2,11 +2,12 @@
 
 The sample network, ResNet-20 and ResNet-56 on CIFAR-10 (``scripts/fetch_cifar10.py``;
 ``--checkpoints``): flatconv is given a budget, and every tool the share of multiply-accumulates
-that flatconv's network has left (unstructured pruning: the share of weights). All are trained
-alike, by ``converter.tuning`` for three epochs, and raced together in onnxruntime, batch 1, one
-thread. ResNet-18 (pytorchcv, random weights) for time alone. Every tool has a virtual environment
-of its own under ``runs/peers``. ``--openvino`` also times the original, flatconv's network and
-their int8 in OpenVINO. Rows are written as they come; ``--resume`` keeps those there.
+that flatconv's network has left (unstructured pruning: the share of weights; AIMET: the least
+that its search goes to, where that is more). All are trained alike, by ``converter.tuning`` for
+three epochs, and raced together in onnxruntime, batch 1, one thread. ResNet-18 (pytorchcv, random
+weights) for time alone. Every package has a virtual environment of its own under ``runs/peers``.
+``--openvino`` also times the original, flatconv's network and their int8 in OpenVINO. Rows are
+written as they come; ``--resume`` keeps those there.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ def by_tool(
     Raises:
         RuntimeError: When it cannot.
     """
-    if not (folder / "figures.json").exists():
+    wanted, figures = {"share": share, "epochs": epochs}, folder / "figures.json"
+    made = json.loads(figures.read_text()) if figures.exists() else {}
+    if not wanted.items() <= made.items():
         script = ROOT / "scripts" / "build_peer.py"
         options = json.dumps(config.to_json())
         command = [interpreter(tool), script, tool, "--model", model, "--config", options]
@@ -217,7 +220,9 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
         number = model.rpartition("resnet")[2]
         checkpoint = ROOT / "sample_models" / "paper_cifar10.safetensors"
         if number.isdigit():
-            checkpoint = next(options.checkpoints.glob(f"resnet{number}-*.th"))
+            checkpoint = next(options.checkpoints.glob(f"resnet{number}-*.th"), None)
+            if checkpoint is None:
+                raise SystemExit(f"{options.checkpoints} holds no resnet{number}-*.th.")
         config = converter.ConvertConfig(
             checkpoint=checkpoint, calib=train, samples=SAMPLES, train=train,
             eval=str(options.data / "test.npz"), precision="bfloat16", **budget,

@@ -192,9 +192,11 @@ def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: D
     from aimet_torch.compress import ModelCompressor
     from aimet_torch.defs import SpatialSvdParameters
 
-    images = data.read(np.arange(SCORED))
+    if data.labels is None:
+        raise SystemExit("AIMET chooses ranks by accuracy, and random weights have none.")
+    images = data.read(np.arange(min(SCORED, data.count)))
     x = torch.from_numpy(next(iter(images.values())))
-    y = torch.from_numpy(np.asarray(data.labels)[:SCORED])
+    y = torch.from_numpy(data.labels[: len(x)])
 
     @torch.no_grad()
     def score(candidate: nn.Module, iterations: int | None = None, use_cuda: bool = False) -> float:
@@ -311,7 +313,7 @@ def main() -> int:
         recipe = Recipe(epochs=options.epochs, bfloat16=True)
         tuned = tune(student.eval(), source.module, source.train, recipe)
         write(tuned.model, source, options.out / "tuned.onnx")
-    figures = {"compress_s": seconds, "total_s": time.perf_counter() - start}
+    figures = {"share": options.share, "epochs": options.epochs, "compress_s": seconds}
     (options.out / "figures.json").write_text(json.dumps(figures))
     return 0
 

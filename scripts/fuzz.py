@@ -395,6 +395,7 @@ def watched(target: str, count: int, seed: int, scratch: Path) -> Iterator[tuple
     """
     number = 0
     while number < count:
+        started = number
         command = [sys.executable, __file__, "--work", target, str(number), str(count)]
         process = subprocess.Popen(
             [*command, "--seed", str(seed)], cwd=scratch, stdout=subprocess.PIPE,
@@ -425,6 +426,8 @@ def watched(target: str, count: int, seed: int, scratch: Path) -> Iterator[tuple
                 break
         process.kill()
         status = process.wait()
+        if number == started and now is None:
+            raise SystemExit(f"{target}: no input could be read (status {status}).")
         if now is not None:
             yield now, f"BUG the process died with status {status}"
             number = now + 1

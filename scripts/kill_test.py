@@ -9,6 +9,7 @@ without faults.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -63,6 +64,11 @@ class Job:
     cache: Path
 
     def reset(self) -> None:
+        """Put the old result back, and forget what was solved and trained."""
+        shutil.rmtree(self.cache, ignore_errors=True)
+        self.again()
+
+    def again(self) -> None:
         """Put the old result back."""
         shutil.rmtree(self.out, ignore_errors=True)
         shutil.copytree(self.before, self.out)
@@ -96,11 +102,16 @@ def state(job: Job, old: str, new: str) -> str:
     return {old: "old", new: "new"}.get(held, "neither old nor new")
 
 
-def finished(process: subprocess.Popen[str], limit_s: float = LONGEST_S) -> tuple[int, str]:
-    """Wait for a process; its status and the last line that it wrote to stderr."""
-    _, err = process.communicate(timeout=limit_s)
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a process.
+
+    Returns:
+        Its status, -1 where it failed in a way that was not foreseen; the last line on stderr.
+    """
+    _, err = process.communicate(timeout=LONGEST_S)
     lines = err.strip().splitlines()
-    return process.returncode, lines[-1] if lines else ""
+    foreseen = "Traceback" not in err and "unexpected" not in err
+    return process.returncode if foreseen else -1, lines[-1] if lines else ""
 
 
 def limited(most: int) -> None:
@@ -125,7 +136,7 @@ def faults(job: Job, kills: int, rng: random.Random) -> Iterator[dict[str, Any]]
     seconds, new = time.perf_counter() - start, digest(job.out)
 
     def through() -> bool:
-        job.reset()
+        job.again()
         return finished(job.start())[0] == 0 and digest(job.out) == new
 
     def row(name: str, seen: list[str], **more: Any) -> dict[str, Any]:
@@ -156,7 +167,7 @@ def faults(job: Job, kills: int, rng: random.Random) -> Iterator[dict[str, Any]]
         process = job.start(partial(limited, int(10 ** rng.uniform(0, 7))))
         status, line = finished(process)
         told = state(job, old, new)
-        seen.append(f"a traceback: {line}" if status not in (0, 1, 2) else told)
+        seen.append(told if status in (0, 1, 2) else f"status {status}: {line}")
     yield row("no space for a file", seen)
 
     seen, longest = [], 0.0
@@ -168,8 +179,10 @@ def faults(job: Job, kills: int, rng: random.Random) -> Iterator[dict[str, Any]]
         except subprocess.TimeoutExpired:
             begun = time.perf_counter()
             os.killpg(process.pid, signal.SIGINT)
-            finished(process)
+            status, line = finished(process)
             longest = max(longest, time.perf_counter() - begun)
+            if status not in (0, 130):
+                seen.append(f"status {status}: {line}")
         seen.append(state(job, old, new))
     found = row("Ctrl-C", seen, longest_s=longest)
     yield found | {"target": f"{CTRL_C_S:g} s", "met": found["met"] and longest <= CTRL_C_S}
@@ -184,34 +197,37 @@ def faults(job: Job, kills: int, rng: random.Random) -> Iterator[dict[str, Any]]
     yield row("two at once", seen)
 
     seen = []
+    job.reset()
+    finished(job.start())
     for path in sorted(p for p in job.cache.rglob("*") if p.is_file()):
         content = bytearray(path.read_bytes())
         for _ in range(8):
             if content:
                 content[rng.randrange(len(content))] ^= 255
         path.write_bytes(content[: rng.choice((len(content), len(content) // 2))])
-    job.reset()
+    job.again()
     status, line = finished(job.start())
     seen.append(state(job, old, new) if status == 0 else f"status {status}: {line}")
     yield row("every cache entry damaged", seen)
 
-    seen = []
+    seen, victims = [], 0
     for _ in range(max(kills // 10, 1)):
         job.reset()
-        shutil.rmtree(job.cache, ignore_errors=True)
-        process = job.start()
-        victim = None
-        while process.poll() is None and victim is None:
-            children = psutil.Process(process.pid).children(recursive=True)
-            workers = [c for c in children if "loky" in " ".join(c.cmdline())]
-            victim = rng.choice(workers) if workers else None
+        process, killed_one = job.start(), False
+        while process.poll() is None and not killed_one:
+            with contextlib.suppress(psutil.Error):
+                children = psutil.Process(process.pid).children(recursive=True)
+                workers = [c for c in children if "popen_loky" in " ".join(c.cmdline())]
+                if workers:
+                    rng.choice(workers).kill()  # as the kernel does to what takes too much memory
+                    killed_one = True
             time.sleep(0.05)
-        if victim is not None:
-            victim.kill()  # as the kernel does to what takes too much memory
+        victims += killed_one
         status, line = finished(process)
         told = state(job, old, new)
         seen.append(told if status in (0, 1, 2) else f"status {status}: {line}")
-    yield row("a worker killed", seen)
+    if victims:
+        yield row("a worker killed", seen, victims=victims)
 
 
 def main() -> int:

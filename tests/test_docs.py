@@ -28,7 +28,7 @@ def run(command, folder):
 def test_the_commands_of_a_tutorial_work(page, tmp_path):
     (tmp_path / "sample_models").symlink_to(ROOT / "sample_models")
     commands = re.findall(r"^    (.+)$", page.read_text(), re.MULTILINE)
-    assert len(commands) > 2
+    assert len(commands) > 1
     for command in commands:
         found = run(command, tmp_path)
         assert found.returncode == 0, f"{command}\n{found.stdout}\n{found.stderr}"

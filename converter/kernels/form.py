@@ -51,7 +51,7 @@ class Form:
         name: As the user writes it.
         solve: (kernel (O, I, *k), rank, setting) -> kernels of the steps with their groups.
         shapes: ((O, I, *k), rank) -> shapes of those kernels with their groups.
-        max_rank: (O, I, *k) -> the rank at which the form is exact.
+        max_rank: (O, I, *k) -> the highest rank, at which the form is exact (but for lvh).
         default: The rank used when the user names the form only, as text for ``parse_rank``.
         refuses: kernel size k -> why the form has nothing to offer for it, or None.
         whole: (O, I, *k) of the whole layer -> what the rank 1.0 means.
@@ -83,7 +83,7 @@ def refusal(form: Form, conv: Conv) -> str | None:
 
 
 def full_rank(form: Form, conv: Conv) -> Rank:
-    """Return the rank at which ``form`` reproduces ``conv`` exactly."""
+    """Return the highest rank of ``form``, at which it reproduces ``conv`` (but for lvh)."""
     O, I = conv.kernel.shape[:2]
     per_group = form.max_rank((O // conv.groups, I, *conv.k))
     return per_group if form.per_channel else tuple(r * conv.groups for r in per_group)
@@ -189,7 +189,7 @@ def decompose(
         seed: Of the solvers.
         metrics: One for each group; the Frobenius norm if left out.
         start: A chain of the same form at a rank not above ``rank``, which the CP forms improve;
-            the others have closed forms and need none.
+            the others make no use of it.
         device: torch device of the iterative solvers.
         effort: Share of the usual work that an iterative solver may take.
 

@@ -86,7 +86,10 @@ def _lvh_twice(kernel: np.ndarray, rank: Rank, setting: Setting) -> Kernels:
     axes, k = _covered(kernel.shape[2:]), kernel.shape[2:]
     tensor = kernel.reshape(_squeezed(kernel.shape))
     steps: Kernels = []
-    for mix, *windows in two_stages(tensor, rank[0], setting.seed, setting.metric, setting.device):
+    stages = two_stages(
+        tensor, rank[0], setting.seed, setting.metric, setting.device, setting.effort
+    )
+    for mix, *windows in stages:
         factor = math.prod(window for window in windows if window.shape[1] == 1)
         steps.append((_pointwise(mix * factor, len(k)), 1))
         steps += [

@@ -209,6 +209,9 @@ def _fold_normalization(graph: ir.Graph, norm: ir.Node) -> None:
     bias = constant(layer.inputs[2]) if biased else np.zeros(1)
     if kernel is None or bias is None or bias.size not in (1, len(scale)):
         return
+    groups = layer.attributes.get_int("group", 1) or 0
+    if kernel.ndim < 2 or groups < 1 or len(kernel) % groups:
+        return
     if _outputs(layer, kernel) != len(scale):
         return
     if bias.size != (bias.shape or (1,))[-1]:  # one number per row, not per output

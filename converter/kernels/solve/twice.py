@@ -9,13 +9,20 @@ import torch
 
 from converter.kernels.metric import Metric, mapped
 from converter.kernels.solve.cp import cp
+from converter.kernels.solve.svd import exact_rank
 from converter.kernels.taps import stage_sizes
 
 ITERATIONS = 300
+NOISE = 0.1  # of the usual entry, where there are no terms to start from
 
 
 def two_stages(
-    tensor: np.ndarray, R: int, seed: int, metric: Metric | None = None, device: str = "cpu"
+    tensor: np.ndarray,
+    R: int,
+    seed: int,
+    metric: Metric | None = None,
+    device: str = "cpu",
+    effort: float = 1.0,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Write a kernel as two stages, each a mix of channels and a 1-D filter per axis and channel.
 
@@ -30,13 +37,22 @@ def two_stages(
         seed: Of the start.
         metric: Of the channels and the window, or None.
         device: torch device to compute on.
+        effort: Share of the usual work that it may take.
 
     Returns:
         Factors of the first stage, (R, I), (R, k1), ..., and of the second, (O, R), (O, k2), ...;
         what the second leaves out, an axis of size 1, is (O, 1).
     """
     sizes = [stage_sizes(size) for size in tensor.shape[2:]]
-    out, lateral, *windows = cp(tensor, R, seed, metric, device=device)
+    # Terms of an exact decomposition sit in single taps, and many of them would be cut to nothing.
+    terms = min(R, max(exact_rank(tensor.shape) - 1, 1))
+    found = cp(tensor, terms, seed, metric, device=device, effort=effort)
+    rng = np.random.default_rng(seed)
+    size = [NOISE * float(np.sqrt(np.mean(factor**2))) for factor in found]
+    out, lateral, *windows = (
+        np.hstack([f, scale * rng.standard_normal((len(f), R - terms))])
+        for f, scale in zip(found, size)
+    )
     first, second = [lateral.T], [out]
     for window, (near, far) in zip(windows, sizes):
         begin = far // 2
@@ -52,7 +68,9 @@ def two_stages(
         torch.from_numpy(np.ascontiguousarray(f)).to(device).requires_grad_()
         for f in (*first, *second)
     ]
-    search = torch.optim.LBFGS(factors, max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS(
+        factors, max_iter=max(round(effort * ITERATIONS), 1), line_search_fn="strong_wolfe"
+    )
 
     def error() -> torch.Tensor:
         search.zero_grad()
