@@ -139,7 +139,12 @@ def _looks_like_torch(path: Path) -> bool:
     """Tell a zip archive, a pickle or a tar archive (whole or not) from, say, a text file."""
     with path.open("rb") as file:
         start = file.read(2)
-    return start == b"PK" or start[:1] == b"\x80" or tarfile.is_tarfile(path)
+    if start == b"PK" or start[:1] == b"\x80":
+        return True
+    try:
+        return tarfile.is_tarfile(path)
+    except MemoryError:  # what looks like a compressed one may ask for any amount
+        return False
 
 
 def _first_few(names: Sequence[str], count: int = 3) -> str:
