@@ -156,7 +156,7 @@ def main() -> int:
     """Put tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` in README and figures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.parse_args()
-    for page in (ROOT / "README.md", ROOT / "docs" / "figures.md"):
+    for page in (ROOT / "README.md", ROOT / "docs" / "pages" / "figures.md"):
         text = re.sub(
             r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
             lambda match: f"{match[1]}{table(match[2])}\n{match[3]}",

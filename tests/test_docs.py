@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+TUTORIALS = sorted((ROOT / "docs" / "pages" / "tutorials").glob("*.md"))
 
 
 def run(command, folder):
@@ -36,8 +36,8 @@ def test_the_commands_of_a_tutorial_work(page, tmp_path):
 
 
 def test_the_pages_are_built(tmp_path):
-    command = f"python -m mkdocs build --strict --quiet --site-dir {tmp_path / 'site'}"
-    found = run(command, ROOT)
+    command = "python -m mkdocs build --config-file docs/mkdocs.yml --strict --quiet --site-dir"
+    found = run(f"{command} {tmp_path / 'site'}", ROOT)
     assert found.returncode == 0, found.stderr
     reference = (tmp_path / "site" / "reference" / "index.html").read_text()
     assert "converter.config.ConvertConfig" in reference

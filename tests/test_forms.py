@@ -269,6 +269,28 @@ def test_two_stages_err_less_than_one():
     assert twice < 0.95 * once
 
 
+def test_no_channel_between_two_stages_is_idle():
+    conv = make_conv((40, 2, 3, 5))  # of exact rank 30, below the channels asked for
+    chain = decompose(conv, FORMS["lvh2"], (40,))
+    for step in chain.steps:
+        norms = np.linalg.norm(step.kernel.reshape(len(step.kernel), -1), axis=1)
+        assert norms.min() > 1e-3 * norms.max()
+    taken = np.linalg.norm(chain.steps[3].kernel[:, :, 0, 0], axis=0)
+    assert taken.min() > 1e-3 * taken.max()
+
+
+@pytest.mark.parametrize("rank", [0, 9])
+def test_two_stages_take_as_many_channels_as_there_are_outputs_at_most(rank):
+    with pytest.raises(ConverterError, match="does not fit; lvh2 takes 1 to 8 here"):
+        decompose(make_conv((8, 4, 3, 3)), FORMS["lvh2"], (rank,))
+
+
+@pytest.mark.parametrize("k", [(1, 1), ()])
+def test_two_stages_need_a_window(k):
+    with pytest.raises(ConverterError, match="lvh2 cannot stand in"):
+        decompose(make_conv((8, 4, *k)), FORMS["lvh2"], (8,))
+
+
 def test_terms_as_small_as_the_first_stage_are_recovered():
     rng = np.random.default_rng(0)
     out, lateral, vertical, horizontal = (rng.standard_normal((n, 4)) for n in (6, 5, 3, 3))

@@ -168,6 +168,13 @@ def test_statistics_of_another_shape_are_not_folded():
     assert [node.op_type for node in normal(model).graph] == ["Conv", "BatchNormalization"]
 
 
+def test_a_layer_of_a_constant_is_listed(tmp_path):
+    proto = written(19, "a = Conv (c, v) y = Conv (x, w)", w=W, v=W, c=X)
+    proto.graph.output.append(onnx.helper.make_empty_tensor_value_info("a"))
+    layers = survey(normal(ir.from_proto(proto)), {"x": X})
+    assert [layer.name for layer in layers] == ["v", "w"]
+
+
 def test_a_network_without_inputs_is_refused(tmp_path):
     proto = from_text("g () => (float[6, 4, 3, 3] y) { y = Relu (w) }", w=W)
     onnx.save(proto, tmp_path / "net.onnx")

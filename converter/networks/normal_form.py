@@ -212,7 +212,7 @@ def _fold_normalization(graph: ir.Graph, norm: ir.Node) -> None:
     groups = layer.attributes.get_int("group", 1) or 0
     if kernel.ndim < 2 or groups < 1 or len(kernel) % groups:
         return
-    if _outputs(layer, kernel) != len(scale):
+    if _outputs(layer, kernel, groups) != len(scale):
         return
     if bias.size != (bias.shape or (1,))[-1]:  # one number per row, not per output
         return
@@ -237,10 +237,10 @@ def _overflows(wanted: np.ndarray, held: np.ndarray) -> bool:
     return bool(np.isfinite(wanted).all() and not np.isfinite(held.astype(np.float64)).all())
 
 
-def _outputs(layer: ir.Node, kernel: np.ndarray) -> int:
+def _outputs(layer: ir.Node, kernel: np.ndarray, groups: int) -> int:
     """Count the output channels of a stored kernel."""
     if layer.op_type == "ConvTranspose":
-        return int(kernel.shape[1]) * int(layer.attributes.get_int("group", 1) or 1)
+        return int(kernel.shape[1]) * groups
     turned = layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0)
     return int(kernel.shape[1 if turned else 0])
 
