@@ -12,7 +12,7 @@ ORDER = """
 errors config images data
 kernels.taps kernels.conv kernels.metric
 kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker kernels.solve.twice
-kernels.form kernels.forms
+kernels.form kernels.factor kernels.forms
 networks.nodes networks.runtime networks.light networks.onnx_network networks.quantize
 networks.normal_form networks.outputs networks.onnx_rewrite networks.segments networks.survey
 networks.surroundings networks.checkpoint
