@@ -1,8 +1,8 @@
 """How each form factors a kernel.
 
-Every function named like a form takes the kernel of one group, (O, I, *k) in float64, a rank and a
-``Setting``, and gives the kernels of the steps, each with its groups; ``..._errors`` takes the kernel
-and gives a function from rank to relative error.
+Every function named like a form takes the kernel of one group, (O, I, *k) in float64, a rank and
+a ``Setting``, and gives the kernels of the steps, each with its groups; ``..._errors`` takes the
+kernel and gives a function from rank to relative error.
 """
 
 from __future__ import annotations
