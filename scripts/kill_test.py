@@ -39,7 +39,7 @@ from converter.errors import ConverterError
 from converter.networks.runtime import cpu_model
 
 KILLS, LONGEST_S, CTRL_C_S = 50, 600.0, 2.0
-IMAGES, EPOCHS = 3000, 2
+IMAGES, EPOCHS = 1000, 3
 SAMPLE = ROOT / "sample_models" / "paper_cifar10.safetensors"
 CALIB = ROOT / "sample_models" / "cifar10_calib.npz"
 FILES = ("model.onnx", "plan.json", "model.safetensors")
