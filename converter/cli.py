@@ -119,10 +119,10 @@ def finetune(
         eval: Labelled inputs for accuracy; as at the conversion if left out.
         labels: Use the labels of the training inputs, if they have any.
         loss: module:function, called as loss(outputs, originals, labels), instead of distillation.
-        lr: Highest learning rate.
+        lr: Highest learning rate; if left out, by how much is lost.
         train_batch: Examples a step.
         accumulate: Compute each batch in so many parts, to save memory.
-        precision: Of the activations in training.
+        precision: Of the activations in training; bfloat16 only where the device has it.
         augment: Shift training images at random and flip them, only shift them, or neither.
         workers: Processes that read the training inputs.
         device: Where to train: cpu, cuda, cuda:1.

@@ -16,6 +16,7 @@ TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
 LABELS = 0.3  # what the labels count beside the original's outputs
 LEVEL = 0.1  # and what the level of vectors counts, which classes do not depend on
 TINY = 1e-12
+LR, MUCH = 1e-3, 1.0  # highest learning rate, and the loss from which on it is used in full
 
 Tensors = Sequence[torch.Tensor]
 # What is lost by outputs, given the original's and the labels, if there are any.
@@ -30,7 +31,8 @@ class Recipe:
 
     Attributes:
         epochs: Passes over the data.
-        lr: Highest learning rate, of weights of the usual size; less where that does harm.
+        lr: Highest learning rate, of weights of the usual size; less where that does harm. None:
+            ``LR``, and in distillation less where less than ``MUCH`` is lost.
         batch_size: Examples a step, of all processes together; fewer where there is little data.
         accumulate: Parts that each process computes its share of a batch in.
         bfloat16: Whether activations are computed in bfloat16.
@@ -40,7 +42,7 @@ class Recipe:
     """
 
     epochs: int
-    lr: float = 1e-3
+    lr: float | None = None
     batch_size: int = 128
     accumulate: int = 1
     bfloat16: bool = False

@@ -21,7 +21,17 @@ from converter.data import Data
 from converter.errors import ConverterError, first_line, root_line
 from converter.networks.torch_export import copied
 from converter.tuning.batches import Batches, parted
-from converter.tuning.lesson import Loss, Recipe, Run, Tensors, distillation, inside, whole
+from converter.tuning.lesson import (
+    LR,
+    MUCH,
+    Loss,
+    Recipe,
+    Run,
+    Tensors,
+    distillation,
+    inside,
+    whole,
+)
 from converter.tuning.state import State, Weights, read_state
 
 BATCH = 128  # held-out examples a call, at most
@@ -94,7 +104,8 @@ def tune(
     out, those given included: tuning never makes that part worse. Its examples are changed at
     random, once: the original may know the very images by heart, which says little of others. Where
     an epoch leaves the network worse than it was at first, training goes back to the best weights
-    and on at a third of the rate: how fast is right depends on how little was lost. Run by
+    and on at a third of the rate. How fast is right depends on how little was lost: a network that
+    is nearly as good as its original only gets worse at a rate that a bad one needs. Run by
     ``accelerate launch``, every batch is shared by all processes.
 
     Args:
@@ -127,10 +138,12 @@ def tune(
     if train.labels is not None and loss is distillation:
         _check_labels(outputs[0], train)
 
+    bfloat16 = recipe.bfloat16 and computes_bfloat16(place.device)
+
     def loss_of(inputs: Tensors, labels: torch.Tensor | None) -> torch.Tensor:
         inputs = _moved(inputs, place.device, layout)
         labels = None if labels is None else labels.long().to(place.device)
-        with torch.autocast(place.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        with torch.autocast(place.device.type, torch.bfloat16, enabled=bfloat16):
             with torch.no_grad():
                 targets = wanted(inputs)
             found = loss(answer(inputs), targets, labels)
@@ -139,8 +152,8 @@ def tune(
         return found
 
     @torch.no_grad()
-    def held_out() -> tuple[float, bool]:
-        total, before, after = 0.0, list[list[np.ndarray]](), list[list[np.ndarray]]()
+    def held_out() -> tuple[float, float, bool]:
+        total, own, before, after = 0.0, 0.0, list[list[np.ndarray]](), list[list[np.ndarray]]()
         size = min(BATCH, max(recipe.batch_size // (recipe.accumulate * place.processes), 1))
         for indices, feeds in held.batches(size):
             inputs = _moved([torch.from_numpy(f) for f in feeds.values()], place.device, layout)
@@ -148,14 +161,15 @@ def tune(
             labels = None if labels is None else labels.long().to(place.device)
             outputs, outputs_wanted = answer(inputs), wanted(inputs)
             total += float(loss(outputs, outputs_wanted, labels)) * len(indices)
+            own += float(loss(outputs_wanted, outputs_wanted, labels)) * len(indices)
             if enough is not None:
                 before.append([_array(output) for output in outputs_wanted])
                 after.append([_array(output) for output in outputs])
-        mean = place.together(total / held.count)
+        mean, least = (place.together(found / held.count) for found in (total, own))
         if enough is None or not math.isfinite(mean):
-            return mean, False
+            return mean, least, False
         first, second = ([np.concatenate(p) for p in zip(*all)] for all in (before, after))
-        return mean, place.together(enough(first, second, held.labels)) == 1
+        return mean, least, place.together(enough(first, second, held.labels)) == 1
 
     batches = Batches(train, recipe, place.rank, place.processes)
     steps = recipe.epochs * batches.per_epoch
@@ -164,9 +178,11 @@ def tune(
     if not _alike(-1 if now is None else now.step, place):
         now = None  # not all processes have it
     if now is None:
-        first_loss, done = held_out()
-        start = _copy(model.state_dict())
-        now = State(0, start, start, start, {}, first_loss, first_loss, done)
+        first_loss, least, done = held_out()
+        start, share = _copy(model.state_dict()), 1.0
+        if recipe.lr is None and loss is distillation and first_loss - least < MUCH:
+            share = max(first_loss - least, 0.0) / MUCH
+        now = State(0, start, start, start, {}, first_loss, first_loss, done, share)
     model.load_state_dict(now.weights)
     if now.moments:
         _restore(optimizer, now)
@@ -178,7 +194,7 @@ def tune(
             (share * loss_of(inputs, labels)).backward()
         _average_over(place, [p.grad for p in model.parameters() if p.grad is not None])
         for group, scale in zip(optimizer.param_groups, scales):
-            group["lr"] = now.share * recipe.lr * scale * _schedule((step + 0.5) / steps)
+            group["lr"] = now.share * (recipe.lr or LR) * scale * _schedule((step + 0.5) / steps)
         norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         if norm.isfinite():
             optimizer.step()
@@ -189,7 +205,7 @@ def tune(
         if epoch_ends:
             current = _copy(model.state_dict())
             model.load_state_dict(average)
-            found, done = held_out()
+            found, _, done = held_out()
             if found < now.best_loss or done:
                 now = replace(now, best_loss=found, best=_copy(average), done=done)
             if not found <= now.first_loss and not done:  # too fast: back, and slower
@@ -224,6 +240,13 @@ def check_device(name: str) -> None:
         torch.ones(1, device=torch.device(name)).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ConverterError(f"Device {name!r} cannot be used: {first_line(error)}") from None
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has instructions for bfloat16; a CPU without is many times slower."""
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def place_of(device: str) -> Place:
@@ -320,7 +343,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer,
         for size in sizes
     ]
     groups = [{"params": [parameter]} for parameter in parameters]
-    return torch.optim.AdamW(groups, recipe.lr, weight_decay=0.0), scales
+    return torch.optim.AdamW(groups, weight_decay=0.0), scales
 
 
 def _schedule(done: float) -> float:
