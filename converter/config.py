@@ -30,6 +30,8 @@ class ConvertConfig:
         memory: GiB that calibration and solving may take, roughly; with less, fewer images are
             used, and wide layers are solved for coarser statistics.
         cache: Keep what was solved, and use it again ($FLATCONV_CACHE, else the user's cache).
+        cluster: Address of a Dask scheduler whose workers, of one thread each, solve layers
+            (tcp://host:8786); the cores of this machine if left out.
         form: Form of all layers, or LAYER=FORM; repeatable.
         stages: How often lvh filters in a row; 2 as in the networks of its paper.
         rank: Rank of all layers (16, 0.5, or 0.5,0.5 for tucker), or LAYER=RANK; repeatable.
@@ -87,6 +89,7 @@ class ConvertConfig:
     correct: bool = True
     memory: float = 2.0
     cache: bool = True
+    cluster: str | None = None
     form: tuple[str, ...] = ()
     stages: Literal[1, 2] = 1
     rank: tuple[str, ...] = ()

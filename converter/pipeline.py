@@ -48,6 +48,7 @@ from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan, read_plan
 from converter.planning.solve import solve_layers
+from converter.planning.spread import spread
 from converter.tuning.lesson import own_loss
 from converter.tuning.tune import check_device, place_of
 
@@ -209,7 +210,7 @@ def check_options(config: ConvertConfig) -> ConvertConfig:
         The options, with the seed of the plan that is replayed, if one is.
 
     Raises:
-        ConverterError: When there is no such form, execution provider, device or plan here.
+        ConverterError: When there is no such form, execution provider, device, cluster or plan.
     """
     for text in config.form:
         find_form(text.rpartition("=")[2])
@@ -217,6 +218,9 @@ def check_options(config: ConvertConfig) -> ConvertConfig:
     check_device(config.device)
     if config.loss:
         own_loss(config.loss)
+    if config.cluster:
+        with spread(config.cluster):  # answers
+            pass
     return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
 
 
@@ -352,7 +356,8 @@ def solve(
             threads=torch.get_num_threads(), progress=lambda done: progress("calibrating", done),
         )  # fmt: skip
     chains = solve_layers(
-        layers, chosen, metrics, seed=plan.seed, device=config.device, cache=cache,
+        layers, chosen, metrics,
+        seed=plan.seed, device=config.device, cache=cache, cluster=config.cluster,
         progress=lambda done: progress("solving", done),
     )  # fmt: skip
     convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}

@@ -256,7 +256,8 @@ def _menus(
             progress=lambda done: progress("calibrating", done),
         )  # fmt: skip
     options = list_options(
-        layers, table, metrics, seed=config.seed, cache=config.cache_folder(),
+        layers, table, metrics,
+        seed=config.seed, cache=config.cache_folder(), cluster=config.cluster,
         progress=lambda done: progress("options", done),
     )  # fmt: skip
     todo = [layer for layer in layers if len(options.get(layer.name, ())) > 1]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed
 
 from converter.kernels.conv import Conv
 from converter.kernels.form import Rank, estimate_errors, path, relative_error, skeleton
@@ -18,12 +18,12 @@ from converter.networks.survey import Layer
 from converter.planning.cache import content, remembered_text
 from converter.planning.ladder import unit
 from converter.planning.latency import LatencyTable, LayerTimes
+from converter.planning.spread import spread
 
 # Where on the ladder of a form without closed errors ranks are solved, and how well.
 ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.4
 FINE = 12  # ranks between those timed
 LEAST_ERROR = 1e-3
-IDLE_S = 10  # for which helpers keep their memory
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def list_options(
     *,
     seed: int = 0,
     cache: Path | None = None,
+    cluster: str | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> dict[str, list[Option]]:
     """List what could be done with each layer; to do nothing comes first.
@@ -62,6 +63,7 @@ def list_options(
         metrics: What each layer sees; the Frobenius norm where left out.
         seed: Of the solvers.
         cache: Folder of earlier results, or None.
+        cluster: Where to solve them, as ``spread``.
         progress: Called with the share done.
     """
     times = {layer.output: layer for layer in table.layers}
@@ -75,7 +77,7 @@ def list_options(
         for layer, conv, timed in todo
     )
     found = {}
-    with parallel_config(backend="loky", inner_max_num_threads=1, idle_worker_timeout=IDLE_S):
+    with spread(cluster):
         solved = Parallel(n_jobs=-1, return_as="generator")(jobs)
         for number, ((layer, conv, timed), curves) in enumerate(zip(todo, solved)):
             found[layer.name] = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
@@ -16,6 +16,7 @@ from converter.kernels.forms import find_form
 from converter.kernels.metric import Metric
 from converter.networks.survey import Layer
 from converter.planning.cache import content, remembered
+from converter.planning.spread import spread
 
 # Processes pay off for many narrow layers; few layers do not outweigh their start, and wide ones
 # keep all cores busy by themselves, with one copy of their moments in memory.
@@ -55,6 +56,7 @@ def solve_layers(
     seed: int = 0,
     device: str = "cpu",
     cache: Path | None = None,
+    cluster: str | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> dict[str, Chain]:
     """Solve layers independently of one another, one a core.
@@ -66,6 +68,7 @@ def solve_layers(
         seed: Of the solvers.
         device: torch device of the iterative solvers.
         cache: Folder of earlier results, or None.
+        cluster: Where to solve them, as ``spread``.
         progress: Called with the share done.
 
     Raises:
@@ -80,8 +83,8 @@ def solve_layers(
         for layer in todo
     )  # fmt: skip
     widest = max((math.prod(l.conv.kernel.shape[1:]) for l in todo if l.conv), default=0)
-    alone = len(todo) <= FEW or widest > WIDE or device != "cpu"
-    with parallel_config(backend="loky", inner_max_num_threads=1):
+    alone = cluster is None and (len(todo) <= FEW or widest > WIDE or device != "cpu")
+    with spread(cluster):
         found = Parallel(n_jobs=1 if alone else -1, return_as="generator_unordered")(jobs)
         chains = {}
         for name, chain in found:

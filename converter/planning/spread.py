@@ -1,0 +1,55 @@
+"""Where layers are solved: on the cores of this machine, or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from joblib import parallel_config
+
+from converter.errors import ConverterError, first_line
+
+IDLE_S = 10  # for which helpers keep their memory
+CONNECT_S = 10  # that a scheduler has to answer in
+
+
+@contextlib.contextmanager
+def spread(cluster: str | None) -> Iterator[None]:
+    """Let joblib spread work over processes of one thread each.
+
+    Args:
+        cluster: Address of a Dask scheduler (``tcp://host:8786``); this machine's cores if None.
+            Its workers have to be started with one thread each.
+
+    Raises:
+        ConverterError: When ``distributed`` is not installed, or nothing answers there.
+    """
+    if cluster is None:
+        with parallel_config(backend="loky", inner_max_num_threads=1, idle_worker_timeout=IDLE_S):
+            yield
+        return
+    with connected(cluster) as client, parallel_config(backend="dask", client=client):
+        yield
+
+
+@contextlib.contextmanager
+def connected(cluster: str) -> Iterator[Any]:
+    """Connect to a Dask scheduler.
+
+    Raises:
+        ConverterError: As ``spread``.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ConverterError("--cluster needs Dask; pip install 'flatconv[cluster]'.") from None
+    try:
+        client = Client(cluster, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConverterError(
+            f"--cluster {cluster} cannot be reached; start dask scheduler and dask worker "
+            f"--nthreads 1 there: {first_line(error)}"
+        ) from None
+    with client:
+        yield client

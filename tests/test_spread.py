@@ -1,0 +1,75 @@
+"""A cluster solves what this machine solves; one that is not there is refused."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import flatconv, make_net, noise
+from distributed import LocalCluster
+
+import converter
+from converter import planning
+from converter.errors import ConverterError
+from converter.kernels.forms import FORMS
+from converter.networks import onnx_network
+from converter.networks.survey import survey
+from converter.planning.solve import solve_layer, solve_layers
+from converter.planning.spread import spread
+
+CHANNELS = (3, 8, 8, 8, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A scheduler with two workers, processes of one thread."""
+    with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture
+def layers(tmp_path):
+    """Those of a network, by name."""
+    network = onnx_network.load(make_net(tmp_path / "net.onnx", CHANNELS))
+    return survey(network, {"x": noise(1, 3, 8, 8)})
+
+
+@pytest.mark.parametrize(("form", "rank"), [("separable", (4,)), ("flattened", (6,))])
+def test_a_cluster_gives_what_this_machine_gives(form, rank, address, layers):
+    chosen = {layer.name: (FORMS[form], rank) for layer in layers if layer.conv.k}
+    chains = solve_layers(layers, chosen, {}, cluster=address)
+    assert list(chains) == list(chosen)
+    for layer in layers:
+        if layer.name in chosen:
+            here = solve_layer(layer.conv, FORMS[form], rank)
+            for one, other in zip(here.steps, chains[layer.name].steps):
+                assert np.array_equal(one.kernel, other.kernel)
+
+
+def test_a_search_goes_through_on_a_cluster(address, tmp_path):
+    net = make_net(tmp_path / "net.onnx", CHANNELS)
+    config = converter.ConvertConfig(max_macs=0.6, cluster=address, cache=False)
+    result = converter.convert(net, config=config)
+    assert len(result.plan.choices) == len(CHANNELS)
+
+
+def test_a_layer_that_a_cluster_refuses_is_named(address, tmp_path):
+    net = make_net(tmp_path / "net.onnx", CHANNELS)
+    config = converter.ConvertConfig(cluster=address, cache=False, form=("fc=flattened",))
+    with pytest.raises(ConverterError, match="fc"):
+        converter.convert(net, config=config)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "ftp://localhost:1"])
+def test_a_scheduler_that_is_not_there_is_refused_at_once(address, tmp_path, monkeypatch):
+    net = make_net(tmp_path / "net.onnx", CHANNELS)
+    monkeypatch.setattr(planning.spread, "CONNECT_S", 1)
+    status, _, err = flatconv("convert", net, "--cluster", address, "-o", tmp_path / "out")
+    assert status == 2
+    assert "cannot be reached" in err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_dask_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ConverterError, match="flatconv\\[cluster\\]"), spread("tcp://a:1"):
+        pass
