@@ -2,13 +2,17 @@
 
 Scores on the whole CIFAR-10 test set (``scripts/fetch_cifar10.py``) beside the 2,000 embedded
 images. Timing: batch 1, one thread, onnxruntime; original and converted race in one process.
-Rows are written as they come; an interrupted run goes on with ``--resume``.
+Rows are written as they come; an interrupted run goes on with ``--resume``. ``--intervals`` asks
+instead whether the intervals can be relied on: how often a network compared with itself is said to
+differ, and what becomes of a ratio while another process takes half of a core.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -18,12 +22,19 @@ from bench_results import ROOT, earlier_rows, table, write
 
 sys.path.insert(0, str(ROOT))
 
+import numpy as np
+
 import converter
+from converter.delivery.compare import compare_models, versions
+from converter.networks import onnx_network
+from converter.networks.runtime import cpu_model
 
 DEMO = "--max-drop 0.01 (scripts/demo.sh)"
 EXACT = "ResNet-20, tucker at full rank"
 SAMPLE = "sample_models.paper_cifar10:build"
 EMBEDDED = ROOT / "sample_models"
+SELVES, CLAIMS_SHARE = 200, 0.05
+BUSY_PAIRS, MOST_OFF = 10, 0.1
 RESNET_IMAGES = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
 
 
@@ -133,6 +144,62 @@ def exactness_rows(
     yield row, report
 
 
+def interval_rows(runs: Path, done: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Compare a network with itself, and with a converted one on a quiet and on a busy machine."""
+    folder = runs / "intervals"
+    name = f"{SELVES} comparisons of the sample network with itself"
+    convert(
+        SAMPLE, folder, checkpoint=EMBEDDED / "paper_cifar10.safetensors",
+        form=("separable",), rank=("0.5",),
+    )  # fmt: skip
+    original, other, converted = (
+        onnx_network.load(folder / file)
+        for file in ("original.onnx", "original.onnx", "model.onnx")
+    )
+    if name not in done:
+        claims, widths = 0, []
+        for _ in range(SELVES):
+            found = compare_models({"one": original, "other": other}).networks[1]
+            claims += found.verdict != "no difference"
+            widths.append(found.speedup.high - found.speedup.low)
+        row = {"name": name, "claims": claims, "median_width": float(np.median(widths))}
+        met = claims <= CLAIMS_SHARE * SELVES
+        yield row | {"target": f"at most {CLAIMS_SHARE:.0%} claim a difference", "met": met}
+    name = f"{BUSY_PAIRS} pairs, quiet and beside half a core of other work"
+    if name not in done:
+        ratios: dict[bool, list[float]] = {False: [], True: []}
+        for _, busy in itertools.product(range(BUSY_PAIRS), (False, True)):
+            with other_work() if busy else contextlib.nullcontext():
+                found = compare_models({"original": original, "converted": converted}).networks[1]
+            ratios[busy].append(found.speedup.median)
+        off = [busy / quiet - 1 for quiet, busy in zip(ratios[False], ratios[True])]
+        row = {
+            "name": name,
+            "ratio_quiet": float(np.median(ratios[False])),
+            "ratio_busy": float(np.median(ratios[True])),
+            "most_off": max(map(abs, off)),
+        }
+        yield row | {"target": f"within {MOST_OFF:.0%}", "met": row["most_off"] <= MOST_OFF}
+
+
+@contextlib.contextmanager
+def other_work() -> Iterator[None]:
+    """Keep half of a core busy, ten milliseconds of twenty."""
+    code = (
+        "import time\n"
+        "while True:\n"
+        "    end = time.perf_counter() + 0.01\n"
+        "    while time.perf_counter() < end: pass\n"
+        "    time.sleep(0.01)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def main() -> int:
     """Measure, write ``scripts/results/numbers.json``, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -143,7 +210,18 @@ def main() -> int:
     parser.add_argument(
         "--resume", action="store_true", help="keep the rows measured at this commit"
     )
+    parser.add_argument(
+        "--intervals", action="store_true", help="the check of the intervals, nothing else"
+    )
     options = parser.parse_args()
+    if options.intervals:
+        found = earlier_rows("intervals") if options.resume else []
+        conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
+        for row in interval_rows(options.runs, {row["name"] for row in found}):
+            found.append(row)
+            write("intervals", conditions, found)
+        print(table("intervals"))
+        return 0
     rows = earlier_rows("numbers") if options.resume else []
     done = {row["name"] for row in rows}
     for row, report in itertools.chain(

@@ -58,6 +58,7 @@ def gather(
     name: str,
     rows: Callable[[argparse.Namespace, set[str]], Iterator[dict[str, Any]]],
     options: argparse.Namespace,
+    judged: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list,
 ) -> list[dict[str, Any]]:
     """Measure rows, and print and write each as it comes.
 
@@ -65,6 +66,7 @@ def gather(
         name: Of the results.
         rows: Measures all rows but those whose names it is given.
         options: With ``resume`` and ``older``, of ``resumable``.
+        judged: Adds to rows what follows only from several of them.
     """
     from converter.delivery.compare import versions
     from converter.networks.runtime import cpu_model
@@ -74,7 +76,7 @@ def gather(
     for row in rows(options, {row["name"] for row in found}):
         print(row, flush=True)
         found.append(row)
-        write(name, conditions, found)
+        write(name, conditions, judged(found))
     return found
 
 

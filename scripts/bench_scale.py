@@ -1,0 +1,180 @@
+"""Time and memory over the size of a network: many convolutions, many weights; and a cluster.
+
+Residual networks of 3x3 convolutions as ONNX files, random weights, no sample inputs; each in a
+process of its own with empty caches. Those of many convolutions are brought to half of their
+multiply-accumulates, forms and ranks chosen by measured time; those of many weights are split in
+space. Twice the network should take twice the time and twice the memory: each row says how far it
+is off the straight line through all. Then one network is solved on this machine's cores and on a
+local Dask cluster of processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench_results import ROOT, gather, memory_watched, resumable, table
+
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+import converter
+
+MOST_OFF = 0.25  # of the straight line
+DEPTHS, NARROW, IMAGE = (125, 250, 500, 1000), 16, 32
+MILLIONS, WIDE, SMALL = (125, 250, 500, 1000), 512, 8
+KERNEL = 9
+HALF: dict[str, Any] = {"max_macs": 0.5}
+SPATIAL: dict[str, Any] = {"form": ["spatial"], "rank": ["0.25"]}
+FLATTENED: dict[str, Any] = {"form": ["flattened"], "rank": ["0.5"]}
+CLUSTER_DEPTH, WORKERS = 100, 2
+
+
+def build(path: Path, depth: int, channels: int, size: int) -> None:
+    """Write a residual network; its weights go to a file beside it."""
+    rng, nodes, weights, value, offset = np.random.default_rng(0), [], [], "x", 0
+    with path.with_suffix(".data").open("wb") as file:
+        for n in range(depth):
+            kernel = rng.standard_normal((channels, channels, 3, 3), dtype=np.float32)
+            kernel *= (2 / channels / KERNEL) ** 0.5 / 2
+            tensor = TensorProto(name=f"w{n}", dims=kernel.shape, data_type=TensorProto.FLOAT)
+            tensor.data_location = TensorProto.EXTERNAL
+            place = {"location": file.name.rsplit("/", 1)[-1], "offset": offset,
+                     "length": kernel.nbytes}  # fmt: skip
+            for key, entry in place.items():
+                tensor.external_data.add(key=key, value=str(entry))
+            file.write(kernel.tobytes())
+            offset += kernel.nbytes
+            weights.append(tensor)
+            nodes += [
+                helper.make_node("Conv", [value, f"w{n}"], [f"c{n}"], f"conv{n}", pads=[1] * 4),
+                helper.make_node("Relu", [f"c{n}"], [f"r{n}"]),
+                helper.make_node("Add", [value, f"r{n}"], [f"a{n}"]),
+            ]
+            value = f"a{n}"
+    nodes.append(helper.make_node("GlobalAveragePool", [value], ["y"]))
+    shapes = {"x": [1, channels, size, size], "y": [1, channels, 1, 1]}
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items())
+    graph = helper.make_graph(nodes, "scale", [x], [y], weights)
+    opsets = [helper.make_opsetid("", 19)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+
+
+def convert(depth: int, channels: int, size: int, **how: Any) -> dict[str, Any]:
+    """Convert one network; give what it took."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "net.onnx"
+        build(path, depth, channels, size)
+        start = time.perf_counter()
+        with memory_watched() as memory:
+            result = converter.convert(path, config=converter.ConvertConfig(cache=False, **how))
+            result.save(Path(scratch) / "out")
+        seconds = time.perf_counter() - start
+        digest = hashlib.sha256()
+        for name, value in sorted(result.converted.graph.initializers.items()):
+            digest.update(name.encode() + value.const_value.tobytes())
+        return {
+            "convolutions": depth,
+            "weights": depth * channels**2 * KERNEL,
+            "converted": len(result.plan.chosen()),
+            "seconds": seconds,
+            **memory,
+            "sha256": digest.hexdigest()[:16],
+        }
+
+
+def apart(depth: int, channels: int, size: int, **how: Any) -> dict[str, Any]:
+    """Run ``convert`` in a process of its own."""
+    asked = json.dumps({"depth": depth, "channels": channels, "size": size, **how})
+    with tempfile.TemporaryDirectory() as cache:
+        found = subprocess.run(
+            [sys.executable, __file__, "--one", asked], stdout=subprocess.PIPE, text=True,
+            check=True, env=os.environ | {"FLATCONV_CACHE": cache},
+        ).stdout  # fmt: skip
+    return dict(json.loads(found.splitlines()[-1]))
+
+
+def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
+    """Measure every row that is not done yet."""
+    for depth in DEPTHS[: options.sizes]:
+        if f"{depth} convolutions" not in done:
+            yield {"name": f"{depth} convolutions", **apart(depth, NARROW, IMAGE, **HALF)}
+    for millions in MILLIONS[: options.sizes]:
+        name = f"{millions} million weights"
+        if name not in done:
+            depth = round(millions * 1e6 / (WIDE**2 * KERNEL))
+            yield {"name": name, **apart(depth, WIDE, SMALL, **SPATIAL)}
+    names = {None: "100 convolutions, flattened, this machine", WORKERS: "the same, Dask cluster"}
+    for workers, name in names.items():
+        if name not in done:
+            yield {"name": name, **on_cluster(workers)}
+
+
+def on_cluster(workers: int | None) -> dict[str, Any]:
+    """Solve a network on local workers of one thread each, or (None) on the cores."""
+    if workers is None:
+        return apart(CLUSTER_DEPTH, NARROW, IMAGE, **FLATTENED)
+    from distributed import LocalCluster
+
+    with LocalCluster(workers, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        return apart(CLUSTER_DEPTH, NARROW, IMAGE, cluster=address, **FLATTENED)
+
+
+def judged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say how far each row is off the straight lines, and whether the cluster gave the same."""
+    out = []
+    for kind, size in (("convolutions", "convolutions"), ("weights", "weights")):
+        family = [row for row in found if row["name"] in _names(kind)]
+        lines = {
+            key: np.polyfit([r[size] for r in family], [r[key] for r in family], 1)
+            for key in ("seconds", "peak_gib")
+            if len(family) > 2
+        }
+        for row in family:
+            off = {key: row[key] / float(np.polyval(line, row[size])) - 1
+                   for key, line in lines.items()}  # fmt: skip
+            out.append(row | {
+                "seconds_off_line": off.get("seconds"), "peak_off_line": off.get("peak_gib"),
+                "target": f"within {MOST_OFF:g} of a line",
+                "met": bool(off) and max(map(abs, off.values())) <= MOST_OFF,
+            })  # fmt: skip
+    rest = [row for row in found if row["name"] not in _names("convolutions") | _names("weights")]
+    same = len({row["sha256"] for row in rest}) == 1
+    return out + [row | {"target": "the same weights", "met": same} for row in rest]
+
+
+def _names(kind: str) -> set[str]:
+    if kind == "convolutions":
+        return {f"{depth} convolutions" for depth in DEPTHS}
+    return {f"{millions} million weights" for millions in MILLIONS}
+
+
+def main() -> int:
+    """Measure, print, and write ``scripts/results/scale.json``."""
+    parser = resumable(__doc__)
+    parser.add_argument("--sizes", type=int, default=len(DEPTHS), help="the smallest so many only")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(convert(**json.loads(options.one))))
+        return 0
+    gather("scale", rows, options, judged)
+    print(table("scale"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
