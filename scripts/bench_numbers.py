@@ -150,7 +150,7 @@ def interval_rows(runs: Path, done: Collection[str]) -> Iterator[dict[str, Any]]
     name = f"{SELVES} comparisons of the sample network with itself"
     convert(
         SAMPLE, folder, checkpoint=EMBEDDED / "paper_cifar10.safetensors",
-        form=("separable",), rank=("0.5",),
+        input_shape=("1,3,32,32",), form=("separable",), rank=("0.5",),
     )  # fmt: skip
     original, other, converted = (
         onnx_network.load(folder / file)
