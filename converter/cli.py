@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from converter.config import ConvertConfig
-from converter.errors import ConverterError, root_line
+from converter.errors import ConverterError, lacks_memory, root_line
 
 app = App(
     name="flatconv",
@@ -304,6 +304,10 @@ def main() -> None:
         errors.print("flatconv: interrupted; nothing was written.", style="red")
         sys.exit(130)
     except Exception as error:  # a mistake of ours: whoever reports it wants to see where
+        if lacks_memory(error):
+            text = "flatconv: there is too little memory; try less --memory; nothing was written."
+            errors.print(text, style="red", soft_wrap=True)
+            sys.exit(2)
         if {"-v", "--verbose"} & set(arguments):
             traceback.print_exc()
         errors.print(

@@ -15,6 +15,12 @@ def first_line(error: BaseException) -> str:
     return (text.splitlines() or [type(error).__name__])[0][:300]
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out: torch and onnxruntime have no class for it."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "bad alloc" in text or "not enough memory" in text
+
+
 def root_line(error: BaseException) -> str:
     """Give class and first line of an exception, or of what it says it was caused by."""
     while error.__cause__ is not None:  # exporters wrap what went wrong in advice

@@ -1,11 +1,13 @@
 """A cluster solves what this machine solves; one that is not there is refused."""
 
+import os
 import sys
 
 import numpy as np
 import pytest
 from conftest import flatconv, make_net, noise
 from distributed import LocalCluster
+from joblib import Parallel, delayed
 
 import converter
 from converter import planning
@@ -67,6 +69,11 @@ def test_a_scheduler_that_is_not_there_is_refused_at_once(address, tmp_path, mon
     assert status == 2
     assert "cannot be reached" in err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_process_that_is_killed_is_told_in_one_sentence():
+    with pytest.raises(ConverterError, match="lack of memory"), spread(None):
+        Parallel(n_jobs=2)(delayed(os._exit)(1) for _ in range(2))
 
 
 def test_without_dask_it_says_what_to_install(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 from joblib import parallel_config
@@ -12,6 +13,10 @@ from converter.errors import ConverterError, first_line
 
 IDLE_S = 10  # for which helpers keep their memory
 CONNECT_S = 10  # that a scheduler has to answer in
+KILLED = (
+    "A process that solves layers was killed, most likely for lack of memory; run the same command "
+    "again with less --memory: what was solved is in the cache."
+)
 
 
 @contextlib.contextmanager
@@ -23,11 +28,15 @@ def spread(cluster: str | None) -> Iterator[None]:
             Its workers have to be started with one thread each.
 
     Raises:
-        ConverterError: When ``distributed`` is not installed, or nothing answers there.
+        ConverterError: When ``distributed`` is not installed, nothing answers there, or a process
+            is killed.
     """
     if cluster is None:
         with parallel_config(backend="loky", inner_max_num_threads=1, idle_worker_timeout=IDLE_S):
-            yield
+            try:
+                yield
+            except BrokenExecutor:
+                raise ConverterError(KILLED) from None
         return
     with connected(cluster) as client, parallel_config(backend="dask", client=client):
         yield
@@ -41,7 +50,7 @@ def connected(cluster: str) -> Iterator[Any]:
         ConverterError: As ``spread``.
     """
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
     except ImportError:
         raise ConverterError("--cluster needs Dask; pip install 'flatconv[cluster]'.") from None
     try:
@@ -52,4 +61,7 @@ def connected(cluster: str) -> Iterator[Any]:
             f"--nthreads 1 there: {first_line(error)}"
         ) from None
     with client:
-        yield client
+        try:
+            yield client
+        except KilledWorker:
+            raise ConverterError(KILLED) from None
