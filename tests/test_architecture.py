@@ -19,7 +19,7 @@ networks.surroundings networks.checkpoint
 networks.torch_modules networks.torch_export networks.torch_network networks.torch_import
 networks.source
 planning.ladder planning.latency planning.profile planning.calibrate planning.measure
-planning.candidates planning.plan planning.cache planning.solve planning.timing
+planning.candidates planning.plan planning.cache planning.spread planning.solve planning.timing
 planning.options planning.judge planning.sensitivity planning.knapsack
 tuning.lesson tuning.batches tuning.state tuning.tune
 delivery.check delivery.correct delivery.compare delivery.report
