@@ -72,6 +72,16 @@ def test_batches_do_not_matter_for_the_ranges():
     assert all(np.array_equal(one[name], many[name]) for name in one)
 
 
+@pytest.mark.parametrize(("cut", "largest"), [(True, 64), (False, 127)])
+def test_weights_have_seven_bits_where_sums_are_cut(cut, largest, monkeypatch):
+    monkeypatch.setattr(quantize, "saturates", lambda: cut)
+    network, data = chain()
+    found = quantized(network, observed_ranges(network, data, 32)).graph.initializers.values()
+    weights = [w for v in found if (w := v.const_value.numpy()).dtype == np.int8 and w.ndim > 1]
+    assert weights
+    assert all(np.abs(weight.astype(int)).max() == largest for weight in weights)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_scaled_alike_a_chain_errs_less_in_int8(seed):
     network, data = chain(groups=8, seed=seed)

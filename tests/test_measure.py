@@ -102,12 +102,12 @@ def alone_ms(model):
 def test_a_race_agrees_with_each_network_alone(fast_and_slow, monkeypatch):
     monkeypatch.setattr(measure, "FEWEST_ROUNDS", 15)
     monkeypatch.setattr(measure, "MOST_ROUNDS", 15)
-    times = np.array([[alone_ms(model) for model in fast_and_slow] for _ in range(2)])
+    times = np.array([[alone_ms(model) for model in fast_and_slow] for _ in range(3)])
     alone = times.min(0)
     both = race([open_session(model) for model in fast_and_slow], [FEED] * 2)
     ratio = both.latency_ms[1].median / both.latency_ms[0].median
-    assert 1 / 1.5 < ratio / (alone[1] / alone[0]) < 1.5
-    assert 1 / 1.5 < both.speedup[1].median * (alone[1] / alone[0]) < 1.5
+    assert 0.5 < ratio / (alone[1] / alone[0]) < 2
+    assert 0.5 < both.speedup[1].median * (alone[1] / alone[0]) < 2
     assert both.speedup[1].high < 0.5  # the first is the reference
     assert both.speedup[0] == Interval(1.0, 1.0, 1.0)
 

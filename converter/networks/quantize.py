@@ -8,6 +8,7 @@ the same range (as Nagel et al., arXiv 1906.04721, section 4.1, do through ReLU)
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -25,6 +26,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from converter.data import Arrays, Data
 from converter.errors import ConverterError, first_line
 from converter.networks.onnx_network import LARGEST_FILE, constant, size, standard
+from converter.networks.runtime import open_file
 
 OLDEST_OPSET = 13  # that has scales per channel
 LARGEST_SCALE = 1e3  # by which a component may become larger
@@ -109,6 +111,32 @@ def quantized(network: ir.Model, ranges: Ranges, floats: Collection[str] = ()) -
     return found
 
 
+@functools.cache
+def saturates() -> bool:
+    """Tell whether sums of two products of 8 bits are cut at 16 bits on this machine.
+
+    CPUs without VNNI add them so (VPMADDUBSW), and what is summed is then plainly wrong. Weights
+    of 7 bits cannot get there: 2 * 255 * 64 < 2**15.
+    """
+    I, largest = 64, 255 * 127
+    weights = {
+        "w": np.full((16, I, 1, 1), 127, np.int8), "zero": np.uint8(0), "none": np.int8(0),
+        "one": np.float32(1), "scale": np.float32(I * largest / 200),
+    }  # fmt: skip
+    names = ["x", "one", "zero", "w", "one", "none", "scale", "zero"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("QLinearConv", names, ["y"])], "probe",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, I, 4, 4])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, [1, 16, 4, 4])],
+        [onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in weights.items()],
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", OLDEST_OPSET)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    session = open_file(model.SerializeToString())
+    (found,) = session.run(None, {"x": np.full((1, I, 4, 4), 255, np.uint8)})
+    return bool(found.max() < 190)
+
+
 def linear_steps(network: ir.Model) -> list[str]:
     """Name what the convolutions and products of a network give."""
     return [
@@ -147,7 +175,7 @@ def _quantized(
     kept = [node.name for node in model.graph.node if set(node.output) & set(floats)]
     with _as_errors():
         quantizer = QDQQuantizer(
-            model, True, False, QuantType.QInt8, QuantType.QUInt8,
+            model, True, saturates(), QuantType.QInt8, QuantType.QUInt8,
             TensorsData(CalibrationMethod.MinMax, dict(limits)), [], kept, KINDS, {},
         )  # fmt: skip
         quantizer.quantize_model()
