@@ -119,7 +119,7 @@ def finetune(
         eval: Labelled inputs for accuracy; as at the conversion if left out.
         labels: Use the labels of the training inputs, if they have any.
         loss: module:function, called as loss(outputs, originals, labels), instead of distillation.
-        lr: Highest learning rate; if left out, by how much is lost.
+        lr: Highest learning rate.
         train_batch: Examples a step.
         accumulate: Compute each batch in so many parts, to save memory.
         precision: Of the activations in training; bfloat16 only where the device has it.
@@ -305,7 +305,7 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:  # a mistake of ours: whoever reports it wants to see where
         if lacks_memory(error):
-            text = "flatconv: there is too little memory; try less --memory; nothing was written."
+            text = "flatconv: there is too little memory; free some, or convert with less --memory."
             errors.print(text, style="red", soft_wrap=True)
             sys.exit(2)
         if {"-v", "--verbose"} & set(arguments):

@@ -55,8 +55,7 @@ class ConvertConfig:
             may give a torch DataLoader.
         labels: Use the labels of the training inputs, if they have any.
         loss: module:function, called as loss(outputs, originals, labels), instead of distillation.
-        lr: Highest learning rate of the fine-tuning; if left out, by how much is lost. It is
-            lowered where an epoch does harm.
+        lr: Highest learning rate of the fine-tuning; it is lowered where an epoch does harm.
         train_batch: Examples a step.
         accumulate: Compute each batch in so many parts, to save memory.
         precision: Of the activations in training; bfloat16 only where the device has it.
@@ -110,7 +109,7 @@ class ConvertConfig:
     train: str | None = None
     labels: bool = True
     loss: str | None = None
-    lr: float | None = None
+    lr: float = 1e-3
     train_batch: int = 128
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -170,7 +169,7 @@ class ConvertConfig:
             raise ConverterError("--target-speedup must be above 1.")
         if not 0 < self.memory < math.inf:
             raise ConverterError("--memory must be a number of GiB above 0.")
-        if self.lr is not None and not 0 < self.lr < math.inf:
+        if not 0 < self.lr < math.inf:
             raise ConverterError("--lr must be a number above 0.")
 
     def to_json(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ def first_line(error: BaseException) -> str:
 
 def lacks_memory(error: BaseException) -> bool:
     """Tell whether memory ran out: torch and onnxruntime have no class for it."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "bad alloc" in text or "not enough memory" in text
+    told = re.search(r"bad.?alloc|allocate memory|not enough memory", str(error), re.IGNORECASE)
+    return isinstance(error, MemoryError) or told is not None
 
 
 def root_line(error: BaseException) -> str:

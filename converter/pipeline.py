@@ -48,9 +48,9 @@ from converter.networks.survey import Layer, survey
 from converter.planning.calibrate import second_moments
 from converter.planning.plan import Plan, make_plan, read_plan
 from converter.planning.solve import solve_layers
-from converter.planning.spread import spread
+from converter.planning.spread import connected
 from converter.tuning.lesson import own_loss
-from converter.tuning.tune import check_device, place_of
+from converter.tuning.place import check_device, place_of
 
 
 def convert(
@@ -154,7 +154,8 @@ def finetune(
     if isinstance(student, nn.Module) and "factory" not in origin:
         raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")
     recorded = read_config(folder)
-    fresh = {"plan": None, "finetune": 0, "reconstruct": 0, "schedule": 1, "resume": False}
+    fresh: dict[str, Any] = {"plan": None, "cluster": None, "resume": False}
+    fresh |= {"finetune": 0, "reconstruct": 0, "schedule": 1}
     config = check_options(replace(recorded, **(fresh | changes)))
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
@@ -219,7 +220,7 @@ def check_options(config: ConvertConfig) -> ConvertConfig:
     if config.loss:
         own_loss(config.loss)
     if config.cluster:
-        with spread(config.cluster):  # answers
+        with connected(config.cluster):  # answers, and has workers
             pass
     return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
 

@@ -40,6 +40,10 @@ HALF: dict[str, Any] = {"max_macs": 0.5}
 SPATIAL: dict[str, Any] = {"form": ["spatial"], "rank": ["0.25"]}
 FLATTENED: dict[str, Any] = {"form": ["flattened"], "rank": ["0.5"]}
 CLUSTER_DEPTH, WORKERS = 100, 2
+SOLVED = {
+    None: f"{CLUSTER_DEPTH} layers, flattened, this machine's cores",
+    WORKERS: f"{CLUSTER_DEPTH} layers, flattened, Dask cluster of {WORKERS} processes",
+}
 
 
 def build(path: Path, depth: int, channels: int, size: int) -> None:
@@ -116,8 +120,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
         if name not in done:
             depth = round(millions * 1e6 / (WIDE**2 * KERNEL))
             yield {"name": name, **apart(depth, WIDE, SMALL, **SPATIAL)}
-    names = {None: "100 convolutions, flattened, this machine", WORKERS: "the same, Dask cluster"}
-    for workers, name in names.items():
+    for workers, name in SOLVED.items():
         if name not in done:
             yield {"name": name, **on_cluster(workers)}
 
@@ -135,31 +138,22 @@ def on_cluster(workers: int | None) -> dict[str, Any]:
 
 def judged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Say how far each row is off the straight lines, and whether the cluster gave the same."""
+    families = {
+        size: [row for row in found if row["name"].endswith(ending)]
+        for size, ending in {"convolutions": " convolutions", "weights": " weights"}.items()
+    }
     out = []
-    for kind, size in (("convolutions", "convolutions"), ("weights", "weights")):
-        family = [row for row in found if row["name"] in _names(kind)]
-        lines = {
-            key: np.polyfit([r[size] for r in family], [r[key] for r in family], 1)
-            for key in ("seconds", "peak_gib")
-            if len(family) > 2
-        }
+    for size, family in families.items():
         for row in family:
-            off = {key: row[key] / float(np.polyval(line, row[size])) - 1
-                   for key, line in lines.items()}  # fmt: skip
-            out.append(row | {
-                "seconds_off_line": off.get("seconds"), "peak_off_line": off.get("peak_gib"),
-                "target": f"within {MOST_OFF:g} of a line",
-                "met": bool(off) and max(map(abs, off.values())) <= MOST_OFF,
-            })  # fmt: skip
-    rest = [row for row in found if row["name"] not in _names("convolutions") | _names("weights")]
-    same = len({row["sha256"] for row in rest}) == 1
-    return out + [row | {"target": "the same weights", "met": same} for row in rest]
-
-
-def _names(kind: str) -> set[str]:
-    if kind == "convolutions":
-        return {f"{depth} convolutions" for depth in DEPTHS}
-    return {f"{millions} million weights" for millions in MILLIONS}
+            off = {}
+            for key in ("seconds", "peak_gib") if len(family) > 2 else ():
+                line = np.polyfit([r[size] for r in family], [r[key] for r in family], 1)
+                off[f"{key}_off_line"] = row[key] / float(np.polyval(line, row[size])) - 1
+            met = bool(off) and max(map(abs, off.values())) <= MOST_OFF
+            out.append(row | off | {"target": f"within {MOST_OFF:g} of a line", "met": met})
+    pair = [row for row in found if row["name"] in SOLVED.values()]
+    same = len(pair) == len(SOLVED) and len({row["sha256"] for row in pair}) == 1
+    return out + [row | {"target": "the same weights", "met": same} for row in pair]
 
 
 def main() -> int:

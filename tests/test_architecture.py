@@ -21,7 +21,7 @@ networks.source
 planning.ladder planning.latency planning.profile planning.calibrate planning.measure
 planning.candidates planning.plan planning.cache planning.spread planning.solve planning.timing
 planning.options planning.judge planning.sensitivity planning.knapsack
-tuning.lesson tuning.batches tuning.state tuning.tune
+tuning.lesson tuning.batches tuning.state tuning.place tuning.tune
 delivery.check delivery.correct delivery.compare delivery.report
 delivery.tables delivery.page delivery.result delivery.search delivery.budget delivery.teach
 delivery.int8 delivery.prove delivery.schedule

@@ -1,12 +1,14 @@
 """A cluster solves what this machine solves; one that is not there is refused."""
 
+import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import flatconv, make_net, noise
-from distributed import LocalCluster
+from distributed import LocalCluster, Scheduler, SpecCluster, Worker
 from joblib import Parallel, delayed
 
 import converter
@@ -74,6 +76,30 @@ def test_a_scheduler_that_is_not_there_is_refused_at_once(address, tmp_path, mon
 def test_a_process_that_is_killed_is_told_in_one_sentence():
     with pytest.raises(ConverterError, match="lack of memory"), spread(None):
         Parallel(n_jobs=2)(delayed(os._exit)(1) for _ in range(2))
+
+
+@pytest.mark.parametrize("workers", [{}, {0: {"cls": Worker, "options": {"nthreads": 2}}}])
+def test_workers_have_one_thread_each(workers):
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False}}
+    with (
+        SpecCluster(workers, scheduler) as cluster,
+        pytest.raises(ConverterError, match="workers of one thread each"),
+        spread(cluster.scheduler_address),
+    ):
+        pass
+
+
+def test_a_folder_is_trained_when_its_cluster_is_gone(workplace):
+    config = converter.ConvertConfig(
+        input_shape=("1,3,8,8",), form=("conv2=channel",), only=("conv2",)
+    )
+    converter.convert("toy:build", config=config).save("out")
+    told = json.loads(Path("out/source.json").read_text())
+    told["config"]["cluster"] = "tcp://127.0.0.1:9"
+    Path("out/source.json").write_text(json.dumps(told))
+    x = {"x": noise(64, 3, 8, 8)}
+    np.savez("train.npz", **x)
+    assert converter.finetune("out", train="train.npz", finetune=1) is not None
 
 
 def test_without_dask_it_says_what_to_install(monkeypatch):

@@ -16,8 +16,9 @@ from converter.kernels.conv import Chain, Conv
 from converter.networks.torch_modules import read_module, to_modules
 from converter.tuning.batches import Batches
 from converter.tuning.lesson import Recipe, distance, own_loss, reconstruction, relative_error
+from converter.tuning.place import Place, place_of
 from converter.tuning.state import State, read_state
-from converter.tuning.tune import Place, _alike, computes_bfloat16, place_of, tune
+from converter.tuning.tune import tune
 
 QUICK = Recipe(epochs=2, lr=1e-2, batch_size=32)
 
@@ -386,32 +387,17 @@ def test_where_an_epoch_does_harm_it_goes_back_and_learns_more_slowly(tmp_path):
     assert gentle.best_loss < gentle.first_loss
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_less_is_lost_the_more_slowly_it_learns(labelled, tmp_path):
-    teacher, path, shares = pair()[1], tmp_path / "state.safetensors", []
-    labels = {"y": np.full(200, 2)} if labelled else {}
-    for change in (0.01, 0.1, 1.0):
-        student = copy.deepcopy(teacher)
-        with torch.no_grad():
-            student.head.weight *= 1 + change
-        tune(student, teacher, data(**labels), replace(QUICK, epochs=1, lr=None), state=path)
-        shares.append(read_state(path, student.state_dict()).share)
-    assert 0 < 10 * shares[0] < shares[1] < shares[2] / 2 <= 0.5
-    tune(student, teacher, data(**labels), replace(QUICK, epochs=1), state=path)
-    assert read_state(path, student.state_dict()).share == 1
-
-
 def test_bfloat16_is_left_to_devices_that_have_it():
     recipe = replace(QUICK, epochs=1)
     whole, half = (tune(*pair(), data(), replace(recipe, bfloat16=b)).model for b in (False, True))
-    assert same(whole, half) == (not computes_bfloat16(torch.device("cpu")))
+    assert same(whole, half) == (not place_of("cpu").computes_bfloat16())
     assert (whole(TEST) - half(TEST)).norm() < 0.1 * whole(TEST).norm()
 
 
 @pytest.mark.parametrize("step", [4097, 5_000_001])
 def test_one_process_agrees_with_itself_at_any_step(step):
     place = place_of("cpu")
-    assert _alike(step, place)
+    assert place.agrees(step)
     assert place.together(step**2) == step**2
 
 
@@ -419,4 +405,4 @@ def test_processes_that_stand_elsewhere_do_not_agree():
     # of two processes, this one at step 8 and the other at step 6
     other = {8.0: 7.0, 64.0: 50.0}
     place = Place(0, 2, torch.device("cpu"), lambda t: torch.tensor(other[float(t)]))
-    assert not _alike(8, place)
+    assert not place.agrees(8)

@@ -118,10 +118,10 @@ def saturates() -> bool:
     CPUs without VNNI add them so (VPMADDUBSW), and what is summed is then plainly wrong. Weights
     of 7 bits cannot get there: 2 * 255 * 64 < 2**15.
     """
-    I, largest = 64, 255 * 127
+    I, expected, largest = 64, 200, 255 * 127
     weights = {
         "w": np.full((16, I, 1, 1), 127, np.int8), "zero": np.uint8(0), "none": np.int8(0),
-        "one": np.float32(1), "scale": np.float32(I * largest / 200),
+        "one": np.float32(1), "scale": np.float32(I * largest / expected),
     }  # fmt: skip
     names = ["x", "one", "zero", "w", "one", "none", "scale", "zero"]
     graph = onnx.helper.make_graph(
@@ -134,7 +134,7 @@ def saturates() -> bool:
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     session = open_file(model.SerializeToString())
     (found,) = session.run(None, {"x": np.full((1, I, 4, 4), 255, np.uint8)})
-    return bool(found.max() < 190)
+    return bool(found.max() < 0.9 * expected)  # half of it where sums are cut
 
 
 def linear_steps(network: ir.Model) -> list[str]:

@@ -25,11 +25,10 @@ def spread(cluster: str | None) -> Iterator[None]:
 
     Args:
         cluster: Address of a Dask scheduler (``tcp://host:8786``); this machine's cores if None.
-            Its workers have to be started with one thread each.
+            Its workers have one thread each.
 
     Raises:
-        ConverterError: When ``distributed`` is not installed, nothing answers there, or a process
-            is killed.
+        ConverterError: When a process is killed, or the cluster cannot be used.
     """
     if cluster is None:
         with parallel_config(backend="loky", inner_max_num_threads=1, idle_worker_timeout=IDLE_S):
@@ -47,7 +46,8 @@ def connected(cluster: str) -> Iterator[Any]:
     """Connect to a Dask scheduler.
 
     Raises:
-        ConverterError: As ``spread``.
+        ConverterError: When ``distributed`` is not installed, nothing answers there, there are no
+            workers or some have several threads, or one is killed.
     """
     try:
         from distributed import Client, KilledWorker
@@ -57,10 +57,16 @@ def connected(cluster: str) -> Iterator[Any]:
         client = Client(cluster, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise ConverterError(
-            f"--cluster {cluster} cannot be reached; start dask scheduler and dask worker "
-            f"--nthreads 1 there: {first_line(error)}"
+            f"--cluster {cluster} cannot be reached; start dask scheduler and "
+            f"dask worker --nthreads 1 there: {first_line(error)}"
         ) from None
     with client:
+        threads = client.nthreads()
+        if not threads or max(threads.values()) > 1:
+            raise ConverterError(
+                f"--cluster {cluster} needs workers of one thread each; start some there by dask "
+                "worker --nthreads 1."
+            )
         try:
             yield client
         except KilledWorker:

@@ -16,7 +16,6 @@ TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
 LABELS = 0.3  # what the labels count beside the original's outputs
 LEVEL = 0.1  # and what the level of vectors counts, which classes do not depend on
 TINY = 1e-12
-LR, MUCH = 1e-3, 1.0  # highest learning rate, and the loss from which on it is used in full
 
 Tensors = Sequence[torch.Tensor]
 # What is lost by outputs, given the original's and the labels, if there are any.
@@ -31,18 +30,17 @@ class Recipe:
 
     Attributes:
         epochs: Passes over the data.
-        lr: Highest learning rate, of weights of the usual size; less where that does harm. None:
-            ``LR``, and in distillation less where less than ``MUCH`` is lost.
+        lr: Highest learning rate, of weights of the usual size; less where that does harm.
         batch_size: Examples a step, of all processes together; fewer where there is little data.
         accumulate: Parts that each process computes its share of a batch in.
-        bfloat16: Whether activations are computed in bfloat16.
+        bfloat16: Whether activations are computed in bfloat16, where the device has it.
         scaled_steps: Whether each weight tensor learns in proportion to the size of its entries.
         workers: Processes that read the data.
         seed: Of the order of the examples and of augmentation.
     """
 
     epochs: int
-    lr: float | None = None
+    lr: float = 1e-3
     batch_size: int = 128
     accumulate: int = 1
     bfloat16: bool = False

@@ -18,20 +18,11 @@ import torch
 from torch import nn
 
 from converter.data import Data
-from converter.errors import ConverterError, first_line, root_line
+from converter.errors import ConverterError, root_line
 from converter.networks.torch_export import copied
 from converter.tuning.batches import Batches, parted
-from converter.tuning.lesson import (
-    LR,
-    MUCH,
-    Loss,
-    Recipe,
-    Run,
-    Tensors,
-    distillation,
-    inside,
-    whole,
-)
+from converter.tuning.lesson import Loss, Recipe, Run, Tensors, distillation, inside, whole
+from converter.tuning.place import place_of
 from converter.tuning.state import State, Weights, read_state
 
 BATCH = 128  # held-out examples a call, at most
@@ -65,23 +56,6 @@ class Tuned:
     enough: bool | None = None
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where training runs: one of several processes, and its device."""
-
-    rank: int
-    processes: int
-    device: torch.device
-    mean: Callable[[torch.Tensor], torch.Tensor]
-
-    def together(self, number: float) -> float:
-        """Average a number over all processes."""
-        if self.processes == 1:
-            return float(number)
-        value = torch.tensor(float(number), dtype=torch.float64, device=self.device)
-        return float(self.mean(value))
-
-
 def tune(
     student: nn.Module,
     teacher: nn.Module,
@@ -104,8 +78,7 @@ def tune(
     out, those given included: tuning never makes that part worse. Its examples are changed at
     random, once: the original may know the very images by heart, which says little of others. Where
     an epoch leaves the network worse than it was at first, training goes back to the best weights
-    and on at a third of the rate. How fast is right depends on how little was lost: a network that
-    is nearly as good as its original only gets worse at a rate that a bad one needs. Run by
+    and on at a third of the rate: how fast is right depends on how little was lost. Run by
     ``accelerate launch``, every batch is shared by all processes.
 
     Args:
@@ -138,7 +111,7 @@ def tune(
     if train.labels is not None and loss is distillation:
         _check_labels(outputs[0], train)
 
-    bfloat16 = recipe.bfloat16 and computes_bfloat16(place.device)
+    bfloat16 = recipe.bfloat16 and place.computes_bfloat16()
 
     def loss_of(inputs: Tensors, labels: torch.Tensor | None) -> torch.Tensor:
         inputs = _moved(inputs, place.device, layout)
@@ -152,8 +125,8 @@ def tune(
         return found
 
     @torch.no_grad()
-    def held_out() -> tuple[float, float, bool]:
-        total, own, before, after = 0.0, 0.0, list[list[np.ndarray]](), list[list[np.ndarray]]()
+    def held_out() -> tuple[float, bool]:
+        total, before, after = 0.0, list[list[np.ndarray]](), list[list[np.ndarray]]()
         size = min(BATCH, max(recipe.batch_size // (recipe.accumulate * place.processes), 1))
         for indices, feeds in held.batches(size):
             inputs = _moved([torch.from_numpy(f) for f in feeds.values()], place.device, layout)
@@ -161,28 +134,25 @@ def tune(
             labels = None if labels is None else labels.long().to(place.device)
             outputs, outputs_wanted = answer(inputs), wanted(inputs)
             total += float(loss(outputs, outputs_wanted, labels)) * len(indices)
-            own += float(loss(outputs_wanted, outputs_wanted, labels)) * len(indices)
             if enough is not None:
                 before.append([_array(output) for output in outputs_wanted])
                 after.append([_array(output) for output in outputs])
-        mean, least = (place.together(found / held.count) for found in (total, own))
+        mean = place.together(total / held.count)
         if enough is None or not math.isfinite(mean):
-            return mean, least, False
+            return mean, False
         first, second = ([np.concatenate(p) for p in zip(*all)] for all in (before, after))
-        return mean, least, place.together(enough(first, second, held.labels)) == 1
+        return mean, place.together(enough(first, second, held.labels)) == 1
 
     batches = Batches(train, recipe, place.rank, place.processes)
     steps = recipe.epochs * batches.per_epoch
     optimizer, scales = _optimizer(model, recipe)
     now = read_state(state, model.state_dict()) if resume and state is not None else None
-    if not _alike(-1 if now is None else now.step, place):
+    if not place.agrees(-1 if now is None else now.step):
         now = None  # not all processes have it
     if now is None:
-        first_loss, least, done = held_out()
-        start, share = _copy(model.state_dict()), 1.0
-        if recipe.lr is None and loss is distillation and first_loss - least < MUCH:
-            share = max(first_loss - least, 0.0) / MUCH
-        now = State(0, start, start, start, {}, first_loss, first_loss, done, share)
+        first_loss, done = held_out()
+        start = _copy(model.state_dict())
+        now = State(0, start, start, start, {}, first_loss, first_loss, done)
     model.load_state_dict(now.weights)
     if now.moments:
         _restore(optimizer, now)
@@ -192,9 +162,9 @@ def tune(
         optimizer.zero_grad()
         for inputs, labels, share in parts:
             (share * loss_of(inputs, labels)).backward()
-        _average_over(place, [p.grad for p in model.parameters() if p.grad is not None])
+        place.average([p.grad for p in model.parameters() if p.grad is not None])
         for group, scale in zip(optimizer.param_groups, scales):
-            group["lr"] = now.share * (recipe.lr or LR) * scale * _schedule((step + 0.5) / steps)
+            group["lr"] = now.share * recipe.lr * scale * _schedule((step + 0.5) / steps)
         norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         if norm.isfinite():
             optimizer.step()
@@ -205,7 +175,7 @@ def tune(
         if epoch_ends:
             current = _copy(model.state_dict())
             model.load_state_dict(average)
-            found, _, done = held_out()
+            found, done = held_out()
             if found < now.best_loss or done:
                 now = replace(now, best_loss=found, best=_copy(average), done=done)
             if not found <= now.first_loss and not done:  # too fast: back, and slower
@@ -228,51 +198,6 @@ def tune(
     reached = None if enough is None else now.done
     epochs = now.step / batches.per_epoch
     return Tuned(shipped.eval(), epochs, now.first_loss, now.best_loss, reached)
-
-
-def check_device(name: str) -> None:
-    """Check that torch can compute on a device.
-
-    Raises:
-        ConverterError: When it cannot.
-    """
-    try:
-        torch.ones(1, device=torch.device(name)).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ConverterError(f"Device {name!r} cannot be used: {first_line(error)}") from None
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device has instructions for bfloat16; a CPU without is many times slower."""
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def place_of(device: str) -> Place:
-    """Find out which of how many processes this is, and give it its device.
-
-    Raises:
-        ConverterError: When accelerate or the device is not there.
-    """
-    check_device(device)
-    try:
-        from accelerate import PartialState
-        from accelerate.utils import reduce
-    except ImportError:
-        raise ConverterError(
-            "Fine-tuning needs accelerate; pip install 'flatconv[tune]'."
-        ) from None
-    where = torch.device(device)
-    processes = PartialState(cpu=where.type == "cpu")
-    if processes.num_processes > 1:
-        where = processes.device
-    return Place(
-        processes.process_index,
-        processes.num_processes,
-        where,
-        lambda tensor: reduce(tensor, "mean") if processes.num_processes > 1 else tensor,
-    )
 
 
 def _tried(
@@ -322,12 +247,6 @@ def _check_labels(output: torch.Tensor, data: Data) -> None:
         )
 
 
-def _alike(number: int, place: Place) -> bool:
-    """Tell whether all processes have the same number."""
-    first, second = place.together(number), place.together(number**2)
-    return abs(second - first**2) < 0.5 and round(first) == number
-
-
 def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[float]]:
     """Make an optimizer of a group a tensor, and say how the learning rate of each is scaled.
 
@@ -343,7 +262,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer,
         for size in sizes
     ]
     groups = [{"params": [parameter]} for parameter in parameters]
-    return torch.optim.AdamW(groups, weight_decay=0.0), scales
+    return torch.optim.AdamW(groups, recipe.lr, weight_decay=0.0), scales
 
 
 def _schedule(done: float) -> float:
@@ -363,15 +282,6 @@ def _moved(
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()
-
-
-def _average_over(place: Place, tensors: Sequence[torch.Tensor]) -> None:
-    """Average tensors over all processes, in one message."""
-    if place.processes == 1 or not tensors:
-        return
-    together = place.mean(torch.cat([tensor.reshape(-1) for tensor in tensors]))
-    for tensor, mean in zip(tensors, together.split([t.numel() for t in tensors])):
-        tensor.copy_(mean.view(tensor.shape))
 
 
 def _follow(average: Weights, weights: Weights, step: int, window: int) -> None:
