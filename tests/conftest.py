@@ -69,10 +69,12 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Tiny matrices: several threads only wait for one another on a busy machine."""
+    """Tiny layers: several threads only wait for one another, processes cost their start."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        yield
     torch.set_num_threads(threads)
 
 

@@ -38,9 +38,12 @@ def layers(tmp_path):
 
 
 @pytest.mark.parametrize(("form", "rank"), [("separable", (4,)), ("flattened", (6,))])
-def test_a_cluster_gives_what_this_machine_gives(form, rank, address, layers):
+@pytest.mark.parametrize("where", ["a cluster", "processes"])
+def test_others_solve_what_one_process_solves(where, form, rank, address, layers, monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
     chosen = {layer.name: (FORMS[form], rank) for layer in layers if layer.conv.k}
-    chains = solve_layers(layers, chosen, {}, cluster=address)
+    cluster = address if where == "a cluster" else None
+    chains = solve_layers(layers, chosen, {}, cluster=cluster)
     assert list(chains) == list(chosen)
     for layer in layers:
         if layer.name in chosen:
