@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from converter.config import ConvertConfig
     from converter.delivery.result import Result, load
     from converter.errors import ConverterError
-    from converter.pipeline import convert, finetune
+    from converter.pipeline import assist, convert, finetune
     from converter.planning.latency import LatencyTable
     from converter.planning.plan import Plan
 
@@ -18,6 +18,7 @@ HOMES = {
     "LatencyTable": "planning.latency",
     "Plan": "planning.plan",
     "Result": "delivery.result",
+    "assist": "pipeline",
     "compare": "commands",
     "convert": "pipeline",
     "finetune": "pipeline",
@@ -29,6 +30,7 @@ __all__ = [
     "LatencyTable",
     "Plan",
     "Result",
+    "assist",
     "compare",
     "convert",
     "finetune",

@@ -44,6 +44,8 @@ def convert(
 ) -> int:
     """Convert a trained network and show what became of it.
 
+    Much data, several GPUs or machines: accelerate launch -m converter convert ...
+
     Args:
         model: net.onnx, or package.module:factory (with --checkpoint).
         output: Folder for the converted network and the report.
@@ -58,8 +60,14 @@ def convert(
     from converter.delivery.result import writable_folder
     from converter.delivery.tables import comparison_table, frontier_table, layer_table
     from converter.networks.torch_export import find_callable
+    from converter.pipeline import assist
     from converter.pipeline import convert as run
+    from converter.place import place_of
 
+    if place_of(config.device).rank:
+        if not dry_run:
+            assist(model, None, config)
+        return 0
     if dry_run:
         with _progress(quiet or json) as progress:
             score = find_callable(evaluate, "--evaluate") if evaluate else None

@@ -51,10 +51,14 @@ class Data:
 
         return replace(self, read=read)
 
+    def spans(self, size: int) -> Iterator[np.ndarray]:
+        """Iterate over the indices of batches, in order; the last may have fewer than ``size``."""
+        for start in range(0, self.count, size):
+            yield np.arange(start, min(start + size, self.count))
+
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Iterate over (indices, arrays), in order."""
-        for start in range(0, self.count, size):
-            indices = np.arange(start, min(start + size, self.count))
+        for indices in self.spans(size):
             yield indices, self.read(indices)
 
     def sample(self, count: int, seed: int) -> Data:

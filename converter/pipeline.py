@@ -8,26 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 from torch import nn
 
 from converter.config import ConvertConfig, parse_shapes
-from converter.data import Data
-from converter.delivery.budget import Found, Solved, find_plan
+from converter.delivery.budget import Found, find_plan
+from converter.delivery.build import Solved, build
 from converter.delivery.check import check, check_graph, check_same, check_twin
 from converter.delivery.compare import Comparison, Evaluate, Progress, verdict
-from converter.delivery.correct import SOLVED_AGAIN, correct
+from converter.delivery.correct import SOLVED_AGAIN
 from converter.delivery.int8 import as_int8, check_int8, small_version
 from converter.delivery.prove import Conversion, prove
 from converter.delivery.report import LayerRow, layer_rows
 from converter.delivery.result import Result, load, read_config, read_origin, read_rows
 from converter.delivery.schedule import dense_again, increment, staged
-from converter.delivery.teach import taught, trainable
+from converter.delivery.teach import taught, trainable, trained
 from converter.errors import ConverterError
-from converter.kernels.conv import Chain
-from converter.kernels.form import relative_error
 from converter.kernels.forms import find_form
-from converter.kernels.metric import Metric
 from converter.networks import (
     onnx_network,
     runtime,
@@ -35,7 +31,6 @@ from converter.networks import (
     torch_network,
 )  # fmt: skip
 from converter.networks.normal_form import normal
-from converter.networks.onnx_rewrite import rewrite
 from converter.networks.source import (
     Source,
     examples,
@@ -45,12 +40,10 @@ from converter.networks.source import (
     samples,
 )
 from converter.networks.survey import Layer, survey
-from converter.planning.calibrate import second_moments
+from converter.place import check_device, place_of
 from converter.planning.plan import Plan, make_plan, read_plan
-from converter.planning.solve import solve_layers
 from converter.planning.spread import connected
 from converter.tuning.lesson import own_loss
-from converter.tuning.place import check_device, place_of
 
 
 def convert(
@@ -83,22 +76,11 @@ def convert(
     Raises:
         ConverterError: When the input or an option is wrong; nothing is written.
     """
-    config = check_options(config or ConvertConfig())
     progress("loading", 0.0)
-    source = open_source(model, example_input, config, calib)
+    source, config = _opened(model, example_input, config, calib)
     progress("loading", 1.0)
-    if config.int8:
-        check_int8(source)
-    if config.trains and source.train is None and source.calib is None:
-        raise ConverterError("--finetune needs inputs to train on; give --train.")
-    if config.trains and source.module is None:
-        if config.schedule > 1:
-            raise ConverterError("--schedule needs a torch model, not an ONNX network.")
-        trainable(source.network, source, config)
-    if config.trains and place_of(config.device).processes > 1:
-        raise ConverterError(
-            "Convert in one process, then run accelerate launch -m converter finetune."
-        )
+    if source.place.rank:
+        raise ConverterError("Only the first process converts; call converter.assist in this one.")
     now, stages = source, staged(config)
     for stage in stages[:-1]:
         layers = list_layers(now, stage)
@@ -115,11 +97,40 @@ def convert(
         plan = conversion.plan.withdrawn(
             f"with it the network was no faster ({slow})", _least_gain(conversion.rows)
         )
-        solved = build(now, layers, plan, found.fit, config, progress)
+        solved = build(plan, now, layers, config, progress)
         found = replace(found, solved=solved, predicted_speedup=None)
         conversion = carried_out(now, layers, found, source, last, progress)
         result = prove(source, conversion, config, evaluate, command, progress)
+    source.place.ask(None)
     return result
+
+
+def assist(
+    model: nn.Module | str | Path,
+    example_input: object = None,
+    config: ConvertConfig | None = None,
+    *,
+    calib: object = None,
+) -> None:
+    """Share the work of ``convert``, which the first process of ``accelerate launch`` runs.
+
+    Every other process calls this with the same arguments. Each runs the networks on its part of
+    the sample inputs, and trains where that is asked for; the first searches, solves and measures.
+    Ends when ``convert`` does.
+
+    Args:
+        model: As for ``convert``.
+        example_input: As for ``convert``.
+        config: As for ``convert``.
+        calib: As for ``convert``.
+
+    Raises:
+        ConverterError: As ``convert``, or when the first process is gone.
+    """
+    source, config = _opened(model, example_input, config, calib)
+    layers = list_layers(source, config)
+    for task in source.place.asked():
+        task(source, layers, config, lambda stage, done: None)
 
 
 def finetune(
@@ -187,6 +198,29 @@ def finetune(
     return prove(source, conversion, config, None, command, progress)
 
 
+def _opened(
+    model: nn.Module | str | Path,
+    example_input: object,
+    config: ConvertConfig | None,
+    calib: object,
+) -> tuple[Source, ConvertConfig]:
+    """Load what is to be converted, and refuse what could not be done with it."""
+    config = check_options(config or ConvertConfig())
+    source = open_source(model, example_input, config, calib)
+    source = replace(source, place=place_of(config.device))
+    if config.int8:
+        check_int8(source)
+    if config.trains and source.train is None and source.calib is None:
+        raise ConverterError("--finetune needs inputs to train on; give --train.")
+    if config.trains and source.module is None:
+        if config.schedule > 1:
+            raise ConverterError("--schedule needs a torch model, not an ONNX network.")
+        trainable(source.network, source, config)
+    if config.schedule > 1 and source.place.processes > 1:
+        raise ConverterError("--schedule works in one process; leave out accelerate launch.")
+    return source, config
+
+
 def original_model(folder: Path, source: Source, config: ConvertConfig) -> nn.Module:
     """Build the original of an output folder again.
 
@@ -249,31 +283,15 @@ def decide(
                 "and --plan."
             )
         plan = make_plan(layers, config, source.shapes)
-        return Found(build(source, layers, plan, source.calib, config, progress), source.calib)
+        return Found(build(plan, source, layers, config, progress))
 
-    def carry_out(plan: Plan, fit: Data | None) -> Solved:
-        return build(source, layers, plan, fit, config, progress)
+    def carry_out(plan: Plan, whole: bool) -> Solved:
+        return build(plan, source, layers, config, progress, whole=whole)
 
     def deployed(network: ir.Model) -> ir.Model:
         return as_int8(network, source, config) if config.int8 else network
 
     return find_plan(source, layers, config, evaluate, carry_out, deployed, progress)
-
-
-def build(
-    source: Source,
-    layers: Sequence[Layer],
-    plan: Plan,
-    fit: Data | None,
-    config: ConvertConfig,
-    progress: Progress,
-) -> Solved:
-    """Carry out a plan, fitted to sample inputs if there are any."""
-    chains, errors = solve(replace(source, calib=fit), plan, layers, config, progress)
-    if config.trains:
-        chains = {name: chain.balanced() for name, chain in chains.items()}
-    by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
-    return Solved(plan, chains, errors, rewrite(source.network, by_output))
 
 
 def carried_out(
@@ -298,15 +316,16 @@ def carried_out(
     problem = problem or check(
         source.network, converted, layers, chains, samples(source, config.seed)
     )
-    if source.module is not None:
-        module = torch_network.apply(source.module, layers, chains)
     if config.trains:
         errors = {}  # those of weights that are no more
-        done = [layer for layer in layers if layer.name in chains]
-        module, converted, kept = taught(module, converted, teacher, done, budget, config, progress)
+        module, converted, kept = trained(
+            chains, budget, source, layers, config, progress, teacher=teacher
+        )
         problem = problem or check_graph(converted)
         if not kept and "max_drop" in budget:
             unproven = "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
+    elif source.module is not None:
+        module = torch_network.apply(source.module, layers, chains)
     if module is not None:
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     # In a schedule the search judged beside an earlier stage.
@@ -325,48 +344,6 @@ def carried_out(
         unproven,
         int8,
     )
-
-
-def solve(
-    source: Source,
-    plan: Plan,
-    layers: Sequence[Layer],
-    config: ConvertConfig,
-    progress: Progress,
-) -> tuple[dict[str, Chain], dict[str, float]]:
-    """Decompose every chosen layer, for what it sees of the sample inputs if there are any.
-
-    Returns:
-        Chains and relative errors by layer name; the errors are those of the layer's responses,
-        or without sample inputs of its weights.
-    """
-    chosen = plan.chosen()
-    cache = config.cache_folder()
-    if source.calib is not None and config.correct and chosen:
-        return correct(
-            source.network, layers, chosen, source.calib,
-            seed=plan.seed, device=config.device, cache=cache,
-            batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
-            threads=torch.get_num_threads(), progress=lambda done: progress("solving", done),
-        )  # fmt: skip
-    metrics: dict[str, tuple[Metric, ...]] = {}
-    if source.calib is not None and chosen:
-        metrics = second_moments(
-            source.network, [layer for layer in layers if layer.name in chosen], source.calib,
-            seed=plan.seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
-            threads=torch.get_num_threads(), progress=lambda done: progress("calibrating", done),
-        )  # fmt: skip
-    chains = solve_layers(
-        layers, chosen, metrics,
-        seed=plan.seed, device=config.device, cache=cache, cluster=config.cluster,
-        progress=lambda done: progress("solving", done),
-    )  # fmt: skip
-    convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
-    errors = {
-        name: relative_error(convs[name], chain, metrics.get(name))
-        for name, chain in chains.items()
-    }
-    return chains, errors
 
 
 def _withdrawable(conversion: Conversion, config: ConvertConfig, comparison: Comparison) -> bool:

@@ -234,7 +234,7 @@ def processes(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str,
     with np.load(options.data / "train.npz") as data:
         np.savez(folder / "part.npz", x=data["x"][:PART], y=data["y"][:PART])
     tail = ["--train", folder / "part.npz", "--epochs", str(FEW), "--resume", "--quiet"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"]
     weights, rng = {}, random.Random(0)
     for name in names:
         out = folder / name.split(", ")[-1].replace(" ", "_")

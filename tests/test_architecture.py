@@ -9,7 +9,7 @@ import converter
 
 ROOT = Path(converter.__file__).parent
 ORDER = """
-errors config images data
+errors place config images data
 kernels.taps kernels.conv kernels.metric
 kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker kernels.solve.twice
 kernels.form kernels.factor kernels.forms
@@ -21,8 +21,8 @@ networks.source
 planning.ladder planning.latency planning.profile planning.calibrate planning.measure
 planning.candidates planning.plan planning.cache planning.spread planning.solve planning.timing
 planning.options planning.judge planning.sensitivity planning.knapsack
-tuning.lesson tuning.batches tuning.state tuning.place tuning.tune
-delivery.check delivery.correct delivery.compare delivery.report
+tuning.lesson tuning.batches tuning.state tuning.tune
+delivery.check delivery.correct delivery.compare delivery.build delivery.report
 delivery.tables delivery.page delivery.result delivery.search delivery.budget delivery.teach
 delivery.int8 delivery.prove delivery.schedule
 pipeline commands target cli __main__

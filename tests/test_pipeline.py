@@ -3,8 +3,6 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -689,25 +687,6 @@ def test_an_interrupted_training_goes_on(lesson, place, monkeypatch, tmp_path):
     whole = converter.convert("toy:build", None, replace(options, cache=False)).model.state_dict()
     assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
     assert min(done) > 0.4
-
-
-def test_two_processes_train_as_one_does(lesson, place):
-    folders = [place / "alone", place / "together"]
-    for folder in folders:
-        converted(folder, "toy:build", input_shape=("1,3,8,8",), rank=("conv2=6",))
-    command = ["converter", "finetune", "--train", "train.npz", "--epochs", "6", "--lr", "0.01"]
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    for folder, how in zip(folders, ([], [*launch, "--main_process_port", "0", "-m"])):
-        subprocess.run(
-            [sys.executable, "-m", *how, command[0], command[1], str(folder), *command[2:]],
-            check=True, capture_output=True, timeout=300,
-        )  # fmt: skip
-    test = noise(128, 3, 8, 8, seed=4)
-    wanted = outputs(folders[0] / "original.onnx", test)
-    before = loss_of(place / "out_f" / "model.onnx", test, wanted)
-    alone, together = (loss_of(folder / "model.onnx", test, wanted) for folder in folders)
-    assert max(alone, together) < 0.7 * before
-    assert abs(alone - together) < 0.15 * before
 
 
 def test_an_original_that_has_changed_teaches_nothing(from_factory, lesson, place, tmp_path):

@@ -14,9 +14,9 @@ from converter.data import from_arrays
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
 from converter.networks.torch_modules import read_module, to_modules
+from converter.place import Place, place_of
 from converter.tuning.batches import Batches
 from converter.tuning.lesson import Recipe, distance, own_loss, reconstruction, relative_error
-from converter.tuning.place import Place, place_of
 from converter.tuning.state import State, read_state
 from converter.tuning.tune import tune
 

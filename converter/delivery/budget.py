@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from converter.config import ConvertConfig
-from converter.data import Data, random_data
+from converter.delivery.build import Metrics, Solved, coarse_moments, split
 from converter.delivery.compare import Evaluate, Progress, evaluated
 from converter.delivery.correct import SOLVED_AGAIN
 from converter.delivery.search import (
@@ -28,12 +28,11 @@ from converter.delivery.search import (
     total_ms,
 )
 from converter.errors import ConverterError
-from converter.kernels.conv import Chain
 from converter.kernels.form import Rank
 from converter.networks.onnx_network import open_session
 from converter.networks.source import Source
 from converter.networks.survey import Layer
-from converter.planning.calibrate import enough_patches, patch_size, second_moments
+from converter.planning.calibrate import enough_patches, patch_size
 from converter.planning.judge import Judge
 from converter.planning.latency import LatencyTable
 from converter.planning.options import list_options
@@ -41,10 +40,6 @@ from converter.planning.plan import Plan, open_layers, plan_of
 from converter.planning.sensitivity import Sensitivity, sensitivities
 from converter.planning.timing import latency_table, measured_speedup
 
-HELD_SHARE, RANDOM_EXAMPLES = 0.4, 16
-# Multiply-accumulates of one look at what a network loses (some 20 s), and the least and most
-# examples that it takes.
-JUDGE_MACS, JUDGED = 1e12, (64, 8192)
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
 WON_BACK = 0.75  # share of a loss that fine-tuning undoes
 POINTS = 6  # of the frontier
@@ -65,29 +60,11 @@ AS_PROBED = (1.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Solved:
-    """A plan carried out.
-
-    Attributes:
-        plan: What was done.
-        chains: By layer name.
-        errors: Relative errors of the responses, by layer name.
-        network: The rewritten network.
-    """
-
-    plan: Plan
-    chains: dict[str, Chain]
-    errors: dict[str, float]
-    network: ir.Model
-
-
-@dataclass(frozen=True)
 class Found:
     """What a search ended with.
 
     Attributes:
         solved: The best network.
-        fit: Sample inputs to fit it to, or None.
         table: Times of the layers; None where the user chose by hand.
         budget: What was asked for, by option; the default if nothing was.
         predicted_speedup: By the table, or None.
@@ -98,7 +75,6 @@ class Found:
     """
 
     solved: Solved
-    fit: Data | None
     table: LatencyTable | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
     predicted_speedup: float | None = None
@@ -107,7 +83,7 @@ class Found:
     lost: Callable[[ir.Model], float] | None = None
 
 
-Build = Callable[[Plan, Data | None], Solved]
+Build = Callable[[Plan, bool], Solved]
 
 
 def find_plan(
@@ -126,7 +102,7 @@ def find_plan(
         layers: Of the network.
         config: The budget and the options.
         evaluate: The user's own measure, or None.
-        build: Carries out a plan, fitted to the sample inputs it is given.
+        build: Carries out a plan, fitted to all sample inputs or only to those that do not judge.
         deployed: Gives the version of a network that is to keep the budget.
         progress: Called with a stage and the share of it that is done.
 
@@ -134,12 +110,14 @@ def find_plan(
         ConverterError: When the budget cannot be judged on this network or these inputs.
     """
     table = latency_table(source, layers, config, progress)
-    fit, held = _split(source, layers, config)
+    fit, held = split(source, layers, config)
     judge = Judge.of(source.network, held, torch.get_num_threads())
     budget = config.budget or _default(judge)
     _check(budget, judge, source, evaluate)
     free = open_layers(layers, config)
-    menus, probes = _menus(source, free, table, fit, judge, config, progress)
+    names = [layer.name for layer in free]
+    metrics = coarse_moments(names, source, layers, config, progress)
+    menus, probes = _menus(source, free, table, metrics, judge, config, progress)
     menu = menus[0]
     kept = menu.unchanged()
     corrected = config.correct and fit is not None
@@ -160,13 +138,13 @@ def find_plan(
                 chosen[layer.name] = forms[layer.name]
             elif layer in free and corrected and chosen:
                 chosen[layer.name] = (SOLVED_AGAIN, (1,))
-        return build(plan_of(layers, chosen, config, source.shapes), fit)
+        return build(plan_of(layers, chosen, config, source.shapes), False)
 
     def refitted(solved: Solved) -> Solved:
         """Fit what was chosen to the examples that judged it, too."""
         if most == 1 or fit is source.calib or not solved.chains:
             return solved
-        return build(solved.plan, source.calib)
+        return build(solved.plan, True)
 
     def predicted(choice: Choice) -> float:
         return table.original_ms / (table.ms - total_ms(kept) + total_ms(choice))
@@ -219,7 +197,6 @@ def find_plan(
             progress("frontier", len(frontier) / POINTS)
     return Found(
         refitted(solved),
-        source.calib,
         table,
         budget,
         predicted(choice),
@@ -238,7 +215,7 @@ def _menus(
     source: Source,
     layers: Sequence[Layer],
     table: LatencyTable,
-    fit: Data | None,
+    metrics: Metrics,
     judge: Judge,
     config: ConvertConfig,
     progress: Progress,
@@ -247,14 +224,6 @@ def _menus(
 
     There is but one where no layer makes up for the errors of others.
     """
-    metrics = {}
-    if fit is not None:
-        metrics = second_moments(
-            source.network, layers, fit,
-            seed=config.seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
-            threads=torch.get_num_threads(), coarse=True,
-            progress=lambda done: progress("calibrating", done),
-        )  # fmt: skip
     options = list_options(
         layers, table, metrics,
         seed=config.seed, cache=config.cache_folder(), cluster=config.cluster,
@@ -266,7 +235,7 @@ def _menus(
         progress=lambda done: progress("probing", done),
     )  # fmt: skip
     names = [layer.name for layer in todo]
-    leanings = LEANINGS if config.correct and fit is not None else (AS_PROBED,)
+    leanings = LEANINGS if config.correct and metrics else (AS_PROBED,)
     weights = [_weights(probes, names, *leaning) for leaning in leanings]
     return [Menu({name: options[name] for name in names}, w).sensible() for w in weights], probes
 
@@ -283,25 +252,6 @@ def _gentlest(
     distinct = [choice for n, choice in enumerate(choices) if choice not in choices[:n]]
     tried = [(choice, built(choice)) for choice in distinct[:most]]
     return min(tried, key=lambda pair: output_error(pair[1]))
-
-
-def _split(
-    source: Source, layers: Sequence[Layer], config: ConvertConfig
-) -> tuple[Data | None, Data]:
-    """Part the sample inputs: to fit, and to judge; random ones to judge on without any."""
-    if source.calib is None:
-        dtypes = {item.name: item.dtype for item in source.inputs}
-        return None, random_data(source.shapes, dtypes, RANDOM_EXAMPLES, config.seed)
-    macs = sum(layer.macs for layer in layers)
-    most = int(np.clip(JUDGE_MACS / max(macs, 1), *JUDGED))
-    count = source.calib.count
-    held = min(max(int(count * HELD_SHARE), 1), most)
-    if source.spare is not None and source.spare.count >= held:
-        return source.calib, source.spare.take(np.arange(min(source.spare.count, most)))
-    order = np.random.default_rng(config.seed).permutation(count)
-    judged = source.calib.take(np.sort(order[:held]))
-    fit = source.calib.take(np.sort(order[held:])) if held < count else source.calib
-    return fit, judged
 
 
 def _affordable(layers: Sequence[Layer]) -> int:

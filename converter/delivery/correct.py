@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from converter.networks.onnx_network import LARGEST_BATCH, observe_shapes, writt
 from converter.networks.segments import Walk, advance, cut
 from converter.networks.surroundings import Surroundings, surroundings
 from converter.networks.survey import Layer
+from converter.place import HERE, Place
 from converter.planning.cache import content, keep, packed, recall, unpacked
 from converter.planning.calibrate import (
     choose_positions,
@@ -57,6 +59,16 @@ class _Seen:
     shortcut: np.ndarray
     around: Surroundings
 
+    @classmethod
+    def of(cls, parts: Sequence[_Seen]) -> _Seen:
+        """Put what was seen of all batches together."""
+        return cls(
+            np.concatenate([part.patches for part in parts], axis=1),
+            np.concatenate([part.target for part in parts]),
+            np.concatenate([part.shortcut for part in parts]),
+            parts[0].around,
+        )
+
     def one_sided(self, response: np.ndarray) -> np.ndarray:
         """The target, but where it does not come through, a response that does not, either."""
         wanted, got = self.target + self.shortcut, response + self.shortcut
@@ -90,6 +102,7 @@ def correct(
     batch_size: int | None = None,
     memory: float = 2.0**31,
     threads: int = 1,
+    place: Place = HERE,
     progress: Callable[[float], None] = lambda done: None,
 ) -> tuple[dict[str, Chain], dict[str, float]]:
     """Decompose the chosen layers in graph order, each for what the converted part gives it.
@@ -115,6 +128,8 @@ def correct(
         memory: Bytes that activations and moments may take, roughly; with little, fewer images
             are used.
         threads: Of onnxruntime.
+        place: Several processes share the sample inputs; all call this with the same arguments,
+            and the first solves.
         progress: Called with the share done.
 
     Returns:
@@ -123,19 +138,22 @@ def correct(
     todo = [layer for layer in layers if layer.name in chosen]
     around = {layer.output: surroundings(network, layer) for layer in todo}
     walk = cut(network, [layer.output for layer in todo])
-    images = _batches(network, walk, data, batch_size, memory / 2, seed)
+    images, spans = _batches(network, walk, data, batch_size, memory / 2, seed)
+    shares = list(place.share(spans))
+    inputs = [images.read(span) for span in shares]
     key = content(
         walk.model.SerializeToString(), *written(network),
-        [list(feeds.items()) for feeds in images], seed, device, memory, threads, batch_size,
+        place.gathered([content(list(feeds.items())) for feeds in inputs]),
+        seed, device, memory, threads, batch_size,
     )  # fmt: skip
     chains: dict[str, Chain] = {}
     errors: dict[str, float] = {}
-    original = converted = images
+    original = converted = inputs
     passed = 0
     for number, layer in enumerate(todo):
         form, rank = chosen[layer.name]
         key = content(key, layer.name, form.name, rank)
-        entry = None if cache is None else recall(cache, key)
+        entry = place.told(functools.partial(recall, cache, key)) if cache else None
         if entry is None:
             for n in range(passed, number + 1):
                 before = todo[n - 1] if n else None
@@ -144,10 +162,18 @@ def correct(
                 original = advance(walk, n, original, threads)
                 converted = original if same else advance(walk, n, converted, threads, replaced)
             passed = number + 1
-            rng = np.random.default_rng((seed, number))
-            seen = _look(layer, around[layer.output], original, converted, memory / 2, rng)
-            chain, error = _solve(layer, form, rank, seen, memory / 2, seed, device)
-            if cache is not None:
+            looks = [
+                _look(
+                    layer, around[layer.output], before, now, len(span) / images.count, memory / 2,
+                    np.random.default_rng((seed, number, int(span[0]))),
+                )
+                for span, before, now in zip(shares, original, converted)
+            ]  # fmt: skip
+            seen = place.gathered(looks)
+            chain, error = place.told(
+                functools.partial(_solve, layer, form, rank, seen, memory / 2, seed, device)
+            )
+            if cache is not None and place.rank == 0:
                 bias = np.asarray(chain.steps[-1].bias)
                 keep(cache, key, packed(chain) | {"bias": bias, "rel_error": np.array(error)})
         else:
@@ -161,8 +187,12 @@ def correct(
 
 def _batches(
     network: ir.Model, walk: Walk, data: Data, batch_size: int | None, memory: float, seed: int
-) -> list[Arrays]:
-    """Read as many sample inputs as leave room for what is alive at the widest cut, four times."""
+) -> tuple[Data, list[np.ndarray]]:
+    """Choose as many sample inputs as leave room for what is alive at the widest cut, four times.
+
+    Returns:
+        The inputs, and the indices of their batches.
+    """
     feeds = data.read(np.arange(batch_size or 1) % data.count)
     shapes = observe_shapes(network, walk.values, feeds)
     widest = max(
@@ -172,56 +202,54 @@ def _batches(
     count = max(int(memory / (4 * max(widest, 1))), FEWEST_IMAGES) * (batch_size or 1)
     images = data.sample(count, seed).filled(batch_size or 1)
     size = batch_size or LARGEST_BATCH
-    return [f for indices, f in images.batches(size) if len(indices) == size or not batch_size]
+    whole = images.count - images.count % (batch_size or 1)
+    images = images.take(np.arange(whole))
+    return images, list(images.spans(size))
 
 
 def _look(
     layer: Layer,
     around: Surroundings,
-    original: Sequence[Arrays],
-    converted: Sequence[Arrays],
+    original: Arrays,
+    converted: Arrays,
+    share: float,
     memory: float,
     rng: np.random.Generator,
 ) -> _Seen:
-    """Look at a layer at random positions of every batch."""
+    """Look at a layer at random positions of a batch, which is this share of all inputs."""
     conv = layer.conv
     assert conv is not None
-    examples = sum(len(arrays[layer.source]) for arrays in original)
-    wanted = enough_patches(patch_size(conv), memory) / examples
+    inputs = original[layer.source]
+    count = math.ceil(enough_patches(patch_size(conv), memory) * share)
+    at = choose_positions(conv, inputs.shape, count, rng, around.pool)
+    wished = cut_patches(inputs, conv, at)
+    given = wished if converted is original else cut_patches(converted[layer.source], conv, at)
     weights = np.split(conv.kernel.astype(np.float32), conv.groups)
-    patches, targets, shortcuts = [], [], []
-    for before, now in zip(original, converted):
-        inputs = before[layer.source]
-        count = math.ceil(wanted * len(inputs))
-        at = choose_positions(conv, inputs.shape, count, rng, around.pool)
-        wished = cut_patches(inputs, conv, at)
-        given = wished if now is before else cut_patches(now[layer.source], conv, at)
-        target = np.concatenate(
-            [part @ w.reshape(len(w), -1).T for part, w in zip(wished, weights)], axis=1
-        )  # (P, O)
-        if conv.bias is not None:
-            target = target + conv.bias.astype(np.float32)
-        shortcut = np.zeros_like(target)
-        if around.added in before and before[around.added].ndim == inputs.ndim:
-            shortcut = at.read(now[around.added]).astype(np.float32)
-            target = target + at.read(before[around.added]) - shortcut
-        patches.append(given)
-        targets.append(target)
-        shortcuts.append(shortcut)
-    return _Seen(
-        np.concatenate(patches, axis=1),
-        np.concatenate(targets),
-        np.concatenate(shortcuts),
-        around,
-    )
+    target = np.concatenate(
+        [part @ w.reshape(len(w), -1).T for part, w in zip(wished, weights)], axis=1
+    )  # (P, O)
+    if conv.bias is not None:
+        target = target + conv.bias.astype(np.float32)
+    shortcut = np.zeros_like(target)
+    if around.added in original and original[around.added].ndim == inputs.ndim:
+        shortcut = at.read(converted[around.added]).astype(np.float32)
+        target = target + at.read(original[around.added]) - shortcut
+    return _Seen(given, target, shortcut, around)
 
 
 def _solve(
-    layer: Layer, form: Form, rank: Rank, seen: _Seen, memory: float, seed: int, device: str
+    layer: Layer,
+    form: Form,
+    rank: Rank,
+    looks: Sequence[_Seen],
+    memory: float,
+    seed: int,
+    device: str,
 ) -> tuple[Chain, float]:
-    """Solve one layer for what it gets and what it should give."""
+    """Solve one layer for what it gets and what it should give, seen batch by batch."""
     conv = layer.conv
     assert conv is not None
+    seen = _Seen.of(looks)
     means = seen.patches.mean(1, dtype=np.float64)  # (groups, n)
     patches = seen.patches - means[:, None].astype(np.float32)
     full = fits(patch_size(conv), memory)

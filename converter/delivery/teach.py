@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from torch import nn
 
 from converter.config import ConvertConfig
 from converter.data import Data
+from converter.delivery.build import rewritten
 from converter.delivery.check import check_twin
 from converter.delivery.compare import Progress
 from converter.errors import ConverterError
-from converter.networks import torch_export, torch_import
+from converter.kernels.conv import Chain
+from converter.networks import torch_export, torch_import, torch_network
 from converter.networks.outputs import exposing
 from converter.networks.source import Source, examples, free_axes, samples
 from converter.networks.survey import Layer
@@ -101,6 +104,31 @@ def taught(
         feeds, free = examples(original, config.seed, 1), free_axes(original.inputs)
         network = torch_export.export(student, feeds, free)
     return student, network, kept
+
+
+def trained(
+    chains: Mapping[str, Chain],
+    budget: Mapping[str, float],
+    source: Source,
+    layers: Sequence[Layer],
+    config: ConvertConfig,
+    progress: Progress,
+    *,
+    teacher: Source | None = None,
+) -> tuple[nn.Module | None, ir.Model, bool]:
+    """Put chains in the place of layers, and train the network toward ``teacher``, or its original.
+
+    Returns:
+        As ``taught``.
+
+    Raises:
+        ConverterError: As ``taught``.
+    """
+    source.place.ask(partial(trained, chains, budget))
+    done = [layer for layer in layers if layer.name in chains]
+    student = source.module and torch_network.apply(source.module, layers, chains)
+    network = rewritten(source, layers, chains)
+    return taught(student, network, teacher or source, done, budget, config, progress)
 
 
 def phases(config: ConvertConfig) -> list[Phase]:

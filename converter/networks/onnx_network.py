@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 from google.protobuf.message import DecodeError
 
-from converter.data import Arrays, Data
+from converter.data import Arrays
 from converter.errors import ConverterError, first_line
 from converter.networks.runtime import open_file, run
 
@@ -203,29 +203,27 @@ def observe(model: ir.Model, names: Iterable[str], feeds: Mapping[str, np.ndarra
 def observe_batches(
     model: ir.Model,
     names: Sequence[str],
-    data: Data,
-    batch_size: int,
+    batches: Iterable[Arrays],
     threads: int,
-) -> Iterator[tuple[float, Arrays]]:
-    """Run ``model`` over ``data`` once and give inner tensors, batch by batch.
+) -> Iterator[Arrays]:
+    """Run ``model`` and give inner tensors, batch by batch.
 
     Args:
         model: The network.
         names: Tensors wanted.
-        data: Its inputs.
-        batch_size: Examples in a batch; the last may have fewer.
+        batches: Its inputs.
         threads: Of onnxruntime.
 
     Yields:
-        The share of the data that is done, and the tensors by name.
+        The tensors by name.
     """
     copy = model.clone()
     values = _values(copy)
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in names)
     session = open_session(copy, threads)
-    for indices, feeds in data.batches(batch_size):
-        yield (int(indices[-1]) + 1) / data.count, run(session, feeds)
+    for feeds in batches:
+        yield run(session, feeds)
 
 
 def observe_shapes(

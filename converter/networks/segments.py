@@ -97,7 +97,7 @@ def advance(
     made = [name for name in segment.outputs if name not in segment.inputs]
     carried = [name for name in segment.outputs if name in segment.inputs]
     session = None
-    if made:
+    if made and state:
         model = rewrite(_model(walk, segment, made, state[0]), chains or {})
         session = open_session(model, threads)
     after = []

@@ -22,6 +22,7 @@ from converter.networks import onnx_network, torch_export
 from converter.networks.checkpoint import sha256
 from converter.networks.normal_form import normal
 from converter.networks.onnx_network import Input
+from converter.place import HERE, Place
 
 CHECKED_EXAMPLES = 2
 LARGEST_INPUT = 2**30  # numbers
@@ -43,6 +44,7 @@ class Source:
         eval: Inputs to score on, or None.
         origin: How to build the torch model again, as JSON values.
         spare: Sample inputs beyond those that ``calib`` was limited to, in random order, or None.
+        place: Where work on the sample inputs runs; several processes share it.
     """
 
     original: ir.Model
@@ -56,6 +58,7 @@ class Source:
     eval: Data | None
     origin: dict[str, Any]
     spare: Data | None = None
+    place: Place = HERE
 
 
 def open_source(

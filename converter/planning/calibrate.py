@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from converter.kernels.conv import Conv
 from converter.kernels.metric import FLOOR, Metric
 from converter.networks.onnx_network import LARGEST_BATCH, observe_batches, observe_shapes
 from converter.networks.survey import Layer
+from converter.place import HERE, Place
 
 IMAGES = 256
 # Patches: as many as this much arithmetic buys (multiplications), within bounds, so that a narrow
@@ -144,6 +146,7 @@ def second_moments(
     memory: float = 2.0**31,
     threads: int = 1,
     coarse: bool = False,
+    place: Place = HERE,
     progress: Callable[[float], None] = lambda done: None,
 ) -> dict[str, tuple[Metric, ...]]:
     """Estimate what every layer sees, in one pass over the data.
@@ -162,10 +165,11 @@ def second_moments(
         threads: Of onnxruntime.
         coarse: For estimates: Kronecker forms for all layers, of moments about the mean, since
             a bias makes up for what the mean does.
+        place: Several processes share the batches; all call this with the same arguments.
         progress: Called with the share done.
 
     Returns:
-        By layer name, a metric for each group.
+        By layer name, a metric for each group; nothing in processes other than the first.
     """
     least = batch_size or 1
     images = data.sample(max(IMAGES, least), seed).filled(least)
@@ -173,42 +177,52 @@ def second_moments(
         images = images.take(np.arange(images.count - images.count % least))
     convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
     full = set() if coarse else _those_that_fit(convs, memory)
-    sums: dict[str, list[list[np.ndarray]]] = {}
-    counts: dict[str, int] = {}
-    rng = np.random.default_rng(seed)
+    sums: dict[str, _Sums] = {}
     groups = _groups(network, layers, images.read(np.arange(least)), memory / 4)
-    passes = (
-        ((number + done) / len(groups), group, seen)
-        for number, (group, size) in enumerate(groups)
-        for done, seen in observe_batches(
-            network, list(dict.fromkeys(layer.source for layer in group)), images,
-            batch_size or size, threads,
-        )
-    )  # fmt: skip
-    for done, group, seen in passes:
-        for layer in group:
-            conv, inputs = convs[layer.name], seen[layer.source]
-            wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
-            at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
-            found = [  # in float64: float32 errs by more than the metric's floor
-                _sums(part.astype(np.float64), conv.I // conv.groups, layer.name in full, coarse)
-                for part in cut_patches(inputs, conv, at)
-            ]
-            before = sums.get(layer.name)
-            sums[layer.name] = (
-                [[a + b for a, b in zip(old, new)] for old, new in zip(before, found)]
-                if before
-                else found
-            )
-            counts[layer.name] = counts.get(layer.name, 0) + len(at.images)
-        progress(done)
-    return {
-        name: tuple(
-            _metric([total / counts[name] for total in group], conv.I // conv.groups)
-            for group in sums.pop(name)
-        )
-        for name, conv in convs.items()
-    }
+    for number, (group, size) in enumerate(groups):
+        spans = list(place.share(images.spans(batch_size or size)))
+        names = list(dict.fromkeys(layer.source for layer in group))
+        passes = observe_batches(network, names, map(images.read, spans), threads)
+        for span, seen in zip(spans, passes):
+            rng = np.random.default_rng((seed, int(span[0])))
+            for layer in group:
+                conv, inputs = convs[layer.name], seen[layer.source]
+                wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
+                at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
+                I, in_full = conv.I // conv.groups, layer.name in full
+                found = tuple(  # in float64: float32 errs by more than the metric's floor
+                    tuple(_sums(part.astype(np.float64), I, in_full, coarse))
+                    for part in cut_patches(inputs, conv, at)
+                )
+                more = _Sums(found, len(at.images))
+                before = sums.get(layer.name)
+                sums[layer.name] = more if before is None else before.added(more)
+            progress((number + (int(span[-1]) + 1) / images.count) / len(groups))
+    metrics = {}
+    for name, conv in convs.items():
+        parts = place.gathered([sums.pop(name)] if name in sums else [])
+        if parts:
+            means = functools.reduce(_Sums.added, parts).means()
+            metrics[name] = tuple(_metric(mean, conv.I // conv.groups) for mean in means)
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over ``count`` patches, as ``_sums`` gives them, of each group."""
+
+    groups: tuple[tuple[np.ndarray, ...], ...]
+    count: int
+
+    def added(self, other: _Sums) -> _Sums:
+        """Sum over the patches of both."""
+        pairs = zip(self.groups, other.groups)
+        together = tuple(tuple(a + b for a, b in zip(old, new)) for old, new in pairs)
+        return _Sums(together, self.count + other.count)
+
+    def means(self) -> list[list[np.ndarray]]:
+        """Means over the patches."""
+        return [[total / self.count for total in group] for group in self.groups]
 
 
 def patch_size(conv: Conv) -> int:

@@ -20,9 +20,9 @@ from torch import nn
 from converter.data import Data
 from converter.errors import ConverterError, root_line
 from converter.networks.torch_export import copied
+from converter.place import place_of
 from converter.tuning.batches import Batches, parted
 from converter.tuning.lesson import Loss, Recipe, Run, Tensors, distillation, inside, whole
-from converter.tuning.place import place_of
 from converter.tuning.state import State, Weights, read_state
 
 BATCH = 128  # held-out examples a call, at most

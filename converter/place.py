@@ -1,0 +1,145 @@
+"""Where work runs: on which device, as one of how many processes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import distributed
+
+from converter.errors import ConverterError, first_line
+
+T = TypeVar("T")
+# The other processes wait while the first one searches and measures.
+PATIENCE = timedelta(days=7)
+NONE = object()
+# Where torchrun and the kinds of mpirun say how many processes they start.
+HOW_MANY = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where work runs.
+
+    Attributes:
+        rank: Number of this process.
+        processes: How many there are.
+        device: Of this process.
+        mean: Averages a tensor over all of them.
+    """
+
+    rank: int
+    processes: int
+    device: torch.device
+    mean: Callable[[torch.Tensor], torch.Tensor]
+
+    def share(self, items: Iterable[T]) -> Iterator[T]:
+        """Give this process's part of what all processes have: every so-manyth item."""
+        return itertools.islice(items, self.rank, None, self.processes)
+
+    def gathered(self, mine: Sequence[T]) -> list[T]:
+        """Put the parts of all processes together again, in order; empty but in the first."""
+        if self.processes == 1:
+            return list(mine)
+        parts: list[Sequence[T]] | None = None if self.rank else [[]] * self.processes
+        distributed.gather_object(mine, parts)
+        rounds = itertools.zip_longest(*parts or (), fillvalue=NONE)
+        return [item for items in rounds for item in items if item is not NONE]
+
+    def ask(self, task: object) -> None:
+        """Give the other processes something to do; None where there is nothing more."""
+        if self.rank == 0:
+            self.told(lambda: task)
+
+    def asked(self) -> Iterator[Any]:
+        """What the first process gives this one to do.
+
+        Raises:
+            ConverterError: When the first process is gone.
+        """
+        try:
+            while (task := self.told(lambda: None)) is not None:
+                yield task
+        except RuntimeError as error:
+            raise ConverterError(f"The first process is gone: {first_line(error)}") from None
+
+    def told(self, make: Callable[[], T]) -> T:
+        """Give what ``make`` gives in the first process, which alone calls it."""
+        if self.processes == 1:
+            return make()
+        found = [None if self.rank else make()]
+        distributed.broadcast_object_list(found)
+        return cast(T, found[0])
+
+    def together(self, number: float) -> float:
+        """Average a number over all processes."""
+        if self.processes == 1:
+            return float(number)
+        value = torch.tensor(float(number), dtype=torch.float64, device=self.device)
+        return float(self.mean(value))
+
+    def agrees(self, number: float) -> bool:
+        """Tell whether all processes have the same number."""
+        first, second = self.together(number), self.together(number**2)
+        return abs(second - first**2) < 0.5 and round(first) == number
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Average tensors over all processes, in place and in one message."""
+        if self.processes == 1 or not tensors:
+            return
+        together = self.mean(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+        for tensor, mean in zip(tensors, together.split([t.numel() for t in tensors])):
+            tensor.copy_(mean.view(tensor.shape))
+
+    def computes_bfloat16(self) -> bool:
+        """Tell whether the device has instructions for bfloat16; elsewhere it is emulated."""
+        if self.device.type == "cpu":
+            there = torch.backends.mkldnn.is_available()
+            return bool(there and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return self.device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+HERE = Place(0, 1, torch.device("cpu"), lambda tensor: tensor)
+
+
+def check_device(name: str) -> None:
+    """Check that torch can compute on a device.
+
+    Raises:
+        ConverterError: When it cannot.
+    """
+    try:
+        torch.ones(1, device=torch.device(name)).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ConverterError(f"Device {name!r} cannot be used: {first_line(error)}") from None
+
+
+def place_of(device: str) -> Place:
+    """Find out which of how many processes this is, and give it its device.
+
+    Raises:
+        ConverterError: When accelerate or the device is not there.
+    """
+    check_device(device)
+    where = torch.device(device)
+    if max(int(os.environ.get(name, 1)) for name in HOW_MANY) < 2:
+        return replace(HERE, device=where)
+    try:
+        from accelerate import PartialState
+        from accelerate.utils import reduce
+    except ImportError:
+        raise ConverterError(
+            "Several processes need accelerate; pip install 'flatconv[tune]'."
+        ) from None
+    processes = PartialState(cpu=where.type == "cpu", timeout=PATIENCE)
+    return Place(
+        processes.process_index,
+        processes.num_processes,
+        processes.device,
+        lambda tensor: reduce(tensor, "mean"),
+    )

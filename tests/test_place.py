@@ -1,0 +1,172 @@
+"""Two processes work as one does; what cannot be shared is refused."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import flatconv, make_net, noise
+from torch import distributed
+
+from converter import ConverterError
+from converter.delivery.check import difference
+from converter.place import HERE, place_of
+
+# What each of two processes does; the training inputs leave word of who reads them.
+BOTH = """
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import converter
+from converter import cli
+from converter.place import place_of
+from converter.planning import measure
+
+measure.BUDGET_S, measure.FEWEST_ROUNDS, measure.MOST_ROUNDS = 0.2, 8, 10
+
+
+def inputs():
+    Path(f"read_by_{os.environ['RANK']}").touch()
+    with np.load("train.npz") as arrays:
+        return iter([dict(arrays)])
+
+
+def flatconv(line):
+    sys.argv = ["flatconv", *line.split(), "--quiet"]
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code, err.getvalue()
+
+
+def main():
+    place = place_of("cpu")
+    assert place.processes == 2
+    for count in range(5):
+        everything = list(range(count))
+        mine = list(place.share(everything))
+        assert mine == everything[place.rank :: 2]
+        assert place.gathered(mine) == ([] if place.rank else everything)
+    assert place.told(lambda: place.rank) == 0
+    assert place.together(place.rank) == 0.5
+    lines = Path("lines.txt").read_text().splitlines()
+    if place.rank == 0:
+        os.environ["WORLD_SIZE"] = "1"
+        for line in lines:
+            assert flatconv(line.format("one", "train.npz"))[0] in (0, 1), line
+        os.environ["WORLD_SIZE"] = "2"
+    for line in lines:
+        place.together(0)  # until both are done with the last one
+        assert flatconv(line.format("two", "both:inputs"))[0] in (0, 1), line
+    line = "convert toy:build --calib calib.npz --max-macs 0.5 --schedule 2 --finetune 2 -o no"
+    status, err = flatconv(line)
+    assert status == 2 and "--schedule works in one process" in err
+    if place.rank:
+        try:
+            converter.convert("net.onnx")
+        except converter.ConverterError as error:
+            assert "converter.assist" in str(error)
+
+
+if __name__ == "__main__":
+    main()
+"""
+CALIB = "convert net.onnx --calib calib.npz --cache=false"
+LINES = (
+    CALIB + " --max-macs 0.25 --latency latency.json -o {0}/search",
+    CALIB + " --form separable --rank 0.5 -o {0}/moments --correct=false",
+    "convert toy:build --cache=false --input-shape 1,3,8,8 --rank conv2=6 --lr 0.01 -o {0}/trained "
+    "--train {1} --finetune 6",
+    "finetune {0}/trained --train {1} --epochs 2 --lr 0.01",
+)
+
+
+def launched(*command):
+    """Run Python in two processes; give status and standard error."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launch += ["--num_processes", "2", "--main_process_port", "0"]
+    process = subprocess.run(
+        [*launch, *map(str, command)], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    return process.returncode, process.stderr
+
+
+@pytest.fixture
+def inputs(workplace):
+    """A network, its times, and inputs to fit and to train."""
+    make_net(workplace / "net.onnx", (3, 32, 32), size=16, loss=0.05)
+    np.savez("calib.npz", x=noise(300, 3, 16, 16, seed=1))
+    np.savez("train.npz", x=noise(400, 3, 8, 8, seed=3))
+    assert flatconv("measure", "net.onnx", "-o", "latency.json", "--quiet")[0] == 0
+    return workplace
+
+
+def outputs(path, x):
+    """What an ONNX file gives for ``x``."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def off(folder, x):
+    """How far a network that was trained is off its original."""
+    wanted, got = (
+        outputs(folder / "trained" / file, x) for file in ("original.onnx", "model.onnx")
+    )
+    return difference(wanted, got)
+
+
+def test_two_processes_find_and_learn_what_one_does(inputs):
+    untrained = LINES[2].split(" --train")[0].format("start").split()
+    assert flatconv(*untrained, "--quiet")[0] in (0, 1)
+    (inputs / "both.py").write_text(BOTH)
+    (inputs / "lines.txt").write_text("\n".join(LINES))
+    status, err = launched("both.py")
+    assert status == 0, err
+    assert {path.name for path in inputs.glob("read_by_*")} == {"read_by_0", "read_by_1"}
+    searched = [inputs / folder / "search" for folder in ("one", "two")]
+    for file in ("plan.json", "model.onnx"):
+        one, two = ((folder / file).read_bytes() for folder in searched)
+        assert one == two
+    x = noise(128, 3, 16, 16, seed=4)  # sums in another order, which the solver amplifies
+    one, two = (outputs(inputs / folder / "moments" / "model.onnx", x) for folder in ("one", "two"))
+    assert difference(one, two) < 1e-3
+    x = noise(128, 3, 8, 8, seed=4)
+    start, one, two = (off(inputs / folder, x) for folder in ("start", "one", "two"))
+    assert max(one, two) < 0.8 * start
+    assert abs(one - two) < 0.1 * start
+
+
+def test_when_the_first_process_fails_all_end(inputs):
+    line = "convert net.onnx --calib calib.npz --max-drop 0.01 --latency nothing.json -o out -q"
+    status, err = launched("-m", "converter", *line.split())
+    assert status != 0
+    assert "nothing.json" in err
+    assert not (inputs / "out").exists()
+
+
+@pytest.mark.parametrize("gone", [RuntimeError("Connection closed by peer")])
+def test_a_first_process_that_is_gone_is_told(gone, monkeypatch):
+    def broken(found):
+        raise gone
+
+    monkeypatch.setattr(distributed, "broadcast_object_list", broken)
+    with pytest.raises(ConverterError, match="The first process is gone: Connection closed"):
+        list(replace(HERE, rank=1, processes=2).asked())
+
+
+def test_without_accelerate_it_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ConverterError, match="flatconv\\[tune\\]"):
+        place_of("cpu")
