@@ -14,6 +14,7 @@ from converter.kernels.taps import turned
 
 FEW = settings(max_examples=15, deadline=None)
 SOME = settings(max_examples=25, deadline=None)
+LITTLE = 0.1  # effort of the solvers, where any chain will do
 
 # The form `dense` is the layer itself.
 SPLITTING_FORMS = [name for name in FORMS if name != "dense"]

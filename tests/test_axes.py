@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from networks_for_tests import (
     EXACT_FORMS,
     FEW,
+    LITTLE,
     SPLITTING_FORMS,
     compute,
     convolutions,
@@ -95,7 +96,7 @@ def both(model, network, layers, x, name, share):
         if refusal(form, layer.conv) is None:
             full = full_rank(form, layer.conv)
             rank = fit_rank(tuple(max(int(share * r), 1) for r in full), form, layer.conv)
-            chains[layer.name] = decompose(layer.conv, form, rank)
+            chains[layer.name] = decompose(layer.conv, form, rank, effort=LITTLE)
     assert len(chains) == 4 or (name == "spatial" and len(layers[0].conv.k) == 1)
     by_output = {la.output: (la.name, chains[la.name]) for la in layers if la.name in chains}
     rewritten = rewrite(network, by_output)
@@ -168,7 +169,7 @@ def test_the_estimate_of_spatial_over_three_axes_is_a_bound(conv, data):
     form = FORMS["spatial"]
     unit = conv.groups
     rank = tuple(unit * data.draw(st.integers(1, r // unit)) for r in full_rank(form, conv))
-    chain, bones = decompose(conv, form, rank), skeleton(conv, form, rank)
+    chain, bones = decompose(conv, form, rank, effort=LITTLE), skeleton(conv, form, rank)
     assert [s.kernel.shape for s in bones.steps] == [s.kernel.shape for s in chain.steps]
     bound, error = estimate_errors(conv, form)(rank), relative_error(conv, chain)
     assert error <= bound + 1e-6

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from networks_for_tests import (
     EXACT_FORMS,
     FEW,
+    LITTLE,
     SPLITTING_FORMS,
     at_full_rank,
     compute,
@@ -93,7 +94,7 @@ def test_full_rank_reproduces_convolutions_over_one_and_three_axes(name, k, padd
 def test_the_skeleton_has_the_shapes_of_the_chain(name, data):
     form, conv = FORMS[name], data.draw(convolutions_for(name))
     rank = some_rank(data.draw, conv, form)
-    bones, chain = skeleton(conv, form, rank), decompose(conv, form, rank)
+    bones, chain = skeleton(conv, form, rank), decompose(conv, form, rank, effort=LITTLE)
     for bone, step in zip(bones.steps, chain.steps, strict=True):
         for field in ("stride", "padding", "dilation", "groups", "padding_mode"):
             assert getattr(bone, field) == getattr(step, field)
@@ -115,8 +116,8 @@ def test_groups_are_solved_each_by_itself(name, data):
         for kernel in np.split(conv.kernel, 2)
     ]
     own = rank if FORMS[name].per_channel else tuple(r // 2 for r in rank)
-    found = decompose(conv, FORMS[name], rank).dense()
-    parts = [decompose(half, FORMS[name], own).dense().kernel for half in halves]
+    found = decompose(conv, FORMS[name], rank, effort=LITTLE).dense()
+    parts = [decompose(half, FORMS[name], own, effort=LITTLE).dense().kernel for half in halves]
     assert found.groups == 2
     assert difference(found.kernel, np.concatenate(parts)) < 1e-5
 
@@ -253,7 +254,7 @@ def test_two_stages_pad_first_and_stride_last():
 @given(data=st.data())
 def test_two_stages_compute_their_dense_kernel(data):
     conv = data.draw(convolutions_for("lvh2"))
-    chain = decompose(conv, FORMS["lvh2"], some_rank(data.draw, conv, FORMS["lvh2"]))
+    chain = decompose(conv, FORMS["lvh2"], some_rank(data.draw, conv, FORMS["lvh2"]), effort=LITTLE)
     dense, x = replace(conv, kernel=chain.dense().kernel), input_for(conv)
     assert dense.k == conv.k
     assert difference(compute(chain.steps, x), compute([dense], x)) < 1e-5

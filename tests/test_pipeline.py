@@ -633,22 +633,22 @@ def test_reconstruction_alone_brings_the_outputs_closer(from_factory, lesson, pl
 def test_a_network_is_converted_and_trained_in_steps(place):
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4),
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
     ).eval()  # fmt: skip
-    np.savez("wide.npz", x=noise(80, 3, 24, 24, seed=3))
+    np.savez("wide.npz", x=noise(80, 3, 16, 16, seed=3))
     told = []
     options = ConvertConfig(
-        max_macs=0.4, schedule=2, finetune=2, calib="wide.npz", input_shape=("1,3,24,24",)
+        max_macs=0.4, schedule=2, finetune=2, calib="wide.npz", input_shape=("1,3,16,16",)
     )
     made = converter.convert(model, None, options, progress=lambda stage, done: told.append(stage))
     before, after = made.comparison.networks
     assert after.macs <= 0.4 * before.macs
-    assert before.params == sum(p.numel() for p in model.parameters()) - 64 * 2
+    assert before.params == sum(p.numel() for p in model.parameters()) - 32 * 2
     stages = [a for a, b in zip(told, [*told[1:], ""]) if a != b]
     assert stages.count("fine-tuning") == 2
-    x = noise(5, 3, 24, 24)
+    x = noise(5, 3, 16, 16)
     assert difference(outputs(made.model, x), outputs(model, x)) < 0.5
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from networks_for_tests import (
     EXACT_FORMS,
     FEW,
+    LITTLE,
     SPLITTING_FORMS,
     at_full_rank,
     compute,
@@ -166,7 +167,7 @@ def chains_for(layers, form, share):
     for layer in layers:
         wanted = tuple(max(round(share * r), 1) for r in full_rank(form, layer.conv))
         rank = fit_rank(wanted, form, layer.conv)
-        chains[layer.name] = decompose(layer.conv, form, rank)
+        chains[layer.name] = decompose(layer.conv, form, rank, effort=LITTLE)
     return chains
 
 
@@ -262,7 +263,10 @@ def test_a_rebuilt_model_takes_the_weights_of_the_rewritten_one(name, model, lay
         layer.name: fit_rank(tuple(r // 2 for r in full_rank(form, layer.conv)), form, layer.conv)
         for layer in layers
     }
-    chains = {layer.name: decompose(layer.conv, form, ranks[layer.name]) for layer in layers}
+    chains = {
+        layer.name: decompose(layer.conv, form, ranks[layer.name], effort=LITTLE)
+        for layer in layers
+    }
     wanted = torch_network.apply(model, layers, chains).eval()
     shapes = {n: (form, rank) for n, rank in ranks.items()}
     rebuilt = torch_network.rebuild(model, shapes, wanted.state_dict()).eval()
