@@ -37,7 +37,7 @@ import converter
 from converter.errors import ConverterError
 
 KILLS, LONGEST_S, CTRL_C_S, BEGUN_S = 50, 600.0, 2.0, 2.0
-IMAGES, EPOCHS = 1000, 3
+IMAGES, EPOCHS = 500, 3
 SAMPLE = ROOT / "sample_models" / "paper_cifar10.safetensors"
 CALIB = ROOT / "sample_models" / "cifar10_calib.npz"
 FILES = ("model.onnx", "plan.json", "model.safetensors")
@@ -305,7 +305,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
         np.savez(folder / "train.npz", x=images)
         convert = ["convert", "sample_models.paper_cifar10:build", "--checkpoint", str(SAMPLE)]
         convert += ["--calib", str(CALIB), "--quiet", "-o"]
-        by_hand = ["--form", "separable", "--rank", "0.5", "--keep", "linear"]
+        by_hand = ["--form", "separable", "--rank", "0.5", "--keep", "linear", "--samples", "64"]
         before, trained, out = folder / "before", folder / "trained", folder / "out"
         for made, more in ((before, ["--form", "channel", "--keep", "linear"]), (trained, by_hand)):
             command = [sys.executable, "-m", "converter", *convert, str(made), *more]
