@@ -5,7 +5,8 @@ process of its own with empty caches. Those of many convolutions are brought to 
 multiply-accumulates, forms and ranks chosen by measured time; those of many weights are split in
 space. Twice the network should take twice the time and twice the memory: each row says how far it
 is off the straight line through all. Then one network is solved on this machine's cores and on a
-local Dask cluster of processes.
+local Dask cluster of processes, and one is fitted to sample inputs by one process and by two that
+share them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import onnx
 from onnx import TensorProto, helper
 
 import converter
+from converter.place import place_of
 
 MOST_OFF = 0.25  # of the straight line
 DEPTHS, NARROW, IMAGE = (125, 250, 500, 1000), 16, 32
@@ -43,6 +45,11 @@ CLUSTER_DEPTH, WORKERS = 100, 2
 SOLVED = {
     None: f"{CLUSTER_DEPTH} layers, flattened, this machine's cores",
     WORKERS: f"{CLUSTER_DEPTH} layers, flattened, Dask cluster of {WORKERS} processes",
+}
+SHARED_DEPTH, SAMPLES = 20, 512
+SHARED = {
+    1: f"{SHARED_DEPTH} layers fitted to {SAMPLES} inputs, one process",
+    2: f"{SHARED_DEPTH} layers fitted to {SAMPLES} inputs, accelerate launch, two processes",
 }
 
 
@@ -76,14 +83,28 @@ def build(path: Path, depth: int, channels: int, size: int) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
 
 
-def convert(depth: int, channels: int, size: int, **how: Any) -> dict[str, Any]:
-    """Convert one network; give what it took."""
+def convert(
+    depth: int, channels: int, size: int, samples: int = 0, **how: Any
+) -> dict[str, Any] | None:
+    """Convert one network, fitted to random inputs if asked to.
+
+    Returns:
+        What it took; None in processes that only assist.
+    """
+    config = converter.ConvertConfig(cache=False, **how)
+    calib = None
+    if samples:
+        rng = np.random.default_rng(1)
+        calib = rng.standard_normal((samples, channels, size, size), dtype=np.float32)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "net.onnx"
         build(path, depth, channels, size)
+        if place_of("cpu").rank:
+            converter.assist(path, config=config, calib=calib)
+            return None
         start = time.perf_counter()
         with memory_watched() as memory:
-            result = converter.convert(path, config=converter.ConvertConfig(cache=False, **how))
+            result = converter.convert(path, config=config, calib=calib)
             result.save(Path(scratch) / "out")
         seconds = time.perf_counter() - start
         digest = hashlib.sha256()
@@ -99,13 +120,18 @@ def convert(depth: int, channels: int, size: int, **how: Any) -> dict[str, Any]:
         }
 
 
-def apart(depth: int, channels: int, size: int, **how: Any) -> dict[str, Any]:
-    """Run ``convert`` in a process of its own."""
+def apart(depth: int, channels: int, size: int, processes: int = 0, **how: Any) -> dict[str, Any]:
+    """Run ``convert`` in a process of its own, or in so many of one thread each."""
     asked = json.dumps({"depth": depth, "channels": channels, "size": size, **how})
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
+    launch += ["--num_processes", str(processes)]
     with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"FLATCONV_CACHE": cache}
+        if processes:
+            environment |= {"OMP_NUM_THREADS": "1"}
         found = subprocess.run(
-            [sys.executable, __file__, "--one", asked], stdout=subprocess.PIPE, text=True,
-            check=True, env=os.environ | {"FLATCONV_CACHE": cache},
+            [sys.executable, *(launch if processes > 1 else []), __file__, "--one", asked],
+            stdout=subprocess.PIPE, text=True, check=True, env=environment,
         ).stdout  # fmt: skip
     return dict(json.loads(found.splitlines()[-1]))
 
@@ -123,6 +149,10 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
     for workers, name in SOLVED.items():
         if name not in done:
             yield {"name": name, **on_cluster(workers)}
+    for processes, name in SHARED.items():
+        if name not in done:
+            how = FLATTENED | {"samples": SAMPLES, "processes": processes}
+            yield {"name": name, **apart(SHARED_DEPTH, NARROW, IMAGE, **how)}
 
 
 def on_cluster(workers: int | None) -> dict[str, Any]:
@@ -151,9 +181,11 @@ def judged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 off[f"{key}_off_line"] = row[key] / float(np.polyval(line, row[size])) - 1
             met = bool(off) and max(map(abs, off.values())) <= MOST_OFF
             out.append(row | off | {"target": f"within {MOST_OFF:g} of a line", "met": met})
-    pair = [row for row in found if row["name"] in SOLVED.values()]
-    same = len(pair) == len(SOLVED) and len({row["sha256"] for row in pair}) == 1
-    return out + [row | {"target": "the same weights", "met": same} for row in pair]
+    for names in (SOLVED, SHARED):
+        pair = [row for row in found if row["name"] in names.values()]
+        same = len(pair) == len(names) and len({row["sha256"] for row in pair}) == 1
+        out += [row | {"target": "the same weights", "met": same} for row in pair]
+    return out
 
 
 def main() -> int:
@@ -163,7 +195,9 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(convert(**json.loads(options.one))))
+        row = convert(**json.loads(options.one))
+        if row is not None:
+            print(json.dumps(row))
         return 0
     gather("scale", rows, options, judged)
     print(table("scale"))
