@@ -75,11 +75,17 @@ class Job:
 
     def start(self, prepare: Callable[[], None] | None = None) -> subprocess.Popen[str]:
         """Start it, in a process group of its own; two at once wait for each other's threads."""
+
+        def begin() -> None:  # what starts in the background of a shell ignores Ctrl-C
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if prepare is not None:
+                prepare()
+
         return subprocess.Popen(
             [sys.executable, "-m", "converter", *self.command], cwd=ROOT, text=True,
             env=os.environ | {"FLATCONV_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"},
             start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=prepare,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=begin,
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 from conftest import flatconv, make_net, noise
@@ -79,6 +80,16 @@ def test_a_scheduler_that_is_not_there_is_refused_at_once(address, tmp_path, mon
 def test_a_process_that_is_killed_is_told_in_one_sentence():
     with pytest.raises(ConverterError, match="lack of memory"), spread(None):
         Parallel(n_jobs=2)(delayed(os._exit)(1) for _ in range(2))
+
+
+def test_a_worker_of_a_cluster_that_is_killed_is_told_too():
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(1, threads_per_worker=1, dashboard_address=None) as cluster,
+        pytest.raises(ConverterError, match="lack of memory"),
+        spread(cluster.scheduler_address),
+    ):
+        Parallel()(delayed(os._exit)(1) for _ in range(2))
 
 
 @pytest.mark.parametrize("workers", [{}, {0: {"cls": Worker, "options": {"nthreads": 2}}}])
