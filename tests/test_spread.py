@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import dask
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import flatconv, make_net, noise
 from distributed import LocalCluster, Scheduler, SpecCluster, Worker
-from joblib import Parallel, delayed
 
 import converter
 from converter import planning
@@ -77,9 +77,10 @@ def test_a_scheduler_that_is_not_there_is_refused_at_once(address, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
-def test_a_process_that_is_killed_is_told_in_one_sentence():
-    with pytest.raises(ConverterError, match="lack of memory"), spread(None):
-        Parallel(n_jobs=2)(delayed(os._exit)(1) for _ in range(2))
+def test_a_process_that_is_killed_is_told_in_one_sentence(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
+    with pytest.raises(ConverterError, match="lack of memory"):
+        list(spread(2 * [partial(os._exit, 1)]))
 
 
 def test_a_worker_of_a_cluster_that_is_killed_is_told_too():
@@ -87,9 +88,8 @@ def test_a_worker_of_a_cluster_that_is_killed_is_told_too():
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(1, threads_per_worker=1, dashboard_address=None) as cluster,
         pytest.raises(ConverterError, match="lack of memory"),
-        spread(cluster.scheduler_address),
     ):
-        Parallel()(delayed(os._exit)(1) for _ in range(2))
+        list(spread(2 * [partial(os._exit, 1)], cluster.scheduler_address))
 
 
 @pytest.mark.parametrize("workers", [{}, {0: {"cls": Worker, "options": {"nthreads": 2}}}])
@@ -98,9 +98,8 @@ def test_workers_have_one_thread_each(workers):
     with (
         SpecCluster(workers, scheduler) as cluster,
         pytest.raises(ConverterError, match="workers of one thread each"),
-        spread(cluster.scheduler_address),
     ):
-        pass
+        list(spread([], cluster.scheduler_address))
 
 
 def test_a_folder_is_trained_when_its_cluster_is_gone(workplace):
@@ -118,5 +117,5 @@ def test_a_folder_is_trained_when_its_cluster_is_gone(workplace):
 
 def test_without_dask_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConverterError, match="flatconv\\[cluster\\]"), spread("tcp://a:1"):
-        pass
+    with pytest.raises(ConverterError, match="flatconv\\[cluster\\]"):
+        list(spread([], "tcp://a:1"))

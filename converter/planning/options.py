@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, delayed
 
 from converter.kernels.conv import Conv
 from converter.kernels.form import Rank, estimate_errors, path, relative_error, skeleton
@@ -73,24 +73,23 @@ def list_options(
         if layer.conv is not None and layer.output in times
     ]
     jobs = (
-        delayed(_errors)(_whitened(conv, metrics.get(layer.name)), _ladders(timed), seed, cache)
+        partial(_errors, _whitened(conv, metrics.get(layer.name)), _ladders(timed), seed, cache)
         for layer, conv, timed in todo
     )
     found = {}
-    with spread(cluster):
-        solved = Parallel(n_jobs=-1, return_as="generator")(jobs)
-        for number, ((layer, conv, timed), curves) in enumerate(zip(todo, solved)):
-            found[layer.name] = [
-                Option(None, None, 0.0, layer.macs, timed.ms),
-                *(
-                    Option(form, rank, error, macs, ms)
-                    for form, curve in curves.items()
-                    for rank, error in _between(conv, form, curve, table.block)
-                    if (ms := timed.ms_of(form, rank)) is not None
-                    and (macs := skeleton(conv, find_form(form), rank).macs(layer.size))
-                ),
-            ]
-            progress((number + 1) / len(todo))
+    solved = zip(spread(jobs, cluster), todo)
+    for number, (curves, (layer, conv, timed)) in enumerate(solved):
+        found[layer.name] = [
+            Option(None, None, 0.0, layer.macs, timed.ms),
+            *(
+                Option(form, rank, error, macs, ms)
+                for form, curve in curves.items()
+                for rank, error in _between(conv, form, curve, table.block)
+                if (ms := timed.ms_of(form, rank)) is not None
+                and (macs := skeleton(conv, find_form(form), rank).macs(layer.size))
+            ),
+        ]
+        progress((number + 1) / len(todo))
     return found
 
 

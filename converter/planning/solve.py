@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from joblib import Parallel, delayed
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
@@ -76,21 +76,19 @@ def solve_layers(
     """
     todo = [layer for layer in layers if layer.name in chosen]
     jobs = (
-        delayed(_solve_named)(
-            layer, chosen[layer.name][0].name, chosen[layer.name][1],
+        partial(
+            _solve_named, layer, chosen[layer.name][0].name, chosen[layer.name][1],
             metrics.get(layer.name), seed, device, cache,
         )
         for layer in todo
     )  # fmt: skip
     widest = max((math.prod(l.conv.kernel.shape[1:]) for l in todo if l.conv), default=0)
     alone = cluster is None and (len(todo) <= FEW or widest > WIDE or device != "cpu")
-    with spread(cluster):
-        found = Parallel(n_jobs=1 if alone else -1, return_as="generator_unordered")(jobs)
-        chains = {}
-        for name, chain in found:
-            chains[name] = chain
-            progress(len(chains) / len(todo))
-    return {layer.name: chains[layer.name] for layer in todo}
+    chains = {}
+    for chain, layer in zip(spread(jobs, cluster, alone), todo):
+        chains[layer.name] = chain
+        progress(len(chains) / len(todo))
+    return chains
 
 
 def _solve_named(
@@ -101,14 +99,13 @@ def _solve_named(
     seed: int,
     device: str,
     cache: Path | None,
-) -> tuple[str, Chain]:
+) -> Chain:
     """Solve one layer in a process of its own, where forms go by name."""
     if layer.conv is None:
         raise ConverterError(f"Layer {layer.name} cannot be converted.")
     try:
-        chain = solve_layer(
+        return solve_layer(
             layer.conv, find_form(form), rank, metrics, seed=seed, device=device, cache=cache
         )
     except ConverterError as error:
         raise ConverterError(f"Layer {layer.name}: {error}") from None
-    return layer.name, chain

@@ -3,42 +3,63 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
-from typing import Any
+from typing import Any, TypeVar
 
-from joblib import parallel_config
+from joblib import Parallel, delayed, parallel_config
 
 from converter.errors import ConverterError, first_line
 
+T = TypeVar("T")
 IDLE_S = 10  # for which helpers keep their memory
 CONNECT_S = 10  # that a scheduler has to answer in
+AHEAD = 4  # jobs for each worker
 KILLED = (
     "A process that solves layers was killed, most likely for lack of memory; run the same command "
     "again with less --memory: what was solved is in the cache."
 )
 
 
-@contextlib.contextmanager
-def spread(cluster: str | None) -> Iterator[None]:
-    """Let joblib spread work over processes of one thread each.
+def spread(
+    jobs: Iterable[Callable[[], T]], cluster: str | None = None, alone: bool = False
+) -> Iterator[T]:
+    """Run jobs in processes of one thread each, and give what they return, in order.
 
     Args:
+        jobs: They can be pickled; made when there is room for them.
         cluster: Address of a Dask scheduler (``tcp://host:8786``); this machine's cores if None.
             Its workers have one thread each.
+        alone: Without a cluster, run them in this process, with all its threads.
 
     Raises:
         ConverterError: When a process is killed, or the cluster cannot be used.
     """
-    if cluster is None:
-        with parallel_config(backend="loky", inner_max_num_threads=1, idle_worker_timeout=IDLE_S):
-            try:
-                yield
-            except BrokenExecutor:
-                raise ConverterError(KILLED) from None
+    if cluster is not None:
+        with connected(cluster) as client:
+            yield from _submitted(jobs, client)
         return
-    with connected(cluster) as client, parallel_config(backend="dask", client=client):
-        yield
+    with parallel_config(backend="loky", inner_max_num_threads=1, idle_worker_timeout=IDLE_S):
+        run = Parallel(n_jobs=1 if alone else -1, return_as="generator")
+        try:
+            yield from run(delayed(job)() for job in jobs)
+        except BrokenExecutor:
+            raise ConverterError(KILLED) from None
+
+
+def _submitted(jobs: Iterable[Callable[[], T]], client: Any) -> Iterator[T]:
+    """Run jobs on a cluster, a few ahead of the one whose result is waited for.
+
+    Not by joblib's backend for Dask, which waits forever for a worker that was killed.
+    """
+    waiting: deque[Any] = deque()
+    for job in jobs:
+        waiting.append(client.submit(job, pure=False))
+        if len(waiting) > AHEAD * len(client.nthreads()):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 @contextlib.contextmanager
