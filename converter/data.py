@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from converter.errors import ConverterError, root_line
-from converter.images import Images
+from converter.errors import ConverterError
 
 Arrays = dict[str, np.ndarray]
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -87,38 +82,6 @@ class Data:
             read=lambda indices: read(picked[indices]),
             vary=None if vary is None else lambda indices, rng: vary(picked[indices], rng),
         )
-
-
-def load(
-    source: str,
-    names: Sequence[str],
-    images: Images,
-    find: Callable[[str, str], Callable[[], object]],
-    bytes_as_they_are: Set[str] = frozenset(),
-) -> Data:
-    """Read data from what the user named.
-
-    Args:
-        source: An .npz file, a folder of images, or ``module:function`` that yields dictionaries
-            of arrays or returns a torch DataLoader.
-        names: The network's inputs; ``x`` in a file stands for the first.
-        images: How uint8 images are prepared.
-        find: Imports ``module:function``.
-        bytes_as_they_are: Inputs whose uint8 arrays are not images to prepare.
-
-    Raises:
-        ConverterError: When there is no such data, or it lacks an input.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return _from_folder(path, names[0], images)
-    if path.suffix == ".npz":
-        return _from_npz(path, names, images, bytes_as_they_are)
-    if ":" in source and not path.exists():
-        return _from_function(source, names, find)
-    if not path.exists():
-        raise ConverterError(f"Data {source} does not exist.")
-    raise ConverterError(f"Data {source} is neither .npz, a folder of images, nor module:function.")
 
 
 def random_data(
@@ -210,175 +173,15 @@ def from_arrays(
             f"{', '.join(sorted(found)) or 'none'}."
         )
     found = {name: found[name] for name in names}
-    _check_arrays(found, source)
+    check_arrays(found, source)
     count = len(found[names[0]])
     if labels is not None:
-        labels = _check_labels(labels, count, source)
+        labels = check_labels(labels, count, source)
     return Data(count, lambda indices: {n: a[indices] for n, a in found.items()}, labels, source)
 
 
-def _from_npz(
-    path: Path, names: Sequence[str], images: Images, bytes_as_they_are: Set[str]
-) -> Data:
-    if not path.exists():
-        raise ConverterError(f"Data {path} does not exist.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            members = {name: file[name] for name in file.files}
-    except Exception as error:  # numpy and zipfile raise many classes on damaged files
-        raise ConverterError(f"Data {path} is not a sound .npz file: {error}.") from None
-    stored = {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
-    labels = stored.pop("y", None) if "y" not in names else None
-    arrays = {
-        name: stored.get(name, stored.get("x") if name == names[0] else None) for name in names
-    }
-    lacking = [name for name, array in arrays.items() if array is None]
-    if lacking:
-        raise ConverterError(
-            f"Data {path} has arrays {', '.join(sorted(stored)) or 'none'}; it lacks the network's "
-            f"input {lacking[0]!r} (or x for the first)."
-        )
-    found = {name: array for name, array in arrays.items() if array is not None}
-    _check_arrays(found, path)
-    count = len(found[names[0]])
-    if labels is not None:
-        labels = _check_labels(labels, count, path)
-
-    pictures = {
-        name
-        for name, array in found.items()
-        if array.dtype == np.uint8 and array.ndim == 4 and name not in bytes_as_they_are
-    }
-
-    def read(indices: np.ndarray) -> Arrays:
-        return {
-            name: images.prepare(array[indices]) if name in pictures else array[indices]
-            for name, array in found.items()
-        }
-
-    def vary(indices: np.ndarray, rng: np.random.Generator) -> Arrays:
-        picked = {name: array[indices] for name, array in found.items()}
-        return {
-            name: images.prepare(images.moved(array, rng)) if name in pictures else array
-            for name, array in picked.items()
-        }
-
-    return Data(count, read, labels, str(path), vary if pictures == set(found) else None)
-
-
-def _from_folder(folder: Path, name: str, images: Images) -> Data:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ConverterError(f"Folder {folder} holds no images.")
-    classes = sorted({p.parent.name for p in paths if p.parent != folder})
-    labelled = bool(classes) and all(p.parent.parent == folder for p in paths)
-    labels = np.array([classes.index(p.parent.name) for p in paths]) if labelled else None
-
-    def read(indices: np.ndarray) -> Arrays:
-        return together([images.open(paths[index]) for index in indices])
-
-    def vary(indices: np.ndarray, rng: np.random.Generator) -> Arrays:
-        return together([images.open(paths[index], rng) for index in indices])
-
-    def together(opened: list[np.ndarray]) -> Arrays:
-        if len({image.shape for image in opened}) > 1:
-            raise ConverterError(
-                f"The images in {folder} differ in size; give --resize and --crop."
-            )
-        return {name: images.prepare(np.stack(opened))}
-
-    return Data(len(paths), read, labels, str(folder), vary)
-
-
-def _from_function(
-    source: str, names: Sequence[str], find: Callable[[str, str], Callable[[], object]]
-) -> Data:
-    produced = find(source, "Data")()
-    if hasattr(produced, "dataset") and hasattr(produced, "collate_fn"):
-        return _from_loader(produced, source, names)
-    if not isinstance(produced, Iterator):
-        raise ConverterError(
-            f"Data {source} must be a generator of dictionaries of arrays, or give a DataLoader."
-        )
-    chunks = []
-    try:
-        yielded = list(produced)
-    except Exception as error:  # the user's generator may raise anything
-        raise ConverterError(f"Data {source} failed: {root_line(error)}") from None
-    for chunk in yielded:
-        if not isinstance(chunk, Mapping) or any(name not in chunk for name in names):
-            raise ConverterError(
-                f"Data {source} must yield dictionaries with the inputs {', '.join(names)}."
-            )
-        chunks.append({str(key): np.asarray(value) for key, value in chunk.items()})
-    if not chunks:
-        raise ConverterError(f"Data {source} yields nothing.")
-    try:
-        arrays = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
-    except (KeyError, ValueError) as error:
-        raise ConverterError(f"Data {source} yields arrays that differ: {error}.") from None
-    return from_arrays({n: arrays[n] for n in (*names, "y") if n in arrays}, source, names)
-
-
-def _from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
-    """Read a torch DataLoader's dataset by its ``collate_fn``; order and batches are ours.
-
-    Its examples are tuples of the inputs, with a class behind them or not, or dictionaries.
-    ``dataset.targets`` spares reading every example for its class. What it changes at random
-    follows from the number of the example, and in training from that of the step.
-    """
-    dataset, collate = loader.dataset, loader.collate_fn
-
-    def take(indices: np.ndarray, salt: int = 0) -> Arrays:
-        try:
-            batch = collate([_seeded(dataset, int(index), salt) for index in indices])
-        except Exception as error:  # the user's dataset may raise anything
-            raise ConverterError(f"Data {source} failed: {root_line(error)}") from None
-        if not isinstance(batch, Mapping):
-            parts = batch if isinstance(batch, (tuple, list)) else [batch]
-            batch = dict(zip([*names, "y"], parts))
-        if any(name not in batch for name in names):
-            raise ConverterError(f"Data {source} must give the inputs {', '.join(names)}.")
-        return {str(name): np.asarray(value) for name, value in batch.items()}
-
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
-        raise ConverterError(f"Data {source} needs a dataset of examples by number, not a stream.")
-    count = len(dataset)
-    first, labels = take(np.arange(1)), getattr(dataset, "targets", None)
-    if "y" in first and "y" not in names and labels is None:
-        labels = np.concatenate([take(np.arange(n, n + 1))["y"] for n in range(count)])
-    if labels is not None:
-        labels = _check_labels(np.asarray(labels), count, source)
-
-    def read(indices: np.ndarray) -> Arrays:
-        found = take(indices)
-        return {name: found[name] for name in names}
-
-    def vary(indices: np.ndarray, rng: np.random.Generator) -> Arrays:
-        found = take(indices, int(rng.integers(1, 2**31)))
-        return {name: found[name] for name in names}
-
-    return Data(count, read, labels, source, vary)
-
-
-def _seeded(dataset: Any, index: int, salt: int) -> Any:
-    """Read an example of a dataset that may change it at random, the same way each time."""
-    import torch
-
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([]):
-            seed = hash((index, salt)) % 2**31
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            return dataset[index]
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
-def _check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
+def check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
+    """Refuse arrays that are no numbers, or not as many examples of one input as of another."""
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":
             raise ConverterError(f"Array {name!r} of {source} holds {array.dtype}, not numbers.")
@@ -387,7 +190,8 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
         raise ConverterError(f"{source} must hold the same number of examples, above 0, per input.")
 
 
-def _check_labels(labels: np.ndarray, count: int, source: object) -> np.ndarray:
+def check_labels(labels: np.ndarray, count: int, source: object) -> np.ndarray:
+    """Give the labels; refuse them if they are not one integer for each example."""
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise ConverterError(
             f"The labels y of {source} must be {count} integers, not {labels.dtype} "

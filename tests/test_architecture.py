@@ -9,7 +9,7 @@ import converter
 
 ROOT = Path(converter.__file__).parent
 ORDER = """
-errors place config images data
+errors place config images data readers
 kernels.taps kernels.conv kernels.metric
 kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker kernels.solve.twice
 kernels.form kernels.factor kernels.forms

@@ -10,10 +10,11 @@ from conftest import noise
 from PIL import Image
 
 from converter.config import ConvertConfig, parse_arguments, parse_shapes
-from converter.data import conform, from_arrays, load, random_data
+from converter.data import conform, from_arrays, random_data
 from converter.errors import ConverterError
 from converter.images import Images
 from converter.networks.torch_export import find_callable
+from converter.readers import load
 
 PLAIN = Images()
 

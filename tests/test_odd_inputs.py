@@ -11,10 +11,11 @@ from torch import nn
 
 import converter
 from converter import ConvertConfig, ConverterError, Plan
-from converter.data import from_arrays, load
+from converter.data import from_arrays
 from converter.images import Images
 from converter.networks.source import open_source
 from converter.networks.torch_export import find_callable
+from converter.readers import load
 from converter.tuning.lesson import Recipe
 from converter.tuning.tune import tune
 
@@ -74,7 +75,7 @@ def test_negative_seed(place):
 
 
 @pytest.mark.parametrize("name", ["sizes", "raises"])
-def test_generators_that_fail(place, name):  # data._from_function
+def test_generators_that_fail(place, name):  # readers._from_function
     with pytest.raises(ConverterError):
         load(f"odd:{name}", ["x"], Images(), find_callable)
 
@@ -105,14 +106,14 @@ def test_fewer_examples_than_the_fixed_batch(place):  # compare.compare_models
     converter.convert("fixed.onnx", None, CHANNEL, calib=noise(3, 3, 8, 8))
 
 
-def test_an_npy_named_npz(place):  # data._from_npz
+def test_an_npy_named_npz(place):  # readers._from_npz
     np.save("a.npy", noise(3, 3, 8, 8))
     (place / "a.npy").rename("npy.npz")
     with pytest.raises(ConverterError):
         load("npy.npz", ["x"], Images(), find_callable)
 
 
-def test_a_damaged_compressed_npz(place):  # data._from_npz
+def test_a_damaged_compressed_npz(place):  # readers._from_npz
     np.savez_compressed("comp.npz", x=noise(20, 3, 8, 8))
     content = bytearray((place / "comp.npz").read_bytes())
     content[200:260] = bytes(60)
@@ -195,7 +196,7 @@ def test_a_network_without_convolutions(tmp_path):  # onnx_network.observe_shape
 
 def test_a_network_of_uint8_images(
     tmp_path,
-):  # data._from_npz scales to 0..1, conform truncates to 0
+):  # readers._from_npz scales to 0..1, conform truncates to 0
     text = """<ir_version: 9, opset_import: ["":18]> g (uint8[N,8,8,3] x) => (float[N,8,8,3] y)
         {y = Cast<to=1>(x)}"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")

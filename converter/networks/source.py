@@ -15,7 +15,6 @@ from torch import nn
 
 from converter.config import ConvertConfig, parse_arguments, parse_shapes
 from converter.data import Arrays, Data, conform, from_arrays, random_data
-from converter.data import load as load_data
 from converter.errors import ConverterError
 from converter.images import Images
 from converter.networks import onnx_network, torch_export
@@ -23,6 +22,7 @@ from converter.networks.checkpoint import sha256
 from converter.networks.normal_form import normal
 from converter.networks.onnx_network import Input
 from converter.place import HERE, Place
+from converter.readers import load as load_data
 
 CHECKED_EXAMPLES = 2
 LARGEST_INPUT = 2**30  # numbers
