@@ -283,6 +283,7 @@ def compare(
     from converter.delivery.page import comparison_html
     from converter.delivery.report import comparison_dict
     from converter.delivery.tables import comparison_table
+    from converter.planning.cache import whole_file
 
     for path in (html, json):
         if path is not None and (path.is_dir() or not path.resolve().parent.is_dir()):
@@ -290,9 +291,11 @@ def compare(
     with _progress(quiet) as progress:
         comparison = run(*models, data=data, config=config, progress=progress)
     if json is not None:
-        json.write_text(_dump(comparison_dict(comparison)) + "\n")
+        with whole_file(json) as scratch:
+            scratch.write_text(_dump(comparison_dict(comparison)) + "\n")
     if html is not None:
-        html.write_text(comparison_html(comparison))
+        with whole_file(html) as scratch:
+            scratch.write_text(comparison_html(comparison))
     _show(quiet, False, str, comparison_table(comparison))
     return 0
 

@@ -1,7 +1,9 @@
 """End to end: networks go in, and what is written, measured and read back is held to its word."""
 
+import contextlib
 import copy
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,7 @@ from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
 from converter.networks.torch_export import find_callable
 from converter.tuning.lesson import distance
+from converter.tuning.state import State
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
 TORCH_FILES = {"model.safetensors", "model.pt2"}
@@ -586,6 +589,35 @@ def test_what_is_used_last_is_checked_first(place, options, words):
 def test_a_plan_leaves_nothing_to_choose(name):
     with pytest.raises(ConverterError, match="--plan says what happens to each layer"):
         ConvertConfig(plan=Path("plan.json"), **{name: ("conv1=8",)})
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Let no file grow beyond ``size`` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_without_space_for_any_of_the_files_the_old_output_stays(from_factory, tmp_path):
+    from_factory.result.save(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for size in sorted(map(len, before.values())):
+        with files_of_at_most(size - 1), pytest.raises(ConverterError, match="cannot"):
+            from_factory.result.save(tmp_path / "out")
+        after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert after == before
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_space_for_its_state_a_training_goes_on(tmp_path):
+    state = State(3, {"w": torch.zeros(1000)}, {}, {}, {}, 1.0, 1.0)
+    with files_of_at_most(1000):
+        state.save(tmp_path / "state.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 # tuning

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -75,7 +75,7 @@ class Result:
                     if old.exists() and not target.exists():
                         old.rename(target)
                     raise
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ConverterError(f"{target} cannot be written: {error}.") from None
 
     def _write(self, folder: Path) -> None:

@@ -117,6 +117,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     scratch = Path(name)
     try:
+        scratch.chmod(0o644)  # as others are, not for its owner alone
         yield scratch
         scratch.replace(path)
     except BaseException:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from converter.planning.cache import whole_file
@@ -61,7 +61,7 @@ class State:
         numbers = {name: float(getattr(self, name)) for name in named}
         metadata = {"step": str(self.step), "done": str(self.done)}
         metadata |= {name: number.hex() for name, number in numbers.items()}
-        with contextlib.suppress(OSError), whole_file(path) as scratch:
+        with contextlib.suppress(OSError, SafetensorError), whole_file(path) as scratch:
             save_file(tensors, scratch, metadata)
 
 
