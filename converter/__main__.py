@@ -1,7 +1,10 @@
 """``python -m converter`` is ``flatconv``."""
 
+import os
 import sys
 from importlib.util import find_spec
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -10,9 +13,12 @@ def main() -> None:
         from converter.target import main as light
 
         sys.exit(light())
-    from converter.cli import main as whole
+    try:
+        from converter.cli import main as whole
 
-    whole()
+        whole()
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)  # Python would take seconds to forget all modules
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ app = App(
     help="Make a trained convolutional network faster: ONNX out, measured in onnxruntime.",
     version_flags=["--version"],
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
 )
 Config = Annotated[ConvertConfig, Parameter(name="*")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"])]
@@ -60,14 +61,10 @@ def convert(
     from converter.delivery.result import writable_folder
     from converter.delivery.tables import comparison_table, frontier_table, layer_table
     from converter.networks.torch_export import find_callable
-    from converter.pipeline import assist
+    from converter.pipeline import PATIENCE, assist
     from converter.pipeline import convert as run
     from converter.place import place_of
 
-    if place_of(config.device).rank:
-        if not dry_run:
-            assist(model, None, config)
-        return 0
     if dry_run:
         with _progress(quiet or json) as progress:
             score = find_callable(evaluate, "--evaluate") if evaluate else None
@@ -76,6 +73,9 @@ def convert(
         return 0
     if output is None:
         raise ConverterError("Name the output folder with -o, or pass --dry-run.")
+    if place_of(config.device, PATIENCE).rank:
+        assist(model, None, config)
+        return 0
     folder = writable_folder(output)
     score = find_callable(evaluate, "--evaluate") if evaluate else None
     with _progress(quiet or json) as progress:
@@ -301,7 +301,11 @@ def compare(
 
 
 def main() -> None:
-    """Run the command line; errors are one sentence and status 2 (with -v, bugs tell where)."""
+    """Run the command line; errors are one sentence and status 2 (with -v, bugs tell where).
+
+    Raises:
+        KeyboardInterrupt: When it is interrupted, which it has told.
+    """
     errors = Console(stderr=True)
     arguments = sys.argv[1:]
     try:
@@ -313,7 +317,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         errors.print("flatconv: interrupted; nothing was written.", style="red")
-        sys.exit(130)
+        raise
     except Exception as error:  # a mistake of ours: whoever reports it wants to see where
         if lacks_memory(error):
             text = "flatconv: there is too little memory; free some, or convert with less --memory."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from converter.delivery.prove import Conversion, prove
 from converter.delivery.report import LayerRow, layer_rows
 from converter.delivery.result import Result, load, read_config, read_origin, read_rows
 from converter.delivery.schedule import dense_again, increment, staged
-from converter.delivery.teach import taught, trainable, trained
+from converter.delivery.teach import taught, taught_together, trainable
 from converter.errors import ConverterError
 from converter.kernels.forms import find_form
 from converter.networks import (
@@ -44,6 +45,9 @@ from converter.place import check_device, place_of
 from converter.planning.plan import Plan, make_plan, read_plan
 from converter.planning.spread import connected
 from converter.tuning.lesson import own_loss
+
+# The other processes wait while the first one searches and measures.
+PATIENCE = timedelta(days=1)
 
 
 def convert(
@@ -75,12 +79,17 @@ def convert(
 
     Raises:
         ConverterError: When the input or an option is wrong; nothing is written.
+
+    Note:
+        Of several processes (``accelerate launch``, torchrun), the first calls this and all others
+        ``assist``; where it raises, all of them have to end.
     """
     progress("loading", 0.0)
     source, config = _opened(model, example_input, config, calib)
     progress("loading", 1.0)
     if source.place.rank:
         raise ConverterError("Only the first process converts; call converter.assist in this one.")
+    source.place.together(0)  # nothing is timed while others still load
     now, stages = source, staged(config)
     for stage in stages[:-1]:
         layers = list_layers(now, stage)
@@ -115,8 +124,8 @@ def assist(
     """Share the work of ``convert``, which the first process of ``accelerate launch`` runs.
 
     Every other process calls this with the same arguments. Each runs the networks on its part of
-    the sample inputs, and trains where that is asked for; the first searches, solves and measures.
-    Ends when ``convert`` does.
+    the sample inputs, and trains where that is asked for; the first also searches, solves and
+    measures. Ends when ``convert`` does, before its result is saved.
 
     Args:
         model: As for ``convert``.
@@ -125,10 +134,11 @@ def assist(
         calib: As for ``convert``.
 
     Raises:
-        ConverterError: As ``convert``, or when the first process is gone.
+        ConverterError: As ``convert``, or when another process is gone.
     """
     source, config = _opened(model, example_input, config, calib)
     layers = list_layers(source, config)
+    source.place.together(0)
     for task in source.place.asked():
         task(source, layers, config, lambda stage, done: None)
 
@@ -207,7 +217,7 @@ def _opened(
     """Load what is to be converted, and refuse what could not be done with it."""
     config = check_options(config or ConvertConfig())
     source = open_source(model, example_input, config, calib)
-    source = replace(source, place=place_of(config.device))
+    source = replace(source, place=place_of(config.device, PATIENCE))
     if config.int8:
         check_int8(source)
     if config.trains and source.train is None and source.calib is None:
@@ -318,7 +328,7 @@ def carried_out(
     )
     if config.trains:
         errors = {}  # those of weights that are no more
-        module, converted, kept = trained(
+        module, converted, kept = taught_together(
             chains, budget, source, layers, config, progress, teacher=teacher
         )
         problem = problem or check_graph(converted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,8 +16,6 @@ from torch import distributed
 from converter.errors import ConverterError, first_line
 
 T = TypeVar("T")
-# The other processes wait while the first one searches and measures.
-PATIENCE = timedelta(days=7)
 NONE = object()
 # Where torchrun and the kinds of mpirun say how many processes they start.
 HOW_MANY = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -43,11 +42,16 @@ class Place:
         return itertools.islice(items, self.rank, None, self.processes)
 
     def gathered(self, mine: Sequence[T]) -> list[T]:
-        """Put the parts of all processes together again, in order; empty but in the first."""
+        """Put the parts of all processes together again, in order; empty except in the first.
+
+        Raises:
+            ConverterError: When another process is gone.
+        """
         if self.processes == 1:
             return list(mine)
         parts: list[Sequence[T]] | None = None if self.rank else [[]] * self.processes
-        distributed.gather_object(mine, parts)
+        with _all_there():
+            distributed.gather_object(mine, parts)
         rounds = itertools.zip_longest(*parts or (), fillvalue=NONE)
         return [item for items in rounds for item in items if item is not NONE]
 
@@ -57,23 +61,21 @@ class Place:
             self.told(lambda: task)
 
     def asked(self) -> Iterator[Any]:
-        """What the first process gives this one to do.
-
-        Raises:
-            ConverterError: When the first process is gone.
-        """
-        try:
-            while (task := self.told(lambda: None)) is not None:
-                yield task
-        except RuntimeError as error:
-            raise ConverterError(f"The first process is gone: {first_line(error)}") from None
+        """What the first process gives this one to do."""
+        while (task := self.told(lambda: None)) is not None:
+            yield task
 
     def told(self, make: Callable[[], T]) -> T:
-        """Give what ``make`` gives in the first process, which alone calls it."""
+        """Give what ``make`` gives in the first process, which alone calls it.
+
+        Raises:
+            ConverterError: When another process is gone.
+        """
         if self.processes == 1:
             return make()
         found = [None if self.rank else make()]
-        distributed.broadcast_object_list(found)
+        with _all_there():
+            distributed.broadcast_object_list(found)
         return cast(T, found[0])
 
     def together(self, number: float) -> float:
@@ -119,15 +121,28 @@ def check_device(name: str) -> None:
         raise ConverterError(f"Device {name!r} cannot be used: {first_line(error)}") from None
 
 
-def place_of(device: str) -> Place:
+@contextlib.contextmanager
+def _all_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConverterError(f"Another process is gone: {first_line(error)}") from None
+
+
+def place_of(device: str, patience: timedelta | None = None) -> Place:
     """Find out which of how many processes this is, and give it its device.
+
+    Args:
+        device: Of torch.
+        patience: For how long processes wait for each other, where this is what brings them
+            together; torch's own if left out.
 
     Raises:
         ConverterError: When accelerate or the device is not there.
     """
     check_device(device)
     where = torch.device(device)
-    if max(int(os.environ.get(name, 1)) for name in HOW_MANY) < 2:
+    if max(int(os.environ.get(name) or 1) for name in HOW_MANY) < 2:
         return replace(HERE, device=where)
     try:
         from accelerate import PartialState
@@ -136,7 +151,10 @@ def place_of(device: str) -> Place:
         raise ConverterError(
             "Several processes need accelerate; pip install 'flatconv[tune]'."
         ) from None
-    processes = PartialState(cpu=where.type == "cpu", timeout=PATIENCE)
+    waiting = {} if patience is None else {"timeout": patience}
+    processes = PartialState(cpu=where.type == "cpu", **waiting)
+    if processes.num_processes < 2:
+        return replace(HERE, device=where)
     return Place(
         processes.process_index,
         processes.num_processes,

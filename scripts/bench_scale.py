@@ -48,8 +48,8 @@ SOLVED = {
 }
 SHARED_DEPTH, SAMPLES = 20, 512
 SHARED = {
-    1: f"{SHARED_DEPTH} layers fitted to {SAMPLES} inputs, one process",
-    2: f"{SHARED_DEPTH} layers fitted to {SAMPLES} inputs, accelerate launch, two processes",
+    1: f"{SHARED_DEPTH} layers fitted to {SAMPLES} inputs, one process of one thread",
+    2: f"{SHARED_DEPTH} layers fitted to {SAMPLES} inputs, two of one thread each",
 }
 
 

@@ -37,6 +37,7 @@ import converter
 from converter.errors import ConverterError
 
 KILLS, LONGEST_S, CTRL_C_S, BEGUN_S = 50, 600.0, 2.0, 2.0
+JOBS = ("convert", "search", "finetune")
 IMAGES, EPOCHS = 500, 3
 SAMPLE = ROOT / "sample_models" / "paper_cifar10.safetensors"
 CALIB = ROOT / "sample_models" / "cifar10_calib.npz"
@@ -74,7 +75,7 @@ class Job:
         shutil.copytree(self.before, self.out)
 
     def start(self, prepare: Callable[[], None] | None = None) -> subprocess.Popen[str]:
-        """Start it, in a process group of its own; two at once wait for each other's threads."""
+        """Start it, with one thread, since two at once would wait for each other's."""
 
         def begin() -> None:  # what starts in the background of a shell ignores Ctrl-C
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -339,7 +340,7 @@ def main() -> int:
     parser = resumable(__doc__)
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", default=["convert", "search", "finetune"])
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=JOBS)
     found = gather("faults", rows, parser.parse_args())
     print(table("faults"))
     return int(not all(row["met"] for row in found))

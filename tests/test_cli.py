@@ -1,8 +1,11 @@
 """The command line: what each command gives, and one sentence for every mistake."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +20,7 @@ import converter
 from converter import Plan
 from converter.networks.torch_export import find_callable
 
+ROOT = Path(converter.__file__).parent.parent
 EVALUATE = """
 import numpy as np
 
@@ -447,3 +451,21 @@ def test_json_can_be_piped(place):
     ended = subprocess.run(command + shape, cwd=place, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0
     assert [layer["name"] for layer in json.loads(ended.stdout)] == ["conv1", "conv2", "fc"]
+
+
+def test_an_interrupted_command_says_so_and_ends(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\ndef build():\n    print('begun', flush=True)\n    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-m", "converter", "convert", "slow:build", "-o", "out"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "flatconv: interrupted; nothing was written.\n"
+    assert not (tmp_path / "out").exists()

@@ -155,14 +155,16 @@ def test_when_the_first_process_fails_all_end(inputs):
     assert not (inputs / "out").exists()
 
 
-@pytest.mark.parametrize("gone", [RuntimeError("Connection closed by peer")])
-def test_a_first_process_that_is_gone_is_told(gone, monkeypatch):
-    def broken(found):
-        raise gone
+def test_a_process_that_is_gone_is_told(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("Connection closed by peer")
 
     monkeypatch.setattr(distributed, "broadcast_object_list", broken)
-    with pytest.raises(ConverterError, match="The first process is gone: Connection closed"):
-        list(replace(HERE, rank=1, processes=2).asked())
+    monkeypatch.setattr(distributed, "gather_object", broken)
+    place = replace(HERE, rank=1, processes=2)
+    for share in (lambda: list(place.asked()), lambda: place.gathered([1])):
+        with pytest.raises(ConverterError, match="Another process is gone: Connection closed"):
+            share()
 
 
 def test_without_accelerate_it_says_what_to_install(monkeypatch):

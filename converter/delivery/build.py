@@ -78,7 +78,11 @@ def coarse_moments(
     config: ConvertConfig,
     progress: Progress,
 ) -> Metrics:
-    """Estimate what the layers ``names`` see of the inputs to fit; nothing without any."""
+    """Estimate what the layers ``names`` see of the inputs to fit; nothing without any.
+
+    Raises:
+        ConverterError: When another process is gone.
+    """
     fit, _ = split(source, layers, config)
     if fit is None:
         return {}
@@ -100,7 +104,11 @@ def build(
     *,
     whole: bool = True,
 ) -> Solved:
-    """Carry out a plan, fitted to sample inputs if there are any: to all, or the part to fit."""
+    """Carry out a plan, fitted to sample inputs if there are any: to all, or the part to fit.
+
+    Raises:
+        ConverterError: As ``solve``.
+    """
     source.place.ask(partial(build, plan, whole=whole))
     fit = source.calib if whole else split(source, layers, config)[0]
     chains, errors = solve(replace(source, calib=fit), plan, layers, config, progress)
@@ -127,6 +135,9 @@ def solve(
     Returns:
         Chains and relative errors by layer name; the errors are those of the layer's responses,
         or without sample inputs of its weights.
+
+    Raises:
+        ConverterError: When a form does not fit a layer, or a process is gone or killed.
     """
     chosen = plan.chosen()
     cache = config.cache_folder()

@@ -153,7 +153,7 @@ def correct(
     for number, layer in enumerate(todo):
         form, rank = chosen[layer.name]
         key = content(key, layer.name, form.name, rank)
-        entry = place.told(functools.partial(recall, cache, key)) if cache else None
+        entry = place.told(functools.partial(recall, cache, key)) if cache is not None else None
         if entry is None:
             for n in range(passed, number + 1):
                 before = todo[n - 1] if n else None
@@ -162,14 +162,13 @@ def correct(
                 original = advance(walk, n, original, threads)
                 converted = original if same else advance(walk, n, converted, threads, replaced)
             passed = number + 1
-            looks = [
+            seen = place.gathered([
                 _look(
                     layer, around[layer.output], before, now, len(span) / images.count, memory / 2,
                     np.random.default_rng((seed, number, int(span[0]))),
                 )
                 for span, before, now in zip(shares, original, converted)
-            ]  # fmt: skip
-            seen = place.gathered(looks)
+            ])  # fmt: skip
             chain, error = place.told(
                 functools.partial(_solve, layer, form, rank, seen, memory / 2, seed, device)
             )
@@ -241,7 +240,7 @@ def _solve(
     layer: Layer,
     form: Form,
     rank: Rank,
-    looks: Sequence[_Seen],
+    looks: list[_Seen],
     memory: float,
     seed: int,
     device: str,
@@ -250,6 +249,7 @@ def _solve(
     conv = layer.conv
     assert conv is not None
     seen = _Seen.of(looks)
+    looks.clear()  # together they take as much memory
     means = seen.patches.mean(1, dtype=np.float64)  # (groups, n)
     patches = seen.patches - means[:, None].astype(np.float32)
     full = fits(patch_size(conv), memory)

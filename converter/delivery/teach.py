@@ -89,7 +89,7 @@ def taught(
         if student is not None:
             assert original.module is not None
             names = [layer.name for layer in layers] if phase.features else []
-            tuned = _trained(student, original.module, data, phase, names, budget, config, progress)
+            tuned = _learnt(student, original.module, data, phase, names, budget, config, progress)
             student = tuned.model
         else:
             outputs = [layer.output for layer in layers] if phase.features else []
@@ -97,7 +97,7 @@ def taught(
                 trainable(exposing(n, outputs) if outputs else n, original, config)
                 for n in (network, original.network)
             )
-            tuned = _trained(learner, master, data, phase, [], budget, config, progress)
+            tuned = _learnt(learner, master, data, phase, [], budget, config, progress)
             network = torch_import.with_weights(network, tuned.model)
         kept = bool(tuned.enough)
     if student is not None:
@@ -106,7 +106,7 @@ def taught(
     return student, network, kept
 
 
-def trained(
+def taught_together(
     chains: Mapping[str, Chain],
     budget: Mapping[str, float],
     source: Source,
@@ -124,7 +124,7 @@ def trained(
     Raises:
         ConverterError: As ``taught``.
     """
-    source.place.ask(partial(trained, chains, budget))
+    source.place.ask(partial(taught_together, chains, budget))
     done = [layer for layer in layers if layer.name in chains]
     student = source.module and torch_network.apply(source.module, layers, chains)
     network = rewritten(source, layers, chains)
@@ -165,7 +165,7 @@ def trainable(network: ir.Model, source: Source, config: ConvertConfig) -> nn.Mo
     return module
 
 
-def _trained(
+def _learnt(
     student: nn.Module,
     teacher: nn.Module,
     data: Data,

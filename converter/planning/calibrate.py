@@ -177,7 +177,7 @@ def second_moments(
         images = images.take(np.arange(images.count - images.count % least))
     convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
     full = set() if coarse else _those_that_fit(convs, memory)
-    sums: dict[str, _Sums] = {}
+    sums: dict[str, _Totals] = {}
     groups = _groups(network, layers, images.read(np.arange(least)), memory / 4)
     for number, (group, size) in enumerate(groups):
         spans = list(place.share(images.spans(batch_size or size)))
@@ -194,7 +194,7 @@ def second_moments(
                     tuple(_sums(part.astype(np.float64), I, in_full, coarse))
                     for part in cut_patches(inputs, conv, at)
                 )
-                more = _Sums(found, len(at.images))
+                more = _Totals(found, len(at.images))
                 before = sums.get(layer.name)
                 sums[layer.name] = more if before is None else before.added(more)
             progress((number + (int(span[-1]) + 1) / images.count) / len(groups))
@@ -202,23 +202,23 @@ def second_moments(
     for name, conv in convs.items():
         parts = place.gathered([sums.pop(name)] if name in sums else [])
         if parts:
-            means = functools.reduce(_Sums.added, parts).means()
+            means = functools.reduce(_Totals.added, parts).means()
             metrics[name] = tuple(_metric(mean, conv.I // conv.groups) for mean in means)
     return metrics
 
 
 @dataclass(frozen=True)
-class _Sums:
+class _Totals:
     """Sums over ``count`` patches, as ``_sums`` gives them, of each group."""
 
     groups: tuple[tuple[np.ndarray, ...], ...]
     count: int
 
-    def added(self, other: _Sums) -> _Sums:
+    def added(self, other: _Totals) -> _Totals:
         """Sum over the patches of both."""
         pairs = zip(self.groups, other.groups)
         together = tuple(tuple(a + b for a, b in zip(old, new)) for old, new in pairs)
-        return _Sums(together, self.count + other.count)
+        return _Totals(together, self.count + other.count)
 
     def means(self) -> list[list[np.ndarray]]:
         """Means over the patches."""
