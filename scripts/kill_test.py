@@ -171,7 +171,7 @@ def no_space(at: Setting, times: int) -> Seen:
 
 def no_memory(at: Setting, times: int) -> Seen:
     """Let it, and what it starts, have few gigabytes of addresses."""
-    return limited(at, times, resource.RLIMIT_AS, (9.2, 9.8)), {}
+    return limited(at, times, resource.RLIMIT_AS, (8.95, 9.4)), {}
 
 
 def limited(at: Setting, times: int, kind: int, digits: tuple[float, float]) -> list[str]:

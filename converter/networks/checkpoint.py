@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from converter.errors import ConverterError, first_line
+from converter.errors import ConverterError, first_line, lacks_memory
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
@@ -94,8 +94,9 @@ def read_file(path: Path, trust_pickle: bool) -> Any:
             f"Checkpoint {path} is not a sound safetensors file: {error}."
         ) from None
     except Exception as error:  # torch raises many classes on damaged files
+        what = "damaged, or memory too little to read it" if lacks_memory(error) else "damaged"
         raise ConverterError(
-            f"Checkpoint {path} is truncated or damaged: {first_line(error)}"
+            f"Checkpoint {path} is truncated or {what}: {first_line(error)}"
         ) from None
 
 
