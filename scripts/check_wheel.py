@@ -55,7 +55,10 @@ def tried(bounds: str, wheel: Path, torch: str) -> dict[str, Any]:
         folder = Path(scratch)
         venv.create(folder / "venv", with_pip=True)
         tools = folder / "venv" / "bin"
-        run = partial(subprocess.run, cwd=folder, text=True, capture_output=True)
+        # Nothing of the project may be seen there but the wheel.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment["FLATCONV_CACHE"] = str(folder / "cache")
+        run = partial(subprocess.run, cwd=folder, text=True, capture_output=True, env=environment)
         pins = lowest(wheel) if bounds == "lowest" else []
         install = [tools / "python", "-m", "pip", "install", "-q", f"torch=={torch}", *pins]
         install += [f"{wheel}[tune]"] if pins else ["--upgrade", f"{wheel}[tune]"]
@@ -68,10 +71,8 @@ def tried(bounds: str, wheel: Path, torch: str) -> dict[str, Any]:
         listed = run([tools / "python", "-m", "pip", "list", "--format=freeze"]).stdout
         seen = dict(re.findall(r"^(numpy|onnx|onnxruntime|torch|tensorly)==(\S+)", listed, re.M))
         row: dict[str, Any] = {"name": bounds, "commands": len(STEPS), "failed": "", **seen}
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        environment["FLATCONV_CACHE"] = str(folder / "cache")
         for step in STEPS:
-            found = run([tools / "flatconv", *step], env=environment)
+            found = run([tools / "flatconv", *step])
             if found.returncode or "Traceback" in found.stderr:
                 row["failed"] = f"{step[0]}: {(found.stderr.strip() or '?').splitlines()[-1]}"
                 print(found.stderr, file=sys.stderr)

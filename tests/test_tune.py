@@ -189,7 +189,9 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(at, tmp_path, mo
     )
 
 
-@pytest.mark.parametrize("damage", ["nothing there", "cut short", "of another network"])
+@pytest.mark.parametrize(
+    "damage", ["nothing there", "cut short", "a byte changed", "of another network"]
+)
 def test_a_state_that_does_not_fit_is_no_state(damage, tmp_path):
     student, teacher = pair()
     path, recipe = tmp_path / "state.safetensors", replace(QUICK, epochs=1)
@@ -199,6 +201,10 @@ def test_a_state_that_does_not_fit_is_no_state(damage, tmp_path):
         path.unlink()
     elif damage == "cut short":
         path.write_bytes(path.read_bytes()[:-50])
+    elif damage == "a byte changed":
+        held = bytearray(path.read_bytes())
+        held[-50] ^= 1
+        path.write_bytes(held)
     else:
         State(3, {}, {}, {}, {}, 1.0, 1.0).save(path)
     assert read_state(path, student.state_dict()) is None

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from converter.planning.cache import whole_file
+from converter.planning.cache import content, whole_file
 
 Weights = dict[str, torch.Tensor]
 
@@ -61,6 +61,7 @@ class State:
         numbers = {name: float(getattr(self, name)) for name in named}
         metadata = {"step": str(self.step), "done": str(self.done)}
         metadata |= {name: number.hex() for name, number in numbers.items()}
+        metadata["sum"] = _sum(tensors, metadata)
         with contextlib.suppress(OSError, SafetensorError), whole_file(path) as scratch:
             save_file(tensors, scratch, metadata)
 
@@ -71,9 +72,12 @@ def read_state(path: Path, like: Mapping[str, torch.Tensor]) -> State | None:
         groups: dict[str, Weights] = {n: {} for n in ("weights", "average", "best", "moments")}
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                group, _, name = key.partition("/")
-                groups[group][name] = file.get_tensor(key)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        if metadata.pop("sum") != _sum(tensors, metadata):
+            return None
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
         numbers = {n: float.fromhex(metadata[n]) for n in ("best_loss", "first_loss", "share")}
         found = State(
             int(metadata["step"]),
@@ -89,3 +93,10 @@ def read_state(path: Path, like: Mapping[str, torch.Tensor]) -> State | None:
         if {n: t.shape for n, t in group.items()} != {n: t.shape for n, t in like.items()}:
             return None
     return found
+
+
+def _sum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """Sum up what a state holds, since the format would not notice a byte that has changed."""
+    return content(
+        [[name, tensors[name].numpy()] for name in sorted(tensors)], sorted(metadata.items())
+    )
