@@ -11,7 +11,7 @@ from networks_for_tests import SPLITTING_FORMS, make_conv
 from converter.kernels.form import decompose
 from converter.kernels.forms import FORMS
 from converter.kernels.metric import Metric
-from converter.planning.cache import content, remembered
+from converter.planning.cache import content, remembered, remembered_text
 from converter.planning.solve import solve_layer
 
 CONV = make_conv((6, 5, 3, 3), dtype=np.float32, padding=((1, 1), (1, 1)))
@@ -201,3 +201,19 @@ def test_two_processes_share_a_cache(tmp_path):
     assert outputs[0] == outputs[1]
     assert len(entries(tmp_path)) == 6
     assert all(path.suffix == ".npz" for path in entries(tmp_path))
+
+
+def test_a_text_of_which_a_byte_has_changed_is_made_anew(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return '{"error": 0.125}'
+
+    for _ in range(2):
+        assert remembered_text(tmp_path, "ab" * 20, make) == '{"error": 0.125}'
+    assert len(made) == 1
+    (path,) = tmp_path.rglob("*.txt")
+    path.write_text(path.read_text().replace("0.125", "0.625"))
+    assert remembered_text(tmp_path, "ab" * 20, make) == '{"error": 0.125}'
+    assert len(made) == 2

@@ -88,15 +88,16 @@ def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -
     if known is not None:
         return known
     text = compute()
-    with contextlib.suppress(OSError), whole_file(place(folder, key, "json")) as scratch:
-        scratch.write_text(text)
+    with contextlib.suppress(OSError), whole_file(place(folder, key, "txt")) as scratch:
+        scratch.write_text(f"{content(text)}\n{text}")
     return text
 
 
 def recall_text(folder: Path, key: str) -> str | None:
-    """Read the text kept under ``key``, or None."""
+    """Read the text kept under ``key``; None where there is none, or a byte of it has changed."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return place(folder, key, "json").read_text()
+        told, _, text = place(folder, key, "txt").read_text().partition("\n")
+        return text if told == content(text) else None
     return None
 
 
