@@ -211,7 +211,8 @@ def interrupted(at: Setting, times: int) -> Seen:
         except subprocess.TimeoutExpired:
             start = time.perf_counter()
             os.killpg(process.pid, signal.SIGINT)
-            seen.append(at.told(process, (0, 130)))
+            # By the signal itself where all was done and Python was ending.
+            seen.append(at.told(process, (0, 130, -signal.SIGINT)))
             longest_s = max(longest_s, time.perf_counter() - start)
         else:
             seen.append(at.held())
