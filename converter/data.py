@@ -181,7 +181,11 @@ def from_arrays(
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
-    """Refuse arrays that are no numbers, or not as many examples of one input as of another."""
+    """Check arrays (N, ...) by input name.
+
+    Raises:
+        ConverterError: When one holds no numbers, or there are not as many examples of each.
+    """
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":
             raise ConverterError(f"Array {name!r} of {source} holds {array.dtype}, not numbers.")
@@ -191,7 +195,11 @@ def check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
 
 
 def check_labels(labels: np.ndarray, count: int, source: object) -> np.ndarray:
-    """Give the labels; refuse them if they are not one integer for each example."""
+    """Give the labels (N,).
+
+    Raises:
+        ConverterError: When they are not one integer for each of ``count`` examples.
+    """
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise ConverterError(
             f"The labels y of {source} must be {count} integers, not {labels.dtype} "

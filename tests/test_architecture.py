@@ -18,11 +18,11 @@ networks.normal_form networks.outputs networks.onnx_rewrite networks.segments ne
 networks.surroundings networks.checkpoint
 networks.torch_modules networks.torch_export networks.torch_network networks.torch_import
 networks.source
-planning.ladder planning.latency planning.profile planning.calibrate planning.measure
+planning.ladder planning.latency planning.sites planning.profile planning.calibrate planning.measure
 planning.candidates planning.plan planning.cache planning.spread planning.solve planning.timing
 planning.options planning.judge planning.sensitivity planning.knapsack
 tuning.lesson tuning.batches tuning.state tuning.tune
-delivery.check delivery.correct delivery.compare delivery.build delivery.report
+delivery.check delivery.seen delivery.correct delivery.compare delivery.build delivery.report
 delivery.tables delivery.page delivery.result delivery.search delivery.budget delivery.teach
 delivery.int8 delivery.prove delivery.schedule
 pipeline commands target cli __main__

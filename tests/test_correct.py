@@ -12,11 +12,12 @@ from torch import nn
 
 import converter
 from converter.data import from_arrays
-from converter.delivery.correct import HOLDS, Surroundings, _choose_hold, correct, surroundings
+from converter.delivery.correct import HOLDS, _choose_hold, correct
 from converter.kernels.form import fit_rank, full_rank, refusal
 from converter.kernels.forms import FORMS
 from converter.networks.onnx_network import load, observe
 from converter.networks.onnx_rewrite import rewrite
+from converter.networks.surroundings import Surroundings, surroundings
 from converter.networks.survey import survey
 from converter.planning.calibrate import fits, patch_size, second_moments
 from converter.planning.solve import solve_layers

@@ -21,7 +21,7 @@ from converter.networks.onnx_network import load, open_session
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.runtime import open_file, run
 from converter.networks.survey import survey
-from converter.planning import profile
+from converter.planning import profile, sites
 from converter.planning.ladder import MOST_SHARE, ladder
 from converter.planning.latency import LatencyTable
 from converter.target import main, measure_file
@@ -59,7 +59,7 @@ def test_every_layer_is_timed_as_it_is_and_in_other_forms(table):
 def test_places_are_the_layers_of_the_survey(path, table):
     layers = survey(load(path), {"x": noise(*SHAPES["x"])})
     assert [timed.output for timed in table.layers] == [layer.output for layer in layers]
-    matched = [(o.output, o.conv.kernel.shape, profile.geometry(o.conv)) for o in layers]
+    matched = [(o.output, o.conv.kernel.shape, sites.geometry(o.conv)) for o in layers]
     assert table.matched(matched) == table
 
 
@@ -134,7 +134,7 @@ def test_a_computed_weight_is_not_read():
         z = Conv <pads = [1, 1, 1, 1]> (a, v)
     }"""
     model = light.parse(from_text(graph, w=noise(16, 16, 3, 3)).SerializeToString(), "net")
-    places = profile.find_places(model, {"x": noise(1, 16, 8, 8)})
+    places = sites.find_sites(model, {"x": noise(1, 16, 8, 8)})
     assert [place.output for place in places] == ["a"]
 
 
@@ -156,10 +156,10 @@ def test_weights_elsewhere_are_found_beside_the_file_and_nowhere_else(path, tmp_
     with pytest.raises(ConverterError, match="in another file"):
         light.parse(apart.read_bytes(), "apart.onnx")
     parsed = light.parse(apart.read_bytes(), "apart.onnx", tmp_path)
-    found = profile.find_places(parsed, feeds, tmp_path)
+    found = sites.find_sites(parsed, feeds, tmp_path)
     whole = light.parse(path.read_bytes(), "net.onnx")
     assert [place.kernel for place in found] == [
-        place.kernel for place in profile.find_places(whole, feeds)
+        place.kernel for place in sites.find_sites(whole, feeds)
     ]
 
 

@@ -78,7 +78,17 @@ def coarse_moments(
     config: ConvertConfig,
     progress: Progress,
 ) -> Metrics:
-    """Estimate what the layers ``names`` see of the inputs to fit; nothing without any.
+    """Estimate what layers see of the inputs to fit; shared, and nothing without any.
+
+    Args:
+        names: Of the layers.
+        source: The network and its sample inputs.
+        layers: All of the network.
+        config: The options.
+        progress: Called with a stage and the share of it that is done.
+
+    Returns:
+        As ``second_moments`` with ``coarse``.
 
     Raises:
         ConverterError: When another process is gone.
@@ -104,7 +114,15 @@ def build(
     *,
     whole: bool = True,
 ) -> Solved:
-    """Carry out a plan, fitted to sample inputs if there are any: to all, or the part to fit.
+    """Carry out a plan, fitted to sample inputs if there are any; shared.
+
+    Args:
+        plan: What to do.
+        source: The network and its sample inputs.
+        layers: All of the network.
+        config: The options.
+        progress: Called with a stage and the share of it that is done.
+        whole: Fit to all sample inputs, not only to those that do not judge.
 
     Raises:
         ConverterError: As ``solve``.

@@ -12,20 +12,18 @@ import numpy as np
 import onnx_ir as ir
 from scipy.linalg import cho_factor, cho_solve
 
-from converter.data import Arrays, Data
+from converter.data import Data
+from converter.delivery.seen import Seen, look
 from converter.kernels.conv import Chain, Conv, assemble
 from converter.kernels.form import RIDGE, Form, Rank, decompose, last_features
 from converter.kernels.metric import Metric
 from converter.networks.onnx_network import LARGEST_BATCH, observe_shapes, written
 from converter.networks.segments import Walk, advance, cut
-from converter.networks.surroundings import Surroundings, surroundings
+from converter.networks.surroundings import surroundings
 from converter.networks.survey import Layer
 from converter.place import HERE, Place
 from converter.planning.cache import content, keep, packed, recall, unpacked
 from converter.planning.calibrate import (
-    choose_positions,
-    cut_patches,
-    enough_patches,
     fits,
     metric_of,
     patch_size,
@@ -40,54 +38,6 @@ FEWEST_IMAGES = 16  # whatever the memory
 # Rounds in which the targets of outputs that a ReLU cuts off follow the predictions.
 RELU_ROUNDS, RELU_REFITS = 2, 3
 FIRST_EFFORT = 0.5  # of the solver before those rounds
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A layer at positions chosen at random, in the original and in the converted network.
-
-    Attributes:
-        patches: (groups, P, n), what the converted part gives it.
-        target: (P, O), what it should give: the original's output, or its sum with the shortcut
-            less the converted shortcut.
-        shortcut: (P, O), the converted shortcut, or zeros.
-        around: What follows the sum of both; P are whole windows of its pooling.
-    """
-
-    patches: np.ndarray
-    target: np.ndarray
-    shortcut: np.ndarray
-    around: Surroundings
-
-    @classmethod
-    def of(cls, parts: Sequence[_Seen]) -> _Seen:
-        """Put what was seen of all batches together."""
-        return cls(
-            np.concatenate([part.patches for part in parts], axis=1),
-            np.concatenate([part.target for part in parts]),
-            np.concatenate([part.shortcut for part in parts]),
-            parts[0].around,
-        )
-
-    def one_sided(self, response: np.ndarray) -> np.ndarray:
-        """The target, but where it does not come through, a response that does not, either."""
-        wanted, got = self.target + self.shortcut, response + self.shortcut
-        ceiling = np.repeat(self._passed(wanted), math.prod(self.around.pool), axis=0)
-        passed = np.where(wanted >= ceiling, wanted, np.minimum(got, ceiling))
-        found: np.ndarray = passed - self.shortcut
-        return found
-
-    def error(self, response: np.ndarray) -> float:
-        """Relative error of a response, after ReLU and pooling where they follow."""
-        wanted = self._passed(self.target + self.shortcut)
-        got = self._passed(response + self.shortcut)
-        return float(np.linalg.norm(got - wanted) / (np.linalg.norm(wanted) or 1.0))
-
-    def _passed(self, sums: np.ndarray) -> np.ndarray:
-        """What comes through ReLU and pooling: (P / window, O)."""
-        windows = sums.reshape(-1, math.prod(self.around.pool), sums.shape[1]).max(1)
-        found: np.ndarray = np.maximum(windows, 0) if self.around.rectified else windows
-        return found
 
 
 def correct(
@@ -163,7 +113,7 @@ def correct(
                 converted = original if same else advance(walk, n, converted, threads, replaced)
             passed = number + 1
             seen = place.gathered([
-                _look(
+                look(
                     layer, around[layer.output], before, now, len(span) / images.count, memory / 2,
                     np.random.default_rng((seed, number, int(span[0]))),
                 )
@@ -206,41 +156,11 @@ def _batches(
     return images, list(images.spans(size))
 
 
-def _look(
-    layer: Layer,
-    around: Surroundings,
-    original: Arrays,
-    converted: Arrays,
-    share: float,
-    memory: float,
-    rng: np.random.Generator,
-) -> _Seen:
-    """Look at a layer at random positions of a batch, which is this share of all inputs."""
-    conv = layer.conv
-    assert conv is not None
-    inputs = original[layer.source]
-    count = math.ceil(enough_patches(patch_size(conv), memory) * share)
-    at = choose_positions(conv, inputs.shape, count, rng, around.pool)
-    wished = cut_patches(inputs, conv, at)
-    given = wished if converted is original else cut_patches(converted[layer.source], conv, at)
-    weights = np.split(conv.kernel.astype(np.float32), conv.groups)
-    target = np.concatenate(
-        [part @ w.reshape(len(w), -1).T for part, w in zip(wished, weights)], axis=1
-    )  # (P, O)
-    if conv.bias is not None:
-        target = target + conv.bias.astype(np.float32)
-    shortcut = np.zeros_like(target)
-    if around.added in original and original[around.added].ndim == inputs.ndim:
-        shortcut = at.read(converted[around.added]).astype(np.float32)
-        target = target + at.read(original[around.added]) - shortcut
-    return _Seen(given, target, shortcut, around)
-
-
 def _solve(
     layer: Layer,
     form: Form,
     rank: Rank,
-    looks: list[_Seen],
+    looks: list[Seen],
     memory: float,
     seed: int,
     device: str,
@@ -248,7 +168,7 @@ def _solve(
     """Solve one layer for what it gets and what it should give, seen batch by batch."""
     conv = layer.conv
     assert conv is not None
-    seen = _Seen.of(looks)
+    seen = Seen.of(looks)
     looks.clear()  # together they take as much memory
     means = seen.patches.mean(1, dtype=np.float64)  # (groups, n)
     patches = seen.patches - means[:, None].astype(np.float32)

@@ -116,7 +116,16 @@ def taught_together(
     *,
     teacher: Source | None = None,
 ) -> tuple[nn.Module | None, ir.Model, bool]:
-    """Put chains in the place of layers, and train the network toward ``teacher``, or its original.
+    """Put chains in the place of layers, and train the network; shared.
+
+    Args:
+        chains: By layer name.
+        budget: Training ends when it is kept.
+        source: The network that the chains are of.
+        layers: All of it.
+        config: The options.
+        progress: Called with a stage and the share of it that is done.
+        teacher: What to train it toward; ``source`` if left out.
 
     Returns:
         As ``taught``.

@@ -9,7 +9,6 @@ Needs onnxruntime and numpy alone, and so runs on the machine that the network i
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
 import time
@@ -25,63 +24,22 @@ import onnxruntime
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
-from converter.kernels.form import Rank, skeleton
-from converter.kernels.forms import find_form
 from converter.networks import light
 from converter.networks.nodes import (
-    CONVOLUTIONS,
-    PRODUCTS,
-    Piece,
     chain_nodes,
-    read_conv,
-    read_linear,
 )
 from converter.networks.runtime import cpu_model, open_file, run
 from converter.planning.ladder import ladder
 from converter.planning.latency import LatencyTable, LayerTimes, Timed
+from converter.planning.sites import PREFIX, Site, find_sites, written
 
 PROFILE_S, FEWEST_CALLS, MOST_CALLS = 0.25, 4, 60
 # Races against the network as it is, of a few variants: blocks, and a pause before each.
 RACED, ROUNDS, BLOCK_S, PAUSE_S = 4, 7, 0.03, 0.02
 BLOCKS = (16, 8)
 MOST_OFF = 1.25
-PREFIX, TIMED = "flatconv_", "_kernel_time"
+TIMED = "_kernel_time"
 TOKEN = re.compile(r"_token_\d+$")  # of the nodes that the runtime makes in int8
-FUSED = ("Relu", "Add", "Sum", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "PRelu",
-         "BatchNormalization", "Mul", "HardSwish")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Place:
-    """A convolution or linear layer in a file.
-
-    Attributes:
-        output: Name of the tensor that it gives.
-        source: Name of the tensor that it takes.
-        conv: With zeros for weights; None where it has to stay.
-        kernel: Shape of its kernel.
-        size: Spatial size of its input.
-        matrix: Whether its input has two axes.
-        ends: Names that the runtime may give it: of its output, and of what is fused into it.
-    """
-
-    output: str
-    source: str
-    conv: Conv | None
-    kernel: tuple[int, ...]
-    size: tuple[int, ...]
-    matrix: bool
-    ends: tuple[str, ...]
-
-    @property
-    def geometry(self) -> tuple[int, ...]:
-        """Stride, dilation and groups, in a row; nothing where the layer has to stay."""
-        return geometry(self.conv) if self.conv else ()
-
-
-def geometry(conv: Conv) -> tuple[int, ...]:
-    """Give stride, dilation and groups of a convolution, in a row."""
-    return (*conv.stride, *conv.dilation, conv.groups)
 
 
 def measure(
@@ -119,11 +77,11 @@ def measure(
 
     model = light.parse(content, name, weights)
     feeds = _feeds(model, shapes)
-    places = find_places(model, feeds, weights)
+    sites = find_sites(model, feeds, weights)
     block = find_block(provider)
     options = [
-        ladder(place.conv, place.size, block) if others and place.conv is not None else []
-        for place in places
+        ladder(site.conv, site.size, block) if others and site.conv is not None else []
+        for site in sites
     ]
     variants = [
         {n: ranks[number] for n, ranks in enumerate(options) if number < len(ranks)}
@@ -131,38 +89,38 @@ def measure(
     ]
     raced = np.linspace(0, len(variants) - 1, min(RACED, len(variants)), dtype=int)
     todo = 1 + len(variants) + len(raced)
-    base = _Network.of(opened(_written(model, places, {})), feeds)
+    base = _Network.of(opened(written(model, sites, {})), feeds)
     profiles, base_s = [], []
     for number, variant in enumerate([{}, *variants]):
         base_s.append(base.seconds())
-        profiles.append(_profile(opened, _written(model, places, variant), feeds))
+        profiles.append(_profile(opened, written(model, sites, variant), feeds))
         progress((number + 1) / todo)
     slow = np.array(base_s) / np.median(base_s)  # a shared machine has slow moments
-    sums = [_by_place(profile, places) / factor for profile, factor in zip(profiles, slow)]
+    sums = [_by_site(profile, sites) / factor for profile, factor in zip(profiles, slow)]
     ratios = [1.0]
     for number in raced:
-        other = _Network.of(opened(_written(model, places, variants[number])), feeds)
+        other = _Network.of(opened(written(model, sites, variants[number])), feeds)
         ratios.append(_ratio(base, other))
         progress((len(profiles) + len(ratios) - 1) / todo)
     base_ms = 1e3 * float(np.median([base.seconds() for _ in range(ROUNDS)]))
     float_ms = None
     if quantized is not None:
-        other = _Network.of(in_float(_written(model, places, {})), feeds)
+        other = _Network.of(in_float(written(model, sites, {})), feeds)
         float_ms = base_ms * _ratio(base, other)
     profiled = np.array([sums[n].sum() for n in (0, *(raced + 1))])
     scale = _scale(profiled, base_ms * np.array(ratios))
     layers = [
         LayerTimes(
-            place.output,
-            place.kernel,
-            place.geometry,
+            site.output,
+            site.kernel,
+            site.geometry,
             scale * float(sums[0][n]),
             tuple(
                 Timed(form, rank, scale * float(sums[1 + number][n]))
                 for number, (form, rank) in enumerate(options[n])
             ),
         )
-        for n, place in enumerate(places)
+        for n, site in enumerate(sites)
     ]
     return LatencyTable(
         cpu=cpu_model(),
@@ -175,39 +133,6 @@ def measure(
         layers=tuple(layers),
         float_ms=float_ms,
     )
-
-
-def find_places(
-    model: light.Message, feeds: Mapping[str, np.ndarray], weights: Path | None = None
-) -> list[Place]:
-    """List the convolutions and linear layers of a network whose weights are constants."""
-    tensors = light.weights(model)
-    nodes = [node for node in model.graph.node if _is_layer(node, tensors)]
-    sizes = _shapes(model, [node.input[0] for node in nodes], feeds, weights)
-    followers: dict[str, list[light.Message]] = defaultdict(list)
-    for node in model.graph.node:
-        for name in node.input:
-            followers[name].append(node)
-    places = []
-    for node in nodes:
-        shape = sizes[node.input[0]]
-        conv = _read(node, tensors, shape)
-        ends = [node.output[0]]
-        while len(after := followers[ends[-1]]) == 1 and after[0].op_type in FUSED:
-            ends.append(after[0].output[0])
-        linear = conv is not None and not conv.k
-        places.append(
-            Place(
-                output=node.output[0],
-                source=node.input[0],
-                conv=conv,
-                kernel=conv.kernel.shape if conv else tuple(tensors[node.input[1]].dims),
-                size=(math.prod(shape[1:-1]),) if linear else tuple(shape[2:]),
-                matrix=len(shape) == 2,
-                ends=tuple(ends),
-            )
-        )
-    return places
 
 
 def find_block(provider: str) -> int:
@@ -293,74 +218,6 @@ def _feeds(model: light.Message, shapes: Mapping[str, Sequence[int]]) -> dict[st
     return feeds
 
 
-def _shapes(
-    model: light.Message,
-    names: Sequence[str],
-    feeds: Mapping[str, np.ndarray],
-    weights: Path | None,
-) -> dict[str, tuple[int, ...]]:
-    """Run a network once for the shapes of tensors."""
-    copy = light.MESSAGES["ModelProto"]()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    wanted = list(dict.fromkeys(names))
-    for number, name in enumerate(wanted):
-        node = copy.graph.node.add(op_type="Shape", name=f"{PREFIX}shape_{number}")
-        node.input.append(name)
-        node.output.append(node.name)
-        copy.graph.output.add(name=node.name).type.tensor_type.elem_type = 7
-    if not wanted:
-        return {}
-    found = run(open_file(copy.SerializeToString(), weights=weights), feeds)
-    return dict(zip(wanted, (tuple(map(int, shape)) for shape in found.values())))
-
-
-def _is_layer(node: light.Message, tensors: Mapping[str, light.Message]) -> bool:
-    """Tell a layer with constant weights from a product of two things that are computed."""
-    if node.domain not in ("", "ai.onnx"):
-        return False
-    if node.op_type not in (*CONVOLUTIONS, *PRODUCTS) or node.input[0] in tensors:
-        return False
-    weight = tensors.get(node.input[1])
-    return weight is not None and weight.data_type in light.FLOATS and len(weight.dims) > 1
-
-
-def _read(
-    node: light.Message, tensors: Mapping[str, light.Message], shape: Sequence[int]
-) -> Conv | None:
-    """Read a node with zeros for weights; None where it has to stay."""
-    if any(name and name not in tensors for name in node.input[1:3]):
-        return None
-    weight, *biases = (
-        np.broadcast_to(light.TYPES[tensors[n].data_type](0), tuple(tensors[n].dims))
-        for n in node.input[1:3]
-        if n
-    )
-    bias = biases[0] if biases else None
-    try:
-        if node.op_type in PRODUCTS:
-            return read_linear(light.attributes(node), weight, bias)
-        return read_conv(node.op_type, light.attributes(node), weight, bias, shape[2:])
-    except ConverterError:
-        return None
-
-
-def _written(
-    model: light.Message, places: Sequence[Place], variant: Mapping[int, tuple[str, Rank]]
-) -> bytes:
-    """Write a network with some layers in other forms, all layers named for the profile."""
-    pieces: dict[str, Piece] = {}
-    names = {}
-    for n, place in enumerate(places):
-        if n in variant and place.conv is not None:
-            form, rank = variant[n]
-            chain = skeleton(place.conv, find_form(form), rank)
-            pieces[place.output] = chain_nodes(chain, place.source, f"{PREFIX}{n}", place.matrix)
-        else:
-            names[place.output] = f"{PREFIX}{n}"
-    return light.replaced(model, pieces, names)
-
-
 def _profile(
     opened: Callable[..., onnxruntime.InferenceSession],
     content: bytes,
@@ -388,16 +245,16 @@ def _profile(
     }
 
 
-def _by_place(profile: Mapping[tuple[str, str], float], places: Sequence[Place]) -> np.ndarray:
-    """Add up a profile by place; what belongs to none comes last.
+def _by_site(profile: Mapping[tuple[str, str], float], sites: Sequence[Site]) -> np.ndarray:
+    """Add up a profile by site; what belongs to none comes last.
 
     A node in the blocked layout is called after its output, which may be that of an addition
     that two layers lead to: it is the one of which no other last step was found.
     """
-    sums = np.zeros(len(places) + 1)
+    sums = np.zeros(len(sites) + 1)
     ended: dict[str, list[int]] = defaultdict(list)
-    for n, place in enumerate(places):
-        for name in place.ends:
+    for n, site in enumerate(sites):
+        for name in site.ends:
             ended[name].append(n)
     left: list[tuple[list[int], float]] = []
     done: set[int] = set()

@@ -24,7 +24,8 @@ from converter.networks.survey import Layer
 from converter.planning.cache import content, recall_text, remembered_text
 from converter.planning.latency import LatencyTable
 from converter.planning.measure import race
-from converter.planning.profile import geometry, measure
+from converter.planning.profile import measure
+from converter.planning.sites import geometry
 
 RACE_S = 1.5
 
