@@ -25,9 +25,7 @@ import onnxruntime
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
 from converter.networks import light
-from converter.networks.nodes import (
-    chain_nodes,
-)
+from converter.networks.nodes import chain_nodes
 from converter.networks.runtime import cpu_model, open_file, run
 from converter.planning.ladder import ladder
 from converter.planning.latency import LatencyTable, LayerTimes, Timed

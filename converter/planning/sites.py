@@ -69,7 +69,16 @@ def geometry(conv: Conv) -> tuple[int, ...]:
 def find_sites(
     model: light.Message, feeds: Mapping[str, np.ndarray], weights: Path | None = None
 ) -> list[Site]:
-    """List the convolutions and linear layers of a network whose weights are constants."""
+    """List the convolutions and linear layers of a network whose weights are constants.
+
+    Args:
+        model: The network.
+        feeds: Its inputs by name; it is run once for the shapes of what its layers take.
+        weights: Folder of the files that hold weights, or None where ``model`` has them all.
+
+    Raises:
+        ConverterError: When the network cannot be run.
+    """
     tensors = light.weights(model)
     nodes = [node for node in model.graph.node if _is_layer(node, tensors)]
     sizes = _shapes(model, [node.input[0] for node in nodes], feeds, weights)
@@ -154,7 +163,13 @@ def _read(
 def written(
     model: light.Message, sites: Sequence[Site], variant: Mapping[int, tuple[str, Rank]]
 ) -> bytes:
-    """Write a network with some layers in other forms, all layers named for the profile."""
+    """Write a network with some layers in other forms, all layers named for the profile.
+
+    Args:
+        model: The network, left as it is.
+        sites: Its layers.
+        variant: Form and rank of those that change, by number of the site.
+    """
     pieces: dict[str, Piece] = {}
     names = {}
     for n, site in enumerate(sites):
