@@ -59,7 +59,7 @@ def build(path: Path, depth: int, channels: int, size: int) -> None:
     with path.with_suffix(".data").open("wb") as file:
         for n in range(depth):
             kernel = rng.standard_normal((channels, channels, 3, 3), dtype=np.float32)
-            kernel *= (2 / channels / KERNEL) ** 0.5 / 2
+            kernel *= (2 / channels / KERNEL / depth) ** 0.5  # what is added up stays finite
             tensor = TensorProto(name=f"w{n}", dims=kernel.shape, data_type=TensorProto.FLOAT)
             tensor.data_location = TensorProto.EXTERNAL
             place = {"location": file.name.rsplit("/", 1)[-1], "offset": offset,

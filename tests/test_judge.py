@@ -7,9 +7,10 @@ import pytest
 from conftest import make_net, noise
 
 from converter.data import from_arrays
+from converter.errors import ConverterError
 from converter.networks.onnx_network import load, open_session
 from converter.networks.runtime import run
-from converter.planning.judge import Judge, expected_drop
+from converter.planning.judge import Judge, expected_drop, relative_error
 
 
 def model(tmp_path, name="net", **options):
@@ -100,3 +101,18 @@ def test_some_batches_are_enough_for_a_probe(tmp_path):
 def test_a_network_that_gives_no_numbers_loses_all():
     rows = noise(50, 4)
     assert expected_drop(rows, np.full((50, 4), np.nan), 1.0) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_no_numbers_err_without_limit(value):
+    rows = noise(50, 4)
+    wrong = rows.copy()
+    wrong[3, 1] = value
+    assert relative_error([rows, wrong], [rows, rows]) == np.inf
+
+
+def test_a_network_that_overflows_cannot_be_judged_beside(tmp_path):
+    network = linear()
+    far = from_arrays({"x": np.full((20, 8), 3e38, np.float32)}, "made up")
+    with pytest.raises(ConverterError, match=r"NaN or infinite values for made up \(output y\)"):
+        Judge.of(network, far, 1)

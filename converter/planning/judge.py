@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
 from converter.data import Arrays, Data
+from converter.errors import ConverterError
 from converter.networks.onnx_network import inputs, open_session
 from converter.networks.outputs import comparable, exposing
 from converter.networks.runtime import run
@@ -63,6 +64,9 @@ class Judge:
         """Run the original on ``data``; where it insists on a batch size, the rest is left out.
 
         Outputs whose shape depends on the data are judged by what they are made of.
+
+        Raises:
+            ConverterError: When the original gives NaN or infinite values.
         """
         session = open_session(exposing(network, comparable(network)), threads)
         insisted = inputs(network)[0].shape[0]
@@ -73,6 +77,14 @@ class Judge:
         data = data.take(np.arange(whole))
         batches = tuple(feeds for _, feeds in data.batches(batch_size))
         judge = cls(batches, tuple(run(session, feeds) for feeds in batches), threads)
+        for outputs in judge.outputs:
+            for name, output in outputs.items():
+                if not np.isfinite(output).all():
+                    raise ConverterError(
+                        f"The network gives NaN or infinite values for {data.source} (output "
+                        f"{name}), beside which no other can be judged; give it sound inputs "
+                        "with --calib."
+                    )
         if data.labels is None or not judge.classes:
             return judge
         return replace(judge, temperature=temperature_of(judge._first(), data.labels))
@@ -155,10 +167,10 @@ def accuracy(rows: np.ndarray, temperature: float) -> float:
 
 
 def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """|output - expected| / |expected| over all batches, infinite where shapes differ."""
+    """|output - expected| / |expected| over all batches; infinite where shapes differ or values are."""
     off = power = 0.0
     for a, b in zip(outputs, expected):
-        if a.shape != b.shape:
+        if a.shape != b.shape or not np.isfinite(a).all():
             return math.inf
         off += float(np.square(a.astype(np.float64) - b).sum())
         power += float(np.square(b.astype(np.float64)).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from converter.networks.survey import Layer
 from converter.planning.judge import Judge
 
 PROBE_ERROR, LEAST_ERROR = 0.2, 1e-6
+ALL = 1.0  # the output error of a probe that the network does not survive (float16 overflows)
 # Multiply-accumulates of all probes together (some 15 s); a probe runs one batch at least.
 PROBE_MACS = 4e11
 
@@ -66,6 +68,8 @@ def sensitivities(
         probe = _cut(layer.conv, metric, np.random.default_rng((seed, number)))
         error = relative_error(layer.conv, Chain((probe,)), metric)
         loss = judge.loss(replace_weights(network, {layer.output: probe}), most)
+        if not math.isfinite(loss.output_error):
+            loss = replace(loss, output_error=ALL)
         found[layer.name] = loss.output_error**2 / max(error, LEAST_ERROR) ** 2
         losses.append(loss)
         progress((number + 1) / len(layers))
