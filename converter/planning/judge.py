@@ -167,7 +167,7 @@ def accuracy(rows: np.ndarray, temperature: float) -> float:
 
 
 def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """|output - expected| / |expected| over all batches; infinite where shapes differ or values are."""
+    """|output - expected| / |expected| over all batches; infinite for other shapes or values."""
     off = power = 0.0
     for a, b in zip(outputs, expected):
         if a.shape != b.shape or not np.isfinite(a).all():
