@@ -5,12 +5,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 from conftest import make_net, noise
+from networks_for_tests import from_text
 
 from converter.data import from_arrays
 from converter.errors import ConverterError
 from converter.networks.onnx_network import load, open_session
 from converter.networks.runtime import run
+from converter.networks.survey import survey
 from converter.planning.judge import Judge, expected_drop, relative_error
+from converter.planning.sensitivity import PROBE_ERROR, sensitivities
 
 
 def model(tmp_path, name="net", **options):
@@ -116,3 +119,13 @@ def test_a_network_that_overflows_cannot_be_judged_beside(tmp_path):
     far = from_arrays({"x": np.full((20, 8), 3e38, np.float32)}, "made up")
     with pytest.raises(ConverterError, match=r"NaN or infinite values for made up \(output y\)"):
         Judge.of(network, far, 1)
+
+
+def test_a_probe_that_overflows_counts_as_losing_all():
+    text = "g (float[N, 4, 3, 3] x) => (float[N, 4, 3, 3] y) { y = Conv (x, w) }"
+    weight = 1.7e38 * np.eye(4, dtype=np.float32)[..., None, None]
+    network = ir.from_proto(from_text(text, w=weight))
+    layers = survey(network, {"x": noise(1, 4, 3, 3)})
+    judge = Judge.of(network, from_arrays({"x": np.full((4, 4, 3, 3), 2, np.float32)}, "twos"), 1)
+    found = sensitivities(network, layers, {}, judge)
+    assert found.weights["w"] == pytest.approx(1 / PROBE_ERROR**2, rel=1e-3)
