@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from converter.config import ConvertConfig
+from converter.data import Data
 from converter.delivery.build import Metrics, Solved, coarse_moments, split
 from converter.delivery.compare import Evaluate, Progress, evaluated
 from converter.delivery.correct import SOLVED_AGAIN
@@ -117,7 +118,7 @@ def find_plan(
     free = open_layers(layers, config)
     names = [layer.name for layer in free]
     metrics = coarse_moments(names, source, layers, config, progress)
-    menus, probes = _menus(source, free, table, metrics, judge, config, progress)
+    menus, probes = _menus(source, free, table, metrics, held, config, progress)
     menu = menus[0]
     kept = menu.unchanged()
     corrected = config.correct and fit is not None
@@ -216,7 +217,7 @@ def _menus(
     layers: Sequence[Layer],
     table: LatencyTable,
     metrics: Metrics,
-    judge: Judge,
+    held: Data,
     config: ConvertConfig,
     progress: Progress,
 ) -> tuple[list[Menu], Sensitivity]:
@@ -231,7 +232,7 @@ def _menus(
     )  # fmt: skip
     todo = [layer for layer in layers if len(options.get(layer.name, ())) > 1]
     probes = sensitivities(
-        source.network, todo, metrics, judge, seed=config.seed,
+        source.network, todo, metrics, held, torch.get_num_threads(), seed=config.seed,
         progress=lambda done: progress("probing", done),
     )  # fmt: skip
     names = [layer.name for layer in todo]

@@ -63,17 +63,41 @@ def replace_weights(model: ir.Model, convs: Mapping[str, Conv]) -> ir.Model:
         key = str(node.outputs[0].name)
         if node.op_type not in REWRITTEN or key not in convs:
             continue
-        source, bias = node.inputs[0], convs[key].bias
-        if node.op_type == "MatMul" and bias is not None:
+        source = node.inputs[0]
+        if node.op_type == "MatMul" and convs[key].bias is not None:
             assert source is not None
             piece = product_nodes(convs[key], str(source.name), f"{key}.new")
             _replace(copy.graph, node, _nodes(copy.graph, source, piece))
             continue
-        kernel = _stored(node, convs[key].kernel)
-        node.replace_input_with(1, _initializer(copy.graph, f"{key}.new_kernel", kernel))
-        if bias is not None:
-            node.resize_inputs(3)
-            node.replace_input_with(2, _initializer(copy.graph, f"{key}.new_bias", bias))
+        for number, (name, array) in enumerate(new_weights(node, convs[key]).items(), 1):
+            node.resize_inputs(max(number + 1, len(node.inputs)))
+            node.replace_input_with(number, _initializer(copy.graph, name, array))
+    return copy
+
+
+def new_weights(node: ir.Node, conv: Conv) -> dict[str, np.ndarray]:
+    """Give the tensors, by name, that ``replace_weights`` puts in the place of a node's."""
+    key = str(node.outputs[0].name)
+    if node.op_type == "MatMul" and conv.bias is not None:
+        return dict(product_nodes(conv, "", f"{key}.new").weights)
+    found = {f"{key}.new_kernel": _stored(node, conv.kernel)}
+    return found if conv.bias is None else found | {f"{key}.new_bias": conv.bias}
+
+
+def taking_weights(model: ir.Model, convs: Mapping[str, Conv]) -> ir.Model:
+    """Return a copy whose inputs are also the ``new_weights`` of some nodes.
+
+    One session can then run many versions of the network.
+
+    Args:
+        model: Left as it is.
+        convs: By the name of the node's output; only shapes and types matter.
+    """
+    copy = replace_weights(model, convs)
+    for name in [name for name in copy.graph.initializers if name not in model.graph.initializers]:
+        value = copy.graph.initializers.pop(name)
+        value.const_value = None
+        copy.graph.inputs.append(value)
     return copy
 
 

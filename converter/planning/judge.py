@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,6 +90,11 @@ class Judge:
         return replace(judge, temperature=temperature_of(judge._first(), data.labels))
 
     @property
+    def names(self) -> list[str]:
+        """The values that are judged."""
+        return list(self.outputs[0])
+
+    @property
     def classes(self) -> bool:
         """Whether the first output is a vector of classes."""
         examples = len(next(iter(self.batches[0].values())))
@@ -101,26 +106,24 @@ class Judge:
         """Share of examples that the original is expected to have right."""
         return accuracy(self._first(), self.temperature)
 
-    def loss(self, network: ir.Model, count: int | None = None) -> Loss:
-        """Run a network beside the original.
+    def loss(self, network: ir.Model) -> Loss:
+        """Run a version of the original, with values of the same names, beside it."""
+        session = open_session(exposing(network, self.names), self.threads)
+        return self.lost(lambda feeds: run(session, feeds))
 
-        Args:
-            network: A version of the original, with values of the same names.
-            count: How many batches; all if left out.
-        """
-        session = open_session(exposing(network, list(self.outputs[0])), self.threads)
-        seen = [run(session, feeds) for feeds in self.batches[:count]]
+    def lost(self, predict: Callable[[Arrays], Arrays]) -> Loss:
+        """Say what ``predict`` loses; it gives the values ``names`` for a batch."""
+        seen = [predict(feeds) for feeds in self.batches]
         errors = [
             relative_error(
                 [arrays[name] for arrays in seen], [arrays[name] for arrays in self.outputs]
             )
-            for name in self.outputs[0]
+            for name in self.names
         ]
         if not self.classes:
             return Loss(None, None, max(errors))
         after = np.concatenate([next(iter(a.values())) for a in seen])
-        before = self._first()[: len(after)]
-        drop, drop_high = expected_drop(before, after, self.temperature)
+        drop, drop_high = expected_drop(self._first(), after, self.temperature)
         return Loss(drop, drop_high, max(errors))
 
     def _first(self) -> np.ndarray:

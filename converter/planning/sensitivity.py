@@ -9,17 +9,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from converter.data import Data
 from converter.kernels.conv import Chain, Conv
 from converter.kernels.form import relative_error
 from converter.kernels.metric import Metric
-from converter.networks.onnx_rewrite import replace_weights
+from converter.networks.onnx_network import open_session
+from converter.networks.onnx_rewrite import new_weights, taking_weights
+from converter.networks.outputs import exposing
+from converter.networks.runtime import run
 from converter.networks.survey import Layer
-from converter.planning.judge import Judge
+from converter.planning.judge import Judge, Loss
 
 PROBE_ERROR, LEAST_ERROR = 0.2, 1e-6
 ALL = 1.0  # the output error of a probe that the network does not survive (float16 overflows)
-# Multiply-accumulates of all probes together (some 15 s); a probe runs one batch at least.
-PROBE_MACS = 4e11
+# Multiply-accumulates of all probes together (some 15 s); where that is less than FEWEST examples a
+# probe, as many of these as MOST_MACS allow, one at least: probes of n layers take n**2 work.
+PROBE_MACS, FEWEST, MOST_MACS = 4e11, 16, 4e12
+SESSIONS = 16  # that all probes share; to open one takes time in proportion to the layers, too
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ def sensitivities(
     network: ir.Model,
     layers: Sequence[Layer],
     metrics: Mapping[str, Sequence[Metric]],
-    judge: Judge,
+    data: Data,
+    threads: int,
     *,
     seed: int = 0,
     progress: Callable[[float], None] = lambda done: None,
@@ -53,28 +60,56 @@ def sensitivities(
         network: The original.
         layers: Those to probe.
         metrics: What each sees; the Frobenius norm where left out.
-        judge: Says what is lost.
+        data: Inputs to probe on; as many are used as time allows.
+        threads: Of onnxruntime.
         seed: Of the random direction of probes that have no other.
         progress: Called with the share done.
 
     """
-    batch_size = len(next(iter(judge.batches[0].values())))
-    each = sum(layer.macs for layer in layers) * batch_size * len(layers)
-    most = int(np.clip(PROBE_MACS / max(each, 1), 1, len(judge.batches)))
+    each = max(sum(layer.macs for layer in layers) * len(layers), 1)
+    count = max(PROBE_MACS / each, min(FEWEST, MOST_MACS / each), 1)
+    judge = Judge.of(network, data.take(np.arange(min(int(count), data.count))), threads)
     found, losses = {}, []
-    for number, layer in enumerate(layers):
-        assert layer.conv is not None
-        metric = metrics.get(layer.name)
-        probe = _cut(layer.conv, metric, np.random.default_rng((seed, number)))
-        error = relative_error(layer.conv, Chain((probe,)), metric)
-        loss = judge.loss(replace_weights(network, {layer.output: probe}), most)
-        if not math.isfinite(loss.output_error):
-            loss = replace(loss, output_error=ALL)
-        found[layer.name] = loss.output_error**2 / max(error, LEAST_ERROR) ** 2
-        losses.append(loss)
-        progress((number + 1) / len(layers))
+    size = math.ceil(len(layers) / SESSIONS)
+    for first in range(0, len(layers), size or 1):
+        part = layers[first : first + size]
+        convs = {layer.output: _biased(layer.conv) for layer in part if layer.conv is not None}
+        loss_of = _opened(network, convs, judge)
+        for number, layer in enumerate(part, first):
+            conv, metric = convs[layer.output], metrics.get(layer.name)
+            probe = _cut(conv, metric, np.random.default_rng((seed, number)))
+            error = relative_error(conv, Chain((probe,)), metric)
+            loss = loss_of(layer.output, probe)
+            if not math.isfinite(loss.output_error):
+                loss = replace(loss, output_error=ALL)
+            found[layer.name] = loss.output_error**2 / max(error, LEAST_ERROR) ** 2
+            losses.append(loss)
+            progress((number + 1) / len(layers))
     total = sum(loss.output_error**2 for loss in losses) or 1.0
     return Sensitivity(found, sum(max(loss.drop or 0.0, 0.0) for loss in losses) / total)
+
+
+def _opened(
+    network: ir.Model, convs: Mapping[str, Conv], judge: Judge
+) -> Callable[[str, Conv], Loss]:
+    """Open a network whose convolutions ``convs`` can be others; give what says what it loses."""
+    session = open_session(exposing(taking_weights(network, convs), judge.names), judge.threads)
+    nodes = {str(node.outputs[0].name): node for node in network.graph}
+    usual: dict[str, np.ndarray] = {}
+    for output, conv in convs.items():
+        usual |= new_weights(nodes[output], conv)
+
+    def loss_of(output: str, probe: Conv) -> Loss:
+        weights = usual | new_weights(nodes[output], probe)
+        return judge.lost(lambda feeds: run(session, {**feeds, **weights}))
+
+    return loss_of
+
+
+def _biased(conv: Conv) -> Conv:
+    """Give a convolution a bias, if it has none."""
+    none = np.zeros(len(conv.kernel), conv.kernel.dtype)
+    return conv if conv.bias is not None else replace(conv, bias=none)
 
 
 def _cut(conv: Conv, metrics: Sequence[Metric] | None, rng: np.random.Generator) -> Conv:
@@ -100,8 +135,7 @@ def _cut(conv: Conv, metrics: Sequence[Metric] | None, rng: np.random.Generator)
         parts.append(cut.reshape(part.shape))
         mean = None if metrics is None else metrics[group].mean
         shifts.append(np.zeros(len(part)) if mean is None else (rows - cut) @ mean)
-    probe = replace(conv, kernel=np.concatenate(parts).astype(conv.kernel.dtype))
+    assert conv.bias is not None
     shift = np.concatenate(shifts).astype(conv.kernel.dtype)
-    if not shift.any():
-        return probe
-    return replace(probe, bias=shift if conv.bias is None else conv.bias + shift)
+    kernel = np.concatenate(parts).astype(conv.kernel.dtype)
+    return replace(conv, kernel=kernel, bias=conv.bias + shift)
