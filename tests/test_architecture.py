@@ -23,8 +23,8 @@ planning.candidates planning.plan planning.cache planning.spread planning.solve 
 planning.options planning.judge planning.sensitivity planning.knapsack
 tuning.lesson tuning.batches tuning.state tuning.tune
 delivery.check delivery.seen delivery.correct delivery.compare delivery.build delivery.report
-delivery.tables delivery.page delivery.result delivery.search delivery.budget delivery.teach
-delivery.int8 delivery.prove delivery.schedule
+delivery.tables delivery.page delivery.result delivery.search delivery.menus delivery.budget
+delivery.teach delivery.int8 delivery.prove delivery.schedule
 pipeline commands target cli __main__
 """.split()
 

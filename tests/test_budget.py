@@ -114,6 +114,15 @@ def test_times_from_elsewhere_are_used(place):
     assert {c.layer: c.form for c in result.plan.choices}["conv1"] in (None, "dense")
 
 
+def test_inputs_that_a_network_overflows_on_are_refused(place):
+    np.savez("far.npz", x=np.full((16, 3, 32, 32), 3e38, np.float32))
+    arguments = ("--calib", "far.npz", "--max-macs", "0.5", "--correct=false")
+    status, _, error = flatconv("convert", "net.onnx", "-o", "far", *arguments)
+    assert status == 2
+    assert "NaN or infinite values for far.npz" in error
+    assert not (place / "far").exists()
+
+
 def test_the_times_of_another_network_are_refused(place):
     make_net(place / "other.onnx", channels=(3, 16, 16), size=32)
     assert flatconv("measure", "other.onnx", "-o", "other.json", "-q")[0] == 0

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import torch
 
 from converter.config import ConvertConfig
-from converter.data import Data
-from converter.delivery.build import Metrics, Solved, coarse_moments, split
+from converter.delivery.build import Solved, coarse_moments, split
 from converter.delivery.compare import Evaluate, Progress, evaluated
 from converter.delivery.correct import SOLVED_AGAIN
+from converter.delivery.menus import list_menus
 from converter.delivery.search import (
     CLOSELY,
     ROUGHLY,
@@ -36,9 +36,8 @@ from converter.networks.survey import Layer
 from converter.planning.calibrate import enough_patches, patch_size
 from converter.planning.judge import Judge
 from converter.planning.latency import LatencyTable
-from converter.planning.options import list_options
 from converter.planning.plan import Plan, open_layers, plan_of
-from converter.planning.sensitivity import Sensitivity, sensitivities
+from converter.planning.sensitivity import Sensitivity
 from converter.planning.timing import latency_table, measured_speedup
 
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
@@ -49,15 +48,10 @@ FIRST_LOSS = 0.01
 # share of the arithmetic on second moments. An estimate, so that the result does not depend on how
 # busy the machine is.
 MOST_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 160.0, 1.0, 3e10
-# Layers that are solved again make up for the errors of those before them. How much of what the
-# probes told is left then (a power of it), and how much more the last layer counts than the first
-# (the logarithm of it), differs between networks; where time allows, all of these are tried.
-MOST_MORE = 4
+MOST_MORE = 4  # that other menus lose least by
 # With fewer examples to judge on, the luckiest of many networks would win, and no network comes
 # closer to a limit than the noise.
 MANY = 1024
-LEANINGS = ((0.75, 1.0), (1.0, 2.0), (1.0, 1.0))
-AS_PROBED = (1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,7 @@ def find_plan(
     free = open_layers(layers, config)
     names = [layer.name for layer in free]
     metrics = coarse_moments(names, source, layers, config, progress)
-    menus, probes = _menus(source, free, table, metrics, held, config, progress)
+    menus, probes = list_menus(source, free, table, metrics, held, config, progress)
     menu = menus[0]
     kept = menu.unchanged()
     corrected = config.correct and fit is not None
@@ -212,35 +206,6 @@ def _forms(choice: Choice) -> dict[str, tuple[str, Rank]]:
     return {name: (o.form, o.rank) for name, o in choice.items() if o.form and o.rank}
 
 
-def _menus(
-    source: Source,
-    layers: Sequence[Layer],
-    table: LatencyTable,
-    metrics: Metrics,
-    held: Data,
-    config: ConvertConfig,
-    progress: Progress,
-) -> tuple[list[Menu], Sensitivity]:
-    """List what could be done with each layer and what it loses; one menu for each leaning.
-
-    There is but one where no layer makes up for the errors of others.
-    """
-    options = list_options(
-        layers, table, metrics,
-        seed=config.seed, cache=config.cache_folder(), cluster=config.cluster,
-        progress=lambda done: progress("options", done),
-    )  # fmt: skip
-    todo = [layer for layer in layers if len(options.get(layer.name, ())) > 1]
-    probes = sensitivities(
-        source.network, todo, metrics, held, torch.get_num_threads(), seed=config.seed,
-        progress=lambda done: progress("probing", done),
-    )  # fmt: skip
-    names = [layer.name for layer in todo]
-    leanings = LEANINGS if config.correct and metrics else (AS_PROBED,)
-    weights = [_weights(probes, names, *leaning) for leaning in leanings]
-    return [Menu({name: options[name] for name in names}, w).sensible() for w in weights], probes
-
-
 def _gentlest(
     menus: Sequence[Menu],
     wanted: Wanted,
@@ -261,18 +226,6 @@ def _affordable(layers: Sequence[Layer]) -> int:
     work = sum(n**2 * enough_patches(n, math.inf) for n in sizes)
     each_s = LAYER_S * len(sizes) + work / WORK_PER_S
     return int(np.clip(SEARCH_S / max(each_s, 1.0), 1, MOST_TRIALS))
-
-
-def _weights(
-    probes: Sensitivity, names: Sequence[str], power: float, late: float
-) -> dict[str, float]:
-    """Lean what the probes told, in sum as it was; ``names`` are in graph order."""
-    leaned = {
-        name: probes.weights[name] ** power * math.exp(late * number / len(names))
-        for number, name in enumerate(names)
-    }
-    scale = sum(probes.weights[name] for name in names) / (sum(leaned.values()) or 1.0)
-    return {name: scale * weight for name, weight in leaned.items()}
 
 
 def _default(judge: Judge) -> dict[str, float]:

@@ -97,10 +97,24 @@ def coarse_moments(
     if fit is None:
         return {}
     source.place.ask(partial(coarse_moments, names))
+    return _moments(names, source, layers, fit, config.seed, config, progress, coarse=True)
+
+
+def _moments(
+    names: Collection[str],
+    source: Source,
+    layers: Sequence[Layer],
+    data: Data,
+    seed: int,
+    config: ConvertConfig,
+    progress: Progress,
+    coarse: bool = False,
+) -> Metrics:
+    """Collect the second moments of what layers see of ``data``."""
     return second_moments(
-        source.network, [layer for layer in layers if layer.name in names], fit,
-        seed=config.seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
-        threads=torch.get_num_threads(), coarse=True, place=source.place,
+        source.network, [layer for layer in layers if layer.name in names], data,
+        seed=seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
+        threads=torch.get_num_threads(), coarse=coarse, place=source.place,
         progress=lambda done: progress("calibrating", done),
     )  # fmt: skip
 
@@ -169,12 +183,7 @@ def solve(
         )  # fmt: skip
     metrics: Metrics = {}
     if source.calib is not None and chosen:
-        metrics = second_moments(
-            source.network, [layer for layer in layers if layer.name in chosen], source.calib,
-            seed=plan.seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
-            threads=torch.get_num_threads(), place=source.place,
-            progress=lambda done: progress("calibrating", done),
-        )  # fmt: skip
+        metrics = _moments(chosen, source, layers, source.calib, plan.seed, config, progress)
     if source.place.rank:
         return {}, {}
     chains = solve_layers(

@@ -65,6 +65,8 @@ def sensitivities(
         seed: Of the random direction of probes that have no other.
         progress: Called with the share done.
 
+    Raises:
+        ConverterError: When the network gives NaN or infinite values for ``data``.
     """
     each = max(sum(layer.macs for layer in layers) * len(layers), 1)
     count = max(PROBE_MACS / each, min(FEWEST, MOST_MACS / each), 1)
