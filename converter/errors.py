@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+MOST = 10_000  # characters of a message that are looked at: some quote the whole of a file
+
 
 class ConverterError(Exception):
     """One sentence that says what was wrong and what to do, with the layer or file named."""
@@ -11,13 +13,14 @@ class ConverterError(Exception):
 
 def first_line(error: BaseException) -> str:
     """Give the first line of what an exception says; its class if it says nothing."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[:MOST]).strip()
     return (text.splitlines() or [type(error).__name__])[0][:300]
 
 
 def lacks_memory(error: BaseException) -> bool:
     """Tell whether memory ran out: torch and onnxruntime have no class for it."""
-    told = re.search(r"bad.?alloc|allocate memory|not enough memory", str(error), re.IGNORECASE)
+    text = str(error)[:MOST]
+    told = re.search(r"bad.?alloc|allocate memory|not enough memory", text, re.IGNORECASE)
     return isinstance(error, MemoryError) or told is not None
 
 

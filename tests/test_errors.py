@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks_for_tests import from_text
 
-from converter.errors import first_line, lacks_memory, root_line
+from converter.errors import MOST, first_line, lacks_memory, root_line
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,10 @@ def test_lack_of_memory_is_known_whoever_tells_of_it(ask):
 @pytest.mark.parametrize("text", ["", "no such layer", "shape (3,) is not (4,)"])
 def test_other_errors_are_not_taken_for_it(text):
     assert not lacks_memory(RuntimeError(text))
+
+
+def test_only_the_beginning_of_a_long_message_is_looked_at():
+    error = RuntimeError("damaged " + "\0" * MOST + " not enough memory")
+    assert not lacks_memory(error)
+    assert len(first_line(error)) == 300
+    assert lacks_memory(RuntimeError("not enough memory " + "\0" * MOST))
