@@ -184,16 +184,18 @@ def peers(
         yield {"name": f"{name}, {title}", "reason": reason}
 
 
-def openvino(name: str, config: converter.ConvertConfig, model: str) -> Iterator[dict[str, Any]]:
+def openvino(
+    name: str, model: str, config: converter.ConvertConfig, epochs: int
+) -> Iterator[dict[str, Any]]:
     """Time original and flatconv's network, and their int8, in OpenVINO."""
     folder = FOLDER / name.replace(" ", "_").replace(",", "")
     source = open_source(model, None, replace(config, target_speedup=None, max_macs=None), None)
     assert source.calib is not None
     calib = folder / "calib.npz"
     np.savez(calib, **source.calib.read(np.arange(min(source.calib.count, 256))))
-    tuned = folder / "flatconv" / "tuned.onnx"
+    ours = folder / "flatconv" / ("tuned.onnx" if epochs else "untuned.onnx")
     command = [interpreter("openvino"), ROOT / "scripts" / "race_openvino.py", calib]
-    found = json.loads(run([*command, folder / "original.onnx", tuned]).splitlines()[-1])
+    found = json.loads(run([*command, folder / "original.onnx", ours]).splitlines()[-1])
     for title, median_ms in found.items():
         yield {
             "name": f"{name}, OpenVINO, {title}",
@@ -232,7 +234,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
             yield from peers(name, model, config, options.epochs)
             print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
         if options.openvino and f"{name}, OpenVINO, original" not in done:
-            yield from openvino(name, config, model)
+            yield from openvino(name, model, config, options.epochs)
     if f"{TIMED}, flatconv" not in done and not options.only:
         images = np.random.default_rng(0).standard_normal((IMAGES, 3, 224, 224))
         FOLDER.mkdir(parents=True, exist_ok=True)

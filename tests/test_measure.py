@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from converter.data import from_arrays
 from converter.delivery.compare import compare_models
 from converter.networks.onnx_network import load, open_session
+from converter.networks.runtime import cpu_model
 from converter.planning import measure
 from converter.planning.measure import Interval, drop_interval, fixed_batch, race, renamed, score
 
@@ -244,3 +245,25 @@ def test_networks_too_large_to_be_open_together_take_turns(tmp_path, monkeypatch
     for one, other in zip(together.networks, apart.networks):
         assert one.rel_output_error == pytest.approx(other.rel_output_error)
         assert one.agreement == other.agreement
+
+
+@pytest.mark.parametrize(
+    "info, wanted",
+    [
+        (
+            "processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fma avx2 avx512f avx512_vnni\n\n"
+            "processor\t: 1\nmodel name\t: Another\n",
+            "A CPU (AVX2, AVX-512, VNNI)",
+        ),
+        ("model name : A CPU\nflags : fma sse\n", "A CPU"),
+        ("Features\t: fp asimd asimddp\n", "(dot product)"),
+        (None, ""),
+    ],
+)
+def test_a_processor_is_known_by_its_name_and_its_vectors(info, wanted, tmp_path):
+    path = tmp_path / "cpuinfo"
+    if info is not None:
+        path.write_text(info)
+    found = cpu_model(path)
+    assert found.endswith(wanted) and found.strip()
+    assert "Another" not in found
