@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,10 @@ def resumable(description: str) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def memory_watched() -> Iterator[dict[str, float]]:
-    """Watch, ten times a second, what this process and its children hold together.
+    """Watch, ten times a second at most, what this process and its children hold together.
 
-    Pages that several of them share count once.
+    Pages that several of them share count once. Counting pages takes longer the more there are, and
+    stops who asks for more meanwhile: a twentieth of the time at most is spent on it.
 
     Yields:
         ``peak_gib``, kept up to date.
@@ -102,12 +104,14 @@ def memory_watched() -> Iterator[dict[str, float]]:
     own, found, ended = psutil.Process(), {"peak_gib": 0.0}, threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.1):
-            held = 0
+        pause_s = 0.1
+        while not ended.wait(pause_s):
+            held, start = 0, time.perf_counter()
             for process in [own, *own.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     held += process.memory_full_info().pss
             found["peak_gib"] = max(found["peak_gib"], held / 2**30)
+            pause_s = max(0.1, 20 * (time.perf_counter() - start))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
