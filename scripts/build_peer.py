@@ -13,7 +13,7 @@ import json
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ from converter.tuning.lesson import Recipe
 from converter.tuning.tune import tune
 
 BISECTIONS, SCORED = 12, 512
+SMALL = (
+    0.25  # of the MACs that may be left: first layers that take less are left alone, as is usual
+)
 Compress = Callable[[nn.Module, torch.Tensor, float, Data], nn.Module]
 
 
@@ -57,14 +60,21 @@ def macs_of(model: nn.Module, example: torch.Tensor) -> int:
     return total
 
 
-def windows(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """List the convolutions that extend over both axes, but for the first."""
+def first_macs(model: nn.Module, example: torch.Tensor) -> int:
+    """Count the multiply-accumulates of the first convolution."""
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return macs_of(first, torch.zeros(1, first.in_channels, *example.shape[2:]))
+
+
+def windows(model: nn.Module, example: torch.Tensor, share: float) -> list[tuple[str, nn.Conv2d]]:
+    """List the convolutions that extend over both axes, without the first where that is small."""
     found = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d) and min(module.kernel_size) > 1
     ]
-    yield from found[1:]
+    small = first_macs(model, example) < SMALL * share * macs_of(model, example)
+    return found[1:] if small else found
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -105,9 +115,11 @@ def cp_network(
     def rank_of(conv: nn.Conv2d, ratio: float) -> int:
         return max(int(2 * ratio * max(conv.weight.shape)), 1)
 
+    layers = windows(model, example, share)
+
     def bones(ratio: float) -> nn.Module:
         found = copy.deepcopy(model)
-        for name, conv in windows(model):
+        for name, conv in layers:
             R, O, I = rank_of(conv, ratio), conv.out_channels, conv.in_channels
             (kh, kw), (sh, sw), (ph, pw) = conv.kernel_size, conv.stride, conv.padding
             chain = nn.Sequential(
@@ -121,7 +133,7 @@ def cp_network(
 
     ratio = to_share(bones, model, example, share)
     found = bones(ratio)
-    for name, conv in windows(model):
+    for name, conv in layers:
         out, inside, vertical, horizontal = solve(conv, rank_of(conv, ratio))
         chain = found.get_submodule(name)
         chain[0].weight.data = inside.T[:, :, None, None].contiguous()
@@ -204,13 +216,14 @@ def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: D
         return float((candidate(x).argmax(1) == y).float().mean())
 
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    untouched = macs_of(first, torch.zeros(1, first.in_channels, *example.shape[2:]))
+    kept = [] if windows(model, example, share)[0][1] is first else [first]
+    untouched = first_macs(model, example) if kept else 0
     # It tries a tenth of each layer at the least, but at the very least score it keeps a layer
     # whole: what it cannot reach that way it does not go near.
     least = 0.2 + 0.8 * untouched / macs_of(model, example)
     target = Decimal(f"{max(share, least):.4f}")
     greedy = GreedySelectionParameters(target_comp_ratio=target, num_comp_ratio_candidates=10)
-    auto = SpatialSvdParameters.AutoModeParams(greedy, modules_to_ignore=[first])
+    auto = SpatialSvdParameters.AutoModeParams(greedy, modules_to_ignore=kept)
     parameters = SpatialSvdParameters(SpatialSvdParameters.Mode.auto, auto)
     found, _ = ModelCompressor.compress_model(
         model, eval_callback=score, eval_iterations=None, input_shape=tuple(example.shape),
