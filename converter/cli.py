@@ -282,7 +282,7 @@ def compare(
     from converter.commands import compare as run
     from converter.delivery.page import comparison_html
     from converter.delivery.report import comparison_dict
-    from converter.delivery.tables import comparison_table
+    from converter.delivery.tables import comparison_table, without_shared_folders
     from converter.planning.cache import whole_file
 
     for path in (html, json):
@@ -293,10 +293,11 @@ def compare(
     if json is not None:
         with whole_file(json) as scratch:
             scratch.write_text(_dump(comparison_dict(comparison)) + "\n")
+    shown = without_shared_folders(comparison)
     if html is not None:
         with whole_file(html) as scratch:
-            scratch.write_text(comparison_html(comparison))
-    _show(quiet, False, str, comparison_table(comparison))
+            scratch.write_text(comparison_html(shown))
+    _show(quiet, False, str, comparison_table(shown))
     return 0
 
 

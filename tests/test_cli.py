@@ -210,6 +210,20 @@ def test_compare_writes_json_and_html(place, out):
     assert "<html" in (out / "page.html").read_text()
 
 
+def test_networks_are_shown_by_what_tells_their_paths_apart(place, out):
+    out.mkdir()
+    twin = out / "net.onnx"
+    twin.write_bytes(Path("net.onnx").read_bytes())
+    page, figures = out / "page.html", out / "figures.json"
+    files = (place / "net.onnx", twin)
+    status, text, _ = flatconv("compare", *files, "--html", page, "--json", figures)
+    assert status == 0
+    assert f"against {place.name}/net.onnx" in " ".join(text.split())
+    assert str(place.parent) not in text + page.read_text()
+    named = [network["name"] for network in json.loads(figures.read_text())["networks"]]
+    assert named == [str(file) for file in files]
+
+
 @pytest.fixture(scope="module")
 def from_factory(place):
     """What convert made of the factory with its checkpoint."""

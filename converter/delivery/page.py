@@ -82,6 +82,7 @@ def _latency_chart(comparison: Comparison) -> go.Figure:
             "arrayminus": [n.latency_ms.median - n.latency_ms.low for n in networks],
         },
         text=[f"{median:.3g} ms" for median in medians],
+        insidetextanchor="start",  # at the other end there is the interval
     )
     return _styled(
         go.Figure(bars), "Latency of one call, ms (median, 99 % interval)", len(networks)

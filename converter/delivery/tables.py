@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import PurePath
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -21,6 +24,18 @@ LAYER_HEADINGS = (
     "layer", "form", "rank", "MACs before", "after", "ms before", "after", "error", "note"
 )  # fmt: skip
 USEFUL_SHARE = 0.2  # of a layer's MACs; with less, few layers keep what they know
+
+
+def without_shared_folders(comparison: Comparison) -> Comparison:
+    """Name networks, which are files, by what tells their paths apart."""
+    paths = [PurePath(network.name).parts for network in comparison.networks]
+    folders = zip(*(path[:-1] for path in paths))
+    shared = len(list(takewhile(lambda names: len(set(names)) == 1, folders)))
+    named = tuple(
+        replace(network, name=str(PurePath(*path[shared:])))
+        for network, path in zip(comparison.networks, paths)
+    )
+    return replace(comparison, networks=named)
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:
