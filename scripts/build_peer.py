@@ -36,9 +36,7 @@ from converter.tuning.lesson import Recipe
 from converter.tuning.tune import tune
 
 BISECTIONS, SCORED = 12, 512
-SMALL = (
-    0.25  # of the MACs that may be left: first layers that take less are left alone, as is usual
-)
+SMALL = 0.25  # of the MACs that may be left: a first layer of less is left alone, as is usual
 Compress = Callable[[nn.Module, torch.Tensor, float, Data], nn.Module]
 
 
@@ -66,15 +64,19 @@ def first_macs(model: nn.Module, example: torch.Tensor) -> int:
     return macs_of(first, torch.zeros(1, first.in_channels, *example.shape[2:]))
 
 
+def first_is_small(model: nn.Module, example: torch.Tensor, share: float) -> bool:
+    """Tell whether making the first convolution smaller would bring little."""
+    return first_macs(model, example) < SMALL * share * macs_of(model, example)
+
+
 def windows(model: nn.Module, example: torch.Tensor, share: float) -> list[tuple[str, nn.Conv2d]]:
-    """List the convolutions that extend over both axes, without the first where that is small."""
+    """List the convolutions that extend over both axes, but for a first one that is small."""
     found = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d) and min(module.kernel_size) > 1
     ]
-    small = first_macs(model, example) < SMALL * share * macs_of(model, example)
-    return found[1:] if small else found
+    return found[1:] if first_is_small(model, example, share) else found
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -216,14 +218,15 @@ def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: D
         return float((candidate(x).argmax(1) == y).float().mean())
 
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    kept = [] if windows(model, example, share)[0][1] is first else [first]
-    untouched = first_macs(model, example) if kept else 0
+    small = first_is_small(model, example, share)
+    untouched = first_macs(model, example) if small else 0
     # It tries a tenth of each layer at the least, but at the very least score it keeps a layer
     # whole: what it cannot reach that way it does not go near.
     least = 0.2 + 0.8 * untouched / macs_of(model, example)
     target = Decimal(f"{max(share, least):.4f}")
     greedy = GreedySelectionParameters(target_comp_ratio=target, num_comp_ratio_candidates=10)
-    auto = SpatialSvdParameters.AutoModeParams(greedy, modules_to_ignore=kept)
+    ignored = [first] if small else []
+    auto = SpatialSvdParameters.AutoModeParams(greedy, modules_to_ignore=ignored)
     parameters = SpatialSvdParameters(SpatialSvdParameters.Mode.auto, auto)
     found, _ = ModelCompressor.compress_model(
         model, eval_callback=score, eval_iterations=None, input_shape=tuple(example.shape),

@@ -155,7 +155,11 @@ def run(session: Session, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 
 
 def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
-    """Name the processor, and its vector instructions: processors of one name differ in them."""
+    """Name the processor, and its vector instructions: processors of one name differ in them.
+
+    Args:
+        info: What Linux says of the processors; where it is missing, Python is asked.
+    """
     known: dict[str, str] = {}
     for line in info.read_text().splitlines() if info.exists() else ():
         key, _, value = line.partition(":")
