@@ -32,6 +32,7 @@ import onnx
 from onnx import TensorProto, helper
 
 import converter
+from converter.delivery.compare import Progress
 from converter.place import place_of
 
 MOST_OFF = 0.25  # of the straight line
@@ -104,7 +105,7 @@ def convert(
             return None
         start = time.perf_counter()
         with memory_watched() as memory:
-            result = converter.convert(path, config=config, calib=calib)
+            result = converter.convert(path, config=config, calib=calib, progress=timed(start))
             result.save(Path(scratch) / "out")
         seconds = time.perf_counter() - start
         digest = hashlib.sha256()
@@ -118,6 +119,18 @@ def convert(
             **memory,
             "sha256": digest.hexdigest()[:16],
         }
+
+
+def timed(start: float) -> Progress:
+    """Tell on stderr when each stage begins, in seconds from ``start``."""
+    seen = []
+
+    def progress(stage: str, done: float) -> None:
+        if seen[-1:] != [stage]:
+            seen.append(stage)
+            print(f"{time.perf_counter() - start:8.1f} s {stage}", file=sys.stderr, flush=True)
+
+    return progress
 
 
 def apart(depth: int, channels: int, size: int, processes: int = 0, **how: Any) -> dict[str, Any]:
