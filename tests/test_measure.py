@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from converter.data import from_arrays
 from converter.delivery.compare import compare_models
 from converter.networks.onnx_network import load, open_session
-from converter.networks.runtime import cpu_model
+from converter.networks.runtime import Turns, cpu_model
 from converter.planning import measure
 from converter.planning.measure import Interval, drop_interval, fixed_batch, race, renamed, score
 
@@ -245,6 +245,27 @@ def test_networks_too_large_to_be_open_together_take_turns(tmp_path, monkeypatch
     for one, other in zip(together.networks, apart.networks):
         assert one.rel_output_error == pytest.approx(other.rel_output_error)
         assert one.agreement == other.agreement
+
+
+@pytest.mark.parametrize("turn_bytes, opened_most", [(1, 20), (2**20, 4)])
+def test_a_turn_scores_as_many_batches_as_memory_holds(
+    turn_bytes, opened_most, tmp_path, monkeypatch
+):
+    models = [load(make_net(tmp_path / f"{n}.onnx", seed=n)) for n in range(2)]
+    data = from_arrays({"x": noise(20, 3, 8, 8)}, "noise")
+    sessions = [open_session(model) for model in models]
+    opened, open_now = [], {}
+
+    def opener(session):
+        return lambda: opened.append(session) or session
+
+    turns = [Turns(opener(session), open_now) for session in sessions]
+    opened.clear()
+    monkeypatch.setattr("converter.planning.measure.TURN_BYTES", turn_bytes)
+    one, other = score(sessions, data, 2)[1], score(turns, data, 2)[1]
+    assert len(opened) == opened_most
+    assert one.rel_output_error == pytest.approx(other.rel_output_error, rel=1e-12)
+    assert one.agreement == other.agreement
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from scipy.stats import quantile_test
@@ -20,6 +21,7 @@ CONFIDENCE = 0.99
 PAUSE_S, BLOCK_S, BUDGET_S = 0.02, 0.03, 4.0
 FEWEST_ROUNDS, MOST_ROUNDS = 15, 60
 FEWEST_TURNS = 5  # of networks that are opened for each
+TURN_BYTES = 2**28  # of inputs and outputs that are held while one of several networks is open
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,7 @@ def score(
     same: list[list[np.ndarray]] = [[] for _ in sessions]
     squares = [np.zeros(len(session.get_outputs())) for session in sessions]
     power = np.zeros(len(sessions[0].get_outputs()))
-    for indices, feeds in data.batches(batch_size):
-        outputs = [list(run(s, renamed(feeds, s)).values()) for s in sessions]
+    for indices, outputs in _answers(sessions, data, batch_size):
         if any([a.shape for a in arrays] != [a.shape for a in outputs[0]] for arrays in outputs):
             raise ConverterError("The networks' outputs differ in shape; they cannot be compared.")
         power += [_square(array) for array in outputs[0]]
@@ -167,6 +168,24 @@ def score(
         )
         for n in range(len(sessions))
     )
+
+
+def _answers(
+    sessions: Sequence[Session], data: Data, batch_size: int
+) -> Iterator[tuple[np.ndarray, list[list[np.ndarray]]]]:
+    """Give the indices of each batch, and what each session gives for it.
+
+    Sessions that take turns run as many batches at a turn as ``TURN_BYTES`` hold.
+    """
+    batches, at_a_turn = data.batches(batch_size), 1
+    while turn := list(islice(batches, at_a_turn)):
+        found = [[list(run(s, renamed(f, s)).values()) for _, f in turn] for s in sessions]
+        if any(isinstance(session, Turns) for session in sessions):
+            held = sum(array.nbytes for answers in found for arrays in answers for array in arrays)
+            held += sum(array.nbytes for _, feeds in turn for array in feeds.values())
+            at_a_turn = max(TURN_BYTES * len(turn) // max(held, 1), 1)
+        for (indices, _), *outputs in zip(turn, *found):
+            yield indices, outputs
 
 
 def drop_interval(before: np.ndarray, after: np.ndarray) -> Interval:
