@@ -129,7 +129,9 @@ class ConvertConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Take paths as text and single values for several, and check the ranges."""
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _meant(getattr(self, name), kind))
         ranges = {"samples": 1, "threads": 1, "batch_size": 1, "resize": 1, "crop": 1}
         ranges |= {"finetune": 0, "reconstruct": 0, "schedule": 1, "train_batch": 1}
         ranges |= {"accumulate": 1, "workers": 0, "seed": 0}
@@ -195,7 +197,7 @@ class ConvertConfig:
         for name, value in values.items():
             if name not in types or not _fits(value, types[name]):
                 raise ConverterError(f"It records {value!r} for the option {name!r}.")
-        return cls(**{name: _plain(value, types[name]) for name, value in values.items()})
+        return cls(**values)
 
     def cache_folder(self) -> Path | None:
         """Where solved layers are kept; None where they are not."""
@@ -230,6 +232,15 @@ class ConvertConfig:
         return bool(self.form or self.rank or self.plan)
 
 
+def _meant(value: Any, kind: Any) -> Any:
+    """Turn a path, a text or a sequence into what a field of type ``kind`` holds."""
+    if get_origin(kind) is tuple:
+        return (value,) if isinstance(value, str) else tuple(value)
+    if isinstance(value, str) and Path in get_args(kind):
+        return Path(value)
+    return str(value) if isinstance(value, Path) and str in get_args(kind) else value
+
+
 def _fits(value: object, kind: Any) -> bool:
     """Tell whether a JSON value can be that of a field of type ``kind``."""
     inner = get_args(kind)
@@ -241,13 +252,6 @@ def _fits(value: object, kind: Any) -> bool:
         return any(_fits(value, part) for part in inner)
     written = {Path: (str,), float: (int, float)}
     return type(value) in written.get(kind, (kind,))
-
-
-def _plain(value: Any, kind: Any) -> Any:
-    """Turn a JSON value into that of a field of type ``kind``."""
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if Path in get_args(kind) else value
 
 
 def parse_shapes(texts: Sequence[str], names: Sequence[str]) -> list[dict[str, tuple[int, ...]]]:

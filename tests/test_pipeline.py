@@ -168,6 +168,14 @@ def test_damaged_options_name_their_file(from_factory, tmp_path, recorded):
         converter.finetune(tmp_path, train="calib.npz", finetune=1)
 
 
+def test_options_may_be_given_as_one_writes_them():
+    given = ConvertConfig(checkpoint="net.pth", form="spatial", rank=["0.5"], eval=Path("a.npz"))
+    meant = ConvertConfig(
+        checkpoint=Path("net.pth"), form=("spatial",), rank=("0.5",), eval="a.npz"
+    )
+    assert given == meant and hash(given) == hash(meant)
+
+
 @pytest.mark.parametrize(
     "options",
     [
