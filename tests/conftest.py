@@ -13,6 +13,7 @@ from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from converter import cli
+from converter.networks.onnx_network import observe_batches
 from converter.planning import measure
 
 # The same examples in every run; pytest --hypothesis-profile=default looks for others.
@@ -86,6 +87,12 @@ def short_races():
         patch.setattr(measure, "FEWEST_ROUNDS", 8)
         patch.setattr(measure, "MOST_ROUNDS", 10)
         yield
+
+
+def observe(model, names, feeds):
+    """Run a network once and give inner tensors."""
+    once = list(dict.fromkeys(names))
+    return next(observe_batches(model, once, [feeds])) if once else {}
 
 
 def make_net(path, channels=(3, 16, 16), size=8, batch="N", classes=4, seed=0, loss=None):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import make_net, noise
+from conftest import make_net, noise, observe
 from networks_for_tests import difference, from_text
 from torch import nn
 
@@ -15,7 +15,7 @@ from converter.data import from_arrays
 from converter.delivery.correct import HOLDS, _choose_hold, correct
 from converter.kernels.form import fit_rank, full_rank, refusal
 from converter.kernels.forms import FORMS
-from converter.networks.onnx_network import load, observe
+from converter.networks.onnx_network import load
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.surroundings import Surroundings, surroundings
 from converter.networks.survey import survey

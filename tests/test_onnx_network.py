@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from conftest import observe
 from hypothesis import given
 from hypothesis import strategies as st
 from networks_for_tests import (
@@ -28,7 +29,7 @@ from converter.kernels.conv import PADDING_MODES
 from converter.kernels.form import decompose, skeleton
 from converter.kernels.forms import FORMS
 from converter.networks import onnx_network
-from converter.networks.onnx_network import observe, open_session
+from converter.networks.onnx_network import open_session
 from converter.networks.onnx_rewrite import replace_weights, rewrite
 from converter.networks.runtime import run
 from converter.networks.survey import count_macs, count_params, survey

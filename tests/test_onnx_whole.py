@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import FACTORY, flatconv, make_net, noise
+from conftest import FACTORY, flatconv, make_net, noise, observe
 from networks_for_tests import difference, from_text
 from PIL import Image
 
@@ -15,7 +15,7 @@ import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import inspect
 from converter.networks import torch_import
-from converter.networks.onnx_network import load, observe, open_session
+from converter.networks.onnx_network import load, open_session
 from converter.networks.runtime import run
 from converter.networks.survey import survey
 from converter.planning.latency import LatencyTable

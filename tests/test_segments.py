@@ -4,14 +4,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import noise
+from conftest import noise, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks_for_tests import difference, from_text
 
 from converter.kernels.form import decompose
 from converter.kernels.forms import FORMS
-from converter.networks.onnx_network import observe
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.segments import advance, cut
 from converter.networks.survey import survey

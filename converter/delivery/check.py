@@ -13,7 +13,7 @@ from torch import nn
 from converter.data import Arrays
 from converter.errors import ConverterError, first_line
 from converter.kernels.conv import Chain
-from converter.networks.onnx_network import observe, open_session, without_files
+from converter.networks.onnx_network import observe_batches, open_session, without_files
 from converter.networks.onnx_rewrite import replace_weights
 from converter.networks.outputs import varying
 from converter.networks.runtime import run
@@ -49,6 +49,28 @@ def check(
     if problem:
         return problem
     replaced = [layer for layer in layers if layer.name in chains]
+    outputs = [str(value.name) for value in original.graph.outputs]
+    places = {layer.output: f"layer {layer.name}" for layer in replaced}
+    names = [*places, *(name for name in outputs if name not in places)]
+    wanted = list(observe_batches(_dense(original, replaced, chains), names, samples.values()))
+    found = observe_batches(converted, names, samples.values())
+    for what, expected in zip(samples, wanted):
+        try:
+            got = next(found)
+        except ConverterError as failure:
+            return f"The rewritten network does not run on {what}: {failure}"
+        for name in (n for n in names if _numeric(expected[n])):
+            error = difference(expected[name], got[name])
+            if not error <= tolerance(expected[name]):
+                return (
+                    f"The rewritten network differs from its own dense kernels by {error:.1e} on "
+                    f"{what}, beginning at {places.get(name, f'output {name}')}."
+                )
+    return None
+
+
+def _dense(original: ir.Model, replaced: Sequence[Layer], chains: Mapping[str, Chain]) -> ir.Model:
+    """Put each chain's dense kernel in the place of its layer."""
     dense = {
         layer.output: replace(
             layer.conv,
@@ -61,24 +83,7 @@ def check(
         for layer in replaced
         if layer.conv is not None
     }
-    twin = replace_weights(original, dense)
-    outputs = [str(value.name) for value in original.graph.outputs]
-    places = {layer.output: f"layer {layer.name}" for layer in replaced}
-    names = [*places, *(name for name in outputs if name not in places)]
-    for what, feeds in samples.items():
-        expected = observe(twin, names, feeds)
-        try:
-            got = observe(converted, names, feeds)
-        except ConverterError as failure:
-            return f"The rewritten network does not run on {what}: {failure}"
-        for name in (n for n in names if _numeric(expected[n])):
-            error = difference(expected[name], got[name])
-            if not error <= tolerance(expected[name]):
-                return (
-                    f"The rewritten network differs from its own dense kernels by {error:.1e} on "
-                    f"{what}, beginning at {places.get(name, f'output {name}')}."
-                )
-    return None
+    return replace_weights(original, dense)
 
 
 def check_same(original: ir.Model, network: ir.Model, samples: Mapping[str, Arrays]) -> str | None:

@@ -190,21 +190,11 @@ def open_session(
         return open_file(Path(folder) / "network.onnx", threads, provider)
 
 
-def observe(model: ir.Model, names: Iterable[str], feeds: Mapping[str, np.ndarray]) -> Arrays:
-    """Run ``model`` and return the values of the inner tensors ``names``."""
-    copy = model.clone()
-    values = _values(copy)
-    present = {value.name for value in copy.graph.outputs}
-    copy.graph.outputs.extend(values[n] for n in dict.fromkeys(names) if n not in present)
-    outputs = run(open_session(copy), feeds)
-    return {name: outputs[name] for name in names}
-
-
 def observe_batches(
     model: ir.Model,
     names: Sequence[str],
     batches: Iterable[Arrays],
-    threads: int,
+    threads: int = 1,
 ) -> Iterator[Arrays]:
     """Run ``model`` and give inner tensors, batch by batch.
 
