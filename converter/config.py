@@ -235,9 +235,10 @@ class ConvertConfig:
 def _meant(value: Any, kind: Any) -> Any:
     """Turn a path, a text or a sequence into what a field of type ``kind`` holds."""
     if get_origin(kind) is tuple:
-        return (value,) if isinstance(value, str) else tuple(value)
+        several = value if isinstance(value, list | tuple) else (value,)
+        return tuple(str(item) for item in several if item != "")
     if isinstance(value, str) and Path in get_args(kind):
-        return Path(value)
+        return Path(value) if value else None
     return str(value) if isinstance(value, Path) and str in get_args(kind) else value
 
 

@@ -247,10 +247,8 @@ def test_networks_too_large_to_be_open_together_take_turns(tmp_path, monkeypatch
         assert one.agreement == other.agreement
 
 
-@pytest.mark.parametrize("turn_bytes, opened_most", [(1, 20), (2**20, 4)])
-def test_a_turn_scores_as_many_batches_as_memory_holds(
-    turn_bytes, opened_most, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("turn_bytes, openings", [(1, 20), (2**20, 4)])
+def test_a_turn_scores_as_many_batches_as_memory_holds(turn_bytes, openings, tmp_path, monkeypatch):
     models = [load(make_net(tmp_path / f"{n}.onnx", seed=n)) for n in range(2)]
     data = from_arrays({"x": noise(20, 3, 8, 8)}, "noise")
     sessions = [open_session(model) for model in models]
@@ -263,7 +261,7 @@ def test_a_turn_scores_as_many_batches_as_memory_holds(
     opened.clear()
     monkeypatch.setattr("converter.planning.measure.TURN_BYTES", turn_bytes)
     one, other = score(sessions, data, 2)[1], score(turns, data, 2)[1]
-    assert len(opened) == opened_most
+    assert len(opened) == openings
     assert one.rel_output_error == pytest.approx(other.rel_output_error, rel=1e-12)
     assert one.agreement == other.agreement
 

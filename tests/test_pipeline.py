@@ -174,6 +174,8 @@ def test_options_may_be_given_as_one_writes_them():
         checkpoint=Path("net.pth"), form=("spatial",), rank=("0.5",), eval="a.npz"
     )
     assert given == meant and hash(given) == hash(meant)
+    assert ConvertConfig(rank=0.5) == ConvertConfig(rank=("0.5",))
+    assert ConvertConfig(form="", rank=[""], plan="", checkpoint="") == ConvertConfig()
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,21 @@ def test_a_speedup_is_reached_for_the_least_loss(truth):
     assert loss(choice) <= 1.1 * min(loss(c) for c in every if measured(c) >= 1.02 * target)
 
 
+@pytest.mark.parametrize("truth", [0.76, 0.9])
+def test_a_coarse_menu_is_searched_to_its_end(truth):
+    coarse = Menu({"a": options((0.1, 4.0), (0.5, 2.0))}, {"a": 1.0})
+    raced = []
+
+    def measured(choice):
+        raced.append(choice)
+        return truth * 10.0 / total_ms(choice)
+
+    choice, speedup = reach(coarse, lambda s: Wanted(ms=10.0 / s), 2.0, measured)
+    assert speedup == measured(choice) >= 2.0
+    assert choice == (coarse.fastest() if truth < 0.8 else raced[0])
+    assert len(raced) <= 4
+
+
 def test_a_speedup_out_of_reach_gives_the_fastest():
     def measured(choice):
         return 30.0 / total_ms(choice)

@@ -18,7 +18,8 @@ Choice = dict[str, Option]
 STEP = 8.0  # largest factor between the budgets of two trials
 # Where no trial is within the limit, so many more aim at this share of it.
 MORE, LOWER_AIM = 3, 0.75
-RACES, SAFETY = 5, 1.04
+# Networks raced to reach a speedup, predictions tried, and how much more than wanted is aimed at.
+RACES, AIMS, SAFETY = 5, 16, 1.06
 FASTER = 0.94  # share of the time that a further network must take
 # An option must save this share of its layer's time.
 LEAST_GAIN = 0.03
@@ -227,26 +228,30 @@ def reach(
         The choice, and what it was measured at; the fastest where the target is out of reach.
     """
     aim, enough = target * SAFETY, target * (1 + (SAFETY - 1) / 2)
-    short: list[tuple[float, Choice, float]] = []
-    reached: list[tuple[float, Choice, float]] = []
-    for number in range(RACES):
+    too_low, sufficient = 0.0, math.inf  # aims
+    raced: list[tuple[Choice, float]] = []
+    best: tuple[Choice, float] | None = None
+    for _ in range(AIMS):
         choice = menu.gentlest(wanted_ms(aim)) or menu.fastest()
-        if any(choice == other for _, other, _ in short + reached):
+        speedup = next((found for other, found in raced if other == choice), 0.0)
+        if not speedup:
+            if len(raced) == RACES:
+                break
+            speedup = measured(choice)
+            raced.append((choice, speedup))
+            progress(len(raced) / RACES)
+        if speedup >= enough:
+            best, sufficient = (choice, speedup), aim
+        elif choice == menu.fastest():
             break
-        speedup = measured(choice)
-        progress((number + 1) / RACES)
-        (reached if speedup >= enough else short).append((aim, choice, speedup))
+        else:
+            too_low = aim
         if enough <= speedup <= target * SAFETY**2:
             break
-        if speedup < enough and choice == menu.fastest():
-            break
         aim *= target * SAFETY / speedup
-        least, most = max((t[0] for t in short), default=0), min((t[0] for t in reached), default=0)
-        if short and reached and not least < aim < most:
-            aim = math.sqrt(least * most)
-    if reached:  # the one that was asked to be least fast loses least
-        return min(reached, key=lambda trial: trial[0])[1:]
-    return max(short, key=lambda trial: trial[2])[1:]
+        if not too_low < aim < sufficient:  # then both are known
+            aim = math.sqrt(too_low * sufficient)
+    return best or max(raced, key=lambda race: race[1])
 
 
 def total_ms(choice: Choice) -> float:

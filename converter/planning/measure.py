@@ -21,7 +21,7 @@ CONFIDENCE = 0.99
 PAUSE_S, BLOCK_S, BUDGET_S = 0.02, 0.03, 4.0
 FEWEST_ROUNDS, MOST_ROUNDS = 15, 60
 FEWEST_TURNS = 5  # of networks that are opened for each
-TURN_BYTES = 2**28  # of inputs and outputs that are held while one of several networks is open
+TURN_BYTES = 2**27  # of inputs and outputs of a turn; those of two turns are held
 
 
 @dataclass(frozen=True)

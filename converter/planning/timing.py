@@ -111,6 +111,8 @@ def measured_speedup(
         chosen: Form and rank by layer name.
         config: Options.
     """
+    if not chosen and not config.int8:
+        return 1.0
     chains = {}
     for layer in layers:
         if layer.name in chosen and layer.conv is not None:
