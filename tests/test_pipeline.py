@@ -32,6 +32,7 @@ from converter.networks.onnx_network import load as load_onnx
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
 from converter.networks.torch_export import find_callable
+from converter.pipeline import check_options
 from converter.tuning.lesson import distance
 from converter.tuning.state import State
 
@@ -176,6 +177,14 @@ def test_options_may_be_given_as_one_writes_them():
     assert given == meant and hash(given) == hash(meant)
     assert ConvertConfig(rank=0.5) == ConvertConfig(rank=("0.5",))
     assert ConvertConfig(form="", rank=[""], plan="", checkpoint="") == ConvertConfig()
+
+
+@pytest.mark.parametrize(
+    "options", [{"form": "flat"}, {"form": ["spatial", "flat"]}, {"form": Path("flat")}]
+)
+def test_one_form_that_is_none_is_named_whole(options):
+    with pytest.raises(ConverterError, match=r"\bflat\b"):
+        check_options(ConvertConfig(**options))
 
 
 @pytest.mark.parametrize(
