@@ -157,6 +157,9 @@ def ablation(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, 
         for direction in STEPS
     } | {
         f"flattened, factors not balanced, {FEW} epochs": (unbalanced, recipe),
+        f"flattened, AdamW for matrices, too, {FEW} epochs": (
+            lambda model: model, Recipe(epochs=FEW, bfloat16=True, orthogonal=False)
+        ),
         f"flattened, one learning rate, {FEW} epochs": (
             lambda model: model, Recipe(epochs=FEW, bfloat16=True, scaled_steps=False)
         ),

@@ -35,6 +35,7 @@ class Recipe:
         accumulate: Parts that each process computes its share of a batch in.
         bfloat16: Whether activations are computed in bfloat16, where the device has it.
         scaled_steps: Whether each weight tensor learns in proportion to the size of its entries.
+        orthogonal: Whether matrices move along the orthogonal factor of their gradient.
         workers: Processes that read the data.
         seed: Of the order of the examples and of augmentation.
     """
@@ -45,6 +46,7 @@ class Recipe:
     accumulate: int = 1
     bfloat16: bool = False
     scaled_steps: bool = True
+    orthogonal: bool = True
     workers: int = 0
     seed: int = 0
 

@@ -22,6 +22,7 @@ from converter.errors import ConverterError, root_line
 from converter.networks.torch_export import copied
 from converter.place import place_of
 from converter.tuning.batches import Batches, parted
+from converter.tuning.descent import Descent
 from converter.tuning.lesson import Loss, Recipe, Run, Tensors, distillation, inside, whole
 from converter.tuning.state import State, Weights, read_state
 
@@ -31,7 +32,6 @@ WARM_UP, LAST_LR = 0.1, 0.01  # share of the steps, and of the highest learning 
 AVERAGED = 0.25  # of an epoch that the moving average looks back on, at most
 SLOWER = 3.0  # by which learning is slowed where an epoch did harm
 SAVE_S = 60.0
-MOST_SCALE = 8.0  # by which a tensor's learning rate may differ from the usual
 
 # Outputs of the original and of the other network on the held-out part, by number, and its labels.
 Enough = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], "np.ndarray | None"], bool]
@@ -72,10 +72,10 @@ def tune(
 ) -> Tuned:
     """Train a copy of ``student`` to give what ``teacher`` gives (and the labels, if any).
 
-    AdamW, warm-up and cosine, clipped gradients, in float32. Both models run as they do in use:
-    BatchNorm keeps its statistics, which the layers were solved for, and nothing is dropped. The
-    weights kept are those of the moving average that lose least on a part of the data that is held
-    out, those given included: tuning never makes that part worse. Its examples are changed at
+    Muon and AdamW, warm-up and cosine, clipped gradients, in float32. Both models run as they do in
+    use: BatchNorm keeps its statistics, which the layers were solved for, and nothing is dropped.
+    The weights kept are those of the moving average that lose least on a part of the data that is
+    held out, those given included: tuning never makes that part worse. Its examples are changed at
     random, once: the original may know the very images by heart, which says little of others. Where
     an epoch leaves the network worse than it was at first, training goes back to the best weights
     and on at a third of the rate: how fast is right depends on how little was lost. Run by
@@ -145,7 +145,7 @@ def tune(
 
     batches = Batches(train, recipe, place.rank, place.processes)
     steps = recipe.epochs * batches.per_epoch
-    optimizer, scales = _optimizer(model, recipe)
+    descent = Descent(model, recipe)
     now = read_state(state, model.state_dict()) if resume and state is not None else None
     if not place.agrees(-1 if now is None else now.step):
         now = None  # not all processes have it
@@ -155,19 +155,17 @@ def tune(
         now = State(0, start, start, start, {}, first_loss, first_loss, done)
     model.load_state_dict(now.weights)
     if now.moments:
-        _restore(optimizer, now)
+        descent.restore(now.moments)
     average = {name: tensor.to(place.device) for name, tensor in _copy(now.average).items()}
     saved_s = time.monotonic()
     for step, parts in () if now.done else batches.read(now.step):
-        optimizer.zero_grad()
+        model.zero_grad()
         for inputs, labels, share in parts:
             (share * loss_of(inputs, labels)).backward()
         place.average([p.grad for p in model.parameters() if p.grad is not None])
-        for group, scale in zip(optimizer.param_groups, scales):
-            group["lr"] = now.share * recipe.lr * scale * _schedule((step + 0.5) / steps)
         norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         if norm.isfinite():
-            optimizer.step()
+            descent.step(now.share * recipe.lr * _schedule((step + 0.5) / steps))
             window = max(int(AVERAGED * batches.per_epoch), 1)
             _follow(average, model.state_dict(), step, window)
         epoch_ends = (step + 1) % batches.per_epoch == 0
@@ -182,11 +180,11 @@ def tune(
                 now = replace(now, share=now.share / SLOWER)
                 best = {name: tensor.to(place.device) for name, tensor in now.best.items()}
                 average, current = _copy(best), _copy(best)
-                optimizer.state.clear()
+                descent.forget()
             model.load_state_dict(current)
         late = epoch_ends or time.monotonic() - saved_s > SAVE_S
         if state is not None and place.rank == 0 and late:
-            weights, moments = model.state_dict(), _moments(optimizer)
+            weights, moments = model.state_dict(), descent.moments()
             replace(now, weights=weights, average=average, moments=moments).save(state)
             saved_s = time.monotonic()
         progress(1.0 if now.done else now.step / steps)
@@ -247,24 +245,6 @@ def _check_labels(output: torch.Tensor, data: Data) -> None:
         )
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[float]]:
-    """Make an optimizer of a group a tensor, and say how the learning rate of each is scaled.
-
-    AdamW moves every entry by about the learning rate. The entries of a 1-D filter are several
-    times those of the 1x1 convolutions beside it, which would forget before it learns.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    sizes = [float(p.detach().square().mean().sqrt()) if p.ndim > 1 else 0.0 for p in parameters]
-    known = [math.log(size) for size in sizes if size > 0]
-    usual = math.exp(sum(known) / max(len(known), 1))
-    scales = [
-        min(max(size / usual, 1 / MOST_SCALE), MOST_SCALE) if size and recipe.scaled_steps else 1.0
-        for size in sizes
-    ]
-    groups = [{"params": [parameter]} for parameter in parameters]
-    return torch.optim.AdamW(groups, recipe.lr, weight_decay=0.0), scales
-
-
 def _schedule(done: float) -> float:
     """Give the share of the learning rate when a share of the steps is done."""
     if done < WARM_UP:
@@ -292,24 +272,6 @@ def _follow(average: Weights, weights: Weights, step: int, window: int) -> None:
             average[name].lerp_(tensor, share)
         else:
             average[name].copy_(tensor)
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> Weights:
-    """Name the optimizer's tensors."""
-    return {
-        f"{number}/{name}": tensor
-        for number, tensors in optimizer.state_dict()["state"].items()
-        for name, tensor in tensors.items()
-    }
-
-
-def _restore(optimizer: torch.optim.Optimizer, state: State) -> None:
-    found: dict[int, Weights] = {}
-    for key, tensor in state.moments.items():
-        number, _, name = key.partition("/")
-        found.setdefault(int(number), {})[name] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": found, "param_groups": groups})
 
 
 def _copy(weights: Weights) -> Weights:
