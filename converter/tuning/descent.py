@@ -16,7 +16,9 @@ MOMENTUM = 0.95
 # Coefficients of the quintic iteration, and how often it is done (Jordan 2024).
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 ADAM_RMS = 0.2  # of the entries of AdamW's steps, in units of the learning rate
-SMALL = 8  # rows and columns of the smallest matrix that is one
+# Rows or columns, whichever are fewer, of the matrices that Muon moves. Work grows with the square
+# of them, that of the gradient does not.
+SMALL, LARGE = 8, 2048
 MOST_SCALE = 8.0  # by which a tensor's learning rate may differ from the usual
 TINY = 1e-7
 
@@ -24,8 +26,8 @@ TINY = 1e-7
 class Descent:
     """The optimizers of a model.
 
-    AdamW moves every entry of a tensor by about the learning rate; so does Muon, on average over
-    the entries of a matrix (Liu et al., arXiv 2502.16982, section 2.2).
+    At the same learning rate both move the entries of a tensor by about as much (Liu et al., arXiv
+    2502.16982, section 2.2).
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -95,7 +97,9 @@ class Muon(torch.optim.Optimizer):
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
-            momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+            momentum = state["momentum"]
             momentum.lerp_(parameter.grad, 1 - MOMENTUM)
             ahead = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)  # (O, I * Kh * Kw)
             length = group["lr"] * ADAM_RMS * math.sqrt(max(ahead.shape))
@@ -103,9 +107,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Find ``U V^T`` of a matrix ``U S V^T``, singular values between 0.7 and 1.2 in place of 1.
+    """Find about ``U V^T`` of a matrix ``U S V^T``.
 
-    The iteration multiplies by polynomials of the Gram matrix, so that only that is iterated on.
+    Singular values come out between 0.6 and 1.3, those below a 500th of the norm smaller. What the
+    iteration multiplies by are polynomials of the Gram matrix, so that only that is iterated on.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + TINY)
@@ -121,8 +126,8 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:
-    """Tell whether a tensor mixes many inputs into many outputs."""
-    return parameter.ndim > 1 and min(parameter.flatten(1).shape) >= SMALL
+    """Tell whether Muon moves a tensor; the filters of a depthwise convolution are one, too."""
+    return parameter.ndim > 1 and SMALL <= min(parameter.flatten(1).shape) <= LARGE
 
 
 def _scales(parameters: Sequence[torch.Tensor]) -> list[float]:
