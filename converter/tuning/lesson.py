@@ -12,7 +12,7 @@ from torch.nn import functional
 from converter.errors import ConverterError, root_line
 from converter.networks.torch_export import find_callable, flat_outputs
 
-TEMPERATURE = 2.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
+TEMPERATURE = 4.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
 LABELS = 0.3  # what the labels count beside the original's outputs
 LEVEL = 0.1  # and what the level of vectors counts, which classes do not depend on
 TINY = 1e-12
