@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
     Of the momentum only the orthogonal factor counts, so that directions in which the gradient is
     small are learned as quickly as the others (K. Jordan, "Muon: An optimizer for hidden layers in
     neural networks", 2024). ``torch.optim.Muon`` takes two axes alone and iterates in bfloat16,
-    which CPUs without instructions for it are a hundred times slower at.
+    which is tens of times slower on CPUs without instructions for it.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
