@@ -27,7 +27,7 @@ class Descent:
     """The optimizers of a model.
 
     At the same learning rate both move the entries of a tensor by about as much (Liu et al., arXiv
-    2502.16982, section 2.2).
+    2502.16982, section 2.2). Nothing is raised: what cannot be trained is refused before.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -45,7 +45,7 @@ class Descent:
             self._optimizers.append(torch.optim.AdamW(others, weight_decay=0.0))
 
     def step(self, rate: float) -> None:
-        """Take a step at a learning rate."""
+        """Move the parameters along their gradients; ``rate`` is that of weights of usual size."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
@@ -57,7 +57,7 @@ class Descent:
             optimizer.state.clear()
 
     def moments(self) -> Weights:
-        """Name what the optimizers remember."""
+        """Name what the optimizers remember: optimizer/parameter/tensor, each of its shape."""
         return {
             f"{kind}/{number}/{name}": tensor
             for kind, optimizer in enumerate(self._optimizers)
@@ -66,7 +66,7 @@ class Descent:
         }
 
     def restore(self, moments: Weights) -> None:
-        """Go on from what ``moments`` named."""
+        """Go on from what ``moments`` gave for a model of the same parameters."""
         found: list[dict[int, Weights]] = [{} for _ in self._optimizers]
         for key, tensor in moments.items():
             kind, number, name = key.split("/")
@@ -107,10 +107,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Find about ``U V^T`` of a matrix ``U S V^T``.
+    """Find about ``U V^T`` of a matrix ``U S V^T`` by Newton and Schulz's iteration (Jordan 2024).
 
-    Singular values come out between 0.6 and 1.3, those below a 500th of the norm smaller. What the
-    iteration multiplies by are polynomials of the Gram matrix, so that only that is iterated on.
+    What it multiplies by are polynomials of the Gram matrix, so that only that is iterated on.
+
+    Args:
+        matrix: (n, m), of float32 or better; all zeros give zeros.
+
+    Returns:
+        (n, m), its singular values between 0.6 and 1.3; those that were below a 500th of the norm
+        of ``matrix`` smaller.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + TINY)
