@@ -46,7 +46,8 @@ from converter.tuning.tune import tune
 MODEL = "sample_models.paper_cifar10:build"
 EPOCHS, SPEEDUP, PARAMS_RATIO, POINTS, LABELS_POINTS = 10, 10.0, 10.0, 0.5, 0.3
 HEADLINE = f"--target-speedup {SPEEDUP:g}, {EPOCHS} epochs"
-FEW = 3  # epochs of the other rows
+FEW, PART_EPOCHS = 1, 3  # epochs of the other rows, and of those on a part of the images
+BOTH = {"0 epochs": 0, "1 epoch": FEW}
 RANKS = ("conv1=32", "conv2=64", "conv3=128")
 FLATTENED: dict[str, Any] = {"form": ("flattened",), "rank": RANKS}
 FORMS: dict[str, dict[str, Any]] = {
@@ -151,19 +152,19 @@ def ablation(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, 
     """Leave out a direction; or what keeps the gradients alive."""
     recipe = Recipe(epochs=FEW, bfloat16=True)
     changes: dict[str, tuple[Any, Recipe]] = {
-        f"flattened without its {direction} filters, {FEW} epochs": (
+        f"flattened without its {direction} filters, {FEW} epoch": (
             lambda model, direction=direction: without(model, direction), recipe
         )
         for direction in STEPS
     } | {
-        f"flattened, factors not balanced, {FEW} epochs": (unbalanced, recipe),
-        f"flattened, AdamW for matrices, too, {FEW} epochs": (
+        f"flattened, factors not balanced, {FEW} epoch": (unbalanced, recipe),
+        f"flattened, AdamW for matrices, too, {FEW} epoch": (
             lambda model: model, Recipe(epochs=FEW, bfloat16=True, orthogonal=False)
         ),
-        f"flattened, one learning rate, {FEW} epochs": (
+        f"flattened, one learning rate, {FEW} epoch": (
             lambda model: model, Recipe(epochs=FEW, bfloat16=True, scaled_steps=False)
         ),
-        f"flattened, neither, {FEW} epochs": (
+        f"flattened, neither, {FEW} epoch": (
             unbalanced, Recipe(epochs=FEW, bfloat16=True, scaled_steps=False)
         ),
     }  # fmt: skip
@@ -203,8 +204,8 @@ def forms(
 ) -> Iterator[dict[str, Any]]:
     """Convert by the paper's forms, and train."""
     for form, how in FORMS.items():
-        for epochs in (0, FEW):
-            name = f"{prefix}{form}, {epochs} epochs"
+        for title, epochs in BOTH.items():
+            name = f"{prefix}{form}, {title}"
             if name not in done:
                 yield {
                     "name": name,
@@ -214,7 +215,7 @@ def forms(
 
 def anchors(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
     """Convert to what two other papers promise."""
-    name = f"flattened, ranks 16/32/68, {FEW} epochs"
+    name = f"flattened, ranks 16/32/68, {FEW} epoch"
     if name not in done:
         row, _ = convert(options, finetune=FEW, keep=("linear",), **FEWER)
         met = row["conv_params_ratio"] >= FEWER_RATIO
@@ -228,7 +229,8 @@ def anchors(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, A
 
 def processes(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
     """Train a folder in one process, killed at random and resumed, and in two processes."""
-    names = [f"{PART} images, {FEW} epochs, {how}" for how in ("as is", "killed", "two processes")]
+    ways = ("as is", "killed", "two processes")
+    names = [f"{PART} images, {PART_EPOCHS} epochs, {how}" for how in ways]
     if {*names} <= done:
         return
     folder = ROOT / "runs" / "processes"
@@ -236,7 +238,7 @@ def processes(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str,
     convert(options, keep=("linear",), **FLATTENED)[1].save(folder / "start")
     with np.load(options.data / "train.npz") as data:
         np.savez(folder / "part.npz", x=data["x"][:PART], y=data["y"][:PART])
-    tail = ["--train", folder / "part.npz", "--epochs", str(FEW), "--resume", "--quiet"]
+    tail = ["--train", folder / "part.npz", "--epochs", str(PART_EPOCHS), "--resume", "--quiet"]
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"]
     weights, rng = {}, random.Random(0)
     for name in names:
@@ -306,7 +308,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
     yield from anchors(options, done)
     yield from ablation(options, done)
     yield from processes(options, done)
-    names = {f"{FASHION}{form}, {epochs} epochs" for form in FORMS for epochs in (0, FEW)}
+    names = {f"{FASHION}{form}, {title}" for form in FORMS for title in BOTH}
     if options.fashion and not names <= done:
         yield from forms(fashion(options), done, FASHION)
 

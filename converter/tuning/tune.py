@@ -30,7 +30,8 @@ BATCH = 128  # held-out examples a call, at most
 MAX_GRADIENT_NORM = 1.0
 WARM_UP, LAST_LR = 0.1, 0.01  # share of the steps, and of the highest learning rate
 AVERAGED = 0.25  # of an epoch that the moving average looks back on, at most
-SLOWER = 3.0  # by which learning is slowed where an epoch did harm
+SLOWER = 3.0  # by which learning is slowed where it did harm
+EARLY = 4  # how often in the first epoch it is seen whether it does
 SAVE_S = 60.0
 
 # Outputs of the original and of the other network on the held-out part, by number, and its labels.
@@ -77,9 +78,9 @@ def tune(
     The weights kept are those of the moving average that lose least on a part of the data that is
     held out, those given included: tuning never makes that part worse. Its examples are changed at
     random, once: the original may know the very images by heart, which says little of others. Where
-    an epoch leaves the network worse than it was at first, training goes back to the best weights
-    and on at a third of the rate: how fast is right depends on how little was lost. Run by
-    ``accelerate launch``, every batch is shared by all processes.
+    an epoch, or a quarter of the first, leaves the network worse than it was at first, training
+    goes back to the best weights and on at a third of the rate: how fast is right depends on how
+    little was lost. Run by ``accelerate launch``, every batch is shared by all processes.
 
     Args:
         student: The converted model; left as it is.
@@ -168,9 +169,9 @@ def tune(
             descent.step(now.share * recipe.lr * _schedule((step + 0.5) / steps))
             window = max(int(AVERAGED * batches.per_epoch), 1)
             _follow(average, model.state_dict(), step, window)
-        epoch_ends = (step + 1) % batches.per_epoch == 0
         now = replace(now, step=step + 1)
-        if epoch_ends:
+        judged = _is_judged(now.step, batches.per_epoch)
+        if judged:
             current = _copy(model.state_dict())
             model.load_state_dict(average)
             found, done = held_out()
@@ -182,7 +183,7 @@ def tune(
                 average, current = _copy(best), _copy(best)
                 descent.forget()
             model.load_state_dict(current)
-        late = epoch_ends or time.monotonic() - saved_s > SAVE_S
+        late = judged or time.monotonic() - saved_s > SAVE_S
         if state is not None and place.rank == 0 and late:
             weights, moments = model.state_dict(), descent.moments()
             replace(now, weights=weights, average=average, moments=moments).save(state)
@@ -250,6 +251,13 @@ def _schedule(done: float) -> float:
     if done < WARM_UP:
         return LAST_LR + (1 - LAST_LR) * done / WARM_UP
     return LAST_LR + (1 - LAST_LR) * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
+
+
+def _is_judged(step: int, per_epoch: int) -> bool:
+    """Tell whether the network is tried on the held-out part after so many steps."""
+    if step < per_epoch:
+        return step in [per_epoch * part // EARLY for part in range(1, EARLY)]
+    return step % per_epoch == 0
 
 
 def _moved(
