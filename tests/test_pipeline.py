@@ -22,6 +22,7 @@ import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import dry_run, export, inspect
 from converter.delivery.check import check, check_graph, difference, tolerance
+from converter.delivery.compare import version_of
 from converter.delivery.schedule import increment, staged
 from converter.delivery.tables import layer_cells
 from converter.delivery.teach import budget_test
@@ -377,6 +378,11 @@ def test_a_report_has_the_names_that_scripts_rely_on(conversion):
     for side, name in (("original", "original.onnx"), ("converted", "model.onnx")):
         assert report[side]["bytes"] == (conversion.folder / name).stat().st_size
     assert report["met"] is True
+
+
+def test_versions_are_told_also_of_a_source_tree_that_is_not_installed(conversion):
+    assert conversion.report["versions"]["numpy"] == np.__version__
+    assert version_of("no-such-package") == "not installed"
 
 
 def test_a_report_adds_up(from_onnx):

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -251,7 +251,15 @@ def _macs(model: ir.Model, feeds: Arrays) -> int:
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     packages = ("flatconv", "onnxruntime", "onnx", "torch", "tensorly", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in packages}}
+
+
+def version_of(package: str) -> str:
+    """Version of a package, which flatconv's own source tree need not be installed as."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def evaluated(evaluate: Evaluate, session: Session) -> float:
