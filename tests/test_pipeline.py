@@ -701,11 +701,13 @@ def test_a_network_is_converted_and_trained_in_steps(place):
     )
     made = converter.convert(model, None, options, progress=lambda stage, done: told.append(stage))
     before, after = made.comparison.networks
-    # Choices are taken back where the race, beside other work, sees no gain; that is told.
-    assert (after.macs <= 0.4 * before.macs) == made.report.met
+    kept = after.macs <= 0.4 * before.macs
+    # Choices are taken back where the race, beside other work, sees no gain; nothing else may miss.
+    taken_back = any("no faster" in (choice.reason or "") for choice in made.plan.choices)
+    assert (kept or taken_back) and kept == made.report.met
     assert before.params == sum(p.numel() for p in model.parameters()) - 32 * 2
     stages = [a for a, b in zip(told, [*told[1:], ""]) if a != b]
-    assert stages.count("fine-tuning") >= 2
+    assert stages.count("fine-tuning") == 2 or taken_back
     x = noise(5, 3, 16, 16)
     assert difference(outputs(made.model, x), outputs(model, x)) < 0.5
 
