@@ -18,6 +18,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "scripts" / "results"
 DRAWN = {"way", "frontier"}  # columns of the rows that are points of a picture, in no table
+# Rows that the README begins with: what they are called there, the results, the row.
+SUMMARY = {
+    "sample network, `--max-drop 0.01`": ("numbers", "--max-drop 0.01 (scripts/demo.sh)"),
+    "ResNet-20, `--max-drop 0.005`": ("resnets_untuned", "ResNet-20, --max-drop 0.005"),
+    "ResNet-56, `--max-drop 0.005`": ("resnets_untuned", "ResNet-56, --max-drop 0.005"),
+    "ResNet-56, `--max-macs 0.34`, 5 epochs": (
+        "resnets_tuned", "ResNet-56, --max-macs 0.34, 5 epochs"
+    ),
+    "sample network, `--target-speedup 10`, 10 epochs": (
+        "paper", "--target-speedup 10, 10 epochs"
+    ),
+    "sample network, `--target-speedup 12 --int8`, 10 epochs": (
+        "int8", "sample network, --int8 --target-speedup 12, 10 epochs"
+    ),
+}  # fmt: skip
 
 
 def write(name: str, conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -148,6 +163,20 @@ def table(name: str) -> str:
     return "\n".join(lines)
 
 
+def summary() -> str:
+    """Draw the rows of ``SUMMARY`` as a Markdown table."""
+    lines = ["| converted | times as fast | points lost |", "|---|---|---|"]
+    for title, (name, wanted) in SUMMARY.items():
+        rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+        (row,) = (row for row in rows if row["name"] == wanted)
+        speedup = row.get("speedup") or row["both_speedup"]
+        drop = row.get("drop_points")
+        if drop is None:
+            drop = 100 * (row["accuracy"] - row["both_accuracy"])
+        lines.append(f"| {title} | {speedup:.2g} | {drop:.2f} |")
+    return "\n".join(lines)
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""
@@ -165,7 +194,9 @@ def main() -> int:
     for page in (ROOT / "README.md", ROOT / "docs" / "pages" / "figures.md"):
         text = re.sub(
             r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
-            lambda match: f"{match[1]}{table(match[2])}\n{match[3]}",
+            lambda match: (
+                f"{match[1]}{summary() if match[2] == 'summary' else table(match[2])}\n{match[3]}"
+            ),
             page.read_text(),
             flags=re.DOTALL,
         )

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_models"
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import bench_resnets  # noqa: E402
 import bench_results  # noqa: E402
 import fetch_cifar10  # noqa: E402
 
@@ -109,3 +110,14 @@ def test_the_rows_of_an_interrupted_benchmark_are_taken_up_at_the_same_commit(
     assert bench_results.earlier_rows("toy", older=True) == older
     bench_results.write("toy", {"cpu": "c", "threads": 1, "versions": {}}, [*older, {"name": "c"}])
     assert bench_results.earlier_rows("toy") == [{"name": "c"}]
+
+
+@pytest.mark.parametrize(("drop", "met"), [(0.6, True), (0.61, False)])
+def test_a_row_without_labels_is_judged_by_the_row_with_them(drop, met):
+    with_labels = {"name": "a", "drop_points": 0.3, "target": "0.2 points", "met": False}
+    without = {"name": "a, no labels", "drop_points": drop, "target": "0.2 points", "met": False}
+    alone = {"name": "b, no labels", "drop_points": 0.1, "target": "0.2 points", "met": True}
+    target = "0.3 points more than with labels"
+    assert bench_resnets.beside_labels([with_labels, without, alone]) == [
+        with_labels, without | {"target": target, "met": met}, alone,
+    ]  # fmt: skip
