@@ -5,9 +5,9 @@ in onnxruntime at batch 1 on one thread and on all. First the headline, forms an
 measured time; then the paper's forms at given ranks, fine-tuned or not; each direction of the
 flattened layers left out in turn; and what keeps their gradients alive left out. ``--fashion
 FOLDER`` does the forms again on Fashion-MNIST (the files of Debian's ``dataset-fashion-mnist``,
-padded to 32x32), on which it trains the network first. Last comes the headline without labels, and
-at twice the learning rate. Trainings resume where they were interrupted; rows are written as they
-come, and ``--resume`` keeps those there.
+padded to 32x32), on which it trains the network first. Last comes the headline at twice the
+learning rate, and without labels. Trainings resume where they were interrupted; rows are written as
+they come, and ``--resume`` keeps those there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from converter.tuning.tune import tune
 MODEL = "sample_models.paper_cifar10:build"
 EPOCHS, SPEEDUP, PARAMS_RATIO, POINTS = 10, 10.0, 10.0, 0.5
 HEADLINE = f"--target-speedup {SPEEDUP:g}, {EPOCHS} epochs"
-VARIANTS: dict[str, dict[str, Any]] = {"no labels": {"labels": False}, "--lr 0.002": {"lr": 0.002}}
+VARIANTS: dict[str, dict[str, Any]] = {"--lr 0.002": {"lr": 0.002}, "no labels": {"labels": False}}
 PART_EPOCHS = 3  # on a part of the images
 BOTH = {"0 epochs": 0, "1 epoch": 1}
 RANKS = ("conv1=32", "conv2=64", "conv3=128")
@@ -201,7 +201,7 @@ def headline(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, 
 
 
 def variants(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
-    """Do the same in other ways: without labels, and faster."""
+    """Do the same in other ways."""
     for title, how in VARIANTS.items():
         name = f"{HEADLINE}, {title}"
         if name not in done:
