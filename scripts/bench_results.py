@@ -173,7 +173,7 @@ def summary() -> str:
         drop = row.get("drop_points")
         if drop is None:
             drop = 100 * (row["accuracy"] - row["both_accuracy"])
-        lines.append(f"| {title} | {speedup:.2g} | {drop:.2f} |")
+        lines.append(f"| {title} | {speedup:.3g} | {drop:.2f} |")
     return "\n".join(lines)
 
 
