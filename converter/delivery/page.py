@@ -174,13 +174,18 @@ def _layer_chart(layers: Sequence[LayerRow]) -> go.Figure:
 
 def _styled(chart: go.Figure, title: str, bars: int) -> go.Figure:
     chart.update_layout(
-        title=title,
+        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 14}},
         height=130 + 22 * bars,
         margin={"l": 10, "r": 10, "t": 50, "b": 30},
         template="plotly_white",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         xaxis={"gridcolor": GRID, "zerolinecolor": GRID},
-        yaxis={"autorange": "reversed", "automargin": True, "gridcolor": GRID},
+        yaxis={
+            "autorange": "reversed",
+            "automargin": True,
+            "gridcolor": GRID,
+            "ticklabelstandoff": 4,
+        },
     )
     return chart
