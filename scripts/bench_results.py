@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "scripts" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "pages" / "figures.md")
 DRAWN = {"way", "frontier"}  # columns of the rows that are points of a picture, in no table
 # Rows that the README begins with: what they are called there, the results, the row.
 SUMMARY = {
@@ -187,20 +188,22 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def filled(text: str) -> str:
+    """Draw the tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` anew."""
+
+    def drawn(match: re.Match[str]) -> str:
+        name = match[2]
+        return f"{match[1]}{summary() if name == 'summary' else table(name)}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", drawn, text, flags=re.DOTALL)
+
+
 def main() -> int:
-    """Put tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` in README and figures."""
+    """Put the tables into README and figures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.parse_args()
-    for page in (ROOT / "README.md", ROOT / "docs" / "pages" / "figures.md"):
-        text = re.sub(
-            r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
-            lambda match: (
-                f"{match[1]}{summary() if match[2] == 'summary' else table(match[2])}\n{match[3]}"
-            ),
-            page.read_text(),
-            flags=re.DOTALL,
-        )
-        page.write_text(text)
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
     return 0
 
 

@@ -121,3 +121,16 @@ def test_a_row_without_labels_is_judged_by_the_row_with_them(drop, met):
     assert bench_resnets.beside_labels([with_labels, without, alone]) == [
         with_labels, without | {"target": target, "met": met}, alone,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", bench_results.PAGES, ids=lambda page: page.stem)
+def test_the_tables_are_those_of_the_results(page):
+    text = page.read_text()
+    assert "<!-- table: " in text
+    assert bench_results.filled(text) == text
+
+
+def test_a_summary_of_rows_that_are_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(bench_results, "SUMMARY", {"a": ("paper", "no such row")})
+    with pytest.raises(ValueError, match="not enough values"):
+        bench_results.summary()
