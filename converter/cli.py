@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from converter.config import ConvertConfig
 from converter.errors import ConverterError, lacks_memory, root_line
+
+TOLD_S = 60.0  # between lines of progress
 
 app = App(
     name="flatconv",
@@ -95,7 +99,7 @@ def convert(
 def finetune(
     directory: Path,
     *,
-    train: str,
+    train: str | None = None,
     epochs: int = 0,
     reconstruct: int = 0,
     eval: str | None = None,
@@ -110,6 +114,7 @@ def finetune(
     device: str | None = None,
     seed: int | None = None,
     resume: bool = False,
+    evaluate: str | None = None,
     json: bool = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -121,7 +126,7 @@ def finetune(
     Args:
         directory: What convert wrote.
         train: Training inputs, labelled or not: .npz, folder of images, or module:function, which
-            may give a torch DataLoader.
+            may give a torch DataLoader; as at the conversion if left out.
         epochs: Passes over them.
         reconstruct: Passes before, that teach each layer to give what it gave in the original.
         eval: Labelled inputs for accuracy; as at the conversion if left out.
@@ -136,27 +141,31 @@ def finetune(
         device: Where to train: cpu, cuda, cuda:1.
         seed: Seed of every random choice.
         resume: Go on with a fine-tuning that was interrupted.
+        evaluate: module:function, called as evaluate(predict) -> float; higher is better.
         json: Print the report as JSON.
         verbose: Also show every layer.
         quiet: Print nothing but errors.
     """
     from converter.delivery.result import read_origin, writable_folder
     from converter.delivery.tables import comparison_table, layer_table
+    from converter.networks.torch_export import find_callable
     from converter.pipeline import finetune as run
+    from converter.place import is_first
 
     if epochs + reconstruct < 1:
         raise ConverterError("Give --epochs or --reconstruct, at least 1.")
     changes = {
-        "eval": eval, "lr": lr, "train_batch": train_batch, "accumulate": accumulate,
-        "precision": precision, "augment": augment, "workers": workers, "device": device,
-        "seed": seed,
+        "train": train, "eval": eval, "lr": lr, "train_batch": train_batch,
+        "accumulate": accumulate, "precision": precision, "augment": augment, "workers": workers,
+        "device": device, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in changes.items() if value is not None}
     read_origin(directory)
     writable_folder(directory)
-    with _progress(quiet or json) as progress:
+    score = find_callable(evaluate, "--evaluate") if evaluate else None
+    with _progress(quiet or json or not is_first()) as progress:
         result = run(
-            directory, progress=progress, command=_command(), train=train, finetune=epochs,
+            directory, evaluate=score, progress=progress, command=_command(), finetune=epochs,
             reconstruct=reconstruct, labels=labels, loss=loss, resume=resume, **given,
         )  # fmt: skip
         if result is None:
@@ -321,7 +330,10 @@ def main() -> None:
         raise
     except Exception as error:  # a mistake of ours: whoever reports it wants to see where
         if lacks_memory(error):
-            text = "flatconv: there is too little memory; free some, or convert with less --memory."
+            text = (
+                "flatconv: there is too little memory; free some, convert with less --memory, or "
+                "train with a smaller --train-batch or more --accumulate."
+            )
             errors.print(text, style="red", soft_wrap=True)
             sys.exit(2)
         if {"-v", "--verbose"} & set(arguments):
@@ -364,21 +376,32 @@ def _command() -> str:
 
 @contextmanager
 def _progress(silent: bool) -> Iterator[Callable[[str, float], None]]:
-    """Draw a bar a stage, on standard error."""
+    """Draw a bar a stage, on standard error; where that is no terminal, write a line a minute."""
+    drawn = sys.stderr.isatty()
     bars = Progress(
         TextColumn("{task.description:<12}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=silent or not sys.stderr.isatty(),
+        disable=silent or not drawn,
     )
     stages: dict[str, TaskID] = {}
+    told_s = time.monotonic()
 
     def update(stage: str, done: float) -> None:
+        nonlocal told_s
         if stage not in stages:
             stages[stage] = bars.add_task(stage, total=1.0)
+        task = bars.tasks[stages[stage]]
+        if done < task.completed:  # another round of the same
+            bars.reset(stages[stage])
         bars.update(stages[stage], completed=done)
+        if not silent and not drawn and time.monotonic() - told_s > TOLD_S:
+            told_s = time.monotonic()
+            left_s = task.time_remaining
+            left = "" if left_s is None else f", {timedelta(seconds=left_s)} left"
+            sys.stderr.write(f"{stage}: {100 * done:.0f} %{left}\n")
 
     with bars:
         yield update

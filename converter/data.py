@@ -10,6 +10,8 @@ import numpy as np
 from converter.errors import ConverterError
 
 Arrays = dict[str, np.ndarray]
+Lesson = tuple[Arrays, "np.ndarray | None"]
+Lessons = Callable[[np.ndarray, "np.random.Generator | None"], Lesson]
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,12 @@ class Data:
     Attributes:
         count: Number of examples.
         read: Indices (n,) -> arrays (n, ...) by input name, ready for the network.
-        labels: (count,) integers, or None.
+        labels: Classes, (count,) integers, or None.
         source: What the user named.
         vary: As ``read``, of examples changed at random by a generator; None where there is no
             way to change them that keeps what they show.
+        lessons: Indices (n,) and a generator, if they are to be changed at random -> inputs, and
+            labels (n, ...) that are read with them or are no classes; None where none are.
     """
 
     count: int
@@ -30,21 +34,42 @@ class Data:
     labels: np.ndarray | None
     source: str
     vary: Callable[[np.ndarray, np.random.Generator], Arrays] | None = None
+    lessons: Lessons | None = None
 
-    def augmented(self, indices: np.ndarray, rng: np.random.Generator) -> Arrays:
-        """Read examples (n, ...), changed at random where there is a way to."""
-        return self.read(indices) if self.vary is None else self.vary(indices, rng)
+    def lesson(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Lesson:
+        """Read examples (n, ...), with ``rng`` changed at random where they can be; and labels."""
+        if self.lessons is not None:
+            return self.lessons(indices, rng)
+        feeds = self.read(indices) if rng is None or self.vary is None else self.vary(indices, rng)
+        return feeds, None if self.labels is None else self.labels[indices]
 
     def varied(self, seed: int) -> Data:
         """Change examples at random, the same way whenever the same are read together."""
-        vary = self.vary
-        if vary is None:
-            return self
 
-        def read(indices: np.ndarray) -> Arrays:
-            return vary(indices, np.random.default_rng((seed, int(indices[0]))))
+        def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Lesson:
+            return self.lesson(indices, np.random.default_rng((seed, int(indices[0]))))
 
-        return replace(self, read=read)
+        return replace(self, read=lambda indices: lesson(indices, None)[0], lessons=lesson)
+
+    def still(self) -> Data:
+        """Change nothing at random."""
+        lessons = self.lessons
+        unchanged = None if lessons is None else lambda indices, rng: lessons(indices, None)
+        return replace(self, vary=None, lessons=unchanged)
+
+    def unlabelled(self) -> Data:
+        """Forget all labels."""
+        return replace(self, labels=None, lessons=None)
+
+    def labelled(self, labels: np.ndarray) -> Data:
+        """Add labels (N, ...); only those that are classes hold of examples that are changed.
+
+        Raises:
+            ConverterError: When they are no numbers, or not as many as there are examples.
+        """
+        if are_classes(labels, self.count, self.source):
+            return replace(self, labels=labels)
+        return replace(self, lessons=lambda indices, rng: (self.read(indices), labels[indices]))
 
     def spans(self, size: int) -> Iterator[np.ndarray]:
         """Iterate over the indices of batches, in order; the last may have fewer than ``size``."""
@@ -74,13 +99,14 @@ class Data:
     def take(self, picked: np.ndarray) -> Data:
         """Restrict to the examples ``picked``."""
         labels = None if self.labels is None else self.labels[picked]
-        read, vary = self.read, self.vary
+        read, vary, lessons = self.read, self.vary, self.lessons
         return replace(
             self,
             count=len(picked),
             labels=labels,
             read=lambda indices: read(picked[indices]),
             vary=None if vary is None else lambda indices, rng: vary(picked[indices], rng),
+            lessons=None if lessons is None else lambda indices, rng: lessons(picked[indices], rng),
         )
 
 
@@ -137,17 +163,23 @@ def conform(
                 f"Data {data.source} has examples of shape {','.join(map(str, got))} for input "
                 f"{name!r}; the network takes {wanted}."
             )
-    read, vary = data.read, data.vary
+    read, vary, lessons = data.read, data.vary, data.lessons
 
     def cast(arrays: Arrays) -> Arrays:
         if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays.values()):
             raise ConverterError(f"Data {data.source} holds NaN or infinite values.")
         return {name: array.astype(dtypes[name], copy=False) for name, array in arrays.items()}
 
+    def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Lesson:
+        assert lessons is not None
+        feeds, labels = lessons(indices, rng)
+        return cast(feeds), labels
+
     return replace(
         data,
         read=lambda indices: cast(read(indices)),
         vary=None if vary is None else lambda indices, rng: cast(vary(indices, rng)),
+        lessons=None if lessons is None else lesson,
     )
 
 
@@ -175,9 +207,8 @@ def from_arrays(
     found = {name: found[name] for name in names}
     check_arrays(found, source)
     count = len(found[names[0]])
-    if labels is not None:
-        labels = check_labels(labels, count, source)
-    return Data(count, lambda indices: {n: a[indices] for n, a in found.items()}, labels, source)
+    data = Data(count, lambda indices: {n: a[indices] for n, a in found.items()}, None, source)
+    return data if labels is None else data.labelled(labels)
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
@@ -194,15 +225,15 @@ def check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
         raise ConverterError(f"{source} must hold the same number of examples, above 0, per input.")
 
 
-def check_labels(labels: np.ndarray, count: int, source: object) -> np.ndarray:
-    """Give the labels (N,).
+def are_classes(labels: np.ndarray, count: int, source: str) -> bool:
+    """Tell whether labels of ``count`` examples are one integer each.
 
     Raises:
-        ConverterError: When they are not one integer for each of ``count`` examples.
+        ConverterError: When they are no numbers, or not as many as there are examples.
     """
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "fiub" or not labels.ndim or len(labels) != count:
         raise ConverterError(
-            f"The labels y of {source} must be {count} integers, not {labels.dtype} "
-            f"of shape {labels.shape}."
+            f"The labels y of {source} must be numbers for each of {count} examples, not "
+            f"{labels.dtype} of shape {labels.shape}."
         )
-    return labels
+    return labels.ndim == 1 and labels.dtype.kind in "iu"

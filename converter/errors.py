@@ -20,7 +20,7 @@ def first_line(error: BaseException) -> str:
 def lacks_memory(error: BaseException) -> bool:
     """Tell whether memory ran out: torch and onnxruntime have no class for it."""
     text = str(error)[:MOST]
-    told = re.search(r"bad.?alloc|allocate memory|not enough memory", text, re.IGNORECASE)
+    told = re.search(r"bad.?alloc|allocate memory|(not enough|out of) memory", text, re.IGNORECASE)
     return isinstance(error, MemoryError) or told is not None
 
 

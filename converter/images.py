@@ -87,7 +87,7 @@ class Images:
         return found
 
     def open(self, path: Path, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Read an image file as uint8 (H, W, 3); with ``rng`` another part of it each time."""
+        """Read an image file as uint8 (H, W, 3); with ``rng`` a part of it, or shifted; flipped."""
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
@@ -95,7 +95,8 @@ class Images:
             raise ConverterError(f"Image {path} cannot be read: {first_line(error)}") from None
         if rng is not None and self.crop:
             image = _random_part(image, rng).resize((self.crop,) * 2, Image.Resampling.BILINEAR)
-            return self._flipped(np.asarray(image), rng)
+            part = np.asarray(image)
+            return part[:, ::-1] if self.flip and rng.random() < 0.5 else part
         if self.resize:
             scale = self.resize / min(image.size)
             width, height = (max(round(n * scale), 1) for n in image.size)
@@ -103,11 +104,8 @@ class Images:
         if self.crop:
             left, top = ((n - self.crop) // 2 for n in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
-        return self._flipped(np.asarray(image), rng)
-
-    def _flipped(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        """Flip half of the images, if any are changed at random."""
-        return image[:, ::-1] if rng is not None and self.flip and rng.random() < 0.5 else image
+        found = np.asarray(image)
+        return found if rng is None else self.moved(found[None], rng)[0]
 
 
 def _reflected(indices: np.ndarray, size: int) -> np.ndarray:

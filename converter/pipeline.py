@@ -20,9 +20,9 @@ from converter.delivery.correct import SOLVED_AGAIN
 from converter.delivery.int8 import as_int8, check_int8, small_version
 from converter.delivery.prove import Conversion, prove
 from converter.delivery.report import LayerRow, layer_rows
-from converter.delivery.result import Result, load, read_config, read_origin, read_rows
+from converter.delivery.result import Result, load, read_budget, read_config, read_origin, read_rows
 from converter.delivery.schedule import dense_again, increment, staged
-from converter.delivery.teach import taught, taught_together, trainable
+from converter.delivery.teach import check_trainable, taught, taught_together
 from converter.errors import ConverterError
 from converter.kernels.forms import find_form
 from converter.networks import (
@@ -94,12 +94,14 @@ def convert(
     for stage in stages[:-1]:
         layers = list_layers(now, stage)
         found = decide(now, layers, increment(stage, config), evaluate, progress)
-        step = carried_out(now, layers, found, source, replace(stage, int8=False), progress)
+        step = carried_out(
+            now, layers, found, source, replace(stage, int8=False), evaluate, progress
+        )
         now = dense_again(now, step, stage)
     last = stages[-1]
     layers = list_layers(now, last)
     found = decide(now, layers, increment(last, config), evaluate, progress)
-    conversion = carried_out(now, layers, found, source, last, progress)
+    conversion = carried_out(now, layers, found, source, last, evaluate, progress)
     result = prove(source, conversion, config, evaluate, command, progress)
     while _withdrawable(conversion, config, result.comparison):
         slow = verdict(result.comparison.gain)
@@ -108,7 +110,7 @@ def convert(
         )
         solved = build(plan, now, layers, config, progress)
         found = replace(found, solved=solved, predicted_speedup=None)
-        conversion = carried_out(now, layers, found, source, last, progress)
+        conversion = carried_out(now, layers, found, source, last, evaluate, progress)
         result = prove(source, conversion, config, evaluate, command, progress)
     source.place.ask(None)
     return result
@@ -146,16 +148,19 @@ def assist(
 def finetune(
     directory: str | Path,
     *,
+    evaluate: Evaluate | None = None,
     progress: Progress = lambda stage, done: None,
     command: str = "converter.finetune",
     **changes: Any,
 ) -> Result | None:
     """Train the network in an output folder further, toward its original.
 
-    Run by ``accelerate launch``, all processes train together; the first gives the result.
+    Run by ``accelerate launch``, all processes train together; the first gives the result. Where
+    the folder missed its budget, training ends when that is kept.
 
     Args:
         directory: What ``Result.save`` wrote, from an ONNX network or a torch model with a factory.
+        evaluate: As for ``convert``.
         progress: Called with a stage and the share of it that is done.
         command: Written into the report.
         changes: Fields of ``ConvertConfig`` other than those of the conversion: ``train``,
@@ -194,9 +199,12 @@ def finetune(
     if module is not None:
         source = replace(source, module=original_model(folder, source, config))
     layers = [l for l in list_layers(source, config) if l.name in plan.chosen()]
-    module, converted, _ = taught(
-        module, onnx_network.load(folder / "model.onnx"), source, layers, {}, config, progress
-    )
+    budget, met = read_budget(folder)
+    unseen = met or (evaluate is not None and "max_drop" in budget)
+    module, converted, unproven = taught(
+        module, onnx_network.load(folder / "model.onnx"), source, layers,
+        {} if unseen else budget, config, progress,
+    )  # fmt: skip
     if place_of(config.device).rank > 0:
         return None
     problem = check_graph(converted)
@@ -204,8 +212,10 @@ def finetune(
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
     int8 = as_int8(converted, source, config) if config.int8 else None
-    conversion = Conversion(plan, rows, converted, module, problem, int8=int8)
-    return prove(source, conversion, config, None, command, progress)
+    conversion = Conversion(
+        plan, rows, converted, module, problem, budget=budget, unproven=unproven, int8=int8
+    )
+    return prove(source, conversion, config, evaluate, command, progress)
 
 
 def _opened(
@@ -220,14 +230,12 @@ def _opened(
     source = replace(source, place=place_of(config.device, PATIENCE))
     if config.int8:
         check_int8(source)
-    if config.trains and source.train is None and source.calib is None:
-        raise ConverterError("--finetune needs inputs to train on; give --train.")
-    if config.trains and source.module is None:
-        if config.schedule > 1:
-            raise ConverterError("--schedule needs a torch model, not an ONNX network.")
-        trainable(source.network, source, config)
+    if config.schedule > 1 and config.trains and source.module is None:
+        raise ConverterError("--schedule needs a torch model, not an ONNX network.")
     if config.schedule > 1 and source.place.processes > 1:
         raise ConverterError("--schedule works in one process; leave out accelerate launch.")
+    if config.trains:
+        check_trainable(source, config)
     return source, config
 
 
@@ -310,6 +318,7 @@ def carried_out(
     found: Found,
     teacher: Source,
     config: ConvertConfig,
+    evaluate: Evaluate | None,
     progress: Progress,
 ) -> Conversion:
     """Check what was found, make its torch model, and train that toward ``teacher`` if asked to."""
@@ -328,19 +337,19 @@ def carried_out(
     )
     if config.trains:
         errors = {}  # those of weights that are no more
-        module, converted, kept = taught_together(
-            chains, budget, source, layers, config, progress, teacher=teacher
+        # What the user's own measure finds is not seen in training.
+        judged = {} if evaluate is not None and "max_drop" in budget else budget
+        module, converted, unproven = taught_together(
+            chains, judged, source, layers, config, progress, teacher=teacher
         )
         problem = problem or check_graph(converted)
-        if not kept and "max_drop" in budget:
-            unproven = "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
     elif source.module is not None:
         module = torch_network.apply(source.module, layers, chains)
     if module is not None:
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     # In a schedule the search judged beside an earlier stage.
-    judged = found if source is teacher else replace(found, lost=None)
-    int8, missed = small_version(converted, source, judged, config)
+    found = found if source is teacher else replace(found, lost=None)
+    int8, missed = small_version(converted, source, found, config)
     return Conversion(
         plan,
         layer_rows(layers, plan, chains, errors, found.table),

@@ -19,6 +19,7 @@ T = TypeVar("T")
 NONE = object()
 # Where torchrun and the kinds of mpirun say how many processes they start.
 HOW_MANY = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+WHICH = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ class Place:
 
     def agrees(self, number: float) -> bool:
         """Tell whether all processes have the same number."""
-        first, second = self.together(number), self.together(number**2)
-        return abs(second - first**2) < 0.5 and round(first) == number
+        return self.together(number != self.told(lambda: number)) == 0
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
         """Average tensors over all processes, in place and in one message."""
@@ -107,6 +107,11 @@ class Place:
 
 
 HERE = Place(0, 1, torch.device("cpu"), lambda tensor: tensor)
+
+
+def is_first() -> bool:
+    """Tell whether this is the only process, or the first, by what started it."""
+    return not any(int(os.environ.get(name) or 0) for name in WHICH)
 
 
 def check_device(name: str) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from converter.data import Arrays, Data, check_arrays, check_labels, from_arrays
+from converter.data import Arrays, Data, Lesson, are_classes, check_arrays, from_arrays
 from converter.errors import ConverterError, root_line
 from converter.images import Images
 
+T = TypeVar("T")
+LOOKED_AT = 8  # examples whose classes are held against what the dataset says of all
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
@@ -72,9 +76,6 @@ def _from_npz(
     found = {name: array for name, array in arrays.items() if array is not None}
     check_arrays(found, path)
     count = len(found[names[0]])
-    if labels is not None:
-        labels = check_labels(labels, count, path)
-
     pictures = {
         name
         for name, array in found.items()
@@ -94,7 +95,8 @@ def _from_npz(
             for name, array in picked.items()
         }
 
-    return Data(count, read, labels, str(path), vary if pictures == set(found) else None)
+    data = Data(count, read, None, str(path), vary if pictures == set(found) else None)
+    return data if labels is None else data.labelled(labels)
 
 
 def _from_folder(folder: Path, name: str, images: Images) -> Data:
@@ -154,15 +156,17 @@ def _from_function(
 def _from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
     """Read a torch DataLoader's dataset by its ``collate_fn``; order and batches are ours.
 
-    Its examples are tuples of the inputs, with a class behind them or not, or dictionaries.
-    ``dataset.targets`` spares reading every example for its class. What it changes at random
-    follows from the number of the example, and in training from that of the step.
+    Its examples are tuples of the inputs, with labels behind them or not, or dictionaries. Labels
+    are read with the inputs; of classes, ``dataset.targets`` spares a pass over all examples, where
+    it says the same of those that are looked at. What is changed at random follows from the numbers
+    of the examples, and in training from that of the step.
     """
     dataset, collate = loader.dataset, loader.collate_fn
 
     def take(indices: np.ndarray, salt: int = 0) -> Arrays:
         try:
-            batch = collate([_seeded(dataset, int(index), salt) for index in indices])
+            every = [_seeded(partial(dataset.__getitem__, n), n, salt) for n in indices.tolist()]
+            batch = _seeded(lambda: collate(every), int(indices[0]), salt)
         except Exception as error:  # the user's dataset may raise anything
             raise ConverterError(f"Data {source} failed: {root_line(error)}") from None
         if not isinstance(batch, Mapping):
@@ -172,38 +176,49 @@ def _from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
             raise ConverterError(f"Data {source} must give the inputs {', '.join(names)}.")
         return {str(name): np.asarray(value) for name, value in batch.items()}
 
+    def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Lesson:
+        found = take(indices, 0 if rng is None else int(rng.integers(1, 2**31)))
+        return {name: found[name] for name in names}, found.get("y")
+
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
         raise ConverterError(f"Data {source} needs a dataset of examples by number, not a stream.")
     count = len(dataset)
-    first, labels = take(np.arange(1)), getattr(dataset, "targets", None)
-    if "y" in first and "y" not in names and labels is None:
-        labels = np.concatenate([take(np.arange(n, n + 1))["y"] for n in range(count)])
-    if labels is not None:
-        labels = check_labels(np.asarray(labels), count, source)
+    data = Data(
+        count,
+        lambda indices: lesson(indices, None)[0],
+        None,
+        source,
+        lambda indices, rng: lesson(indices, rng)[0],
+    )
+    seen = take(np.arange(1)).get("y") if "y" not in names else None
+    targets = getattr(dataset, "targets", None)
+    if seen is None:
+        return data if targets is None else data.labelled(np.asarray(targets))
+    if not are_classes(seen, 1, source):
+        return replace(data, lessons=lesson)
 
-    def read(indices: np.ndarray) -> Arrays:
-        found = take(indices)
-        return {name: found[name] for name in names}
+    def classes(picked: Iterable[int]) -> np.ndarray:
+        return np.concatenate([take(np.array([number]))["y"] for number in picked])
 
-    def vary(indices: np.ndarray, rng: np.random.Generator) -> Arrays:
-        found = take(indices, int(rng.integers(1, 2**31)))
-        return {name: found[name] for name in names}
+    some = np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)
+    labels = np.zeros(0) if targets is None else np.asarray(targets)
+    if labels.shape != (count,) or not np.array_equal(labels[some], classes(some)):
+        labels = classes(range(count))
+    return replace(data.labelled(labels), lessons=lesson)
 
-    return Data(count, read, labels, source, vary)
 
-
-def _seeded(dataset: Any, index: int, salt: int) -> Any:
-    """Read an example of a dataset that may change it at random, the same way each time."""
+def _seeded(make: Callable[[], T], *numbers: int) -> T:
+    """Call what may draw random numbers, so that it draws the same each time."""
     import torch
 
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([]):
-            seed = hash((index, salt)) % 2**31
+            seed = hash(numbers) % 2**31
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed)
-            return dataset[index]
+            return make()
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])

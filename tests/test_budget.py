@@ -1,6 +1,7 @@
 """Budgets, end to end: kept, missed, refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from conftest import flatconv, make_net, noise, work_in
 import converter
 from converter.config import ConvertConfig
 from converter.errors import ConverterError
+from converter.networks.source import open_source
+from converter.pipeline import list_layers
 from converter.planning import profile
+from converter.planning.timing import latency_table, measured_speedup
 
 CHANNELS = (3, 32, 32, 32)
 
@@ -189,3 +193,17 @@ def test_a_drop_without_classes_cannot_be_judged(place):
     config = ConvertConfig(max_drop=0.01, calib="calib.npz")
     with pytest.raises(ConverterError, match="--evaluate or --max-error"):
         converter.convert("single.onnx", config=config)
+
+
+def test_a_race_is_run_once_where_a_training_goes_on(place, monkeypatch, tmp_path):
+    monkeypatch.setenv("FLATCONV_CACHE", str(tmp_path))
+    config = ConvertConfig(finetune=1)
+    source = open_source("net.onnx", None, config, None)
+    layers = list_layers(source, config)
+    table = latency_table(source, layers, config, lambda stage, done: None)
+    chosen = {"conv1": ("separable", (4,))}
+    before = measured_speedup(source, layers, chosen, table, config)
+    resumed = replace(config, resume=True)
+    assert measured_speedup(source, layers, chosen, table, resumed) == before
+    for other, how in ((chosen, config), ({"conv1": ("separable", (8,))}, resumed)):
+        assert measured_speedup(source, layers, other, table, how) != before

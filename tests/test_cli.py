@@ -1,10 +1,13 @@
 """The command line: what each command gives, and one sentence for every mistake."""
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 import converter
-from converter import Plan
+from converter import Plan, cli
 from converter.networks.torch_export import find_callable
 
 ROOT = Path(converter.__file__).parent.parent
@@ -277,6 +280,24 @@ def test_help_and_version(place):
     status, text, _ = flatconv("convert", "--help")
     assert status == 0 and "--factory-args" in text
     assert flatconv("--version")[0] == 0
+
+
+def test_without_a_terminal_progress_is_told_in_lines(monkeypatch):
+    monkeypatch.setattr(cli, "TOLD_S", -1.0)
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), cli._progress(False) as progress:
+        for done in (0.25, 0.5, 1.0, 0.0, 0.25, 0.5):  # twice, as in a schedule
+            progress("training", done)
+            time.sleep(0.01)
+    lines = err.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f"training: {done} %" for done in (25, 50, 100, 0, 25, 50)
+    ]
+    assert lines[-1].endswith(" left") and lines[-1] != "training: 50 %, 0:00:00 left"
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), cli._progress(True) as progress:
+        progress("training", 0.5)
+    assert err.getvalue() == ""
 
 
 # mistakes

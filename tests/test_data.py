@@ -168,12 +168,39 @@ def test_no_examples_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "labels",
-    [np.zeros(3), np.zeros(2, int), np.zeros((3, 1), int), np.array(["a", "b", "c"])],
-    ids=["floats", "too few", "two axes", "words"],
+    [np.zeros(2, int), np.array(1), np.zeros((4, 3)), np.array(["a", "b", "c"])],
+    ids=["too few", "one for all", "too many", "words"],
 )
-def test_labels_must_be_one_integer_an_example(tmp_path, labels):
-    with pytest.raises(ConverterError, match=r"labels y of .* must be 3 integers"):
+def test_labels_must_be_numbers_for_each_example(tmp_path, labels):
+    with pytest.raises(ConverterError, match=r"labels y of .* must be numbers for each of 3"):
         read(npz(tmp_path, x=noise(3, 2), y=labels))
+
+
+@pytest.mark.parametrize(
+    "labels", [np.arange(3.0), np.arange(3)[:, None], pixels(3, 4, 4)], ids=["f", "axes", "masks"]
+)
+def test_labels_that_are_no_classes_come_with_their_examples(tmp_path, labels):
+    x = pixels(3, 4, 4, 3)
+    data = conform(
+        read(npz(tmp_path, x=x, y=labels)), {"x": (None, 3, 4, 4)}, {"x": np.dtype(np.float16)}
+    )
+    assert data.labels is None
+    feeds, told = data.take(np.array([2, 0])).lesson(np.arange(2), np.random.default_rng(0))
+    np.testing.assert_array_equal(told, labels[[2, 0]])
+    # Shifted images would no longer show what such labels say.
+    np.testing.assert_array_equal(feeds["x"], data.read(np.array([2, 0]))["x"])
+    feeds, told = data.unlabelled().lesson(np.arange(3), np.random.default_rng(0))
+    assert told is None and not np.array_equal(feeds["x"], everything(data)["x"])
+
+
+def test_classes_come_with_examples_that_are_changed(tmp_path):
+    data = read(npz(tmp_path, x=pixels(3, 4, 4, 3), y=np.array([2, 0, 1])))
+    feeds, told = data.take(np.array([2, 0])).lesson(np.arange(2), np.random.default_rng(0))
+    np.testing.assert_array_equal(told, [1, 2])
+    assert not np.array_equal(feeds["x"], data.read(np.array([2, 0]))["x"])
+    feeds, told = data.still().lesson(np.arange(3), np.random.default_rng(0))
+    np.testing.assert_array_equal(feeds["x"], everything(data)["x"])
+    np.testing.assert_array_equal(told, [2, 0, 1])
 
 
 @pytest.mark.parametrize("option", ["mean", "std"])
@@ -414,7 +441,7 @@ def pictures(tmp_path, count=6):
 def test_images_are_shifted_and_flipped(augment, tmp_path):
     data = read(pictures(tmp_path, 200), images=Images(flip=augment == "flip"))
     plain = data.read(np.arange(200))["x"]
-    moved = data.augmented(np.arange(200), np.random.default_rng(0))["x"]
+    moved = data.lesson(np.arange(200), np.random.default_rng(0))[0]["x"]
     assert moved.shape == plain.shape and moved.dtype == plain.dtype
     slopes = moved[:, 0, 0, 12] - moved[:, 0, 0, 4]
     assert (np.any(slopes < 0)) == (augment == "flip")
@@ -425,7 +452,7 @@ def test_images_are_shifted_and_flipped(augment, tmp_path):
 def test_augmentation_is_seeded(tmp_path):
     data = read(pictures(tmp_path)).take(np.array([4, 1]))
     one, again, other = (
-        data.augmented(np.arange(2), np.random.default_rng(seed))["x"] for seed in (0, 0, 1)
+        data.lesson(np.arange(2), np.random.default_rng(seed))[0]["x"] for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
@@ -433,7 +460,7 @@ def test_augmentation_is_seeded(tmp_path):
 
 def test_numbers_are_not_augmented():
     data = from_arrays({"x": noise(3, 3, 8, 8)}, "numbers")
-    same = data.augmented(np.arange(3), np.random.default_rng(0))["x"]
+    same = data.lesson(np.arange(3), np.random.default_rng(0))[0]["x"]
     np.testing.assert_array_equal(same, data.read(np.arange(3))["x"])
 
 
@@ -443,9 +470,25 @@ def test_parts_of_image_files_are_of_the_size_that_is_wanted(tmp_path):
         Image.fromarray(array).save(tmp_path / f"{n}.png")
     data = read(tmp_path, images=Images(resize=32, crop=24))
     rng = np.random.default_rng(0)
-    parts = [data.augmented(np.arange(3), rng)["x"] for _ in range(2)]
+    parts = [data.lesson(np.arange(3), rng)[0]["x"] for _ in range(2)]
     assert parts[0].shape == data.read(np.arange(3))["x"].shape == (3, 3, 24, 24)
     assert not np.array_equal(*parts)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_image_files_that_are_not_cut_are_shifted(by_class, flip):
+    folder, _ = by_class
+    shown = np.arange(1, 16 * 16 + 1).reshape(16, 16)
+    for path in folder.rglob("*.png"):
+        Image.fromarray(np.repeat(shown[..., None], 3, 2).astype(np.uint8)).save(path)
+    data = read(folder, images=Images(flip=flip))
+    plain = data.read(np.arange(1))["x"][0]
+    seen = [data.lesson(np.arange(1), np.random.default_rng(n))[0]["x"][0] for n in range(30)]
+    assert all(x.shape == plain.shape for x in seen)
+    middles = {float(x[0, 8, 8]) for x in seen}
+    assert len(middles) > 8  # five rows and columns to be shifted to
+    flipped = [x[0, 8, 9] < x[0, 8, 8] for x in seen]
+    assert any(flipped) == flip
 
 
 # a DataLoader
@@ -484,16 +527,59 @@ def test_a_loader_gives_its_examples_by_number(kind):
     assert wanted == (None if data.labels is None else data.labels.tolist())
 
 
-def test_targets_of_a_dataset_spare_reading_it():
-    class Known(Squares):
-        targets = range(6)
+class Known(Squares):
+    """Examples whose classes are known, and who was read."""
 
+    def __init__(self, targets):
+        super().__init__(len(targets))
+        self.targets, self.read = targets, set()
+
+    def __getitem__(self, number):  # noqa: D105
+        self.read.add(number)
+        return super().__getitem__(number)
+
+
+@pytest.mark.parametrize(("shift", "reads"), [(0, 8), (1, 50)])
+def test_targets_of_a_dataset_are_believed_where_they_say_the_same(shift, reads):
+    dataset = Known([(number + shift) % 4 for number in range(50)])
+    data = load_from(lambda: torch.utils.data.DataLoader(dataset))
+    assert data.labels.tolist() == [number % 4 for number in range(50)]
+    assert len(dataset.read) == reads
+
+
+def mixed(examples):
+    """Mix the inputs of a batch, and say which they are."""
+    order = torch.randperm(len(examples))
+    x = torch.stack([x for x, _ in examples])
+    return x + 10 * x[order], torch.tensor([y for _, y in examples])[order]
+
+
+def test_what_a_collate_function_changes_at_random_is_seeded_with_its_labels():
+    data = load_from(lambda: torch.utils.data.DataLoader(Squares(), collate_fn=mixed))
+    indices, state = np.arange(4), torch.random.get_rng_state()
+    one, same, other = (data.lesson(indices, np.random.default_rng(n)) for n in (3, 3, 5))
+    assert torch.equal(state, torch.random.get_rng_state())
+    for (feeds, labels), equal in ((same, True), (other, False)):
+        assert np.array_equal(one[0]["x"], feeds["x"]) == equal
+        assert np.array_equal(one[1], labels) == equal
+        np.testing.assert_array_equal(feeds["x"][:, 0, 0], indices + 10 * labels)
+
+
+def test_masks_of_a_loader_are_changed_with_their_images():
+    class Masks(Squares):
         def __getitem__(self, number):
-            assert number < 2
-            return super().__getitem__(number)
+            shown = torch.rand(2, 2) + number
+            return shown, (shown > number + 0.5).long()
 
-    data = load_from(lambda: torch.utils.data.DataLoader(Known()))
-    assert data.labels.tolist() == list(range(6))
+    data = load_from(lambda: torch.utils.data.DataLoader(Masks()))
+    assert data.labels is None
+    data = conform(data, {"x": (None, 2, 2)}, {"x": np.dtype(np.float32)})
+    seen = [data.lesson(np.array([4, 1]), np.random.default_rng(n)) for n in range(2)]
+    for feeds, labels in seen:
+        np.testing.assert_array_equal(labels, feeds["x"] > np.array([4.5, 1.5])[:, None, None])
+    assert not np.array_equal(seen[0][0]["x"], seen[1][0]["x"])
+    still, never = (data.still().lesson(np.array([4, 1]), np.random.default_rng(n)) for n in (0, 1))
+    np.testing.assert_array_equal(still[0]["x"], never[0]["x"])
 
 
 class Jittered(Squares):
@@ -509,7 +595,7 @@ def test_what_a_dataset_changes_at_random_is_seeded():
     plain, again = (data.read(indices)["x"] for _ in range(2))
     np.testing.assert_array_equal(plain, again)
     one, same, other = (
-        data.augmented(indices, np.random.default_rng(seed))["x"] for seed in (0, 0, 1)
+        data.lesson(indices, np.random.default_rng(seed))[0]["x"] for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one, other) and not np.allclose(one, plain)
@@ -536,7 +622,7 @@ class Broken(Squares):
         (Squares(0), "examples by number"),
         (Broken(), "failed: KeyError"),
         ([{"z": np.zeros(3)}], "must give the inputs x"),
-        ([(np.zeros(3), 0.5)], "must be 1 integers"),
+        ([(np.zeros(3), "cat")], "must be numbers for each of 1 examples"),
     ],
 )
 def test_a_loader_that_cannot_be_read_is_refused(dataset, words):
@@ -598,4 +684,4 @@ def test_what_is_held_out_is_changed_the_same_way_each_time(tmp_path):
 
 def test_what_cannot_be_changed_is_held_out_as_it_is():
     data = from_arrays({"x": np.ones((4, 3), np.float32)}, "ones")
-    assert data.varied(0) is data
+    np.testing.assert_array_equal(data.varied(0).read(np.arange(4))["x"], np.ones((4, 3)))

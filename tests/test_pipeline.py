@@ -25,7 +25,7 @@ from converter.delivery.check import check, check_graph, difference, tolerance
 from converter.delivery.compare import version_of
 from converter.delivery.schedule import increment, staged
 from converter.delivery.tables import layer_cells
-from converter.delivery.teach import budget_test
+from converter.delivery.teach import budget_test, phases
 from converter.kernels.form import decompose
 from converter.kernels.forms import FORMS
 from converter.networks import onnx_network, torch_network
@@ -747,6 +747,144 @@ def test_an_interrupted_training_goes_on(lesson, place, monkeypatch, tmp_path):
     whole = converter.convert("toy:build", None, replace(options, cache=False)).model.state_dict()
     assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
     assert min(done) > 0.4
+
+
+def with_budget(made, folder, **report):
+    """A copy of an output folder whose report tells another budget."""
+    shutil.copytree(made.folder, folder)
+    (folder / "report.json").write_text(json.dumps(made.report | report))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("budget", "met", "trained", "after"),
+    [
+        ({"max_error": 1e-9}, False, True, False),
+        ({"max_error": 10.0}, False, False, True),  # kept from the start: there it ends
+        ({"max_error": 10.0}, True, True, True),
+        ({"max_macs": 0.01}, False, True, False),
+    ],
+)
+def test_a_folder_keeps_its_budget(from_factory, lesson, budget, met, trained, after, tmp_path):
+    folder = with_budget(from_factory, tmp_path / "out", budget=budget, met=met)
+    steps = []
+    made = converter.finetune(
+        folder, train="train.npz", finetune=1, cache=False,
+        progress=lambda stage, done: steps.append(done) if stage == "fine-tuning" else None,
+    )  # fmt: skip
+    assert made.report.budget == budget and made.report.met is after
+    assert (max(steps) > 0) is trained
+    if not after:
+        option = "--" + next(iter(budget)).replace("_", "-")
+        assert option in made.report.reason
+
+
+@pytest.mark.parametrize(
+    "report", [{"budget": {"most_drop": 1}}, {"budget": [1]}, {"budget": {"max_drop": "a"}}]
+)
+def test_a_budget_that_is_none_is_refused(from_factory, lesson, report, tmp_path):
+    folder = with_budget(from_factory, tmp_path / "out", **report)
+    with pytest.raises(ConverterError, match=r"report\.json is damaged"):
+        converter.finetune(folder, train="train.npz", finetune=1)
+
+
+@pytest.mark.parametrize(("after", "met"), [(0.7, True), (0.4, False)])
+def test_a_measure_of_the_user_says_whether_the_budget_is_kept(
+    from_factory, lesson, after, met, tmp_path
+):
+    folder = with_budget(from_factory, tmp_path / "out", budget={"max_drop": 0.1}, met=False)
+    scores = iter([0.75, after])
+    made = converter.finetune(
+        folder, train="train.npz", finetune=1, evaluate=lambda predict: next(scores)
+    )
+    assert made.report.met is met
+    assert made.comparison.networks[1].accuracy == after
+
+
+@pytest.mark.parametrize(
+    ("options", "budget", "wanted"),
+    [
+        ({"finetune": 2}, {"max_drop": 0.01}, ["fine-tuning!"]),
+        ({"finetune": 2}, {"max_macs": 0.5}, ["fine-tuning"]),
+        ({"finetune": 2, "int8": True}, {"max_drop": 0.01}, ["fine-tuning", "judging!"]),
+        ({"reconstruct": 2}, {"max_drop": 0.01}, ["reconstructing", "judging!"]),
+        ({"reconstruct": 2}, {}, ["reconstructing"]),
+        ({"reconstruct": 2, "finetune": 1}, {"max_error": 0.1}, ["reconstructing", "fine-tuning!"]),
+    ],
+)
+def test_the_last_part_of_a_training_is_held_against_the_budget(options, budget, wanted):
+    found = phases(ConvertConfig(**options), budget)
+    assert [phase.name + "!" * (phase.enough is not None) for phase in found] == wanted
+
+
+@pytest.mark.parametrize(("count", "words"), [(2100, None), (400, "40 training inputs were held")])
+def test_reconstruction_alone_can_keep_a_budget(place, count, words, tmp_path):
+    np.savez(tmp_path / "train.npz", x=noise(count, 3, 8, 8, seed=3))
+    made = converter.convert("toy:build", None, ConvertConfig(
+        max_drop=0.5, reconstruct=1, train=str(tmp_path / "train.npz"), calib="calib.npz"
+    ))  # fmt: skip
+    if made.plan.chosen():
+        assert made.report.met is (words is None)
+        assert words is None or words in made.report.reason
+
+
+LOSSES = """
+import functools
+
+import torch
+
+
+class Scaled:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, outputs, targets, labels):
+        return self.scale * (outputs[0] - targets[0]).square().mean()
+
+
+def plain(scale, outputs, targets, labels):
+    return scale * (outputs[0] - targets[0]).square().mean()
+
+
+def fails(outputs, targets, labels):
+    return outputs[0] @ targets[0]
+
+
+LOSS = Scaled(2.0)
+PARTIAL = functools.partial(plain, 2.0)
+"""
+
+
+@pytest.mark.parametrize("name", ["LOSS", "PARTIAL"])
+def test_a_loss_may_be_any_callable(lesson, place, name):
+    (place / "losses.py").write_text(LOSSES)
+    options = ConvertConfig(rank=("conv2=6",), finetune=1, loss=f"losses:{name}", **lesson)
+    assert converter.convert("toy:build", None, options).plan.chosen()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"train": "far.npz"}, "labels of .*far.npz do not fit"),
+        ({"train": "floats.npz"}, "labels of .*floats.npz do not fit"),
+        ({"loss": "losses:fails"}, "--loss losses:fails failed"),
+        ({"train": "two.npz"}, "2 examples; too few to train on"),
+        ({"eval": "floats.npz"}, "not one class an example"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_at_once(lesson, place, options, words):
+    (place / "losses.py").write_text(LOSSES)
+    x = noise(100, 3, 8, 8, seed=3)
+    np.savez("far.npz", x=x, y=np.where(np.arange(100) == 99, 4, 0))
+    np.savez("floats.npz", x=x, y=np.zeros(100))
+    np.savez("two.npz", x=x[:2])
+    stages = []
+    with pytest.raises(ConverterError, match=words):
+        converter.convert(
+            "toy:build", None, ConvertConfig(max_macs=0.9, finetune=1, **(lesson | options)),
+            progress=lambda stage, done: stages.append(stage),
+        )  # fmt: skip
+    assert set(stages) == {"loading"}
 
 
 def test_an_original_that_has_changed_teaches_nothing(from_factory, lesson, place, tmp_path):

@@ -57,6 +57,9 @@ def main():
         mine = list(place.share(everything))
         assert mine == everything[place.rank :: 2]
         assert place.gathered(mine) == ([] if place.rank else everything)
+    assert place.agrees(5_000_001)
+    for apart in (1, 2, -1):
+        assert not place.agrees(5 + apart * place.rank)
     assert place.told(lambda: place.rank) == 0
     assert place.together(place.rank) == 0.5
     lines = Path("lines.txt").read_text().splitlines()

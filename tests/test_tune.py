@@ -14,7 +14,7 @@ from converter.data import from_arrays
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
 from converter.networks.torch_modules import read_module, to_modules
-from converter.place import Place, place_of
+from converter.place import place_of
 from converter.tuning.batches import Batches
 from converter.tuning.lesson import Recipe, distance, own_loss, reconstruction, relative_error
 from converter.tuning.state import State, read_state
@@ -352,7 +352,9 @@ def test_training_needs_the_device():
         tune(*pair(), data(), QUICK, device="nowhere")
 
 
-@pytest.mark.parametrize("labels", [np.full(200, 4), np.full(200, -1)])
+@pytest.mark.parametrize(
+    "labels", [np.full(200, 4), np.full(200, -1), np.zeros(200), np.zeros((200, 4, 4), int)]
+)
 def test_labels_must_be_classes_of_the_network(labels):
     with pytest.raises(ConverterError, match="do not fit the network's outputs of shape"):
         tune(*pair(), data(y=labels), QUICK)
@@ -380,6 +382,91 @@ def test_a_loss_of_the_user_is_used(tmp_path, monkeypatch):
     student, teacher = pair()
     tuned = tune(student, teacher, data(), replace(QUICK, epochs=6), loss=own_loss("mine:zero"))
     assert tuned.model(TEST).square().mean() < 0.7 * student(TEST).square().mean()
+
+
+def test_labels_of_any_kind_are_for_a_loss_of_the_user():
+    masks = noise(200, 4, seed=8).astype(np.float64)
+    seen = []
+
+    def toward(outputs, targets, labels):
+        seen.append((labels.dtype, tuple(labels.shape[1:])))
+        return (outputs[0] - labels).square().mean()
+
+    student, teacher = pair()
+    tuned = tune(student, teacher, data(y=masks), QUICK, loss=toward)
+    assert set(seen) == {(torch.float32, (4,))} and tuned.best_loss < tuned.first_loss
+    seen.clear()
+    tune(student, teacher, data(y=masks.astype(np.uint8)), QUICK, loss=toward)
+    assert set(seen) == {(torch.int64, (4,))}
+
+
+def test_a_loss_that_is_no_number_at_first_is_refused():
+    def spread(outputs, targets, labels):
+        return (outputs[0] / outputs[0].std(0)).square().mean() * float("nan")
+
+    with pytest.raises(ConverterError, match="loses nan on noise before any training"):
+        tune(*pair(), data(), QUICK, loss=spread)
+
+
+@pytest.mark.parametrize(("count", "size"), [(330, 32), (200, 32), (41, 8), (1000, 128)])
+def test_no_held_out_batch_is_of_one_example(count, size):
+    sizes = []
+
+    def loss(outputs, targets, labels):
+        if not torch.is_grad_enabled():
+            sizes.append(len(outputs[0]))
+        return relative_error(outputs[0], targets[0])
+
+    tuned = tune(*pair(), data(count), replace(QUICK, epochs=0, batch_size=size), loss=loss)
+    assert sum(sizes) == tuned.held and min(sizes) > 1 and max(sizes) <= size
+
+
+@pytest.mark.parametrize(("count", "size"), [(1151, 128), (200, 32), (33, 16)])
+def test_no_step_takes_more_examples_than_were_allowed(count, size):
+    batches = Batches(data(count), replace(QUICK, batch_size=size), 0, 1)
+    taken = [len(part[0][0]) for n in range(batches.per_epoch) for part in batches[n]]
+    assert sum(taken) == count and max(taken) <= size
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_wrong_with_a_step_is_told_in_one_sentence(workers):
+    whole = data()
+
+    def read(indices):
+        if 150 in indices:
+            raise ConverterError("Data noise failed: its disk is gone.")
+        return whole.read(indices)
+
+    recipe = replace(QUICK, workers=workers, seed=1)
+    with pytest.raises(ConverterError) as told:
+        tune(*pair(), replace(whole, read=read), recipe)
+    assert str(told.value) == "Data noise failed: its disk is gone."
+
+
+def test_without_epochs_it_is_only_judged():
+    student, teacher = pair()
+    recipe = replace(QUICK, epochs=0)
+    for wanted in (True, False):
+        tuned = tune(student, teacher, data(), recipe, enough=lambda *held, it=wanted: it)
+        assert tuned.enough is wanted and same(tuned.model, student)
+        assert (tuned.epochs, tuned.held) == (0, 20)
+
+
+def test_an_output_without_axes_is_judged_with_the_others():
+    class Two(Net):
+        def forward(self, x):
+            found = super().forward(x)
+            return found, found.mean()
+
+    torch.manual_seed(0)
+    teacher, shapes = Two().eval(), []
+
+    def enough(before, after, labels):
+        shapes.extend(rows.shape for rows in before)
+        return False
+
+    tune(copy.deepcopy(teacher), teacher, data(), replace(QUICK, epochs=0), enough=enough)
+    assert shapes == [(20, 4), (1,)]
 
 
 def test_where_an_epoch_does_harm_it_goes_back_and_learns_more_slowly(tmp_path):
@@ -413,10 +500,3 @@ def test_one_process_agrees_with_itself_at_any_step(step):
     place = place_of("cpu")
     assert place.agrees(step)
     assert place.together(step**2) == step**2
-
-
-def test_processes_that_stand_elsewhere_do_not_agree():
-    # of two processes, this one at step 8 and the other at step 6
-    other = {8.0: 7.0, 64.0: 50.0}
-    place = Place(0, 2, torch.device("cpu"), lambda t: torch.tensor(other[float(t)]))
-    assert not place.agrees(8)

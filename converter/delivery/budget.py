@@ -170,7 +170,8 @@ def find_plan(
         missed = None if config.trains else missed  # what is missed now may be won back
     elif target is not None:
         choice, speedup = reach(
-            menu, wanted, target, lambda c: measured_speedup(source, layers, _forms(c), config),
+            menu, wanted, target,
+            lambda c: measured_speedup(source, layers, _forms(c), table, config),
             lambda done: progress("racing", done),
         )  # fmt: skip
         solved, missed = built(choice), None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,8 +185,27 @@ def read_rows(folder: Path) -> tuple[LayerRow, ...]:
     Raises:
         ConverterError: When it is missing or damaged.
     """
-    try:
-        report = json.loads((folder / "report.json").read_text())
+    with _report(folder) as report:
         return tuple(LayerRow(**row) for row in report["layers"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+
+
+def read_budget(folder: Path) -> tuple[dict[str, float], bool]:
+    """Read the budget of an output folder, by option, and whether it was met.
+
+    Raises:
+        ConverterError: When the report is missing or damaged.
+    """
+    with _report(folder) as report:
+        budget = {str(name): float(limit) for name, limit in report["budget"].items()}
+        if not budget.keys() <= {field.name for field in dataclasses.fields(ConvertConfig)}:
+            raise ValueError(f"budget {sorted(budget)}")
+        return budget, bool(report["met"])
+
+
+@contextlib.contextmanager
+def _report(folder: Path) -> Iterator[dict[str, Any]]:
+    """Read the report of an output folder; what is wrong with it is told in one sentence."""
+    try:
+        yield json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConverterError(f"{folder / 'report.json'} is damaged: {error}.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -32,7 +33,8 @@ from converter.planning.judge import accuracy, expected_drop, relative_error, te
 from converter.tuning.lesson import Loss, Recipe, distillation, own_loss, reconstruction
 from converter.tuning.tune import Enough, Tuned, tune
 
-FEWEST = 200  # held-out examples that can say that a budget is kept
+FEW = 16  # examples that it is seen on whether a network can be trained
+FEWEST = 200  # held-out examples that can say that --max-drop is kept
 FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0  # of the states of trainings
 
 
@@ -45,12 +47,14 @@ class Phase:
         recipe: How it is done.
         loss: What is lost.
         features: Whether what the converted layers give is compared, not the outputs.
+        enough: Tells from held-out outputs whether the budget is kept, or None.
     """
 
     name: str
     recipe: Recipe
     loss: Loss
-    features: bool
+    features: bool = False
+    enough: Enough | None = None
 
 
 def taught(
@@ -61,7 +65,7 @@ def taught(
     budget: Mapping[str, float],
     config: ConvertConfig,
     progress: Progress,
-) -> tuple[nn.Module | None, ir.Model, bool]:
+) -> tuple[nn.Module | None, ir.Model, str | None]:
     """Train a converted network toward its original.
 
     Args:
@@ -74,18 +78,18 @@ def taught(
         progress: Called with a stage and the share of it that is done.
 
     Returns:
-        Both, trained; and whether the held-out part says that the budget is kept.
+        Both, trained; and why the held-out part does not say that ``--max-drop`` is kept, or None.
 
     Raises:
         ConverterError: When there is nothing to train on, or the network cannot be trained.
     """
     data = original.train
     if data is None and original.calib is not None:
-        data = replace(original.calib, labels=None)
+        data = original.calib.unlabelled()
     if data is None:
         raise ConverterError("There are no inputs to train on; give --train.")
-    kept = False
-    for phase in phases(config):
+    told = None
+    for phase in phases(config, budget):
         if student is not None:
             assert original.module is not None
             names = [layer.name for layer in layers] if phase.features else []
@@ -99,11 +103,11 @@ def taught(
             )
             tuned = _learnt(learner, master, data, phase, [], budget, config, progress)
             network = torch_import.with_weights(network, tuned.model)
-        kept = bool(tuned.enough)
+        told = _doubt(tuned) if "max_drop" in budget else None
     if student is not None:
         feeds, free = examples(original, config.seed, 1), free_axes(original.inputs)
         network = torch_export.export(student, feeds, free)
-    return student, network, kept
+    return student, network, told
 
 
 def taught_together(
@@ -115,7 +119,7 @@ def taught_together(
     progress: Progress,
     *,
     teacher: Source | None = None,
-) -> tuple[nn.Module | None, ir.Model, bool]:
+) -> tuple[nn.Module | None, ir.Model, str | None]:
     """Put chains in the place of layers, and train the network; shared.
 
     Args:
@@ -140,9 +144,28 @@ def taught_together(
     return taught(student, network, teacher or source, done, budget, config, progress)
 
 
-def phases(config: ConvertConfig) -> list[Phase]:
-    """List the parts of the training that the options ask for."""
-    recipe = Recipe(
+def phases(config: ConvertConfig, budget: Mapping[str, float]) -> list[Phase]:
+    """List the parts of the training that the options ask for.
+
+    Outputs are held against the budget in the last of them. What int8 will lose is not seen there:
+    for it training goes on to its end.
+    """
+    recipe = _recipe(config)
+    found = []
+    if config.reconstruct:
+        first = replace(recipe, epochs=config.reconstruct)
+        found.append(Phase("reconstructing", first, reconstruction, features=True))
+    enough = budget_test(budget, config)
+    if config.finetune:
+        stop = None if config.int8 else enough
+        found.append(Phase("fine-tuning", recipe, _loss(config), enough=stop))
+    if enough is not None and (config.int8 or not config.finetune):
+        found.append(Phase("judging", replace(recipe, epochs=0), reconstruction, enough=enough))
+    return found
+
+
+def _recipe(config: ConvertConfig) -> Recipe:
+    return Recipe(
         epochs=config.finetune,
         lr=config.lr,
         batch_size=config.train_batch,
@@ -151,14 +174,42 @@ def phases(config: ConvertConfig) -> list[Phase]:
         workers=config.workers,
         seed=config.seed,
     )
-    found = []
-    if config.reconstruct:
-        first = replace(recipe, epochs=config.reconstruct)
-        found.append(Phase("reconstructing", first, reconstruction, True))
-    if config.finetune:
-        loss = own_loss(config.loss) if config.loss else distillation
-        found.append(Phase("fine-tuning", recipe, loss, False))
-    return found
+
+
+def _loss(config: ConvertConfig) -> Loss:
+    return own_loss(config.loss) if config.loss else distillation
+
+
+def check_trainable(source: Source, config: ConvertConfig) -> None:
+    """Refuse at once what cannot be trained: the original toward itself, on a few examples.
+
+    Raises:
+        ConverterError: When there is nothing to train on, or it does not run or fit.
+    """
+    data = source.train or source.calib
+    if data is None:
+        raise ConverterError("--finetune needs inputs to train on; give --train.")
+    if source.train is None:
+        data = data.unlabelled()
+    module = source.module or trainable(source.network, source, config)
+    some = np.arange(min(data.count, FEW + 2 * source.place.processes))
+    if data.labels is not None:
+        some = np.union1d(some, [data.labels.argmin(), data.labels.argmax()])
+    recipe = replace(_recipe(config), epochs=0)
+    loss = _loss(config) if config.finetune else reconstruction
+    tune(module, module, data.take(some), recipe, loss=loss, device=config.device)
+
+
+def _doubt(tuned: Tuned) -> str | None:
+    """Say why the held-out part does not say that ``--max-drop`` is kept; None where it does."""
+    if tuned.enough:
+        return None
+    if tuned.held < FEWEST:
+        return (
+            f"{tuned.held} training inputs were held out, too few to say whether --max-drop is "
+            f"kept; give --train ten times {FEWEST} or more, or labelled --eval."
+        )
+    return "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
 
 
 def trainable(network: ir.Model, source: Source, config: ConvertConfig) -> nn.Module:
@@ -187,7 +238,7 @@ def _learnt(
     """Go through one part of a training."""
     return tune(
         student, teacher, data, phase.recipe, loss=phase.loss, features=features,
-        enough=None if phase.features else budget_test(budget, config),
+        enough=phase.enough,
         device=config.device, state=_state(student, teacher, data, phase, budget, config),
         resume=config.resume, progress=lambda done: progress(phase.name, done),
     )  # fmt: skip
@@ -236,15 +287,22 @@ def _state(
             if time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink()
     weights = [_array(t) for model in (student, teacher) for t in model.state_dict().values()]
-    few = list(data.read(np.arange(min(data.count, 4))).values())
-    labels = [] if data.labels is None else [data.labels]
+    few, labels = data.lesson(np.arange(min(data.count, 4)))
     key = content(
-        weights, few, labels, data.source, data.count, data.vary is None, phase.name,
-        astuple(phase.recipe), sorted(budget.items()), config.drop_type, config.augment,
-        config.loss and inspect.getsource(find_callable(config.loss, "--loss")),
-        torch.__version__,
+        weights, list(few.values()), labels is None or [labels], data.source, data.count,
+        [] if data.labels is None else [data.labels], data.vary is None, phase.name,
+        astuple(phase.recipe), phase.enough is None, sorted(budget.items()), config.drop_type,
+        config.augment, config.loss and _code(config.loss), torch.__version__,
     )  # fmt: skip
     return place(folder / FOLDER, key, "safetensors")
+
+
+def _code(text: str) -> str:
+    """Give the source of ``module:function``; where it is another object, of the module."""
+    found = find_callable(text, "--loss")
+    with contextlib.suppress(TypeError, OSError):
+        return inspect.getsource(found)
+    return inspect.getsource(sys.modules[text.partition(":")[0]])
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -137,10 +137,16 @@ def read_named_data(
     named = config.train or (config.calib if config.trains else None)
     train = read_data(named, spec, config) if named else None
     if train is not None and config.augment == "none":
-        train = replace(train, vary=None)
+        train = train.still()
     if train is not None and not (config.train and config.labels):
-        train = replace(train, labels=None)
-    return train, read_data(config.eval, spec, config) if config.eval else None
+        train = train.unlabelled()
+    scored = read_data(config.eval, spec, config) if config.eval else None
+    if scored is not None and scored.labels is None and scored.lessons is not None:
+        raise ConverterError(
+            f"The labels y of {config.eval} are not one class an example, as accuracy takes them; "
+            "score by --evaluate, without --eval."
+        )
+    return train, scored
 
 
 def example_shapes(

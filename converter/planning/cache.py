@@ -88,9 +88,14 @@ def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -
     if known is not None:
         return known
     text = compute()
+    keep_text(folder, key, text)
+    return text
+
+
+def keep_text(folder: Path, key: str, text: str) -> None:
+    """Write text under ``key``; a folder that cannot be written keeps nothing."""
     with contextlib.suppress(OSError), whole_file(place(folder, key, "txt")) as scratch:
         scratch.write_text(f"{content(text)}\n{text}")
-    return text
 
 
 def recall_text(folder: Path, key: str) -> str | None:

@@ -21,7 +21,7 @@ from converter.networks.quantize import quantized_for_timing
 from converter.networks.runtime import cpu_model, open_file
 from converter.networks.source import Source
 from converter.networks.survey import Layer
-from converter.planning.cache import content, recall_text, remembered_text
+from converter.planning.cache import content, keep_text, recall_text, remembered_text
 from converter.planning.latency import LatencyTable
 from converter.planning.measure import race
 from converter.planning.profile import measure
@@ -99,20 +99,43 @@ def measured_speedup(
     source: Source,
     layers: Sequence[Layer],
     chosen: Mapping[str, tuple[str, Rank]],
+    table: LatencyTable,
     config: ConvertConfig,
 ) -> float:
     """Race the network with some layers in other forms, zeros for weights, against the original.
 
-    With ``config.int8`` it is quantized, the original is not.
+    With ``config.int8`` it is quantized, the original is not. A race is as noisy as the machine,
+    and another plan would have to be trained anew: ``config.resume`` believes one that was run.
 
     Args:
         source: The network.
         layers: Of the network.
         chosen: Form and rank by layer name.
+        table: Times of the layers, by which the race is known again.
         config: Options.
     """
     if not chosen and not config.int8:
         return 1.0
+    cache, shapes = config.cache_folder(), timed_shapes(source, config)
+    key = content(
+        "race", table.to_json(), sorted(chosen.items()), sorted(shapes.items()), cpu_model(),
+        onnxruntime.__version__, config.threads, config.provider, config.int8,
+    )  # fmt: skip
+    known = recall_text(cache, key) if cache is not None and config.resume else None
+    if known is not None:
+        return float.fromhex(known)
+    speedup = _raced(source, layers, chosen, config)
+    if cache is not None:
+        keep_text(cache, key, speedup.hex())
+    return speedup
+
+
+def _raced(
+    source: Source,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[str, Rank]],
+    config: ConvertConfig,
+) -> float:
     chains = {}
     for layer in layers:
         if layer.name in chosen and layer.conv is not None:
@@ -122,9 +145,9 @@ def measured_speedup(
     other = rewrite(source.network, chains)
     sessions = [open_session(m, config.threads, config.provider) for m in (source.network, other)]
     if config.int8:
-        content = ir.to_proto(other).SerializeToString()
-        content = quantized_for_timing(content, weights_folder(other))
-        sessions[1] = open_file(content, config.threads, config.provider)
+        network = ir.to_proto(other).SerializeToString()
+        network = quantized_for_timing(network, weights_folder(other))
+        sessions[1] = open_file(network, config.threads, config.provider)
     dtypes = {item.name: item.dtype for item in source.inputs}
     shapes = timed_shapes(source, config)
     batch = next(iter(shapes.values()))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from converter.data import Data
+from converter.data import Data, Lesson
 from converter.errors import ConverterError
 from converter.tuning.lesson import Recipe
 
@@ -51,7 +52,7 @@ class Batches(Dataset[Any]):
         """
         self.data, self.recipe, self.rank, self.processes = data, recipe, rank, processes
         fewest = min(FEWEST_BATCHES, data.count // processes)
-        self.per_epoch = max(data.count // recipe.batch_size, fewest)
+        self.per_epoch = max(math.ceil(data.count / recipe.batch_size), fewest)
         if self.per_epoch < 1 or data.count // self.per_epoch < processes:
             raise ConverterError(
                 f"A batch has at least an example for each of {processes} processes; give more "
@@ -63,8 +64,17 @@ class Batches(Dataset[Any]):
         """Count the steps that are left."""
         return self.recipe.epochs * self.per_epoch - self.first
 
-    def __getitem__(self, number: int) -> list[Part]:
-        """Read the parts of a step."""
+    def __getitem__(self, number: int) -> list[Part] | ConverterError:
+        """Read the parts of a step; what is wrong with them is given, not raised.
+
+        A worker process would wrap it in a trace of its own.
+        """
+        try:
+            return self._parts(number)
+        except ConverterError as error:
+            return error
+
+    def _parts(self, number: int) -> list[Part]:
         if not 0 <= number < len(self):
             raise IndexError(number)
         epoch, batch = divmod(self.first + number, self.per_epoch)
@@ -74,9 +84,7 @@ class Batches(Dataset[Any]):
         parts: list[Part] = []
         for part in np.array_split(own, min(self.recipe.accumulate, len(own))):
             rng = np.random.default_rng((self.recipe.seed, epoch, int(part[0])))
-            feeds = self.data.augmented(part, rng).values()
-            labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[part])
-            inputs = [torch.from_numpy(np.ascontiguousarray(feed)) for feed in feeds]
+            inputs, labels = tensors(self.data.lesson(part, rng))
             parts.append((inputs, labels, len(part) / len(own)))
         return parts
 
@@ -84,7 +92,7 @@ class Batches(Dataset[Any]):
         """Iterate over the steps from number ``first`` on.
 
         Raises:
-            ConverterError: When there can be no other processes to read.
+            ConverterError: When there can be no other processes to read, or a step cannot be read.
         """
         self.first, workers = first, self.recipe.workers
         if workers and "fork" not in multiprocessing.get_all_start_methods():
@@ -97,8 +105,21 @@ class Batches(Dataset[Any]):
             multiprocessing_context="fork" if workers else None,
             generator=torch.Generator(),  # it draws a number, which is not to be the global one's
         )
-        return enumerate(loader, first)
+        for step, parts in enumerate(loader, first):
+            if isinstance(parts, ConverterError):
+                raise parts
+            yield step, parts
 
 
-def _as_it_is(parts: list[Part]) -> list[Part]:
+def tensors(lesson: Lesson) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Give inputs and labels as tensors, labels as int64 or float32."""
+    feeds, labels = lesson
+    inputs = [torch.from_numpy(np.ascontiguousarray(feed)) for feed in feeds.values()]
+    if labels is None:
+        return inputs, None
+    kind = np.float32 if labels.dtype.kind == "f" else np.int64
+    return inputs, torch.from_numpy(labels.astype(kind))
+
+
+def _as_it_is(parts: object) -> object:
     return parts

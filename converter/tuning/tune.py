@@ -21,7 +21,7 @@ from converter.data import Data
 from converter.errors import ConverterError, root_line
 from converter.networks.torch_export import copied
 from converter.place import place_of
-from converter.tuning.batches import Batches, parted
+from converter.tuning.batches import Batches, parted, tensors
 from converter.tuning.descent import Descent
 from converter.tuning.lesson import Loss, Recipe, Run, Tensors, distillation, inside, whole
 from converter.tuning.state import State, Weights, read_state
@@ -47,13 +47,15 @@ class Tuned:
         epochs: Passes over the data that were made.
         first_loss: On the held-out part, before.
         best_loss: And of the weights that were kept.
-        enough: Whether these are enough, or None where that was not asked.
+        held: Examples that were held out.
+        enough: Whether the weights kept are enough, or None where that was not asked.
     """
 
     model: nn.Module
     epochs: float
     first_loss: float
     best_loss: float
+    held: int
     enough: bool | None = None
 
 
@@ -106,17 +108,17 @@ def tune(
     layout, outputs = _tried(model.eval(), original.eval(), answer, wanted, data, place.device)
     each = sum(a.nbytes for a in data.read(np.arange(1)).values())
     if enough is not None:
-        each += 2 * sum(4 * output[:1].numel() for output in outputs)
+        each += 2 * sum(4 * output[:1].numel() for output in outputs if output.ndim)
     held, train = parted(data, each, recipe.seed)
     held = held.varied(recipe.seed)
-    if train.labels is not None and loss is distillation:
-        _check_labels(outputs[0], train)
+    if loss is distillation:
+        _check_labels(outputs[0], data)
 
     bfloat16 = recipe.bfloat16 and place.computes_bfloat16()
 
     def loss_of(inputs: Tensors, labels: torch.Tensor | None) -> torch.Tensor:
         inputs = _moved(inputs, place.device, layout)
-        labels = None if labels is None else labels.long().to(place.device)
+        labels = None if labels is None else labels.to(place.device)
         with torch.autocast(place.device.type, torch.bfloat16, enabled=bfloat16):
             with torch.no_grad():
                 targets = wanted(inputs)
@@ -129,10 +131,11 @@ def tune(
     def held_out() -> tuple[float, bool]:
         total, before, after = 0.0, list[list[np.ndarray]](), list[list[np.ndarray]]()
         size = min(BATCH, max(recipe.batch_size // (recipe.accumulate * place.processes), 1))
-        for indices, feeds in held.batches(size):
-            inputs = _moved([torch.from_numpy(f) for f in feeds.values()], place.device, layout)
-            labels = None if held.labels is None else torch.from_numpy(held.labels[indices])
-            labels = None if labels is None else labels.long().to(place.device)
+        # Batches of about the same size: there is none of one example beside larger ones.
+        for indices in np.array_split(np.arange(held.count), math.ceil(held.count / size)):
+            feeds, labels = tensors(held.lesson(indices))
+            inputs = _moved(feeds, place.device, layout)
+            labels = None if labels is None else labels.to(place.device)
             outputs, outputs_wanted = answer(inputs), wanted(inputs)
             total += float(loss(outputs, outputs_wanted, labels)) * len(indices)
             if enough is not None:
@@ -152,6 +155,11 @@ def tune(
         now = None  # not all processes have it
     if now is None:
         first_loss, done = held_out()
+        if recipe.epochs and not math.isfinite(first_loss):
+            raise ConverterError(
+                f"The network loses {first_loss} on {data.source} before any training; nothing can "
+                "be won from there."
+            )
         start = _copy(model.state_dict())
         now = State(0, start, start, start, {}, first_loss, first_loss, done)
     model.load_state_dict(now.weights)
@@ -159,6 +167,7 @@ def tune(
         descent.restore(now.moments)
     average = {name: tensor.to(place.device) for name, tensor in _copy(now.average).items()}
     saved_s = time.monotonic()
+    progress(now.step / max(steps, 1))
     for step, parts in () if now.done else batches.read(now.step):
         model.zero_grad()
         for inputs, labels, share in parts:
@@ -196,7 +205,7 @@ def tune(
     shipped.load_state_dict(now.best)
     reached = None if enough is None else now.done
     epochs = now.step / batches.per_epoch
-    return Tuned(shipped.eval(), epochs, now.first_loss, now.best_loss, reached)
+    return Tuned(shipped.eval(), epochs, now.first_loss, now.best_loss, held.count, reached)
 
 
 def _tried(
@@ -238,8 +247,11 @@ def _tried(
 
 
 def _check_labels(output: torch.Tensor, data: Data) -> None:
-    assert data.labels is not None
-    if output.ndim != 2 or not 0 <= data.labels.min() <= data.labels.max() < output.shape[1]:
+    labels = data.labels
+    if labels is None and data.lessons is None:
+        return
+    fit = labels is not None and output.ndim == 2
+    if not fit or labels is None or not 0 <= labels.min() <= labels.max() < output.shape[1]:
         raise ConverterError(
             f"The labels of {data.source} do not fit the network's outputs of shape "
             f"{tuple(output.shape[1:])}; give classes from 0 on, or pass --labels=false."
@@ -269,7 +281,7 @@ def _moved(
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
+    return np.atleast_1d(tensor.float().cpu().numpy())
 
 
 def _follow(average: Weights, weights: Weights, step: int, window: int) -> None:
