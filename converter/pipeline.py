@@ -105,8 +105,9 @@ def convert(
     result = prove(source, conversion, config, evaluate, command, progress)
     while _withdrawable(conversion, config, result.comparison):
         slow = verdict(result.comparison.gain)
+        than = " than the original's int8" if config.int8 else ""
         plan = conversion.plan.withdrawn(
-            f"with it the network was no faster ({slow})", _least_gain(conversion.rows)
+            f"with it the network was no faster{than} ({slow})", _least_gain(conversion.rows)
         )
         solved = build(plan, now, layers, config, progress)
         found = replace(found, solved=solved, predicted_speedup=None)
@@ -328,8 +329,9 @@ def carried_out(
         rows = layer_rows(layers, plan, {}, {}, found.table)
         int8, missed = small_version(teacher.network, teacher, found, config)
         return Conversion(
-            plan, rows, teacher.original, teacher.module, None, missed, budget, int8=int8
-        )
+            plan, rows, teacher.original, teacher.module, None, missed, budget,
+            frontier=found.frontier, int8=int8, lost=found.lost,
+        )  # fmt: skip
     converted, module, unproven = found.solved.network, None, None
     problem = check_same(source.original, source.network, samples(source, config.seed))
     problem = problem or check(
@@ -362,6 +364,7 @@ def carried_out(
         found.frontier,
         unproven,
         int8,
+        found.lost,
     )
 
 

@@ -2,9 +2,10 @@
 
 The sample network, ResNet-20 and ResNet-56 on CIFAR-10 (``scripts/fetch_cifar10.py``;
 ``--checkpoints``): flatconv is given a budget, and every tool the share of multiply-accumulates
-that flatconv's network has left (unstructured pruning: the share of weights; AIMET: the least
-that its search goes to, where that is more). All are trained alike, by ``converter.tuning`` for
-three epochs, and raced together in onnxruntime, batch 1, one thread. ResNet-18 (pytorchcv, random
+that flatconv's network has left (unstructured pruning: the share of parameters; AIMET: the least
+that its search goes to, where that is more). All take the statistics of BatchNorm anew, on the
+images that flatconv solves for, are trained alike, by ``converter.tuning`` for three epochs, and
+raced together in onnxruntime, batch 1, one thread. ResNet-18 (pytorchcv, random
 weights) for time alone. Every package has a virtual environment of its own under ``runs/peers``.
 ``--openvino`` also times the original, flatconv's network and their int8 in OpenVINO. Rows are
 written as they come; ``--resume`` keeps those there.
@@ -13,6 +14,7 @@ written as they come; ``--resume`` keeps those there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -91,11 +93,11 @@ def run(command: list[Any]) -> str:
 
 def by_flatconv(
     model: str, config: converter.ConvertConfig, folder: Path, epochs: int
-) -> tuple[Networks, float]:
+) -> tuple[Networks, dict[str, float]]:
     """Convert by flatconv, untrained and trained.
 
     Returns:
-        The files, and the share of multiply-accumulates that is left.
+        The files, and the shares of multiply-accumulates and of parameters that are left.
     """
     found: Networks = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,26 +109,33 @@ def by_flatconv(
         onnx_network.save(result.converted, found[state])
         onnx_network.save(result.original, folder.parent / "original.onnx")
     report = result.report.to_dict()
-    return found, report["converted"]["macs"] / report["original"]["macs"]
+    names = ("macs", "params")
+    return found, {name: report["converted"][name] / report["original"][name] for name in names}
 
 
 def by_tool(
     tool: str, model: str, config: converter.ConvertConfig, share: float, folder: Path, epochs: int
-) -> Networks:
+) -> tuple[Networks, dict[str, Any]]:
     """Have another tool make the network smaller, in an environment of its own.
+
+    Returns:
+        The files; and how many ``params`` are left, other than zero.
 
     Raises:
         RuntimeError: When it cannot.
     """
-    wanted, figures = {"share": share, "epochs": epochs}, folder / "figures.json"
+    figures = folder / "figures.json"
+    python, script = interpreter(tool), ROOT / "scripts" / "build_peer.py"
+    command = [tool, "--model", model, "--config", json.dumps(config.to_json())]
+    command += ["--share", str(share), "--epochs", str(epochs), "--out", str(folder)]
+    made_of = [*command, script.read_text(), *REQUIREMENTS.get(tool, [])]
+    digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()
     made = json.loads(figures.read_text()) if figures.exists() else {}
-    if not wanted.items() <= made.items():
-        script = ROOT / "scripts" / "build_peer.py"
-        options = json.dumps(config.to_json())
-        command = [interpreter(tool), script, tool, "--model", model, "--config", options]
-        run([*command, "--share", share, "--epochs", epochs, "--out", folder])
+    if made.get("made_of") != digest:
+        run([python, script, *command, "--made-of", digest])
+        made = json.loads(figures.read_text())
     states = ("untuned", "tuned") if epochs else ("untuned",)
-    return {state: folder / f"{state}.onnx" for state in states}
+    return {state: folder / f"{state}.onnx" for state in states}, made
 
 
 def race(networks: Mapping[str, Path], data: Any) -> dict[str, Any]:
@@ -139,15 +148,19 @@ def peers(
     name: str, model: str, config: converter.ConvertConfig, epochs: int
 ) -> Iterator[dict[str, Any]]:
     """Give a row for each tool."""
-    folder = FOLDER / name.replace(" ", "_").replace(",", "")
+    folder = place(name)
     made: dict[str, Networks] = {}
     failed: dict[str, str] = {}
-    made["flatconv"], share = by_flatconv(model, config, folder / "flatconv", epochs)
+    left: dict[str, int] = {}  # parameters that are not zero, where zeros are stored, too
+    made["flatconv"], shares = by_flatconv(model, config, folder / "flatconv", epochs)
     plain = replace(config, target_speedup=None, max_macs=None)
     source = open_source(model, None, plain, None)
     for tool, title in TOOLS.items():
+        share = shares["params" if tool == "l1" else "macs"]
         try:
-            made[title] = by_tool(tool, model, plain, share, folder / tool, epochs)
+            made[title], figures = by_tool(tool, model, plain, share, folder / tool, epochs)
+            if tool == "l1":
+                left[title] = figures["params"]
         except RuntimeError as error:
             failed[title] = str(error)
     original = folder / "original.onnx"
@@ -163,15 +176,15 @@ def peers(
         for title, states in made.items()
         for state, path in states.items()
     }
-    figures = race(every, source.eval)
-    whole = figures["original"]
+    seen_of = race(every, source.eval)
+    whole = seen_of["original"]
     for title in made:
-        untuned, tuned = (figures.get(f"{title}, {state}") for state in ("untuned", "tuned"))
+        untuned, tuned = (seen_of.get(f"{title}, {state}") for state in ("untuned", "tuned"))
         shown = tuned or untuned
         row: dict[str, Any] = {
-            "name": f"{name}, {title}",
+            "name": named(name, epochs, title),
             "macs_share": shown.macs / whole.macs,
-            "params_share": shown.params / whole.params,
+            "params_share": left.get(title, shown.params) / whole.params,
             "speedup": shown.speedup.median,
             "speedup_low": shown.speedup.low,
             "speedup_high": shown.speedup.high,
@@ -181,27 +194,44 @@ def peers(
                 row[f"drop_points_{state}"] = 100 * (whole.accuracy - seen.accuracy)
         yield row
     for title, reason in failed.items():
-        yield {"name": f"{name}, {title}", "reason": reason}
+        yield {"name": named(name, epochs, title), "reason": reason}
+
+
+def place(name: str) -> Path:
+    """Name the folder of a network."""
+    return FOLDER / name.replace(" ", "_").replace(",", "")
+
+
+def named(name: str, epochs: int, title: str) -> str:
+    """Name a row."""
+    return f"{name}, {epochs} epochs, {title}" if epochs else f"{name}, {title}"
 
 
 def openvino(
     name: str, model: str, config: converter.ConvertConfig, epochs: int
 ) -> Iterator[dict[str, Any]]:
-    """Time original and flatconv's network, and their int8, in OpenVINO."""
-    folder = FOLDER / name.replace(" ", "_").replace(",", "")
+    """Time and score original and flatconv's network, and their int8, in OpenVINO."""
+    folder = place(name)
     source = open_source(model, None, replace(config, target_speedup=None, max_macs=None), None)
-    assert source.calib is not None
-    calib = folder / "calib.npz"
+    assert source.calib is not None and source.eval is not None
+    calib, scored = folder / "calib.npz", folder / "eval.npz"
     np.savez(calib, **source.calib.read(np.arange(min(source.calib.count, 256))))
+    every = source.eval.read(np.arange(source.eval.count))
+    assert source.eval.labels is not None
+    np.savez(scored, **every, labels_of_all=source.eval.labels)
     ours = folder / "flatconv" / ("tuned.onnx" if epochs else "untuned.onnx")
-    command = [interpreter("openvino"), ROOT / "scripts" / "race_openvino.py", calib]
-    found = json.loads(run([*command, folder / "original.onnx", ours]).splitlines()[-1])
-    for title, median_ms in found.items():
-        yield {
-            "name": f"{name}, OpenVINO, {title}",
-            "median_ms": median_ms,
-            "speedup": found["original"] / median_ms,
-        }
+    try:
+        command = [interpreter("openvino"), ROOT / "scripts" / "race_openvino.py", calib, scored]
+        found = json.loads(run([*command, folder / "original.onnx", ours]).splitlines()[-1])
+    except RuntimeError as error:
+        yield {"name": named(name, epochs, "OpenVINO, original"), "reason": str(error)}
+        return
+    whole = found["original"]
+    state = "tuned" if epochs else "untuned"
+    for title, seen in found.items():
+        drop = 100 * (whole["accuracy"] - seen.pop("accuracy"))
+        row = {"name": named(name, epochs, f"OpenVINO, {title}"), **seen}
+        yield row | {f"drop_points_{state}": drop}
 
 
 def resnet18() -> nn.Module:
@@ -229,11 +259,11 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
             checkpoint=checkpoint, calib=train, samples=SAMPLES, train=train,
             eval=str(options.data / "test.npz"), precision="bfloat16", **budget,
         )  # fmt: skip
-        if f"{name}, flatconv" not in done:
+        if named(name, options.epochs, "flatconv") not in done:
             start = time.perf_counter()
             yield from peers(name, model, config, options.epochs)
             print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
-        if options.openvino and f"{name}, OpenVINO, original" not in done:
+        if options.openvino and named(name, options.epochs, "OpenVINO, original") not in done:
             yield from openvino(name, model, config, options.epochs)
     if f"{TIMED}, flatconv" not in done and not options.only:
         images = np.random.default_rng(0).standard_normal((IMAGES, 3, 224, 224))

@@ -36,6 +36,7 @@ from converter.tuning.lesson import Recipe
 from converter.tuning.tune import tune
 
 BISECTIONS, SCORED = 12, 512
+BATCH = 128
 SMALL = 0.25  # of the MACs that may be left: a first layer of less is left alone, as is usual
 Compress = Callable[[nn.Module, torch.Tensor, float, Data], nn.Module]
 
@@ -198,7 +199,11 @@ def without_torchvision() -> None:
 
 
 def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
-    """AIMET's spatial SVD: ranks chosen greedily by the accuracy on some of the images."""
+    """AIMET's spatial SVD: ranks chosen greedily by a score on some of the images.
+
+    The score is the mean probability of the right class: of accuracies too many are equal, and its
+    search then ends far below what it was asked for.
+    """
     without_torchvision()
     from decimal import Decimal
 
@@ -210,12 +215,12 @@ def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: D
         raise SystemExit("AIMET chooses ranks by accuracy, and random weights have none.")
     images = data.read(np.arange(min(SCORED, data.count)))
     x = torch.from_numpy(next(iter(images.values())))
-    y = torch.from_numpy(data.labels[: len(x)])
+    y = torch.from_numpy(data.labels[: len(x)]).long()
 
     @torch.no_grad()
     def score(candidate: nn.Module, iterations: int | None = None, use_cuda: bool = False) -> float:
         candidate.eval()
-        return float((candidate(x).argmax(1) == y).float().mean())
+        return float(candidate(x).softmax(1).gather(1, y[:, None]).mean())
 
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     small = first_is_small(model, example, share)
@@ -269,11 +274,13 @@ class Kept(nn.Module):
 
 
 def l1_pruning(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
-    """Keep the largest ``share`` of the convolutions' weights, over all layers."""
+    """Keep ``share`` of all parameters: the largest weights of the convolutions, over all layers."""
     found = copy.deepcopy(model)
     convs = [m for m in found.modules() if isinstance(m, nn.Conv2d)]
     sizes = torch.cat([m.weight.data.abs().flatten() for m in convs])
-    least = sizes.sort(descending=True).values[min(int(share * len(sizes)), len(sizes) - 1)]
+    every = sum(parameter.numel() for parameter in found.parameters())
+    kept = int(share * every) - (every - len(sizes))
+    least = sizes.sort(descending=True).values[min(max(kept, 0), len(sizes) - 1)]
     for conv in convs:
         parametrize.register_parametrization(conv, "weight", Kept(conv.weight.data.abs() > least))
     return found
@@ -297,6 +304,22 @@ def plain(model: nn.Module) -> nn.Module:
     return found.eval()
 
 
+@torch.no_grad()
+def recalibrated(model: nn.Module, data: Data) -> nn.Module:
+    """Take the statistics of BatchNorm anew, over all images: those of the original do not fit.
+
+    Without that, no tool's network learns well in a few epochs, since training leaves them alone.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    for _, feeds in data.batches(min(BATCH, data.count)):
+        model(torch.from_numpy(next(iter(feeds.values()))))
+    return model.eval()
+
+
 def write(model: nn.Module, source: Source, path: Path) -> None:
     """Export a network."""
     network = export(plain(model), examples(source, 0, 1), free_axes(source.inputs))
@@ -309,9 +332,12 @@ def main() -> int:
     parser.add_argument("tool", choices=tuple(TOOLS))
     parser.add_argument("--model", required=True, help="module:factory")
     parser.add_argument("--config", required=True, help="options of flatconv, as JSON")
-    parser.add_argument("--share", type=float, required=True, help="of the MACs (l1: weights)")
+    parser.add_argument(
+        "--share", type=float, required=True, help="of the MACs (l1: of the parameters)"
+    )
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--made-of", default="", help="digest of what the networks follow from")
     options = parser.parse_args()
     config = converter.ConvertConfig.from_json(json.loads(options.config))
     source = open_source(options.model, None, config, None)
@@ -320,6 +346,8 @@ def main() -> int:
     start = time.perf_counter()
     data = source.train or source.calib
     student = TOOLS[options.tool](copy.deepcopy(source.module), example, options.share, data)
+    if source.calib is not None:
+        student = recalibrated(student.eval(), source.calib)
     seconds = time.perf_counter() - start
     for parameter in student.parameters():
         parameter.requires_grad_(True)
@@ -329,7 +357,8 @@ def main() -> int:
         recipe = Recipe(epochs=options.epochs, bfloat16=True)
         tuned = tune(student.eval(), source.module, source.train, recipe)
         write(tuned.model, source, options.out / "tuned.onnx")
-    figures = {"share": options.share, "epochs": options.epochs, "compress_s": seconds}
+    kept = sum(int(t.count_nonzero()) for t in plain(student).parameters())
+    figures = {"compress_s": seconds, "params": kept, "made_of": options.made_of}
     (options.out / "figures.json").write_text(json.dumps(figures))
     return 0
 

@@ -1,4 +1,7 @@
-"""Race ONNX networks and their int8 (by NNCF) in OpenVINO, one thread; run by bench_peers.py."""
+"""Race and score ONNX networks and their int8 (by NNCF) in OpenVINO, one thread.
+
+Run by ``scripts/bench_peers.py`` in an environment of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ import numpy as np
 import openvino
 
 ROUNDS, BLOCK_S = 40, 0.05
+NORMAL_99 = 2.576
 
 
 def main() -> int:
-    """Print the median milliseconds a call of each network as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print time, speedup with its 99 % interval and accuracy of each network as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("calib", type=Path, help=".npz of inputs")
+    parser.add_argument("eval", type=Path, help=".npz of inputs, and labels_of_all")
     parser.add_argument("original", type=Path)
     parser.add_argument("flattened", type=Path)
     options = parser.parse_args()
@@ -28,6 +33,9 @@ def main() -> int:
     settings["INFERENCE_PRECISION_HINT"] = "f32"  # bfloat16 where the CPU has it, otherwise
     with np.load(options.calib) as file:
         inputs = {name: file[name] for name in file.files}
+    with np.load(options.eval) as file:
+        scored = {name: file[name] for name in inputs}
+        labels = file["labels_of_all"]
     count = len(next(iter(inputs.values())))
     examples = [{n: a[i : i + 1] for n, a in inputs.items()} for i in range(count)]
     compiled = {}
@@ -46,7 +54,23 @@ def main() -> int:
                 request.infer(examples[number % count])
                 calls += 1
             times[name].append(1e3 * passed / calls)
-    print(json.dumps({name: statistics.median(found) for name, found in times.items()}))
+    found = {}
+    for name, request in requests.items():
+        ratios = np.sort(np.divide(times["original"], times[name]))
+        off = int(np.ceil(NORMAL_99 * ROUNDS**0.5 / 2))  # ranks about the median
+        low, high = ratios[ROUNDS // 2 - off], ratios[ROUNDS // 2 + off - 1]
+        hits = 0
+        for number, label in enumerate(labels):
+            request.infer({n: a[number : number + 1] for n, a in scored.items()})
+            hits += int(request.get_output_tensor(0).data.argmax()) == label
+        found[name] = {
+            "speedup": float(np.median(ratios)),
+            "speedup_low": float(low),
+            "speedup_high": float(high),
+            "median_ms": statistics.median(times[name]),
+            "accuracy": hits / len(labels),
+        }
+    print(json.dumps(found))
     return 0
 
 

@@ -194,8 +194,11 @@ def test_weights_in_a_file_of_their_own_are_timed(place):
 def test_a_budget_kept_by_steps_in_floating_point_is_told_as_kept(place):
     config = ConvertConfig(calib="calib.npz", max_error=0.02, int8=True)
     report = converter.convert("net.onnx", config=config).report.to_dict()
-    assert report["met"] == (report["reason"] is None or "No layer" in report["reason"])
-    assert not report["met"] or report["int8"]["converted"]["rel_output_error"] <= 0.02
+    assert report["met"]
+    # int8 alone would break the budget: it is held against what of it keeps it, too.
+    for name in ("original", "converted"):
+        assert report["int8"][name]["rel_output_error"] <= 0.02
+    assert any(layer["form"] for layer in report["layers"]) or "no faster" in report["reason"]
 
 
 def test_a_network_in_half_precision_is_refused(tmp_path):
