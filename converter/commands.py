@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from torch import nn
@@ -19,8 +20,10 @@ from converter.networks import onnx_network
 from converter.networks.source import open_source, read_data
 from converter.networks.survey import Layer
 from converter.pipeline import check_options, decide, list_layers
+from converter.planning import profile
 from converter.planning.latency import LatencyTable
 from converter.planning.plan import Plan
+from converter.planning.profile import NodeTime
 from converter.planning.timing import latency_table
 
 
@@ -88,7 +91,8 @@ def compare(
 
     Args:
         paths: At least two; the first is what the others are held against.
-        data: Inputs, as ``ConvertConfig.calib``; with labels for accuracy.
+        data: Inputs, as ``ConvertConfig.calib``, with labels for accuracy; those of
+            ``config.eval`` if left out.
         config: Options of timing and of images.
         progress: Called with a stage and the share of it that is done.
 
@@ -96,6 +100,7 @@ def compare(
         ConverterError: When a file cannot be read, or the networks take other inputs.
     """
     config = config or ConvertConfig()
+    data = data or config.eval
     if len(paths) < 2:
         raise ConverterError("Name at least two .onnx files to compare.")
     models = {str(path): onnx_network.load(Path(path)) for path in paths}
@@ -114,6 +119,25 @@ def compare(
         seed=config.seed,
         progress=progress,
     )
+
+
+def node_times(
+    *paths: str | Path, comparison: Comparison, config: ConvertConfig | None = None
+) -> list[tuple[NodeTime, ...]]:
+    """Time what onnxruntime makes of the networks of a comparison, node by node.
+
+    Args:
+        paths: As for ``compare``.
+        comparison: What ``compare`` gave, whose input shapes are used.
+        config: Options of timing.
+
+    Raises:
+        ConverterError: When a file cannot be read or run.
+    """
+    config = config or ConvertConfig()
+    shapes = list(comparison.input_shapes.values())
+    how: dict[str, Any] = {"threads": config.threads, "provider": config.provider}
+    return [profile.node_times(Path(path), shapes, **how) for path in paths]
 
 
 def export(

@@ -44,6 +44,7 @@ from converter.networks.survey import Layer, survey
 from converter.place import check_device, place_of
 from converter.planning.plan import Plan, make_plan, read_plan
 from converter.planning.spread import connected
+from converter.planning.timing import chosen_times
 from converter.tuning.lesson import own_loss
 
 # The other processes wait while the first one searches and measures.
@@ -302,7 +303,9 @@ def decide(
                 "and --plan."
             )
         plan = make_plan(layers, config, source.shapes)
-        return Found(build(plan, source, layers, config, progress))
+        forms = {name: (form.name, rank) for name, (form, rank) in plan.chosen().items()}
+        times = chosen_times(source, layers, forms, config, progress)
+        return Found(build(plan, source, layers, config, progress), times)
 
     def carry_out(plan: Plan, whole: bool) -> Solved:
         return build(plan, source, layers, config, progress, whole=whole)

@@ -274,7 +274,7 @@ class Kept(nn.Module):
 
 
 def l1_pruning(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
-    """Keep ``share`` of all parameters: the largest weights of the convolutions, over all layers."""
+    """Keep ``share`` of all parameters: the largest of the convolutions, over all layers."""
     found = copy.deepcopy(model)
     convs = [m for m in found.modules() if isinstance(m, nn.Conv2d)]
     sizes = torch.cat([m.weight.data.abs().flatten() for m in convs])

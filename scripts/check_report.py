@@ -23,6 +23,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 VIEWS = {"light": (1000, 1400), "dark": (1000, 1400), "phone": (390, 844)}
 WAIT_S = 30
+PAPER = 700  # pixels between the margins of a page
 
 
 @contextmanager
@@ -64,7 +65,17 @@ def problems(browser: Any, page: Path) -> list[str]:
     wide = browser.execute_script("return document.body.scrollWidth - window.innerWidth")
     if wide > 0:
         found.append(f"it is {wide} pixels wider than the screen")
-    return found + unsorted(browser)
+    return found + unsorted(browser) + cut_off_on_paper(browser)
+
+
+def cut_off_on_paper(browser: Any) -> list[str]:
+    """List the charts that are wider than a page of paper when it is printed."""
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    widths = browser.execute_script(
+        "return [...document.querySelectorAll('.plotly-graph-div')].map(c => c._fullLayout.width)"
+    )
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    return [f"on paper a chart is {width} pixels wide" for width in widths if width > PAPER]
 
 
 def unsorted(browser: Any) -> list[str]:

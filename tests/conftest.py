@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converter import cli
 from converter.networks.onnx_network import observe_batches
-from converter.planning import measure
+from converter.planning import measure, profile
 
 # The same examples in every run; pytest --hypothesis-profile=default looks for others.
 settings.register_profile("repeatable", derandomize=True)
@@ -86,6 +86,8 @@ def short_races():
         patch.setattr(measure, "BUDGET_S", 0.2)
         patch.setattr(measure, "FEWEST_ROUNDS", 8)
         patch.setattr(measure, "MOST_ROUNDS", 10)
+        for name, value in {"PROFILE_S": 0.02, "RACED": 2, "ROUNDS": 3, "BLOCK_S": 0.005}.items():
+            patch.setattr(profile, name, value)
         yield
 
 

@@ -12,7 +12,6 @@ from converter.config import ConvertConfig
 from converter.errors import ConverterError
 from converter.networks.source import open_source
 from converter.pipeline import list_layers
-from converter.planning import profile
 from converter.planning.timing import latency_table, measured_speedup
 
 CHANNELS = (3, 32, 32, 32)
@@ -21,9 +20,7 @@ CHANNELS = (3, 32, 32, 32)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A network whose kernels are nearly of low rank, and data, in the current folder."""
-    with pytest.MonkeyPatch.context() as patch, work_in(tmp_path_factory.mktemp("budget")) as here:
-        for name, value in {"PROFILE_S": 0.02, "RACED": 2, "ROUNDS": 3, "BLOCK_S": 0.005}.items():
-            patch.setattr(profile, name, value)
+    with work_in(tmp_path_factory.mktemp("budget")) as here:
         make_net(here / "net.onnx", channels=CHANNELS, size=32, loss=0.02)
         np.savez(here / "calib.npz", x=noise(64, 3, 32, 32, seed=1))
         np.savez(here / "eval.npz", x=noise(64, 3, 32, 32, seed=2))
@@ -207,3 +204,9 @@ def test_a_race_is_run_once_where_a_training_goes_on(place, monkeypatch, tmp_pat
     assert measured_speedup(source, layers, chosen, table, resumed) == before
     for other, how in ((chosen, config), ({"conv1": ("separable", (8,))}, resumed)):
         assert measured_speedup(source, layers, other, table, how) != before
+
+
+def test_other_budgets_are_drawn_where_none_is_kept(place):
+    _, report = convert(place, "none", max_error=1e-6, frontier=True)
+    assert not any(layer["form"] for layer in report["layers"])
+    assert len(report["frontier"]) > 1

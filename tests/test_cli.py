@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,11 @@ import onnxruntime
 import pytest
 import torch
 from conftest import flatconv, make_net, noise, work_in
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import converter
-from converter import Plan, cli
+from converter import ConverterError, Plan, cli
 from converter.networks.torch_export import find_callable
 
 ROOT = Path(converter.__file__).parent.parent
@@ -210,7 +211,79 @@ def test_compare_writes_json_and_html(place, out):
     for network in figures["networks"]:
         accuracy = np.mean(run(network["name"], data["x"]).argmax(1) == data["y"])
         assert network["accuracy"] == pytest.approx(accuracy)
-    assert "<html" in (out / "page.html").read_text()
+    page = (out / "page.html").read_text()
+    assert "<html" in page and "flatconv compare net.onnx other.onnx" in page
+    # every network with the nodes that the runtime makes of it
+    rows = re.findall(r"<tr>(.*?)</tr>", page.partition('id="layers"')[2], re.DOTALL)
+    cells = [re.findall(r'data-value="([^"]*)"', row) for row in rows[1:]]
+    assert {row[0] for row in cells} == {"net.onnx", "other.onnx"}
+    assert "Conv" in {row[1] for row in cells} and all(float(row[3]) > 0 for row in cells)
+    assert "Time by kinds of nodes" in page
+
+
+def test_compare_scores_on_eval_where_no_other_data_is_named(place):
+    status, text, _ = flatconv("compare", "net.onnx", "other.onnx", "--eval", "data.npz")
+    assert status == 0 and "data.npz" in text and "accuracy" in text
+
+
+def test_names_are_no_markup(place, out):
+    (out / "a[").mkdir(parents=True)
+    for name in ("net[red]b.onnx", "a[/b].onnx"):
+        (out / name).write_bytes(Path("net.onnx").read_bytes())
+    status, text, err = flatconv("compare", out / "net[red]b.onnx", out / "a[/b].onnx")
+    assert status == 0, err
+    assert "net[red]b.onnx" in text and "a[/b].onnx" in text
+
+
+FLOAT16 = TensorProto.FLOAT16
+
+
+def linear(path, kind=TensorProto.FLOAT, words=False):
+    """Write a linear layer; with ``words`` it gives the name of the likeliest class, too."""
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["y"])]
+    outputs = [helper.make_tensor_value_info("y", kind, ["N", 4])]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 2)]
+    if words:
+        nodes.append(helper.make_node("ArgMax", ["y"], ["k"], axis=1, keepdims=0))
+        names = {"keys_int64s": range(4), "values_strings": ["cat", "dog", "cow", "hen"]}
+        nodes.append(helper.make_node("LabelEncoder", ["k"], ["s"], domain="ai.onnx.ml", **names))
+        outputs.append(helper.make_tensor_value_info("s", TensorProto.STRING, ["N"]))
+    weights = noise(8, 4).astype(helper.tensor_dtype_to_np_dtype(kind))
+    graph = helper.make_graph(
+        nodes, "linear", [helper.make_tensor_value_info("x", kind, ["N", 8])], outputs,
+        [numpy_helper.from_array(weights, "w")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+def test_networks_of_other_precision_are_compared(place, out):
+    out.mkdir()
+    files = linear(out / "single.onnx"), linear(out / "half.onnx", FLOAT16)
+    found = converter.commands.compare(*files)
+    assert 0 < found.networks[1].rel_output_error < 1e-2
+    assert found.networks[1].bytes < found.networks[0].bytes
+    with pytest.raises(ConverterError, match="takes other inputs"):
+        converter.commands.compare(files[0], linear(out / "whole.onnx", TensorProto.INT32))
+
+
+def test_words_among_the_outputs_are_left_out(place, out):
+    out.mkdir()
+    files = linear(out / "one.onnx", words=True), linear(out / "two.onnx", words=True)
+    found = converter.commands.compare(*files)
+    assert (found.networks[1].agreement, found.networks[1].rel_output_error) == (1.0, 0.0)
+    status, _, err = flatconv("convert", files[0], "-o", out / "made", "--form", "channel", "-q")
+    assert status in (0, 1), err
+
+
+def test_networks_that_give_no_numbers_are_refused(place, out):
+    out.mkdir()
+    files = [linear(out / f"{name}.onnx", words=True) for name in ("one", "two")]
+    for path in files:
+        model = onnx.load(path)
+        del model.graph.output[0]
+        onnx.save(model, path)
+    assert_refused(flatconv("compare", *files), "no arrays of numbers")
 
 
 def test_networks_are_shown_by_what_tells_their_paths_apart(place, out):
@@ -222,7 +295,7 @@ def test_networks_are_shown_by_what_tells_their_paths_apart(place, out):
     status, text, _ = flatconv("compare", *files, "--html", page, "--json", figures)
     assert status == 0
     assert f"against {place.name}/net.onnx" in " ".join(text.split())
-    assert str(place.parent) not in text + page.read_text()
+    assert str(place.parent) not in text + page.read_text().partition("Made by")[0]
     named = [network["name"] for network in json.loads(figures.read_text())["networks"]]
     assert named == [str(file) for file in files]
 

@@ -62,7 +62,7 @@ def test_the_page_asks_for_nothing(page):
     outside = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert not re.search(r"(src|href)=\"(?!data:)", outside)
     assert "prefers-color-scheme: dark" in page
-    assert "@media print" in page
+    assert "@media print" in page and "beforeprint" in page
 
 
 def test_every_layer_has_its_row_and_its_values(page):

@@ -60,7 +60,7 @@ class Found:
 
     Attributes:
         solved: The best network.
-        table: Times of the layers; None where the user chose by hand.
+        table: Times of the layers, or None.
         budget: What was asked for, by option; the default if nothing was.
         predicted_speedup: By the table, or None.
         problem: Why the budget is missed, and what it would take; None if it is kept.

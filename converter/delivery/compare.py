@@ -147,7 +147,8 @@ def compare_models(
     reference = next(iter(specs.values()))
     for name, spec in specs.items():
         if len(spec) != len(reference) or any(
-            not _alike(a.shape, b.shape) for a, b in zip(spec, reference)
+            a.dtype.kind != b.dtype.kind or not _alike(a.shape, b.shape)
+            for a, b in zip(spec, reference)
         ):
             raise ConverterError(f"{name} takes other inputs than {next(iter(specs))}.")
     if len({len(model.graph.outputs) for model in models.values()}) > 1:
@@ -196,7 +197,9 @@ def compare_models(
         Figures(
             name=name,
             params=count_params(model),
-            macs=_macs(model, dict(zip((i.name for i in specs[name]), single.values()))),
+            macs=_macs(
+                model, {i.name: x.astype(i.dtype) for i, x in zip(specs[name], single.values())}
+            ),
             bytes=size(model),
             latency_ms=outcome.latency_ms[n],
             accuracy=accuracies[n],

@@ -42,8 +42,9 @@ def as_int8(
     assert inputs_seen is not None
     insisted = inputs(network)[0].shape[0]
     data = inputs_seen.sample(EXAMPLES, config.seed).filled(insisted or 1)
-    data = data.take(np.arange(data.count - data.count % (insisted or 1)))
-    network, ranges = evened(network, observed_ranges(network, data, insisted or BATCH))
+    batch = insisted or min(BATCH, data.count)
+    data = data.take(np.arange(data.count - data.count % batch))  # whole batches
+    network, ranges = evened(network, observed_ranges(network, data, batch))
     whole = quantized(network, ranges)
     if lost is None or lost(whole) <= 1 or lost(network) > 1:
         return whole
@@ -74,7 +75,10 @@ def check_int8(source: Source) -> None:
         raise ConverterError("--int8 needs sample inputs; give --calib.")
     if any(n.op_type in ("DequantizeLinear", *QUANTIZED_LAYERS) for n in source.network.graph):
         raise ConverterError("The network is quantized already; leave out --int8.")
-    if any(item.dtype == np.float16 for item in source.inputs):
+    weights = source.network.graph.initializers.values()
+    if any(
+        value.dtype == ir.DataType.FLOAT16 for value in (*weights, *source.network.graph.inputs)
+    ):
         raise ConverterError("A float16 network cannot be quantized; give it in float32.")
     if size(source.network) >= LARGEST_FILE:
         raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")

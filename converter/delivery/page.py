@@ -18,15 +18,20 @@ from converter.delivery.tables import (
     layer_cells,
     verdict_lines,
 )
+from converter.planning.profile import NodeTime
 
 FRONTIER_ROWS = 12  # height of its chart, in bars of the others
+LEFT = {"note", "operator", "node"}  # columns of words
+NODE_HEADINGS = ("network", "operator", "node", "ms")
 CONFIG = {"displayModeBar": False, "responsive": True}
 MOST_NAMED = 24  # layers that a legend has room for
 GRID = "rgba(128,128,128,0.3)"  # to be seen on white and on black
+ENDS = "#888"  # of intervals, to be seen on either
 
 
 def report_html(report: Report) -> str:
     """Draw the report as one page that needs nothing from outside."""
+    where = " in int8" if len(report.comparison.networks) > 2 else ""
     return _page(
         report.comparison,
         title="flatconv report",
@@ -35,17 +40,41 @@ def report_html(report: Report) -> str:
         charts=[
             _latency_chart(report.comparison),
             *([_frontier_chart(report)] if report.frontier else []),
-            *([_time_chart(report.layers)] if _timed(report.layers) else []),
+            *([_time_chart(report.layers, where)] if _timed(report.layers) else []),
             _layer_chart(report.layers),
             *([_error_chart(report.layers)] if any(r.rel_error for r in report.layers) else []),
         ],
         command=report.command,
+        detail="Layers",
+        headings=LAYER_HEADINGS,
     )
 
 
-def comparison_html(comparison: Comparison) -> str:
-    """Draw a comparison as one page that needs nothing from outside."""
-    return _page(comparison, title="flatconv comparison", charts=[_latency_chart(comparison)])
+def comparison_html(
+    comparison: Comparison, nodes: Sequence[Sequence[NodeTime]] = (), command: str | None = None
+) -> str:
+    """Draw a comparison as one page that needs nothing from outside.
+
+    Args:
+        comparison: Of any number of networks.
+        nodes: What the nodes of each take, or nothing.
+        command: What made the comparison.
+    """
+    names = [network.name for network in comparison.networks]
+    rows = [
+        [(name, name), (node.operator,) * 2, (node.name,) * 2, (f"{node.ms:.4f}", node.ms)]
+        for name, times in zip(names, nodes)
+        for node in times
+    ]
+    return _page(
+        comparison,
+        title="flatconv comparison",
+        charts=[_latency_chart(comparison), *([_node_chart(names, nodes)] if nodes else [])],
+        command=command,
+        detail="Nodes, as the runtime runs them",
+        headings=NODE_HEADINGS,
+        layers=rows,
+    )
 
 
 def _page(comparison: Comparison, charts: Sequence[go.Figure], **values: Any) -> str:
@@ -63,7 +92,7 @@ def _page(comparison: Comparison, charts: Sequence[go.Figure], **values: Any) ->
             verdicts=verdict_lines(comparison),
             conditions=conditions_line(comparison),
             charts=drawn,
-            headings=LAYER_HEADINGS,
+            notes=LEFT,
             **values,
         )
     )
@@ -80,6 +109,7 @@ def _latency_chart(comparison: Comparison) -> go.Figure:
             "type": "data",
             "array": [n.latency_ms.high - n.latency_ms.median for n in networks],
             "arrayminus": [n.latency_ms.median - n.latency_ms.low for n in networks],
+            "color": ENDS,
         },
         text=[f"{median:.3g} ms" for median in medians],
         insidetextanchor="start",  # at the other end there is the interval
@@ -103,6 +133,7 @@ def _frontier_chart(report: Report) -> go.Figure:
                     "type": "data",
                     "array": [n.speedup.high - n.speedup.median for n in networks],
                     "arrayminus": [n.speedup.median - n.speedup.low for n in networks],
+                    "color": ENDS,
                 },
                 mode=mode,
                 name=name,
@@ -122,7 +153,7 @@ def _timed(layers: Sequence[LayerRow]) -> bool:
     return any(row.latency_before_ms is not None for row in layers)
 
 
-def _time_chart(layers: Sequence[LayerRow]) -> go.Figure:
+def _time_chart(layers: Sequence[LayerRow], where: str = "") -> go.Figure:
     """Draw the time of the layers before and after as two stacked bars."""
     bars = [
         go.Bar(
@@ -134,8 +165,32 @@ def _time_chart(layers: Sequence[LayerRow]) -> go.Figure:
         )
         for row in layers
     ]
-    chart = _styled(go.Figure(bars), "Time of the layers, ms (by their profile)", 4)
+    chart = _styled(go.Figure(bars), f"Time of the layers{where}, ms (by their profile)", 4)
     return chart.update_layout(barmode="stack", showlegend=len(layers) <= MOST_NAMED)
+
+
+def _node_chart(names: Sequence[str], nodes: Sequence[Sequence[NodeTime]]) -> go.Figure:
+    """Draw the time of each network as a bar, by kinds of operators."""
+    sums = [
+        {
+            kind: sum(n.ms for n in times if n.operator == kind)
+            for kind in {n.operator for n in times}
+        }
+        for times in nodes
+    ]
+    kinds = sorted({kind for found in sums for kind in found}, key=lambda kind: (
+        -max(found.get(kind, 0.0) for found in sums), kind
+    ))  # fmt: skip
+    bars = [
+        go.Bar(
+            x=[found.get(kind, 0.0) for found in sums], y=list(names), name=kind, orientation="h",
+            hovertemplate="%{fullData.name}: %{x:.3g} ms<extra></extra>",
+        )
+        for kind in kinds
+    ]  # fmt: skip
+    title = "Time by kinds of nodes, ms (by their profile)"
+    chart = _styled(go.Figure(bars), title, 2 * len(names))
+    return chart.update_layout(barmode="stack", showlegend=len(kinds) <= MOST_NAMED)
 
 
 def _after_ms(row: LayerRow) -> float:

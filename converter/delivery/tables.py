@@ -43,7 +43,7 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("")
     for network in comparison.networks:
-        table.add_column(network.name, justify="right", overflow="fold")
+        table.add_column(Text(network.name), justify="right", overflow="fold")
     for label, cells in figure_rows(comparison):
         table.add_row(label, *cells)
     note = Text(conditions_line(comparison), style="dim")
@@ -110,7 +110,7 @@ def layer_table(layers: Sequence[LayerRow]) -> Table:
         right = heading not in ("layer", "form", "note")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for row in layers:
-        table.add_row(*layer_cells(row))
+        table.add_row(*map(Text, layer_cells(row)))  # a name is no markup
     return table
 
 
@@ -141,7 +141,7 @@ def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType
     for layer in layers:
         conv, timed = layer.conv, times.get(layer.output)
         drawn.add_row(
-            layer.name,
+            Text(layer.name),
             "x".join(map(str, conv.kernel.shape)) if conv else "",
             "x".join(map(str, conv.stride)) if conv else "",
             str(conv.groups) if conv else "",
@@ -164,7 +164,7 @@ def times_table(table: LatencyTable) -> RenderableType:
         drawn.add_column(heading, justify="right" if heading in ("ms", "share") else "left")
     for layer in table.layers:
         drawn.add_row(
-            layer.output,
+            Text(layer.output),
             "x".join(map(str, layer.kernel)),
             f"{layer.ms:.3f}",
             f"{layer.ms / table.ms:.1%}",

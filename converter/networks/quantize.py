@@ -13,6 +13,7 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -51,7 +52,7 @@ def observed_ranges(network: ir.Model, data: Data, batch_size: int) -> Ranges:
         path = Path(folder) / "network.onnx"
         onnx.save(_proto(network), path)
         with _as_errors():
-            calibrater = MinMaxCalibrater(
+            calibrater = _Calibrater(
                 path, augmented_model_path=str(path.with_name("observed.onnx")), per_channel=True
             )
             calibrater.augment_graph()
@@ -79,12 +80,14 @@ def evened(network: ir.Model, ranges: Ranges) -> tuple[ir.Model, Ranges]:
             continue
         low, high = seen[name]
         largest = np.maximum(-low, high)
-        axis = _output_axis(node)
-        if len(largest) != first.shape[axis] or not largest.max() > 0:
+        if not largest.max() > 0:
             continue
         scale = largest.max() / np.maximum(largest, largest.max() / LARGEST_SCALE)
+        laid = _given(node, scale, first)
+        if laid is None:
+            continue
         seen[name] = low * scale, high * scale
-        _set(node.inputs[1], first * _along(scale, axis, first.ndim))
+        _set(node.inputs[1], first * laid)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             _set(node.inputs[2], np.asarray(constant(node.inputs[2])) * scale)
         _set(follower.inputs[1], second / _taken(follower, scale, second))
@@ -172,7 +175,14 @@ def _quantized(
     limits: Mapping[str, tuple[np.floating, np.floating]],
     floats: Collection[str],
 ) -> onnx.ModelProto:
-    kept = [node.name for node in model.graph.node if set(node.output) & set(floats)]
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    kept = [
+        node.name
+        for node in model.graph.node
+        if set(node.output) & set(floats)
+        or _unknown(node, limits, weights)
+        or _has_bias_of_groups(node, weights)
+    ]
     with _as_errors():
         quantizer = QDQQuantizer(
             model, True, saturates(), QuantType.QInt8, QuantType.QUInt8,
@@ -181,6 +191,29 @@ def _quantized(
         quantizer.quantize_model()
     found: onnx.ModelProto = quantizer.model.model
     return found
+
+
+def _unknown(node: onnx.NodeProto, limits: Mapping[str, object], weights: Collection[str]) -> bool:
+    """Tell whether a node takes or gives what was not observed."""
+    taken = [name for name in node.input if name and name not in weights]
+    return not all(name in limits for name in [*taken, *node.output])
+
+
+def _has_bias_of_groups(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> bool:
+    """Find transposed convolutions whose bias the quantizer takes for that of one group."""
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    biased = node.op_type == "ConvTranspose" and len(node.input) > 2
+    return biased and groups > 1 and weights.get(node.input[1], (0, 1))[1] > 1
+
+
+class _Calibrater(MinMaxCalibrater):  # type: ignore[misc]  # onnxruntime has no types
+    """Observes what has axes: of single numbers it knows no extremes by channel."""
+
+    def select_tensors_to_calibrate(self, model: onnx.ModelProto) -> tuple[set[str], Any]:
+        """Name the tensors to observe."""
+        names, infos = super().select_tensors_to_calibrate(model)
+        single = {n for n in names if n in infos and not infos[n].type.tensor_type.shape.dim}
+        return names - single, infos
 
 
 class _Reader:
@@ -239,13 +272,13 @@ def _follower(node: ir.Node) -> ir.Node | None:
     if position != 0 or not _linear(follower):
         return None
     # Between other pairs the components lie along one axis and are summed along another.
-    pair = {node.op_type, follower.op_type}
+    pair = {"Conv" if n.op_type == "ConvTranspose" else n.op_type for n in (node, follower)}
     return follower if pair in ({"Conv"}, {"Gemm"}, {"Gemm", "MatMul"}) else None
 
 
 def _linear(node: ir.Node) -> bool:
     """Tell whether a node is a linear step whose weights are its own."""
-    if not standard(node) or node.op_type not in ("Conv", "Gemm", "MatMul"):
+    if not standard(node) or node.op_type not in LINEAR:
         return False
     usual = all(
         attribute.value == 1.0
@@ -257,12 +290,19 @@ def _linear(node: ir.Node) -> bool:
         return False
     weight = constant(node.inputs[1])
     flat = weight is not None and weight.ndim == 2 and not node.attributes.get_int("transA", False)
-    return node.op_type == "Conv" or flat
+    return node.op_type in ("Conv", "ConvTranspose") or flat
 
 
-def _output_axis(node: ir.Node) -> int:
-    """Axis of a linear step's weights along which its outputs lie."""
-    return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", False) else 1
+def _given(node: ir.Node, scale: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
+    """Lay the scales of a step's outputs along its weights; None where there are not as many."""
+    if node.op_type == "ConvTranspose":  # (I, O / groups, ...)
+        groups = node.attributes.get_int("group", 1)
+        if len(scale) != groups * weight.shape[1]:
+            return None
+        each = np.repeat(scale.reshape(groups, -1), weight.shape[0] // groups, axis=0)
+        return each.reshape(*each.shape, *(1,) * (weight.ndim - 2))
+    axis = 0 if node.op_type == "Conv" or node.attributes.get_int("transB", False) else 1
+    return _along(scale, axis, weight.ndim) if len(scale) == weight.shape[axis] else None
 
 
 def _along(scale: np.ndarray, axis: int, ndim: int) -> np.ndarray:
@@ -272,8 +312,11 @@ def _along(scale: np.ndarray, axis: int, ndim: int) -> np.ndarray:
 
 def _taken(node: ir.Node, scale: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Lay the scales of a step's inputs along its weights, which may have groups."""
+    if node.op_type == "ConvTranspose":
+        return _along(scale, 0, weight.ndim)
     if node.op_type != "Conv":
-        return _along(scale, 1 - _output_axis(node), weight.ndim)
+        transposed = node.attributes.get_int("transB", False)
+        return _along(scale, 1 if transposed else 0, weight.ndim)
     groups = node.attributes.get_int("group", 1)
     each = np.repeat(scale.reshape(groups, -1), weight.shape[0] // groups, axis=0)
     return each.reshape(*each.shape, *(1,) * (weight.ndim - 2))  # (O, I / groups, 1, ...)

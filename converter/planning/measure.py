@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from scipy.stats import quantile_test
@@ -21,6 +22,7 @@ CONFIDENCE = 0.99
 PAUSE_S, BLOCK_S, BUDGET_S = 0.02, 0.03, 4.0
 FEWEST_ROUNDS, MOST_ROUNDS = 15, 60
 FEWEST_TURNS = 5  # of networks that are opened for each
+FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
 TURN_BYTES = 2**27  # of inputs and outputs of a turn; those of two turns are held
 
 
@@ -142,17 +144,23 @@ def score(
         data: With labels for accuracy.
         batch_size: Examples a call.
         progress: Called with the share done.
+
+    Raises:
+        ConverterError: When the outputs differ in shape, or none are numbers.
     """
     hits: list[list[np.ndarray]] = [[] for _ in sessions]
     same: list[list[np.ndarray]] = [[] for _ in sessions]
-    squares = [np.zeros(len(session.get_outputs())) for session in sessions]
-    power = np.zeros(len(sessions[0].get_outputs()))
+    squares: list[Any] = [0.0 for _ in sessions]
+    power: Any = 0.0
     for indices, outputs in _answers(sessions, data, batch_size):
         if any([a.shape for a in arrays] != [a.shape for a in outputs[0]] for arrays in outputs):
             raise ConverterError("The networks' outputs differ in shape; they cannot be compared.")
-        power += [_square(array) for array in outputs[0]]
+        if not outputs[0]:
+            raise ConverterError("The networks give no arrays of numbers that could be compared.")
+        power = power + np.array([_square(array) for array in outputs[0]])
         for n, arrays in enumerate(outputs):
-            squares[n] += [_square(a - b) for a, b in zip(_floats(arrays), _floats(outputs[0]))]
+            pairs = zip(_floats(arrays), _floats(outputs[0]))
+            squares[n] = squares[n] + np.array([_square(a - b) for a, b in pairs])
             if arrays[0].ndim == 2 and len(arrays[0]) == len(indices):
                 choice = arrays[0].argmax(1)
                 same[n].append(choice == outputs[0][0].argmax(1))
@@ -179,7 +187,7 @@ def _answers(
     """
     batches, at_a_turn = data.batches(batch_size), 1
     while turn := list(islice(batches, at_a_turn)):
-        found = [[list(run(s, renamed(f, s)).values()) for _, f in turn] for s in sessions]
+        found = [[_numbers(run(s, renamed(f, s))) for _, f in turn] for s in sessions]
         if any(isinstance(session, Turns) for session in sessions):
             held = sum(array.nbytes for answers in found for arrays in answers for array in arrays)
             held += sum(array.nbytes for _, feeds in turn for array in feeds.values())
@@ -211,11 +219,19 @@ def fixed_batch(session: Session) -> int | None:
 
 
 def renamed(feeds: Mapping[str, np.ndarray], session: Session) -> Arrays:
-    """Give a session its inputs: by name, else in order."""
-    names = [i.name for i in session.get_inputs()]
-    if all(name in feeds for name in names):
-        return {name: feeds[name] for name in names}
-    return dict(zip(names, feeds.values()))
+    """Give a session its inputs: by name, else in order; floats in the precision it takes."""
+    taken = session.get_inputs()
+    by_name = all(item.name in feeds for item in taken)
+    arrays = [feeds[item.name] for item in taken] if by_name else list(feeds.values())
+    return {
+        item.name: array.astype(FLOATS.get(item.type, array.dtype), copy=False)
+        for item, array in zip(taken, arrays)
+    }
+
+
+def _numbers(outputs: Arrays) -> list[np.ndarray]:
+    """Leave out strings, sequences and maps."""
+    return [a for a in outputs.values() if isinstance(a, np.ndarray) and a.dtype.kind in "fiub"]
 
 
 def _floats(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

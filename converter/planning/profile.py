@@ -24,6 +24,7 @@ import onnxruntime
 
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
+from converter.kernels.form import Rank
 from converter.networks import light
 from converter.networks.nodes import chain_nodes
 from converter.networks.runtime import cpu_model, open_file, run
@@ -49,6 +50,7 @@ def measure(
     provider: str = "CPUExecutionProvider",
     weights: Path | None = None,
     others: bool = True,
+    only: Mapping[str, tuple[str, Rank]] | None = None,
     quantized: Callable[[bytes], bytes] | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> LatencyTable:
@@ -62,6 +64,8 @@ def measure(
         provider: Its execution provider.
         weights: Folder of the files that hold weights, or None where ``content`` has them all.
         others: Whether other forms are timed too, which takes much longer.
+        only: The form and rank of some layers, by the name of the output, that are timed and no
+            others.
         quantized: Makes int8 of a network, to time that; None to time it in floating point.
         progress: Called with the share done.
 
@@ -77,10 +81,13 @@ def measure(
     feeds = _feeds(model, shapes)
     sites = find_sites(model, feeds, weights)
     block = find_block(provider)
-    options = [
-        ladder(site.conv, site.size, block) if others and site.conv is not None else []
-        for site in sites
-    ]
+
+    def timed(site: Site) -> list[tuple[str, Rank]]:
+        if only is not None:
+            return [only[site.output]] if site.output in only else []
+        return ladder(site.conv, site.size, block) if others and site.conv is not None else []
+
+    options = [timed(site) for site in sites]
     variants = [
         {n: ranks[number] for n, ranks in enumerate(options) if number < len(ranks)}
         for number in range(max(map(len, options), default=0))
@@ -131,6 +138,47 @@ def measure(
         layers=tuple(layers),
         float_ms=float_ms,
     )
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """What a node takes that the runtime made of a network.
+
+    Attributes:
+        operator: Its kind.
+        name: As the runtime calls it.
+        ms: Milliseconds a call of the network.
+    """
+
+    operator: str
+    name: str
+    ms: float
+
+
+def node_times(
+    path: Path,
+    shapes: Sequence[Sequence[int]],
+    *,
+    threads: int = 1,
+    provider: str = "CPUExecutionProvider",
+) -> tuple[NodeTime, ...]:
+    """Time the nodes of a network of any kind, in the order in which they run.
+
+    Args:
+        path: An ONNX file.
+        shapes: Of its inputs, in order, batch included.
+        threads: Of onnxruntime.
+        provider: Its execution provider.
+
+    Raises:
+        ConverterError: When the network cannot be read or run.
+    """
+    content, folder = path.read_bytes(), path.resolve().parent
+    model = light.parse(content, str(path), folder)
+    feeds = _feeds(model, dict(zip(light.inputs(model), shapes)))
+    opened = partial(open_file, threads=threads, provider=provider, weights=folder)
+    found = _profile(opened, content, feeds)
+    return tuple(NodeTime(operator, name, ms) for (operator, name), ms in found.items())
 
 
 def find_block(provider: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -75,18 +76,52 @@ def latency_table(
     )  # fmt: skip
 
     def taken(others: bool = True) -> str:
-        return measure(
-            network, "The network", shapes, threads=config.threads, provider=config.provider,
-            weights=folder, others=others,
-            quantized=partial(quantized_for_timing, weights=folder) if config.int8 else None,
-            progress=lambda done: progress("measuring", done),
-        ).to_json()  # fmt: skip
+        return _measured(source, config, progress, others=others).to_json()
 
     cache = config.cache_folder()
     if not others:
         known = None if cache is None else recall_text(cache, key)
         return LatencyTable.from_json(known or taken(others=False))
     return LatencyTable.from_json(remembered_text(cache, key, taken))
+
+
+def chosen_times(
+    source: Source,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[str, Rank]],
+    config: ConvertConfig,
+    progress: Callable[[str, float], None],
+) -> LatencyTable | None:
+    """Time the layers as they are, and those that are converted by hand in their forms.
+
+    Args:
+        source: The network.
+        layers: Of the network.
+        chosen: Form and rank by layer name.
+        config: Options.
+        progress: Called with a stage and the share of it that is done.
+
+    Returns:
+        The times; None where they cannot be measured, for which nobody asked here.
+    """
+    only = {layer.output: chosen[layer.name] for layer in layers if layer.name in chosen}
+    try:
+        return _measured(source, config, progress, only=only)
+    except ConverterError:
+        return None
+
+
+def _measured(
+    source: Source, config: ConvertConfig, progress: Callable[[str, float], None], **how: Any
+) -> LatencyTable:
+    folder = weights_folder(source.network)
+    return measure(
+        ir.to_proto(source.network).SerializeToString(), "The network",
+        timed_shapes(source, config), threads=config.threads, provider=config.provider,
+        weights=folder,
+        quantized=partial(quantized_for_timing, weights=folder) if config.int8 else None,
+        progress=lambda done: progress("measuring", done), **how,
+    )  # fmt: skip
 
 
 def timed_shapes(source: Source, config: ConvertConfig) -> dict[str, tuple[int, ...]]:
