@@ -24,6 +24,7 @@ FRONTIER_ROWS = 12  # height of its chart, in bars of the others
 LEFT = {"note", "operator", "node"}  # columns of words
 NODE_HEADINGS = ("network", "operator", "node", "ms")
 CONFIG = {"displayModeBar": False, "responsive": True}
+MOST_KINDS = 7  # of nodes, each in a colour of its own
 MOST_NAMED = 24  # layers that a legend has room for
 GRID = "rgba(128,128,128,0.3)"  # to be seen on white and on black
 ENDS = "#888"  # of intervals, to be seen on either
@@ -170,27 +171,31 @@ def _time_chart(layers: Sequence[LayerRow], where: str = "") -> go.Figure:
 
 
 def _node_chart(names: Sequence[str], nodes: Sequence[Sequence[NodeTime]]) -> go.Figure:
-    """Draw the time of each network as a bar, by kinds of operators."""
+    """Draw the time of each network as a bar, by kinds of operators, the slowest first."""
     sums = [
         {
-            kind: sum(n.ms for n in times if n.operator == kind)
-            for kind in {n.operator for n in times}
+            kind: sum(node.ms for node in times if node.operator == kind)
+            for kind in {node.operator for node in times}
         }
         for times in nodes
     ]
-    kinds = sorted({kind for found in sums for kind in found}, key=lambda kind: (
-        -max(found.get(kind, 0.0) for found in sums), kind
-    ))  # fmt: skip
+    most = {kind: max(found.get(kind, 0.0) for found in sums) for kind in set().union(*sums)}
+    kinds = sorted(most, key=lambda kind: (-most[kind], kind))[:MOST_KINDS]
+    parts = {kind: [found.get(kind, 0.0) for found in sums] for kind in kinds}
+    parts["others"] = [sum(ms for kind, ms in found.items() if kind not in kinds) for found in sums]
     bars = [
         go.Bar(
-            x=[found.get(kind, 0.0) for found in sums], y=list(names), name=kind, orientation="h",
+            x=ms,
+            y=list(names),
+            name=kind,
+            orientation="h",
             hovertemplate="%{fullData.name}: %{x:.3g} ms<extra></extra>",
         )
-        for kind in kinds
-    ]  # fmt: skip
+        for kind, ms in parts.items()
+    ]
     title = "Time by kinds of nodes, ms (by their profile)"
     chart = _styled(go.Figure(bars), title, 2 * len(names))
-    return chart.update_layout(barmode="stack", showlegend=len(kinds) <= MOST_NAMED)
+    return chart.update_layout(barmode="stack", legend={"traceorder": "normal"})
 
 
 def _after_ms(row: LayerRow) -> float:
