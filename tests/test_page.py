@@ -2,10 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
-from converter.delivery.page import _after_ms, _error_chart, _sorted_by, _time_chart
+from converter.delivery.page import (
+    _after_ms,
+    _error_chart,
+    _layer_chart,
+    _sorted_by,
+    _time_chart,
+)
 from converter.delivery.report import LayerRow
 
 TIMED = LayerRow("a", "tucker", [8, 16], 1000, 100, 0.25, 2.0, 0.5, None)
@@ -27,6 +34,13 @@ def test_a_layer_whose_form_was_not_timed_counts_as_before(row, after_ms):
 def test_errors_are_drawn_of_converted_layers_only():
     (bars,) = _error_chart([TIMED, KEPT, UNTIMED]).data
     assert dict(zip(bars.y, bars.x)) == {"a": 0.25, "c": 0.5}
+
+
+def test_of_long_names_the_end_is_shown():
+    name = "model.features.stage4.unit12.body.conv3x3.branch7"
+    axis = _layer_chart([replace(KEPT, name=name), KEPT]).layout.yaxis
+    assert axis.tickvals == (name, "b")
+    assert axis.ticktext == ("…" + name[-28:], "b")
 
 
 def test_cells_are_sorted_by_numbers_not_by_how_they_are_written():

@@ -24,6 +24,7 @@ FRONTIER_ROWS = 12  # height of its chart, in bars of the others
 LEFT = {"note", "operator", "node"}  # columns of words
 NODE_HEADINGS = ("network", "operator", "node", "ms")
 CONFIG = {"displayModeBar": False, "responsive": True}
+LONG = 28  # characters of a layer's name beside a bar
 MOST_KINDS = 7  # of nodes, each in a colour of its own
 MOST_NAMED = 24  # layers that a legend has room for
 GRID = "rgba(128,128,128,0.3)"  # to be seen on white and on black
@@ -207,8 +208,9 @@ def _after_ms(row: LayerRow) -> float:
 def _error_chart(layers: Sequence[LayerRow]) -> go.Figure:
     """Draw the relative error of each converted layer."""
     shown = [row for row in layers if row.rel_error is not None]
-    bars = go.Bar(x=[row.rel_error for row in shown], y=[r.name for r in shown], orientation="h")
-    return _styled(go.Figure(bars), "Relative error by layer", len(shown))
+    names = [row.name for row in shown]
+    bars = go.Bar(x=[row.rel_error for row in shown], y=names, orientation="h")
+    return _named(_styled(go.Figure(bars), "Relative error by layer", len(shown)), names)
 
 
 def _sorted_by(row: LayerRow) -> list[str | int | float]:
@@ -229,7 +231,15 @@ def _layer_chart(layers: Sequence[LayerRow]) -> go.Figure:
             go.Bar(x=[row.macs_after for row in layers], y=names, name="after", orientation="h"),
         ]
     )
-    return _styled(chart, "Multiply-accumulates by layer", 2 * len(layers))
+    return _named(_styled(chart, "Multiply-accumulates by layer", 2 * len(layers)), names)
+
+
+def _named(chart: go.Figure, names: Sequence[str]) -> go.Figure:
+    """Name the bars by layers, of long names the end: on a phone it would be cut off."""
+    short = [name if len(name) <= LONG else f"…{name[-LONG:]}" for name in names]
+    return chart.update_yaxes(
+        type="category", tickmode="array", tickvals=list(names), ticktext=short
+    )
 
 
 def _styled(chart: go.Figure, title: str, bars: int) -> go.Figure:
