@@ -82,7 +82,8 @@ def tune(
     random, once: the original may know the very images by heart, which says little of others. Where
     an epoch, or a quarter of the first, leaves the network worse by a quarter than it was at first,
     training goes back to the best weights and on at a third of the rate: how fast is right depends
-    on how little was lost, and less than that comes back as the rate falls. Run by ``accelerate launch``, every batch is shared by all processes.
+    on how little was lost, and less than that comes back as the rate falls. Run by ``accelerate
+    launch``, every batch is shared by all processes.
 
     Args:
         student: The converted model; left as it is.
