@@ -300,12 +300,12 @@ def compare(
             raise ConverterError(f"{path} cannot be written; name a file in an existing folder.")
     with _progress(quiet) as progress:
         comparison = run(*models, data=data, config=config, progress=progress)
-        nodes = node_times(*models, comparison=comparison, config=config) if html else []
     if json is not None:
         with whole_file(json) as scratch:
             scratch.write_text(_dump(comparison_dict(comparison)) + "\n")
     shown = without_shared_folders(comparison)
     if html is not None:
+        nodes = node_times(*models, comparison=comparison, config=config)
         with whole_file(html) as scratch:
             scratch.write_text(comparison_html(shown, nodes, _command()))
     _show(quiet, False, str, comparison_table(shown))

@@ -17,7 +17,7 @@ from converter.delivery.report import LayerRow, layer_rows
 from converter.delivery.result import read_origin
 from converter.errors import ConverterError
 from converter.networks import onnx_network
-from converter.networks.source import open_source, read_data
+from converter.networks.source import open_source, read_scored_data
 from converter.networks.survey import Layer
 from converter.pipeline import check_options, decide, list_layers
 from converter.planning import profile
@@ -110,7 +110,7 @@ def compare(
     shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
     return compare_models(
         models,
-        data=read_data(data, spec, config) if data else None,
+        data=read_scored_data(data, spec, config) if data else None,
         shapes=shapes,
         more_shapes=[shapes | other for other in more],
         threads=config.threads,

@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from converter.errors import ConverterError
 
+BUDGETS = ("max_drop", "max_error", "target_speedup", "max_macs")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
@@ -211,8 +213,7 @@ class ConvertConfig:
     @property
     def budget(self) -> dict[str, float]:
         """What the user asked for, by option."""
-        names = ("max_drop", "max_error", "target_speedup", "max_macs")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
 
     @property
     def trains(self) -> bool:

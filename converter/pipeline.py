@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -157,8 +157,8 @@ def finetune(
 ) -> Result | None:
     """Train the network in an output folder further, toward its original.
 
-    Run by ``accelerate launch``, all processes train together; the first gives the result. Where
-    the folder missed its budget, training ends when that is kept.
+    Run by ``accelerate launch``, all processes train together; the first gives the result. All
+    epochs are trained, and the budget of the folder judged after them.
 
     Args:
         directory: What ``Result.save`` wrote, from an ONNX network or a torch model with a factory.
@@ -201,11 +201,10 @@ def finetune(
     if module is not None:
         source = replace(source, module=original_model(folder, source, config))
     layers = [l for l in list_layers(source, config) if l.name in plan.chosen()]
-    budget, met = read_budget(folder)
-    unseen = met or (evaluate is not None and "max_drop" in budget)
+    budget = read_budget(folder)
     module, converted, unproven = taught(
         module, onnx_network.load(folder / "model.onnx"), source, layers,
-        {} if unseen else budget, config, progress,
+        _judged(budget, evaluate), config, progress, to_the_end=True,
     )  # fmt: skip
     if place_of(config.device).rank > 0:
         return None
@@ -214,6 +213,8 @@ def finetune(
         problem = problem or check_twin(module, converted, samples(source, config.seed))
     rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
     int8 = as_int8(converted, source, config) if config.int8 else None
+    if int8 is not None and "max_drop" in budget:
+        unproven = "Nothing says what of accuracy int8 loses; give labelled --eval."
     conversion = Conversion(
         plan, rows, converted, module, problem, budget=budget, unproven=unproven, int8=int8
     )
@@ -342,8 +343,7 @@ def carried_out(
     )
     if config.trains:
         errors = {}  # those of weights that are no more
-        # What the user's own measure finds is not seen in training.
-        judged = {} if evaluate is not None and "max_drop" in budget else budget
+        judged = _judged(budget, evaluate)
         module, converted, unproven = taught_together(
             chains, judged, source, layers, config, progress, teacher=teacher
         )
@@ -369,6 +369,11 @@ def carried_out(
         int8,
         found.lost,
     )
+
+
+def _judged(budget: Mapping[str, float], evaluate: Evaluate | None) -> Mapping[str, float]:
+    """Give what training can judge of a budget: nothing of what a measure of the user's finds."""
+    return {} if evaluate is not None and "max_drop" in budget else budget
 
 
 def _withdrawable(conversion: Conversion, config: ConvertConfig, comparison: Comparison) -> bool:

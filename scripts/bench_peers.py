@@ -226,10 +226,10 @@ def openvino(
     except RuntimeError as error:
         yield {"name": named(name, epochs, "OpenVINO, original"), "reason": str(error)}
         return
-    whole = found["original"]
+    whole = found["original"]["accuracy"]
     state = "tuned" if epochs else "untuned"
     for title, seen in found.items():
-        drop = 100 * (whole["accuracy"] - seen.pop("accuracy"))
+        drop = 100 * (whole - seen.pop("accuracy"))
         row = {"name": named(name, epochs, f"OpenVINO, {title}"), **seen}
         yield row | {f"drop_points_{state}": drop}
 

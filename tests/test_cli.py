@@ -267,6 +267,34 @@ def test_networks_of_other_precision_are_compared(place, out):
         converter.commands.compare(files[0], linear(out / "whole.onnx", TensorProto.INT32))
 
 
+@pytest.mark.parametrize("kind", ["UINT8", "INT8", "INT32", "BOOL", "INT64"])
+def test_pages_are_drawn_of_networks_that_take_no_floats(place, out, kind):
+    out.mkdir()
+    value = helper.make_tensor_value_info("x", getattr(TensorProto, kind), ["N", 8])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Gemm", ["f", "w"], ["y"]),
+    ]
+    found = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
+    weights = [numpy_helper.from_array(noise(8, 4), "w")]
+    graph = helper.make_graph(nodes, "cast", [value], [found], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    for name in ("one", "two"):
+        onnx.save(model, out / f"{name}.onnx")
+    files = out / "one.onnx", out / "two.onnx"
+    status, _, err = flatconv("compare", *files, "--html", out / "page.html", "-q")
+    assert status == 0, err
+    assert "Gemm" in (out / "page.html").read_text()
+
+
+def test_labels_that_are_no_classes_are_not_scored_on(place):
+    with np.load("data.npz") as data:
+        np.savez("columns.npz", x=data["x"], y=data["y"][:, None])
+    for option in ("--data", "--eval"):
+        outcome = flatconv("compare", "net.onnx", "other.onnx", option, "columns.npz", "-q")
+        assert_refused(outcome, "columns.npz", "not one class an example")
+
+
 def test_words_among_the_outputs_are_left_out(place, out):
     out.mkdir()
     files = linear(out / "one.onnx", words=True), linear(out / "two.onnx", words=True)

@@ -1,7 +1,9 @@
 """int8: components scaled alike, quantized by onnxruntime, measured and budgeted as int8."""
 
 import json
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,6 +19,8 @@ from converter.commands import dry_run
 from converter.config import ConvertConfig
 from converter.data import from_arrays
 from converter.delivery import int8
+from converter.delivery.compare import Comparison, Figures
+from converter.delivery.prove import notice
 from converter.errors import ConverterError
 from converter.networks import quantize
 from converter.networks.onnx_network import load, open_session
@@ -25,6 +29,7 @@ from converter.networks.runtime import run
 from converter.networks.survey import count_macs
 from converter.planning import profile
 from converter.planning.latency import LatencyTable
+from converter.planning.measure import Interval
 
 
 def chain(groups=1, matrix=False, seed=0, **between):
@@ -418,3 +423,28 @@ def test_the_worst_steps_stay_in_floating_point_where_a_budget_needs_that(place)
     assert 0 < error(spared) <= 0.7 * whole
     hopeless = int8.as_int8(source.network, source, config, lambda n: 2.0)
     assert error(hopeless) == whole
+
+
+@pytest.mark.parametrize(
+    ("floating", "small", "gain", "words"),
+    [
+        (3.0, 2.0, 1.5, r"In int8 .* slower here \(2\.00 times .* take model\.onnx"),
+        (2.0, 3.0, 1.5, None),
+        (2.0, 2.01, 1.5, None),  # not sure
+        (2.0, 3.0, 1.0, r"not faster in onnxruntime than the original's int8 \(no difference\)"),
+    ],
+)
+def test_where_int8_brings_nothing_it_is_told(floating, small, gain, words):
+    def about(speedup):
+        return Interval(speedup, 0.95 * speedup, 1.05 * speedup)
+
+    networks = [
+        Figures(name, 1, 1, 1, about(1.0), None, about(speedup), None, None, 0.0)
+        for name, speedup in zip("abcd", (1.0, floating, 1.2, small))
+    ]
+    comparison = Comparison(
+        tuple(networks), about(gain), (), "noise", 1, 1, 1, "CPUExecutionProvider", 1, {}, "", {}
+    )
+    told = notice(comparison, SimpleNamespace(chosen=lambda: {"a": ()}), True)
+    assert (told is None) == (words is None)
+    assert words is None or re.search(words, told)

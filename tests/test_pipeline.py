@@ -760,15 +760,15 @@ def with_budget(made, folder, **report):
 
 
 @pytest.mark.parametrize(
-    ("budget", "met", "trained", "after"),
+    ("budget", "met", "after"),
     [
-        ({"max_error": 1e-9}, False, True, False),
-        ({"max_error": 10.0}, False, False, True),  # kept from the start: there it ends
-        ({"max_error": 10.0}, True, True, True),
-        ({"max_macs": 0.01}, False, True, False),
+        ({"max_error": 1e-9}, False, False),
+        ({"max_error": 10.0}, False, True),
+        ({"max_error": 10.0}, True, True),
+        ({"max_macs": 0.01}, False, False),
     ],
 )
-def test_a_folder_keeps_its_budget(from_factory, lesson, budget, met, trained, after, tmp_path):
+def test_a_folder_keeps_its_budget(from_factory, lesson, budget, met, after, tmp_path):
     folder = with_budget(from_factory, tmp_path / "out", budget=budget, met=met)
     steps = []
     made = converter.finetune(
@@ -776,14 +776,22 @@ def test_a_folder_keeps_its_budget(from_factory, lesson, budget, met, trained, a
         progress=lambda stage, done: steps.append(done) if stage == "fine-tuning" else None,
     )  # fmt: skip
     assert made.report.budget == budget and made.report.met is after
-    assert (max(steps) > 0) is trained
+    assert max(steps) == 1  # what was asked for is trained, even where the budget is kept
     if not after:
         option = "--" + next(iter(budget)).replace("_", "-")
         assert option in made.report.reason
 
 
+def test_what_nothing_measures_is_not_told_as_kept(from_factory, lesson, tmp_path):
+    folder = with_budget(from_factory, tmp_path / "out", budget={"max_drop": 1e-9}, met=True)
+    made = converter.finetune(folder, train="train.npz", finetune=1)
+    assert made.report.met is False and "too few to say" in made.report.reason
+    made = converter.finetune(folder, train="train.npz", finetune=1, int8=True, calib="calib.npz")
+    assert made.report.met is False and "int8" in made.report.reason
+
+
 @pytest.mark.parametrize(
-    "report", [{"budget": {"most_drop": 1}}, {"budget": [1]}, {"budget": {"max_drop": "a"}}]
+    "report", [{"budget": {"lr": 1}}, {"budget": [1]}, {"budget": {"max_drop": "a"}}]
 )
 def test_a_budget_that_is_none_is_refused(from_factory, lesson, report, tmp_path):
     folder = with_budget(from_factory, tmp_path / "out", **report)
@@ -818,17 +826,18 @@ def test_a_measure_of_the_user_says_whether_the_budget_is_kept(
 def test_the_last_part_of_a_training_is_held_against_the_budget(options, budget, wanted):
     found = phases(ConvertConfig(**options), budget)
     assert [phase.name + "!" * (phase.enough is not None) for phase in found] == wanted
+    to_the_end = [phase.name for phase in phases(ConvertConfig(**options), budget, True)]
+    judged = "judging" in to_the_end
+    assert judged == bool({"max_drop", "max_error"} & set(budget))
 
 
 @pytest.mark.parametrize(("count", "words"), [(2100, None), (400, "40 training inputs were held")])
-def test_reconstruction_alone_can_keep_a_budget(place, count, words, tmp_path):
+def test_reconstruction_alone_can_keep_a_budget(from_factory, count, words, tmp_path):
     np.savez(tmp_path / "train.npz", x=noise(count, 3, 8, 8, seed=3))
-    made = converter.convert("toy:build", None, ConvertConfig(
-        max_drop=0.5, reconstruct=1, train=str(tmp_path / "train.npz"), calib="calib.npz"
-    ))  # fmt: skip
-    if made.plan.chosen():
-        assert made.report.met is (words is None)
-        assert words is None or words in made.report.reason
+    folder = with_budget(from_factory, tmp_path / "out", budget={"max_drop": 0.5}, met=False)
+    made = converter.finetune(folder, train=str(tmp_path / "train.npz"), reconstruct=1)
+    assert made.report.met is (words is None)
+    assert words is None or words in made.report.reason
 
 
 LOSSES = """
@@ -853,15 +862,22 @@ def fails(outputs, targets, labels):
     return outputs[0] @ targets[0]
 
 
+def squeezed(outputs, targets, labels):
+    return torch.nn.functional.cross_entropy(outputs[0], labels.squeeze())
+
+
 LOSS = Scaled(2.0)
 PARTIAL = functools.partial(plain, 2.0)
 """
 
 
-@pytest.mark.parametrize("name", ["LOSS", "PARTIAL"])
+@pytest.mark.parametrize("name", ["LOSS", "PARTIAL", "squeezed"])
 def test_a_loss_may_be_any_callable(lesson, place, name):
     (place / "losses.py").write_text(LOSSES)
-    options = ConvertConfig(rank=("conv2=6",), finetune=1, loss=f"losses:{name}", **lesson)
+    with np.load("train.npz") as train:
+        np.savez("columns.npz", x=train["x"], y=np.arange(400)[:, None] % 4)
+    how = lesson | {"train": "columns.npz", "loss": f"losses:{name}"}
+    options = ConvertConfig(rank=("conv2=6",), finetune=1, **how)
     assert converter.convert("toy:build", None, options).plan.chosen()
 
 

@@ -408,7 +408,7 @@ def test_a_loss_that_is_no_number_at_first_is_refused():
         tune(*pair(), data(), QUICK, loss=spread)
 
 
-@pytest.mark.parametrize(("count", "size"), [(330, 32), (200, 32), (41, 8), (1000, 128)])
+@pytest.mark.parametrize(("count", "size"), [(330, 32), (200, 32), (41, 8), (1000, 128), (30, 2)])
 def test_no_held_out_batch_is_of_one_example(count, size):
     sizes = []
 
@@ -418,14 +418,28 @@ def test_no_held_out_batch_is_of_one_example(count, size):
         return relative_error(outputs[0], targets[0])
 
     tuned = tune(*pair(), data(count), replace(QUICK, epochs=0, batch_size=size), loss=loss)
-    assert sum(sizes) == tuned.held and min(sizes) > 1 and max(sizes) <= size
+    assert sum(sizes) == tuned.held and min(sizes) > 1 and max(sizes) <= size + 1
 
 
-@pytest.mark.parametrize(("count", "size"), [(1151, 128), (200, 32), (33, 16)])
-def test_no_step_takes_more_examples_than_were_allowed(count, size):
-    batches = Batches(data(count), replace(QUICK, batch_size=size), 0, 1)
-    taken = [len(part[0][0]) for n in range(batches.per_epoch) for part in batches[n]]
-    assert sum(taken) == count and max(taken) <= size
+@pytest.mark.parametrize(
+    ("count", "size", "processes"),
+    [
+        (1151, 128, 1),
+        (200, 32, 1),
+        (33, 16, 1),
+        (1151, 128, 3),
+        (900, 8, 8),
+        (901, 4, 4),
+        (22, 2, 2),
+    ],
+)
+def test_no_step_takes_more_examples_than_were_allowed(count, size, processes):
+    recipe = replace(QUICK, batch_size=size)
+    shares = [Batches(data(count), recipe, rank, processes) for rank in range(processes)]
+    steps = [[len(s[n][0][0][0]) for s in shares] for n in range(shares[0].per_epoch)]
+    assert sum(map(sum, steps)) == count and min(map(min, steps)) > 0
+    # One more where, otherwise, a process had none.
+    assert max(map(sum, steps)) <= size + (count // processes < -(-count // size))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -478,6 +492,17 @@ def test_where_an_epoch_does_harm_it_goes_back_and_learns_more_slowly(tmp_path):
     gentle = tune(student, teacher, data(), QUICK, state=tmp_path / "gentle.safetensors")
     assert read_state(tmp_path / "gentle.safetensors", student.state_dict()).share == 1
     assert gentle.best_loss < gentle.first_loss
+
+
+def test_a_loss_below_zero_is_no_harm(tmp_path):
+    def below(outputs, targets, labels):
+        return relative_error(outputs[0], targets[0]) - 10
+
+    student, teacher = pair()
+    state = tmp_path / "state.safetensors"
+    tuned = tune(student, teacher, data(), replace(QUICK, epochs=4), loss=below, state=state)
+    assert tuned.best_loss < tuned.first_loss < 0
+    assert read_state(state, student.state_dict()).share == 1
 
 
 def test_one_epoch_is_enough_to_see_that_learning_does_harm(tmp_path):

@@ -63,7 +63,7 @@ def prove(
     """Race original and converted, score them on ``--eval`` (else the sample inputs), report.
 
     With int8, the race is of four, and the budget that of the last; what it is held against is the
-    fastest int8 of the original within the same budget.
+    int8 of the original, with steps in floating point where the budget needs that.
     """
     onnx_network.release(source.original.graph.initializers.values())
     networks = {"original": source.original, "converted": conversion.network}

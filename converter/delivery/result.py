@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from converter.config import ConvertConfig
+from converter.config import BUDGETS, ConvertConfig
 from converter.delivery.compare import Comparison
 from converter.delivery.page import report_html
 from converter.delivery.report import LayerRow, Report
@@ -189,17 +189,17 @@ def read_rows(folder: Path) -> tuple[LayerRow, ...]:
         return tuple(LayerRow(**row) for row in report["layers"])
 
 
-def read_budget(folder: Path) -> tuple[dict[str, float], bool]:
-    """Read the budget of an output folder, by option, and whether it was met.
+def read_budget(folder: Path) -> dict[str, float]:
+    """Read the budget of an output folder, by option.
 
     Raises:
         ConverterError: When the report is missing or damaged.
     """
     with _report(folder) as report:
         budget = {str(name): float(limit) for name, limit in report["budget"].items()}
-        if not budget.keys() <= {field.name for field in dataclasses.fields(ConvertConfig)}:
-            raise ValueError(f"budget {sorted(budget)}")
-        return budget, bool(report["met"])
+        if not budget.keys() <= set(BUDGETS):
+            raise ValueError(f"there is no such budget as {', '.join(sorted(budget))}")
+        return budget
 
 
 @contextlib.contextmanager

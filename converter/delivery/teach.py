@@ -33,7 +33,7 @@ from converter.planning.judge import accuracy, expected_drop, relative_error, te
 from converter.tuning.lesson import Loss, Recipe, distillation, own_loss, reconstruction
 from converter.tuning.tune import Enough, Tuned, tune
 
-FEW = 16  # examples that it is seen on whether a network can be trained
+FEW = 64  # examples that it is seen on whether a network can be trained; a tenth are held out
 FEWEST = 200  # held-out examples that can say that --max-drop is kept
 FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0  # of the states of trainings
 
@@ -65,6 +65,8 @@ def taught(
     budget: Mapping[str, float],
     config: ConvertConfig,
     progress: Progress,
+    *,
+    to_the_end: bool = False,
 ) -> tuple[nn.Module | None, ir.Model, str | None]:
     """Train a converted network toward its original.
 
@@ -76,6 +78,7 @@ def taught(
         budget: Training ends when it is kept.
         config: The options.
         progress: Called with a stage and the share of it that is done.
+        to_the_end: Whether training goes on where the budget is kept.
 
     Returns:
         Both, trained; and why the held-out part does not say that ``--max-drop`` is kept, or None.
@@ -89,7 +92,7 @@ def taught(
     if data is None:
         raise ConverterError("There are no inputs to train on; give --train.")
     told = None
-    for phase in phases(config, budget):
+    for phase in phases(config, budget, to_the_end):
         if student is not None:
             assert original.module is not None
             names = [layer.name for layer in layers] if phase.features else []
@@ -144,22 +147,24 @@ def taught_together(
     return taught(student, network, teacher or source, done, budget, config, progress)
 
 
-def phases(config: ConvertConfig, budget: Mapping[str, float]) -> list[Phase]:
+def phases(
+    config: ConvertConfig, budget: Mapping[str, float], to_the_end: bool = False
+) -> list[Phase]:
     """List the parts of the training that the options ask for.
 
     Outputs are held against the budget in the last of them. What int8 will lose is not seen there:
-    for it training goes on to its end.
+    for it, as where it is asked for, training goes on to its end.
     """
     recipe = _recipe(config)
     found = []
     if config.reconstruct:
         first = replace(recipe, epochs=config.reconstruct)
         found.append(Phase("reconstructing", first, reconstruction, features=True))
-    enough = budget_test(budget, config)
+    enough, to_the_end = budget_test(budget, config), to_the_end or config.int8
     if config.finetune:
-        stop = None if config.int8 else enough
+        stop = None if to_the_end else enough
         found.append(Phase("fine-tuning", recipe, _loss(config), enough=stop))
-    if enough is not None and (config.int8 or not config.finetune):
+    if enough is not None and (to_the_end or not config.finetune):
         found.append(Phase("judging", replace(recipe, epochs=0), reconstruction, enough=enough))
     return found
 
@@ -207,7 +212,7 @@ def _doubt(tuned: Tuned) -> str | None:
     if tuned.held < FEWEST:
         return (
             f"{tuned.held} training inputs were held out, too few to say whether --max-drop is "
-            f"kept; give --train ten times {FEWEST} or more, or labelled --eval."
+            "kept; give labelled --eval, or more --train."
         )
     return "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
 

@@ -140,13 +140,22 @@ def read_named_data(
         train = train.still()
     if train is not None and not (config.train and config.labels):
         train = train.unlabelled()
-    scored = read_data(config.eval, spec, config) if config.eval else None
-    if scored is not None and scored.labels is None and scored.lessons is not None:
+    return train, read_scored_data(config.eval, spec, config) if config.eval else None
+
+
+def read_scored_data(text: str, spec: Sequence[Input], config: ConvertConfig) -> Data:
+    """Read data to score on for the inputs ``spec``.
+
+    Raises:
+        ConverterError: When its labels are no classes.
+    """
+    data = read_data(text, spec, config)
+    if data.labels is None and data.lessons is not None:
         raise ConverterError(
-            f"The labels y of {config.eval} are not one class an example, as accuracy takes them; "
-            "score by --evaluate, without --eval."
+            f"The labels y of {text} are not one class an example, as accuracy takes them; leave "
+            "them out, or score a conversion by --evaluate without --eval."
         )
-    return train, scored
+    return data
 
 
 def example_shapes(

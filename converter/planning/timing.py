@@ -16,7 +16,7 @@ from converter.errors import ConverterError
 from converter.kernels.form import Rank, skeleton
 from converter.kernels.forms import find_form
 from converter.networks import light
-from converter.networks.onnx_network import open_session, weights_folder
+from converter.networks.onnx_network import LARGEST_FILE, open_session, size, weights_folder
 from converter.networks.onnx_rewrite import rewrite
 from converter.networks.quantize import quantized_for_timing
 from converter.networks.runtime import cpu_model, open_file
@@ -105,6 +105,8 @@ def chosen_times(
         The times; None where they cannot be measured, for which nobody asked here.
     """
     only = {layer.output: chosen[layer.name] for layer in layers if layer.name in chosen}
+    if weights_folder(source.network) is None and size(source.network) >= LARGEST_FILE:
+        return None  # no message is that large
     try:
         return _measured(source, config, progress, only=only)
     except ConverterError:

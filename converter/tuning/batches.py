@@ -52,7 +52,8 @@ class Batches(Dataset[Any]):
         """
         self.data, self.recipe, self.rank, self.processes = data, recipe, rank, processes
         fewest = min(FEWEST_BATCHES, data.count // processes)
-        self.per_epoch = max(math.ceil(data.count / recipe.batch_size), fewest)
+        steps = min(math.ceil(data.count / recipe.batch_size), data.count // processes)
+        self.per_epoch = max(steps, fewest)
         if self.per_epoch < 1 or data.count // self.per_epoch < processes:
             raise ConverterError(
                 f"A batch has at least an example for each of {processes} processes; give more "

@@ -30,7 +30,7 @@ BATCH = 128  # held-out examples a call, at most
 MAX_GRADIENT_NORM = 1.0
 WARM_UP, LAST_LR = 0.1, 0.01  # share of the steps, and of the highest learning rate
 AVERAGED = 0.25  # of an epoch that the moving average looks back on, at most
-TOLERATED, SLOWER = 1.25, 3.0  # times the first loss; by which learning is slowed beyond that
+TOLERATED, SLOWER = 0.25, 3.0  # share of the first loss; by which learning is slowed beyond that
 EARLY = 4  # how often in the first epoch it is seen whether it does
 SAVE_S = 60.0
 
@@ -132,8 +132,9 @@ def tune(
     def held_out() -> tuple[float, bool]:
         total, before, after = 0.0, list[list[np.ndarray]](), list[list[np.ndarray]]()
         size = min(BATCH, max(recipe.batch_size // (recipe.accumulate * place.processes), 1))
-        # Batches of about the same size: there is none of one example beside larger ones.
-        for indices in np.array_split(np.arange(held.count), math.ceil(held.count / size)):
+        # Batches of about the same size: none is of one example, which some losses cannot do with.
+        parts = max(min(math.ceil(held.count / size), held.count // 2), 1)
+        for indices in np.array_split(np.arange(held.count), parts):
             feeds, labels = tensors(held.lesson(indices))
             inputs = _moved(feeds, place.device, layout)
             labels = None if labels is None else labels.to(place.device)
@@ -187,7 +188,10 @@ def tune(
             found, done = held_out()
             if found < now.best_loss or done:
                 now = replace(now, best_loss=found, best=_copy(average), done=done)
-            if not found <= TOLERATED * now.first_loss and not done:  # too fast: back, and slower
+            harm = found - now.first_loss
+            if (
+                not harm <= TOLERATED * abs(now.first_loss) and not done
+            ):  # too fast: back, and slower
                 now = replace(now, share=now.share / SLOWER)
                 best = {name: tensor.to(place.device) for name, tensor in now.best.items()}
                 average, current = _copy(best), _copy(best)
