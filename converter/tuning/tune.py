@@ -30,7 +30,7 @@ BATCH = 128  # held-out examples a call, at most
 MAX_GRADIENT_NORM = 1.0
 WARM_UP, LAST_LR = 0.1, 0.01  # share of the steps, and of the highest learning rate
 AVERAGED = 0.25  # of an epoch that the moving average looks back on, at most
-TOLERATED, SLOWER = 0.25, 3.0  # share of the first loss; by which learning is slowed beyond that
+SLOWER = 3.0  # by which learning is slowed where it did harm
 EARLY = 4  # how often in the first epoch it is seen whether it does
 SAVE_S = 60.0
 
@@ -80,10 +80,9 @@ def tune(
     The weights kept are those of the moving average that lose least on a part of the data that is
     held out, those given included: tuning never makes that part worse. Its examples are changed at
     random, once: the original may know the very images by heart, which says little of others. Where
-    an epoch, or a quarter of the first, leaves the network worse by a quarter than it was at first,
-    training goes back to the best weights and on at a third of the rate: how fast is right depends
-    on how little was lost, and less than that comes back as the rate falls. Run by ``accelerate
-    launch``, every batch is shared by all processes.
+    an epoch, or a quarter of the first, leaves the network worse than it was at first, training
+    goes back to the best weights and on at a third of the rate: how fast is right depends on how
+    little was lost. Run by ``accelerate launch``, every batch is shared by all processes.
 
     Args:
         student: The converted model; left as it is.
@@ -188,10 +187,7 @@ def tune(
             found, done = held_out()
             if found < now.best_loss or done:
                 now = replace(now, best_loss=found, best=_copy(average), done=done)
-            harm = found - now.first_loss
-            if (
-                not harm <= TOLERATED * abs(now.first_loss) and not done
-            ):  # too fast: back, and slower
+            if not found <= now.first_loss and not done:  # too fast: back, and slower
                 now = replace(now, share=now.share / SLOWER)
                 best = {name: tensor.to(place.device) for name, tensor in now.best.items()}
                 average, current = _copy(best), _copy(best)
