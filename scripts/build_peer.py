@@ -24,7 +24,6 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 import converter
 from converter.data import Data
@@ -260,29 +259,34 @@ def torch_pruning(model: nn.Module, example: torch.Tensor, share: float, data: D
     return attempt(to_share(attempt, model, example, share))
 
 
-class Kept(nn.Module):
-    """Zeroes the entries of a weight that were pruned."""
+class Pruned(nn.Conv2d):
+    """A convolution some of whose weights stay zero."""
 
-    def __init__(self, mask: torch.Tensor) -> None:
-        """Hold the mask, of the weight's shape."""
-        super().__init__()
-        self.register_buffer("mask", mask)
+    mask: torch.Tensor
 
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """Mask ``weight``."""
-        return weight * self.mask
+    @classmethod
+    def of(cls, conv: nn.Conv2d, mask: torch.Tensor) -> Pruned:
+        """Copy a convolution; ``mask``, of its weight's shape, tells what is kept."""
+        found = copy.deepcopy(conv)
+        found.__class__ = cls
+        found.register_buffer("mask", mask)
+        return found  # type: ignore[return-value]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve with the weights that are kept."""
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
 
 
 def l1_pruning(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
     """Keep ``share`` of all parameters: the largest of the convolutions, over all layers."""
     found = copy.deepcopy(model)
-    convs = [m for m in found.modules() if isinstance(m, nn.Conv2d)]
-    sizes = torch.cat([m.weight.data.abs().flatten() for m in convs])
+    convs = {name: m for name, m in found.named_modules() if isinstance(m, nn.Conv2d)}
+    sizes = torch.cat([m.weight.data.abs().flatten() for m in convs.values()])
     every = sum(parameter.numel() for parameter in found.parameters())
     kept = int(share * every) - (every - len(sizes))
     least = sizes.sort(descending=True).values[min(max(kept, 0), len(sizes) - 1)]
-    for conv in convs:
-        parametrize.register_parametrization(conv, "weight", Kept(conv.weight.data.abs() > least))
+    for name, conv in convs.items():
+        replace(found, name, Pruned.of(conv, conv.weight.data.abs() > least))
     return found
 
 
@@ -296,11 +300,13 @@ TOOLS: dict[str, Compress] = {
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Write parametrized weights as what they are."""
+    """Write pruned convolutions as what they are."""
     found = copy.deepcopy(model)
     for module in found.modules():
-        if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight")
+        if isinstance(module, Pruned):
+            module.weight.data *= module.mask
+            del module.mask
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
     return found.eval()
 
 
