@@ -14,6 +14,7 @@ kernels.taps kernels.conv kernels.metric
 kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker kernels.solve.twice
 kernels.form kernels.factor kernels.forms
 networks.nodes networks.runtime networks.light networks.onnx_network networks.quantize
+networks.even
 networks.normal_form networks.outputs networks.onnx_rewrite networks.segments networks.survey
 networks.surroundings networks.checkpoint
 networks.torch_modules networks.torch_export networks.torch_network networks.torch_import

@@ -23,8 +23,9 @@ from converter.delivery.compare import Comparison, Figures
 from converter.delivery.prove import notice
 from converter.errors import ConverterError
 from converter.networks import quantize
+from converter.networks.even import evened
 from converter.networks.onnx_network import load, open_session
-from converter.networks.quantize import evened, linear_steps, observed_ranges, quantized
+from converter.networks.quantize import linear_steps, observed_ranges, quantized
 from converter.networks.runtime import run
 from converter.networks.survey import count_macs
 from converter.planning import profile
@@ -251,7 +252,8 @@ def test_a_budget_kept_by_steps_in_floating_point_is_told_as_kept(place):
     # int8 alone would break the budget: it is held against what of it keeps it, too.
     for name in ("original", "converted"):
         assert report["int8"][name]["rel_output_error"] <= 0.02
-    assert any(layer["form"] for layer in report["layers"]) or "no faster" in report["reason"]
+    # Beside other work the times may say that nothing gains.
+    assert any(layer["form"] for layer in report["layers"]) or "No layer" in report["reason"]
 
 
 def test_a_network_in_half_precision_is_refused(tmp_path):

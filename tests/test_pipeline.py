@@ -34,6 +34,7 @@ from converter.networks.onnx_rewrite import rewrite
 from converter.networks.survey import survey
 from converter.networks.torch_export import find_callable
 from converter.pipeline import check_options
+from converter.planning import timing
 from converter.tuning.lesson import distance
 from converter.tuning.state import State
 
@@ -570,6 +571,13 @@ def test_a_dry_run_plans_the_same(place, from_onnx):
         replace(row, **untimed) for row in from_onnx.result.report.layers
     ]
     assert sorted(place.iterdir()) == before
+
+
+def test_what_is_too_large_to_be_timed_by_layer_is_converted_all_the_same(place, monkeypatch):
+    monkeypatch.setattr(timing, "LARGEST_FILE", 100)
+    rows = converter.convert("net.onnx", None, ConvertConfig(form=("channel",))).report.layers
+    assert any(row.form for row in rows)
+    assert all(row.latency_before_ms is row.latency_after_ms is None for row in rows)
 
 
 def test_inspecting_lists_the_layers(place):

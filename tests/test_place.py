@@ -13,7 +13,7 @@ from torch import distributed
 
 from converter import ConverterError
 from converter.delivery.check import difference
-from converter.place import HERE, place_of
+from converter.place import HERE, is_first, place_of
 
 # What each of two processes does; the training inputs leave word of who reads them.
 BOTH = """
@@ -175,3 +175,14 @@ def test_without_accelerate_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ConverterError, match="flatconv\\[tune\\]"):
         place_of("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "first"),
+    [("RANK", "0", True), ("RANK", "1", False), ("PMI_RANK", "3", False), ("RANK", "", True)],
+)
+def test_a_process_knows_whether_it_is_the_first_by_what_started_it(
+    name, number, first, monkeypatch
+):
+    monkeypatch.setenv(name, number)
+    assert is_first() is first

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from converter.config import ConvertConfig
 from converter.delivery.budget import Found
 from converter.errors import ConverterError
+from converter.networks.even import evened
 from converter.networks.onnx_network import LARGEST_FILE, inputs, size
-from converter.networks.quantize import evened, linear_steps, observed_ranges, quantized
+from converter.networks.quantize import linear_steps, observed_ranges, quantized
 from converter.networks.source import Source
 from converter.networks.survey import QUANTIZED_LAYERS
 from converter.planning.judge import Judge

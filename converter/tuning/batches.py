@@ -113,7 +113,7 @@ class Batches(Dataset[Any]):
 
 
 def tensors(lesson: Lesson) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """Give inputs and labels as tensors, labels as int64 or float32."""
+    """Give inputs and labels (n, ...) as tensors, labels as int64 or float32."""
     feeds, labels = lesson
     inputs = [torch.from_numpy(np.ascontiguousarray(feed)) for feed in feeds.values()]
     if labels is None:
