@@ -217,7 +217,9 @@ def test_compare_writes_json_and_html(place, out):
     rows = re.findall(r"<tr>(.*?)</tr>", page.partition('id="layers"')[2], re.DOTALL)
     cells = [re.findall(r'data-value="([^"]*)"', row) for row in rows[1:]]
     assert {row[0] for row in cells} == {"net.onnx", "other.onnx"}
-    assert "Conv" in {row[1] for row in cells} and all(float(row[3]) > 0 for row in cells)
+    assert "Conv" in {row[1] for row in cells}
+    for name in ("net.onnx", "other.onnx"):  # of a tiny node the runtime may say 0
+        assert sum(float(row[3]) for row in cells if row[0] == name) > 0
     assert "Time by kinds of nodes" in page
 
 
