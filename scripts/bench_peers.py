@@ -8,7 +8,8 @@ images that flatconv solves for, are trained alike, by ``converter.tuning`` for 
 raced together in onnxruntime, batch 1, one thread. ResNet-18 (pytorchcv, random
 weights) for time alone. Every package has a virtual environment of its own under ``runs/peers``.
 ``--openvino`` also times the original, flatconv's network and their int8 in OpenVINO. Rows are
-written as they come; ``--resume`` keeps those there.
+written as they come; ``--resume`` keeps those there. What was built and trained stays under
+``runs/peers`` and is found again.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from torch import nn
+from train_peer import made, trained, write
 
 import converter
 from converter.delivery.compare import compare_models
 from converter.delivery.int8 import as_int8
+from converter.errors import ConverterError
 from converter.networks import onnx_network
 from converter.pipeline import open_source
 
@@ -91,6 +94,17 @@ def run(command: list[Any]) -> str:
     return found.stdout
 
 
+def digest(*parts: object) -> str:
+    """Sum up what a network follows from."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+def known(figures: Path, made_of: str) -> dict[str, Any]:
+    """Read the figures of a network; none where it is another."""
+    found = json.loads(figures.read_text()) if figures.exists() else {}
+    return found if found.get("made_of") == made_of else {}
+
+
 def by_flatconv(
     model: str, config: converter.ConvertConfig, folder: Path, epochs: int
 ) -> tuple[Networks, dict[str, float]]:
@@ -99,43 +113,53 @@ def by_flatconv(
     Returns:
         The files, and the shares of multiply-accumulates and of parameters that are left.
     """
-    found: Networks = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    for state, count in (("untuned", 0), ("tuned", epochs)):
-        if count == 0 and state == "tuned":
-            continue
-        result = converter.convert(model, config=replace(config, finetune=count))
-        found[state] = folder / f"{state}.onnx"
-        onnx_network.save(result.converted, found[state])
-        onnx_network.save(result.original, folder.parent / "original.onnx")
-    report = result.report.to_dict()
-    names = ("macs", "params")
-    return found, {name: report["converted"][name] / report["original"][name] for name in names}
+    states = {"untuned": 0, "tuned": epochs} if epochs else {"untuned": 0}
+    found = {state: folder / f"{state}.onnx" for state in states}
+    code = [path.read_text() for path in sorted((ROOT / "converter").rglob("*.py"))]
+    made_of = digest(model, json.dumps(config.to_json()), epochs, *code)
+    figures = folder / "figures.json"
+    if not (shares := known(figures, made_of)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for state, count in states.items():
+            tuned = replace(config, finetune=count, resume=bool(count))
+            result = converter.convert(model, config=tuned)
+            onnx_network.save(result.converted, found[state])
+            onnx_network.save(result.original, folder.parent / "original.onnx")
+        report = result.report.to_dict()
+        before, after = report["original"], report["converted"]
+        shares = {name: after[name] / before[name] for name in ("macs", "params")}
+        figures.write_text(json.dumps(shares | {"made_of": made_of}))
+    return found, shares
 
 
 def by_tool(
     tool: str, model: str, config: converter.ConvertConfig, share: float, folder: Path, epochs: int
 ) -> tuple[Networks, dict[str, Any]]:
-    """Have another tool make the network smaller, in an environment of its own.
+    """Have another tool make the network smaller, in an environment of its own, and train that.
 
     Returns:
         The files; and how many ``params`` are left, other than zero.
 
     Raises:
         RuntimeError: When it cannot.
+        ConverterError: When what it made cannot be exported or trained.
     """
+    options = json.dumps(replace(config, device="cpu").to_json())
+    command = [tool, "--model", model, "--config", options]
+    command += ["--share", str(share), "--out", str(folder)]
+    scripts = [ROOT / "scripts" / name for name in ("build_peer.py", "train_peer.py")]
+    texts = [script.read_text() for script in scripts]
+    made_of = digest(*command, *texts, *REQUIREMENTS.get(tool, []))
     figures = folder / "figures.json"
-    python, script = interpreter(tool), ROOT / "scripts" / "build_peer.py"
-    command = [tool, "--model", model, "--config", json.dumps(config.to_json())]
-    command += ["--share", str(share), "--epochs", str(epochs), "--out", str(folder)]
-    made_of = [*command, script.read_text(), *REQUIREMENTS.get(tool, [])]
-    digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()
-    made = json.loads(figures.read_text()) if figures.exists() else {}
-    if made.get("made_of") != digest:
-        run([python, script, *command, "--made-of", digest])
-        made = json.loads(figures.read_text())
-    states = ("untuned", "tuned") if epochs else ("untuned",)
-    return {state: folder / f"{state}.onnx" for state in states}, made
+    if not known(figures, made_of):
+        run([interpreter(tool), scripts[0], *command, "--made-of", made_of])
+    source = open_source(model, None, config, None)
+    found = {"untuned": folder / "untuned.onnx"}
+    write(made(folder), source, found["untuned"])
+    if epochs:
+        found["tuned"] = folder / "tuned.onnx"
+        write(trained(folder, source, epochs, config.device, made_of), source, found["tuned"])
+    return found, known(figures, made_of)
 
 
 def race(networks: Mapping[str, Path], data: Any) -> dict[str, Any]:
@@ -149,36 +173,36 @@ def peers(
 ) -> Iterator[dict[str, Any]]:
     """Give a row for each tool."""
     folder = place(name)
-    made: dict[str, Networks] = {}
+    networks: dict[str, Networks] = {}
     failed: dict[str, str] = {}
     left: dict[str, int] = {}  # parameters that are not zero, where zeros are stored, too
-    made["flatconv"], shares = by_flatconv(model, config, folder / "flatconv", epochs)
+    networks["flatconv"], shares = by_flatconv(model, config, folder / "flatconv", epochs)
     plain = replace(config, target_speedup=None, max_macs=None)
     source = open_source(model, None, plain, None)
     for tool, title in TOOLS.items():
         share = shares["params" if tool == "l1" else "macs"]
         try:
-            made[title], figures = by_tool(tool, model, plain, share, folder / tool, epochs)
+            networks[title], figures = by_tool(tool, model, plain, share, folder / tool, epochs)
             if tool == "l1":
                 left[title] = figures["params"]
-        except RuntimeError as error:
+        except (RuntimeError, ConverterError) as error:
             failed[title] = str(error)
     original = folder / "original.onnx"
     for title, path in {"onnxruntime int8": original, "flatconv + int8": None}.items():
-        base = {"untuned": path} if path else made["flatconv"]
-        made[title] = {}
+        base = {"untuned": path} if path else networks["flatconv"]
+        networks[title] = {}
         for state, float_path in base.items():
             int8 = as_int8(onnx_network.load(float_path), source, plain)
-            made[title][state] = folder / f"{title.replace(' ', '_')}_{state}.onnx"
-            onnx_network.save(int8, made[title][state])
+            networks[title][state] = folder / f"{title.replace(' ', '_')}_{state}.onnx"
+            onnx_network.save(int8, networks[title][state])
     every = {"original": original} | {
         f"{title}, {state}": path
-        for title, states in made.items()
+        for title, states in networks.items()
         for state, path in states.items()
     }
     seen_of = race(every, source.eval)
     whole = seen_of["original"]
-    for title in made:
+    for title in networks:
         untuned, tuned = (seen_of.get(f"{title}, {state}") for state in ("untuned", "tuned"))
         shown = tuned or untuned
         row: dict[str, Any] = {
@@ -257,7 +281,8 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
                 raise SystemExit(f"{options.checkpoints} holds no resnet{number}-*.th.")
         config = converter.ConvertConfig(
             checkpoint=checkpoint, calib=train, samples=SAMPLES, train=train,
-            eval=str(options.data / "test.npz"), precision="bfloat16", **budget,
+            eval=str(options.data / "test.npz"), precision="bfloat16", device=options.device,
+            **budget,
         )  # fmt: skip
         if named(name, options.epochs, "flatconv") not in done:
             start = time.perf_counter()
@@ -279,6 +304,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--device", default="cpu", help="to train on")
     parser.add_argument("--openvino", action="store_true")
     parser.add_argument("--only", nargs="+", choices=tuple(NETWORKS), help="these networks")
     gather("peers", rows, parser.parse_args())

@@ -1,7 +1,7 @@
-"""Make one network smaller with one other tool, train it as flatconv does, and export it.
+"""Make one network smaller with one other tool.
 
 ``scripts/bench_peers.py`` runs this in the virtual environment of the tool. Whatever the tool, the
-original, the images, the training (``converter.tuning``) and the exporter are the same.
+original and the images are the same, as are training and exporter (``scripts/train_peer.py``).
 """
 
 from __future__ import annotations
@@ -24,15 +24,12 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from torch import nn
+from train_peer import STUDENT, Pruned, plain
 
 import converter
 from converter.data import Data
-from converter.networks import onnx_network
-from converter.networks.source import Source, examples, free_axes
-from converter.networks.torch_export import export
+from converter.networks.source import examples
 from converter.pipeline import open_source
-from converter.tuning.lesson import Recipe
-from converter.tuning.tune import tune
 
 BISECTIONS, SCORED = 12, 512
 BATCH = 128
@@ -259,24 +256,6 @@ def torch_pruning(model: nn.Module, example: torch.Tensor, share: float, data: D
     return attempt(to_share(attempt, model, example, share))
 
 
-class Pruned(nn.Conv2d):
-    """A convolution some of whose weights stay zero."""
-
-    mask: torch.Tensor
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d, mask: torch.Tensor) -> Pruned:
-        """Copy a convolution; ``mask``, of its weight's shape, tells what is kept."""
-        found = copy.deepcopy(conv)
-        found.__class__ = cls
-        found.register_buffer("mask", mask)
-        return found  # type: ignore[return-value]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve with the weights that are kept."""
-        return self._conv_forward(x, self.weight * self.mask, self.bias)
-
-
 def l1_pruning(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
     """Keep ``share`` of all parameters: the largest of the convolutions, over all layers."""
     found = copy.deepcopy(model)
@@ -299,17 +278,6 @@ TOOLS: dict[str, Compress] = {
 }
 
 
-def plain(model: nn.Module) -> nn.Module:
-    """Write pruned convolutions as what they are."""
-    found = copy.deepcopy(model)
-    for module in found.modules():
-        if isinstance(module, Pruned):
-            module.weight.data *= module.mask
-            del module.mask
-            module.__class__ = nn.Conv2d  # type: ignore[assignment]
-    return found.eval()
-
-
 @torch.no_grad()
 def recalibrated(model: nn.Module, data: Data) -> nn.Module:
     """Take the statistics of BatchNorm anew, over all images: those of the original do not fit.
@@ -326,14 +294,8 @@ def recalibrated(model: nn.Module, data: Data) -> nn.Module:
     return model.eval()
 
 
-def write(model: nn.Module, source: Source, path: Path) -> None:
-    """Export a network."""
-    network = export(plain(model), examples(source, 0, 1), free_axes(source.inputs))
-    onnx_network.save(network, path)
-
-
 def main() -> int:
-    """Write ``untuned.onnx``, ``tuned.onnx`` and ``figures.json`` into a folder."""
+    """Write the network and ``figures.json`` into a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tool", choices=tuple(TOOLS))
     parser.add_argument("--model", required=True, help="module:factory")
@@ -341,9 +303,8 @@ def main() -> int:
     parser.add_argument(
         "--share", type=float, required=True, help="of the MACs (l1: of the parameters)"
     )
-    parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--made-of", default="", help="digest of what the networks follow from")
+    parser.add_argument("--made-of", default="", help="digest of what the network follows from")
     options = parser.parse_args()
     config = converter.ConvertConfig.from_json(json.loads(options.config))
     source = open_source(options.model, None, config, None)
@@ -355,14 +316,8 @@ def main() -> int:
     if source.calib is not None:
         student = recalibrated(student.eval(), source.calib)
     seconds = time.perf_counter() - start
-    for parameter in student.parameters():
-        parameter.requires_grad_(True)
     options.out.mkdir(parents=True, exist_ok=True)
-    write(student.eval(), source, options.out / "untuned.onnx")
-    if options.epochs:
-        recipe = Recipe(epochs=options.epochs, bfloat16=True)
-        tuned = tune(student.eval(), source.module, source.train, recipe)
-        write(tuned.model, source, options.out / "tuned.onnx")
+    torch.save(student, options.out / STUDENT)
     kept = sum(int(t.count_nonzero()) for t in plain(student).parameters())
     figures = {"compress_s": seconds, "params": kept, "made_of": options.made_of}
     (options.out / "figures.json").write_text(json.dumps(figures))
