@@ -3,18 +3,19 @@
 The sample network, ResNet-20 and ResNet-56 on CIFAR-10 (``scripts/fetch_cifar10.py``;
 ``--checkpoints``): flatconv is given a budget, and every tool the share of multiply-accumulates
 that flatconv's network has left (unstructured pruning: the share of parameters; AIMET: the least
-that its search goes to, where that is more). All take the statistics of BatchNorm anew, on the
-images that flatconv solves for, are trained alike, by ``converter.tuning`` for three epochs, and
-raced together in onnxruntime, batch 1, one thread. ResNet-18 (pytorchcv, random
+that its search goes to, where that is more). The others take the statistics of BatchNorm anew, on
+the images that flatconv solves for. All are trained alike, by ``converter.tuning`` for three
+epochs, and raced together in onnxruntime, batch 1, one thread. ResNet-18 (pytorchcv, random
 weights) for time alone. Every package has a virtual environment of its own under ``runs/peers``.
 ``--openvino`` also times the original, flatconv's network and their int8 in OpenVINO. Rows are
 written as they come; ``--resume`` keeps those there. What was built and trained stays under
-``runs/peers`` and is found again.
+``runs/peers`` and is found again, until code, options or data change.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import subprocess
@@ -43,6 +44,7 @@ from converter.pipeline import open_source
 
 EPOCHS, SAMPLES, IMAGES = 3, 2048, 32
 FOLDER = ROOT / "runs" / "peers"
+ROOMS = ("converter", "sample_models")  # whose code networks follow from
 REQUIREMENTS = {
     "tensorly-torch": ["tensorly-torch==0.5.0"],
     "aimet": ["aimet-torch==2.42.0"],
@@ -72,13 +74,18 @@ def interpreter(tool: str) -> Path:
         return Path(sys.executable)
     folder = FOLDER / "venvs" / tool
     python, stamp = folder / "bin" / "python", folder / "installed"
-    if not stamp.exists():
-        run([sys.executable, "-m", "venv", folder])
+    if not stamp.exists() or stamp.read_text() != requirements(tool):
+        run([sys.executable, "-m", "venv", "--clear", folder])
         own = [] if tool == "openvino" else ["-e", f"{ROOT}[tune]", "pytorchcv==0.0.67"]
         pip = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
         run([*pip, *own, *REQUIREMENTS[tool]])
-        stamp.touch()
+        stamp.write_text(requirements(tool))
     return python
+
+
+def requirements(tool: str) -> str:
+    """Say what the virtual environment of a tool has, and in which versions."""
+    return "\n".join([*REQUIREMENTS.get(tool, []), (ROOT / "constraints.txt").read_text()])
 
 
 def run(command: list[Any]) -> str:
@@ -94,9 +101,20 @@ def run(command: list[Any]) -> str:
     return found.stdout
 
 
-def digest(*parts: object) -> str:
-    """Sum up what a network follows from."""
+def digest(model: str, config: converter.ConvertConfig, *others: object) -> str:
+    """Sum up what a network follows from: code, options, what the files named hold, and more."""
+    code = [p.read_text() for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
+    given = config.to_json().items()
+    options = {name: content(v) if isinstance(v, str) else v for name, v in given}
+    parts = [torch.__version__, model, options, *code, *others]
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+@functools.cache
+def content(option: str) -> str:
+    """Sum up the file that an option names; give back what names none."""
+    path = Path(option)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else option
 
 
 def known(figures: Path, made_of: str) -> dict[str, Any]:
@@ -108,23 +126,27 @@ def known(figures: Path, made_of: str) -> dict[str, Any]:
 def by_flatconv(
     model: str, config: converter.ConvertConfig, folder: Path, epochs: int
 ) -> tuple[Networks, dict[str, float]]:
-    """Convert by flatconv, untrained and trained.
+    """Convert by flatconv, untrained and, by the same plan, trained.
 
     Returns:
         The files, and the shares of multiply-accumulates and of parameters that are left.
     """
     states = {"untuned": 0, "tuned": epochs} if epochs else {"untuned": 0}
     found = {state: folder / f"{state}.onnx" for state in states}
-    code = [path.read_text() for path in sorted((ROOT / "converter").rglob("*.py"))]
-    made_of = digest(model, json.dumps(config.to_json()), epochs, *code)
+    made_of = digest(model, config, epochs)
     figures = folder / "figures.json"
     if not (shares := known(figures, made_of)):
+        figures.unlink(missing_ok=True)
+        result = converter.convert(model, config=config)
         folder.mkdir(parents=True, exist_ok=True)
-        for state, count in states.items():
-            tuned = replace(config, finetune=count, resume=bool(count))
+        (folder / "plan.json").write_text(result.plan.to_json())
+        onnx_network.save(result.converted, found["untuned"])
+        if epochs:
+            plain = replace(config, target_speedup=None, max_macs=None)
+            tuned = replace(plain, plan=folder / "plan.json", finetune=epochs)
             result = converter.convert(model, config=tuned)
-            onnx_network.save(result.converted, found[state])
-            onnx_network.save(result.original, folder.parent / "original.onnx")
+            onnx_network.save(result.converted, found["tuned"])
+        onnx_network.save(result.original, folder.parent / "original.onnx")
         report = result.report.to_dict()
         before, after = report["original"], report["converted"]
         shares = {name: after[name] / before[name] for name in ("macs", "params")}
@@ -138,21 +160,21 @@ def by_tool(
     """Have another tool make the network smaller, in an environment of its own, and train that.
 
     Returns:
-        The files; and how many ``params`` are left, other than zero.
+        The files, and the ``params_share`` that is left, other than zero.
 
     Raises:
         RuntimeError: When it cannot.
         ConverterError: When what it made cannot be exported or trained.
     """
-    options = json.dumps(replace(config, device="cpu").to_json())
-    command = [tool, "--model", model, "--config", options]
-    command += ["--share", str(share), "--out", str(folder)]
     scripts = [ROOT / "scripts" / name for name in ("build_peer.py", "train_peer.py")]
     texts = [script.read_text() for script in scripts]
-    made_of = digest(*command, *texts, *REQUIREMENTS.get(tool, []))
+    made_of = digest(model, config, tool, share, *texts, requirements(tool))
     figures = folder / "figures.json"
     if not known(figures, made_of):
-        run([interpreter(tool), scripts[0], *command, "--made-of", made_of])
+        figures.unlink(missing_ok=True)
+        command = [interpreter(tool), scripts[0], tool, "--model", model, "--share", share]
+        command += ["--config", json.dumps(replace(config, device="cpu").to_json())]
+        run([*command, "--out", folder, "--made-of", made_of])
     source = open_source(model, None, config, None)
     found = {"untuned": folder / "untuned.onnx"}
     write(made(folder), source, found["untuned"])
@@ -175,7 +197,7 @@ def peers(
     folder = place(name)
     networks: dict[str, Networks] = {}
     failed: dict[str, str] = {}
-    left: dict[str, int] = {}  # parameters that are not zero, where zeros are stored, too
+    left: dict[str, float] = {}  # share of parameters that are not zero, where zeros are stored
     networks["flatconv"], shares = by_flatconv(model, config, folder / "flatconv", epochs)
     plain = replace(config, target_speedup=None, max_macs=None)
     source = open_source(model, None, plain, None)
@@ -184,7 +206,7 @@ def peers(
         try:
             networks[title], figures = by_tool(tool, model, plain, share, folder / tool, epochs)
             if tool == "l1":
-                left[title] = figures["params"]
+                left[title] = figures["params_share"]
         except (RuntimeError, ConverterError) as error:
             failed[title] = str(error)
     original = folder / "original.onnx"
@@ -208,7 +230,7 @@ def peers(
         row: dict[str, Any] = {
             "name": named(name, epochs, title),
             "macs_share": shown.macs / whole.macs,
-            "params_share": left.get(title, shown.params) / whole.params,
+            "params_share": left.get(title, shown.params / whole.params),
             "speedup": shown.speedup.median,
             "speedup_low": shown.speedup.low,
             "speedup_high": shown.speedup.high,
@@ -236,6 +258,7 @@ def openvino(
 ) -> Iterator[dict[str, Any]]:
     """Time and score original and flatconv's network, and their int8, in OpenVINO."""
     folder = place(name)
+    files, _ = by_flatconv(model, config, folder / "flatconv", epochs)
     source = open_source(model, None, replace(config, target_speedup=None, max_macs=None), None)
     assert source.calib is not None and source.eval is not None
     calib, scored = folder / "calib.npz", folder / "eval.npz"
@@ -243,7 +266,7 @@ def openvino(
     every = source.eval.read(np.arange(source.eval.count))
     assert source.eval.labels is not None
     np.savez(scored, **every, labels_of_all=source.eval.labels)
-    ours = folder / "flatconv" / ("tuned.onnx" if epochs else "untuned.onnx")
+    ours = files["tuned" if epochs else "untuned"]
     try:
         command = [interpreter("openvino"), ROOT / "scripts" / "race_openvino.py", calib, scored]
         found = json.loads(run([*command, folder / "original.onnx", ours]).splitlines()[-1])
@@ -251,8 +274,8 @@ def openvino(
         yield {"name": named(name, epochs, "OpenVINO, original"), "reason": str(error)}
         return
     whole = found["original"]["accuracy"]
-    state = "tuned" if epochs else "untuned"
     for title, seen in found.items():
+        state = "tuned" if epochs and title.startswith("flatconv") else "untuned"
         drop = 100 * (whole - seen.pop("accuracy"))
         row = {"name": named(name, epochs, f"OpenVINO, {title}"), **seen}
         yield row | {f"drop_points_{state}": drop}

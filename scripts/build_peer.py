@@ -1,7 +1,9 @@
 """Make one network smaller with one other tool.
 
-``scripts/bench_peers.py`` runs this in the virtual environment of the tool. Whatever the tool, the
-original and the images are the same, as are training and exporter (``scripts/train_peer.py``).
+``scripts/bench_peers.py`` runs this in the virtual environment of the tool. The original is the
+same for all, as are training and exporter (``scripts/train_peer.py``). Of the images AIMET chooses
+ranks by the first 512, with their labels; all take the statistics of BatchNorm anew on those that
+flatconv fits to.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import copy
 import importlib.machinery
 import json
 import sys
-import time
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,9 +31,11 @@ import converter
 from converter.data import Data
 from converter.networks.source import examples
 from converter.pipeline import open_source
+from sample_models.resnet_cifar import Shortcut
 
 BISECTIONS, SCORED = 12, 512
 BATCH = 128
+TINY = 1e-12
 SMALL = 0.25  # of the MACs that may be left: a first layer of less is left alone, as is usual
 Compress = Callable[[nn.Module, torch.Tensor, float, Data], nn.Module]
 
@@ -133,7 +136,8 @@ def cp_network(
     ratio = to_share(bones, model, example, share)
     found = bones(ratio)
     for name, conv in layers:
-        out, inside, vertical, horizontal = solve(conv, rank_of(conv, ratio))
+        # As flatconv has them before training: gradients of all steps are of one size.
+        out, inside, vertical, horizontal = balanced(solve(conv, rank_of(conv, ratio)))
         chain = found.get_submodule(name)
         chain[0].weight.data = inside.T[:, :, None, None].contiguous()
         chain[1].weight.data = vertical.T[:, None, :, None].contiguous()
@@ -142,6 +146,13 @@ def cp_network(
         if conv.bias is not None:
             chain[3].bias.data = conv.bias.data
     return found
+
+
+def balanced(factors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Give the columns of factors (n, R) that are multiplied the same norm; their product stays."""
+    norms = torch.stack([factor.norm(dim=0) for factor in factors]).clamp_min(TINY)
+    mean = norms.log().mean(0).exp()
+    return [factor * (mean / norm) for factor, norm in zip(factors, norms)]
 
 
 def parafac_script(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
@@ -241,8 +252,10 @@ def torch_pruning(model: nn.Module, example: torch.Tensor, share: float, data: D
     """Torch-Pruning: whole channels by group norm, over all layers, in multiples of 4."""
     import torch_pruning
 
+    followed = projected(model)
+
     def attempt(kept: float) -> nn.Module:
-        found = copy.deepcopy(model)
+        found = copy.deepcopy(followed)
         for parameter in found.parameters():
             parameter.requires_grad_(True)
         head = [m for m in found.modules() if isinstance(m, nn.Linear)][-1]
@@ -254,6 +267,23 @@ def torch_pruning(model: nn.Module, example: torch.Tensor, share: float, data: D
         return found.eval()
 
     return attempt(to_share(attempt, model, example, share))
+
+
+def projected(model: nn.Module) -> nn.Module:
+    """Write shortcuts that pad channels as 1x1 convolutions of ones and zeros.
+
+    Which channel becomes which Torch-Pruning sees in a convolution, but not in a padding.
+    """
+    found = copy.deepcopy(model)
+    for name, shortcut in model.named_modules():
+        if isinstance(shortcut, Shortcut):
+            inputs = model.get_submodule(name.rpartition(".")[0]).conv1.in_channels
+            conv = nn.Conv2d(inputs, inputs + 2 * shortcut.pad, 1, stride=2, bias=False)
+            nn.init.zeros_(conv.weight)
+            for channel in range(inputs):
+                conv.weight.data[shortcut.pad + channel, channel] = 1.0
+            replace(found, name, conv)
+    return found
 
 
 def l1_pruning(model: nn.Module, example: torch.Tensor, share: float, data: Data) -> nn.Module:
@@ -310,16 +340,17 @@ def main() -> int:
     source = open_source(options.model, None, config, None)
     assert source.module is not None
     example = torch.from_numpy(next(iter(examples(source, 0, 1).values())))
-    start = time.perf_counter()
+    torch.manual_seed(0)
+    np.random.seed(0)
     data = source.train or source.calib
     student = TOOLS[options.tool](copy.deepcopy(source.module), example, options.share, data)
     if source.calib is not None:
         student = recalibrated(student.eval(), source.calib)
-    seconds = time.perf_counter() - start
     options.out.mkdir(parents=True, exist_ok=True)
     torch.save(student, options.out / STUDENT)
     kept = sum(int(t.count_nonzero()) for t in plain(student).parameters())
-    figures = {"compress_s": seconds, "params": kept, "made_of": options.made_of}
+    every = sum(tensor.numel() for tensor in source.module.parameters())
+    figures = {"params_share": kept / every, "made_of": options.made_of}
     (options.out / "figures.json").write_text(json.dumps(figures))
     return 0
 
