@@ -62,6 +62,9 @@ def made(folder: Path) -> nn.Module:
 def trained(folder: Path, source: Source, epochs: int, device: str, made_of: str) -> nn.Module:
     """Train the network of a folder; its weights are kept there, and found again.
 
+    Components that nearly cancel, as CP decompositions have, may learn nothing in bfloat16: then it
+    is trained in float32.
+
     Args:
         folder: Where ``build_peer.py`` wrote to.
         source: The original, and what is trained on.
@@ -77,11 +80,14 @@ def trained(folder: Path, source: Source, epochs: int, device: str, made_of: str
                 student.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
                 return student
     assert source.module is not None and source.train is not None
-    recipe = Recipe(epochs=epochs, bfloat16=True)
-    model = tune(student, source.module, source.train, recipe, device=device).model
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    for bfloat16 in (True, False):
+        recipe = Recipe(epochs=epochs, bfloat16=bfloat16)
+        tuned = tune(student, source.module, source.train, recipe, device=device)
+        if tuned.best_loss < tuned.first_loss:
+            break
+    weights = {name: tensor.contiguous() for name, tensor in tuned.model.state_dict().items()}
     save_file(weights, path, {"made_of": key})
-    return model
+    return tuned.model
 
 
 def write(model: nn.Module, source: Source, path: Path) -> None:
