@@ -33,16 +33,17 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from torch import nn
-from train_peer import made, trained, write
+from train_peer import EPOCHS, STUDENT, made, trained, write
 
 import converter
 from converter.delivery.compare import compare_models
 from converter.delivery.int8 import as_int8
 from converter.errors import ConverterError
 from converter.networks import onnx_network
+from converter.networks.source import Source
 from converter.pipeline import open_source
 
-EPOCHS, SAMPLES, IMAGES = 3, 2048, 32
+SAMPLES, IMAGES = 2048, 32
 FOLDER = ROOT / "runs" / "peers"
 ROOMS = ("converter", "sample_models")  # whose code networks follow from
 REQUIREMENTS = {
@@ -65,6 +66,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet-56": {"model": "sample_models.resnet_cifar:resnet56", "max_macs": 0.34, **RESNET},
 }
 TIMED = "ResNet-18, random weights"
+UNTUNED = "untuned.onnx"
 Networks = dict[str, Path]
 
 
@@ -123,65 +125,63 @@ def known(figures: Path, made_of: str) -> dict[str, Any]:
     return found if found.get("made_of") == made_of else {}
 
 
-def by_flatconv(
-    model: str, config: converter.ConvertConfig, folder: Path, epochs: int
-) -> tuple[Networks, dict[str, float]]:
-    """Convert by flatconv, untrained and, by the same plan, trained.
+def by_flatconv(model: str, config: converter.ConvertConfig, folder: Path) -> dict[str, float]:
+    """Convert by flatconv, without training.
 
     Returns:
-        The files, and the shares of multiply-accumulates and of parameters that are left.
+        The shares of multiply-accumulates and of parameters that are left.
     """
-    states = {"untuned": 0, "tuned": epochs} if epochs else {"untuned": 0}
-    found = {state: folder / f"{state}.onnx" for state in states}
-    made_of = digest(model, config, epochs)
+    made_of = digest(model, config)
     figures = folder / "figures.json"
     if not (shares := known(figures, made_of)):
         figures.unlink(missing_ok=True)
         result = converter.convert(model, config=config)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "plan.json").write_text(result.plan.to_json())
-        onnx_network.save(result.converted, found["untuned"])
-        if epochs:
-            plain = replace(config, target_speedup=None, max_macs=None)
-            tuned = replace(plain, plan=folder / "plan.json", finetune=epochs)
-            result = converter.convert(model, config=tuned)
-            onnx_network.save(result.converted, found["tuned"])
+        torch.save(result.model, folder / STUDENT)
+        onnx_network.save(result.converted, folder / UNTUNED)
         onnx_network.save(result.original, folder.parent / "original.onnx")
         report = result.report.to_dict()
         before, after = report["original"], report["converted"]
         shares = {name: after[name] / before[name] for name in ("macs", "params")}
         figures.write_text(json.dumps(shares | {"made_of": made_of}))
-    return found, shares
+    return shares
 
 
 def by_tool(
-    tool: str, model: str, config: converter.ConvertConfig, share: float, folder: Path, epochs: int
-) -> tuple[Networks, dict[str, Any]]:
-    """Have another tool make the network smaller, in an environment of its own, and train that.
+    tool: str, model: str, config: converter.ConvertConfig, share: float, folder: Path
+) -> dict[str, Any]:
+    """Have another tool make the network smaller, in an environment of its own.
 
     Returns:
-        The files, and the ``params_share`` that is left, other than zero.
+        The ``params_share`` that is left, other than zero.
 
     Raises:
         RuntimeError: When it cannot.
-        ConverterError: When what it made cannot be exported or trained.
+        ConverterError: When what it made cannot be exported.
     """
-    scripts = [ROOT / "scripts" / name for name in ("build_peer.py", "train_peer.py")]
-    texts = [script.read_text() for script in scripts]
-    made_of = digest(model, config, tool, share, *texts, requirements(tool))
+    script = ROOT / "scripts" / "build_peer.py"
+    made_of = digest(model, config, tool, share, script.read_text(), requirements(tool))
     figures = folder / "figures.json"
     if not known(figures, made_of):
         figures.unlink(missing_ok=True)
-        command = [interpreter(tool), scripts[0], tool, "--model", model, "--share", share]
-        command += ["--config", json.dumps(replace(config, device="cpu").to_json())]
-        run([*command, "--out", folder, "--made-of", made_of])
-    source = open_source(model, None, config, None)
-    found = {"untuned": folder / "untuned.onnx"}
-    write(made(folder), source, found["untuned"])
+        command = [interpreter(tool), script, tool, "--model", model, "--share", share]
+        command += ["--config", json.dumps(config.to_json()), "--out", folder]
+        run([*command, "--made-of", made_of])
+    write(made(folder), open_source(model, None, config, None), folder / UNTUNED)
+    return known(figures, made_of)
+
+
+def states(folder: Path, source: Source, epochs: int, device: str) -> Networks:
+    """Give the files of a network as it was made and, of some epochs, as trained.
+
+    Raises:
+        ConverterError: When it cannot be trained or exported.
+    """
+    found = {"untuned": folder / UNTUNED}
     if epochs:
         found["tuned"] = folder / "tuned.onnx"
-        write(trained(folder, source, epochs, config.device, made_of), source, found["tuned"])
-    return found, known(figures, made_of)
+        write(trained(folder, source, epochs, device), source, found["tuned"])
+    return found
 
 
 def race(networks: Mapping[str, Path], data: Any) -> dict[str, Any]:
@@ -191,20 +191,22 @@ def race(networks: Mapping[str, Path], data: Any) -> dict[str, Any]:
 
 
 def peers(
-    name: str, model: str, config: converter.ConvertConfig, epochs: int
+    name: str, model: str, config: converter.ConvertConfig, epochs: int, device: str
 ) -> Iterator[dict[str, Any]]:
     """Give a row for each tool."""
     folder = place(name)
     networks: dict[str, Networks] = {}
     failed: dict[str, str] = {}
     left: dict[str, float] = {}  # share of parameters that are not zero, where zeros are stored
-    networks["flatconv"], shares = by_flatconv(model, config, folder / "flatconv", epochs)
+    shares = by_flatconv(model, config, folder / "flatconv")
     plain = replace(config, target_speedup=None, max_macs=None)
     source = open_source(model, None, plain, None)
+    networks["flatconv"] = states(folder / "flatconv", source, epochs, device)
     for tool, title in TOOLS.items():
         share = shares["params" if tool == "l1" else "macs"]
         try:
-            networks[title], figures = by_tool(tool, model, plain, share, folder / tool, epochs)
+            figures = by_tool(tool, model, plain, share, folder / tool)
+            networks[title] = states(folder / tool, source, epochs, device)
             if tool == "l1":
                 left[title] = figures["params_share"]
         except (RuntimeError, ConverterError) as error:
@@ -258,7 +260,6 @@ def openvino(
 ) -> Iterator[dict[str, Any]]:
     """Time and score original and flatconv's network, and their int8, in OpenVINO."""
     folder = place(name)
-    files, _ = by_flatconv(model, config, folder / "flatconv", epochs)
     source = open_source(model, None, replace(config, target_speedup=None, max_macs=None), None)
     assert source.calib is not None and source.eval is not None
     calib, scored = folder / "calib.npz", folder / "eval.npz"
@@ -266,7 +267,7 @@ def openvino(
     every = source.eval.read(np.arange(source.eval.count))
     assert source.eval.labels is not None
     np.savez(scored, **every, labels_of_all=source.eval.labels)
-    ours = files["tuned" if epochs else "untuned"]
+    ours = folder / "flatconv" / ("tuned.onnx" if epochs else UNTUNED)
     try:
         command = [interpreter("openvino"), ROOT / "scripts" / "race_openvino.py", calib, scored]
         found = json.loads(run([*command, folder / "original.onnx", ours]).splitlines()[-1])
@@ -304,12 +305,12 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
                 raise SystemExit(f"{options.checkpoints} holds no resnet{number}-*.th.")
         config = converter.ConvertConfig(
             checkpoint=checkpoint, calib=train, samples=SAMPLES, train=train,
-            eval=str(options.data / "test.npz"), precision="bfloat16", device=options.device,
+            eval=str(options.data / "test.npz"),
             **budget,
         )  # fmt: skip
         if named(name, options.epochs, "flatconv") not in done:
             start = time.perf_counter()
-            yield from peers(name, model, config, options.epochs)
+            yield from peers(name, model, config, options.epochs, options.device)
             print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
         if options.openvino and named(name, options.epochs, "OpenVINO, original") not in done:
             yield from openvino(name, model, config, options.epochs)
@@ -321,7 +322,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
         if not path.exists():  # written again it would differ: it holds the time of day
             np.savez(path, x=images.astype(np.float32))
         config = converter.ConvertConfig(target_speedup=3.0, calib=str(path))
-        yield from peers(TIMED, "scripts.bench_peers:resnet18", config, 0)
+        yield from peers(TIMED, "scripts.bench_peers:resnet18", config, 0, "cpu")
 
 
 def main() -> int:
