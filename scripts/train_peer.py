@@ -76,7 +76,7 @@ def trained(folder: Path, source: Source, epochs: int, device: str) -> nn.Module
     """Train the network of a folder; its weights are kept there, and found again.
 
     Components that nearly cancel, as CP decompositions have, may learn nothing in bfloat16: then it
-    is trained in float32.
+    is trained in float32. A training that was stopped goes on.
 
     Args:
         folder: With the network, and ``figures.json``, which tells what it follows from.
@@ -99,7 +99,10 @@ def trained(folder: Path, source: Source, epochs: int, device: str) -> nn.Module
     assert source.module is not None and source.train is not None
     for bfloat16 in (True, False):
         recipe = Recipe(epochs=epochs, bfloat16=bfloat16)
-        tuned = tune(student, source.module, source.train, recipe, device=device)
+        state = folder / f"{key}.{'bfloat16' if bfloat16 else 'float32'}.safetensors"
+        tuned = tune(
+            student, source.module, source.train, recipe, device=device, state=state, resume=True
+        )  # fmt: skip
         if tuned.best_loss < tuned.first_loss:
             break
     weights = {name: tensor.contiguous() for name, tensor in tuned.model.state_dict().items()}
@@ -128,8 +131,9 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     config = converter.ConvertConfig(
-        checkpoint=options.checkpoint, train=options.train, mean=options.mean, std=options.std
-    )
+        checkpoint=options.checkpoint, train=options.train, calib=options.train,
+        mean=options.mean, std=options.std,
+    )  # fmt: skip
     source = open_source(options.model, None, config, None)
     trained(options.folder, source, options.epochs, options.device)
     return 0
