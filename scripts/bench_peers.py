@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from torch import nn
-from train_peer import EPOCHS, STUDENT, made, trained, write
+from train_peer import STUDENT, made, trained, write
 
 import converter
 from converter.delivery.compare import compare_models
@@ -43,7 +43,7 @@ from converter.networks import onnx_network
 from converter.networks.source import Source
 from converter.pipeline import open_source
 
-SAMPLES, IMAGES = 2048, 32
+EPOCHS, SAMPLES, IMAGES = 3, 2048, 32
 FOLDER = ROOT / "runs" / "peers"
 ROOMS = ("converter", "sample_models")  # whose code networks follow from
 REQUIREMENTS = {
@@ -256,18 +256,19 @@ def named(name: str, epochs: int, title: str) -> str:
 
 
 def openvino(
-    name: str, model: str, config: converter.ConvertConfig, epochs: int
+    name: str, model: str, config: converter.ConvertConfig, epochs: int, device: str
 ) -> Iterator[dict[str, Any]]:
     """Time and score original and flatconv's network, and their int8, in OpenVINO."""
     folder = place(name)
+    by_flatconv(model, config, folder / "flatconv")
     source = open_source(model, None, replace(config, target_speedup=None, max_macs=None), None)
+    ours = states(folder / "flatconv", source, epochs, device)["tuned" if epochs else "untuned"]
     assert source.calib is not None and source.eval is not None
     calib, scored = folder / "calib.npz", folder / "eval.npz"
     np.savez(calib, **source.calib.read(np.arange(min(source.calib.count, 256))))
     every = source.eval.read(np.arange(source.eval.count))
     assert source.eval.labels is not None
     np.savez(scored, **every, labels_of_all=source.eval.labels)
-    ours = folder / "flatconv" / ("tuned.onnx" if epochs else UNTUNED)
     try:
         command = [interpreter("openvino"), ROOT / "scripts" / "race_openvino.py", calib, scored]
         found = json.loads(run([*command, folder / "original.onnx", ours]).splitlines()[-1])
@@ -313,7 +314,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
             yield from peers(name, model, config, options.epochs, options.device)
             print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
         if options.openvino and named(name, options.epochs, "OpenVINO, original") not in done:
-            yield from openvino(name, model, config, options.epochs)
+            yield from openvino(name, model, config, options.epochs, options.device)
     wanted = not options.only or TIMED in options.only
     if wanted and f"{TIMED}, flatconv" not in done:
         images = np.random.default_rng(0).standard_normal((IMAGES, 3, 224, 224))

@@ -1,38 +1,28 @@
 """Train what flatconv or another tool made of a network, all alike, and export it.
 
-``scripts/bench_peers.py`` calls this, whatever the environment of the tool was. Where another
-machine trains faster, run this there on copies of the folders under ``runs/peers``, and bring back
-``tuned.safetensors``: it is found again.
+All networks go through here, whatever the environment of the tool that made them.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
-import inspect
 import json
-import sys
 from pathlib import Path
-
-from bench_results import ROOT
-
-sys.path.insert(0, str(ROOT))
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-import converter
 from converter.networks import onnx_network
 from converter.networks.source import Source, examples, free_axes
 from converter.networks.torch_export import export
-from converter.pipeline import open_source
+from converter.place import place_of
 from converter.tuning.lesson import Recipe
 from converter.tuning.tune import tune
 
-STUDENT, TUNED, EPOCHS = "student.pt", "tuned.safetensors", 3
+STUDENT, TUNED = "student.pt", "tuned.safetensors"
 
 
 class Pruned(nn.Conv2d):
@@ -89,15 +79,15 @@ def trained(folder: Path, source: Source, epochs: int, device: str) -> nn.Module
     """
     student, path = made(folder), folder / TUNED
     made_of = json.loads((folder / "figures.json").read_text())["made_of"]
-    key = f"{made_of}, {epochs} epochs, {inspect.getsource(trained)}"
-    key = hashlib.sha256(key.encode()).hexdigest()
+    told = f"{made_of}, {epochs} epochs, {Path(__file__).read_text()}"
+    key = hashlib.sha256(told.encode() + (folder / STUDENT).read_bytes()).hexdigest()
     if path.exists():
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("made_of") == key:
                 student.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
                 return student
     assert source.module is not None and source.train is not None
-    for bfloat16 in (True, False):
+    for bfloat16 in (True, False) if place_of(device).computes_bfloat16() else (False,):
         recipe = Recipe(epochs=epochs, bfloat16=bfloat16)
         state = folder / f"{key}.{'bfloat16' if bfloat16 else 'float32'}.safetensors"
         tuned = tune(
@@ -106,9 +96,9 @@ def trained(folder: Path, source: Source, epochs: int, device: str) -> nn.Module
         if tuned.best_loss < tuned.first_loss:
             break
     weights = {name: tensor.contiguous() for name, tensor in tuned.model.state_dict().items()}
-    told = {"made_of": key, "first_loss": tuned.first_loss, "best_loss": tuned.best_loss}
-    told |= {"bfloat16": bfloat16, "device": device, "torch": torch.__version__}
-    save_file(weights, path, {name: str(value) for name, value in told.items()})
+    save_file(weights, path, {"made_of": key})
+    for state in folder.glob(f"{key}.*"):
+        state.unlink()
     return tuned.model
 
 
@@ -116,28 +106,3 @@ def write(model: nn.Module, source: Source, path: Path) -> None:
     """Export a network."""
     network = export(plain(model), examples(source, 0, 1), free_axes(source.inputs))
     onnx_network.save(network, path)
-
-
-def main() -> int:
-    """Train the network of one folder."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", required=True, help="module:factory of the original")
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--train", required=True, help=".npz of images and labels")
-    parser.add_argument("--mean", help="of the images, by channel")
-    parser.add_argument("--std")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    config = converter.ConvertConfig(
-        checkpoint=options.checkpoint, train=options.train, calib=options.train,
-        mean=options.mean, std=options.std,
-    )  # fmt: skip
-    source = open_source(options.model, None, config, None)
-    trained(options.folder, source, options.epochs, options.device)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
