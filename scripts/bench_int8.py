@@ -1,9 +1,9 @@
 """int8 alone, and on top of a flattened network: one run of four networks, batch 1, one thread.
 
 The sample network on CIFAR-10 (``scripts/fetch_cifar10.py``), forms and ranks chosen by their times
-in int8, fine-tuned in floating point, then quantized; scored on the whole test set. ResNet-18
-(pytorchcv, random weights, random images): time alone, at R = O and chosen for a speedup. Rows are
-written as they come; ``--resume`` keeps those there, and goes on with trainings.
+in int8, fine-tuned with the rounding of int8, then quantized; scored on the whole test set.
+ResNet-18 (pytorchcv, random weights, random images): time alone, at R = O and chosen for a speedup.
+Rows are written as they come; ``--resume`` keeps those there, and goes on with trainings.
 """
 
 from __future__ import annotations

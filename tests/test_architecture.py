@@ -22,7 +22,7 @@ networks.source
 planning.ladder planning.latency planning.sites planning.profile planning.calibrate planning.measure
 planning.candidates planning.plan planning.cache planning.spread planning.solve planning.timing
 planning.options planning.judge planning.sensitivity planning.knapsack
-tuning.lesson tuning.batches tuning.state tuning.descent tuning.tune
+tuning.lesson tuning.rounding tuning.batches tuning.state tuning.descent tuning.tune
 delivery.check delivery.seen delivery.correct delivery.compare delivery.build delivery.report
 delivery.tables delivery.page delivery.result delivery.search delivery.menus delivery.budget
 delivery.teach delivery.int8 delivery.prove delivery.schedule

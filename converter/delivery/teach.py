@@ -25,6 +25,7 @@ from converter.errors import ConverterError
 from converter.kernels.conv import Chain
 from converter.networks import torch_export, torch_import, torch_network
 from converter.networks.outputs import exposing
+from converter.networks.quantize import saturates
 from converter.networks.source import Source, examples, free_axes, samples
 from converter.networks.survey import Layer
 from converter.networks.torch_export import find_callable
@@ -165,7 +166,8 @@ def phases(
         stop = None if to_the_end else enough
         found.append(Phase("fine-tuning", recipe, _loss(config), enough=stop))
     if enough is not None and (to_the_end or not config.finetune):
-        found.append(Phase("judging", replace(recipe, epochs=0), reconstruction, enough=enough))
+        judging = replace(recipe, epochs=0, int8=False)
+        found.append(Phase("judging", judging, reconstruction, enough=enough))
     return found
 
 
@@ -176,6 +178,7 @@ def _recipe(config: ConvertConfig) -> Recipe:
         batch_size=config.train_batch,
         accumulate=config.accumulate,
         bfloat16=config.precision == "bfloat16",
+        int8=config.int8,
         workers=config.workers,
         seed=config.seed,
     )
@@ -298,6 +301,7 @@ def _state(
         [] if data.labels is None else [data.labels], data.vary is None, phase.name,
         astuple(phase.recipe), phase.enough is None, sorted(budget.items()), config.drop_type,
         config.augment, config.loss and _code(config.loss), torch.__version__,
+        phase.recipe.int8 and saturates(),
     )  # fmt: skip
     return place(folder / FOLDER, key, "safetensors")
 

@@ -34,6 +34,7 @@ class Recipe:
         batch_size: Examples a step, of all processes together; fewer where there is little data.
         accumulate: Parts that each process computes its share of a batch in.
         bfloat16: Whether activations are computed in bfloat16, where the device has it.
+        int8: Whether the network learns with the rounding of int8.
         scaled_steps: Whether each weight tensor learns in proportion to the size of its entries.
         orthogonal: Whether matrices move along the orthogonal factor of their gradient.
         workers: Processes that read the data.
@@ -45,6 +46,7 @@ class Recipe:
     batch_size: int = 128
     accumulate: int = 1
     bfloat16: bool = False
+    int8: bool = False
     scaled_steps: bool = True
     orthogonal: bool = True
     workers: int = 0

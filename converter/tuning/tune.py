@@ -24,6 +24,7 @@ from converter.place import place_of
 from converter.tuning.batches import Batches, parted, tensors
 from converter.tuning.descent import Descent
 from converter.tuning.lesson import Loss, Recipe, Run, Tensors, distillation, inside, whole
+from converter.tuning.rounding import rounded
 from converter.tuning.state import State, Weights, read_state
 
 BATCH = 128  # held-out examples a call, at most
@@ -104,6 +105,7 @@ def tune(
     place = place_of(device)
     model, original = (copied(m).float().to(place.device) for m in (student, teacher))
     answer: Run = inside(model, features) if features else whole(model)
+    answer = rounded(answer) if recipe.int8 else answer
     wanted: Run = inside(original, features) if features else whole(original)
     layout, outputs = _tried(model.eval(), original.eval(), answer, wanted, data, place.device)
     each = sum(a.nbytes for a in data.read(np.arange(1)).values())
