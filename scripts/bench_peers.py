@@ -94,11 +94,13 @@ def run(command: list[Any]) -> str:
     """Run a command for what it prints.
 
     Raises:
-        RuntimeError: With the last line it wrote, when it fails.
+        RuntimeError: With the last line it wrote, when it fails; or that it was killed.
     """
     found = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    if found.returncode < 0:
+        raise RuntimeError(f"It was killed by signal {-found.returncode}, as where memory ends.")
     if found.returncode:
-        lines = (found.stderr or found.stdout).strip().splitlines() or ["it was killed"]
+        lines = (found.stderr or found.stdout).strip().splitlines() or ["it failed"]
         raise RuntimeError(lines[-1][:300])
     return found.stdout
 
