@@ -173,7 +173,7 @@ def by_tool(
     return known(figures, made_of)
 
 
-def states(folder: Path, source: Source, epochs: int, device: str) -> Networks:
+def states(folder: Path, source: Source, epochs: int) -> Networks:
     """Give the files of a network as it was made and, of some epochs, as trained.
 
     Raises:
@@ -182,7 +182,7 @@ def states(folder: Path, source: Source, epochs: int, device: str) -> Networks:
     found = {"untuned": folder / UNTUNED}
     if epochs:
         found["tuned"] = folder / "tuned.onnx"
-        write(trained(folder, source, epochs, device), source, found["tuned"])
+        write(trained(folder, source, epochs), source, found["tuned"])
     return found
 
 
@@ -193,7 +193,7 @@ def race(networks: Mapping[str, Path], data: Any) -> dict[str, Any]:
 
 
 def peers(
-    name: str, model: str, config: converter.ConvertConfig, epochs: int, device: str
+    name: str, model: str, config: converter.ConvertConfig, epochs: int
 ) -> Iterator[dict[str, Any]]:
     """Give a row for each tool."""
     folder = place(name)
@@ -203,12 +203,12 @@ def peers(
     shares = by_flatconv(model, config, folder / "flatconv")
     plain = replace(config, target_speedup=None, max_macs=None)
     source = open_source(model, None, plain, None)
-    networks["flatconv"] = states(folder / "flatconv", source, epochs, device)
+    networks["flatconv"] = states(folder / "flatconv", source, epochs)
     for tool, title in TOOLS.items():
         share = shares["params" if tool == "l1" else "macs"]
         try:
             figures = by_tool(tool, model, plain, share, folder / tool)
-            networks[title] = states(folder / tool, source, epochs, device)
+            networks[title] = states(folder / tool, source, epochs)
             if tool == "l1":
                 left[title] = figures["params_share"]
         except (RuntimeError, ConverterError) as error:
@@ -258,13 +258,13 @@ def named(name: str, epochs: int, title: str) -> str:
 
 
 def openvino(
-    name: str, model: str, config: converter.ConvertConfig, epochs: int, device: str
+    name: str, model: str, config: converter.ConvertConfig, epochs: int
 ) -> Iterator[dict[str, Any]]:
     """Time and score original and flatconv's network, and their int8, in OpenVINO."""
     folder = place(name)
     by_flatconv(model, config, folder / "flatconv")
     source = open_source(model, None, replace(config, target_speedup=None, max_macs=None), None)
-    ours = states(folder / "flatconv", source, epochs, device)["tuned" if epochs else "untuned"]
+    ours = states(folder / "flatconv", source, epochs)["tuned" if epochs else "untuned"]
     assert source.calib is not None and source.eval is not None
     calib, scored = folder / "calib.npz", folder / "eval.npz"
     np.savez(calib, **source.calib.read(np.arange(min(source.calib.count, 256))))
@@ -313,10 +313,10 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
         )  # fmt: skip
         if named(name, options.epochs, "flatconv") not in done:
             start = time.perf_counter()
-            yield from peers(name, model, config, options.epochs, options.device)
+            yield from peers(name, model, config, options.epochs)
             print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
         if options.openvino and named(name, options.epochs, "OpenVINO, original") not in done:
-            yield from openvino(name, model, config, options.epochs, options.device)
+            yield from openvino(name, model, config, options.epochs)
     wanted = not options.only or TIMED in options.only
     if wanted and f"{TIMED}, flatconv" not in done:
         images = np.random.default_rng(0).standard_normal((IMAGES, 3, 224, 224))
@@ -325,7 +325,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
         if not path.exists():  # written again it would differ: it holds the time of day
             np.savez(path, x=images.astype(np.float32))
         config = converter.ConvertConfig(target_speedup=3.0, calib=str(path))
-        yield from peers(TIMED, "scripts.bench_peers:resnet18", config, 0, "cpu")
+        yield from peers(TIMED, "scripts.bench_peers:resnet18", config, 0)
 
 
 def main() -> int:
@@ -334,7 +334,6 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--device", default="cpu", help="to train on")
     parser.add_argument("--openvino", action="store_true")
     parser.add_argument("--only", nargs="+", choices=(*NETWORKS, TIMED), help="these networks")
     gather("peers", rows, parser.parse_args())

@@ -56,13 +56,13 @@ def plain(model: nn.Module) -> nn.Module:
 
 def made(folder: Path) -> nn.Module:
     """Read the network of a folder, which is a pickle of our own."""
-    model: nn.Module = torch.load(folder / STUDENT, weights_only=False, map_location="cpu")
+    model: nn.Module = torch.load(folder / STUDENT, weights_only=False)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
 
 
-def trained(folder: Path, source: Source, epochs: int, device: str) -> nn.Module:
+def trained(folder: Path, source: Source, epochs: int) -> nn.Module:
     """Train the network of a folder; its weights are kept there, and found again.
 
     Components that nearly cancel, as CP decompositions have, may learn nothing in bfloat16: then it
@@ -72,7 +72,6 @@ def trained(folder: Path, source: Source, epochs: int, device: str) -> nn.Module
         folder: With the network, and ``figures.json``, which tells what it follows from.
         source: The original, and what is trained on.
         epochs: Passes over that.
-        device: Of torch.
 
     Raises:
         ConverterError: When it cannot be trained.
@@ -87,12 +86,10 @@ def trained(folder: Path, source: Source, epochs: int, device: str) -> nn.Module
                 student.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
                 return student
     assert source.module is not None and source.train is not None
-    for bfloat16 in (True, False) if place_of(device).computes_bfloat16() else (False,):
+    for bfloat16 in (True, False) if place_of("cpu").computes_bfloat16() else (False,):
         recipe = Recipe(epochs=epochs, bfloat16=bfloat16)
         state = folder / f"{key}.{'bfloat16' if bfloat16 else 'float32'}.safetensors"
-        tuned = tune(
-            student, source.module, source.train, recipe, device=device, state=state, resume=True
-        )  # fmt: skip
+        tuned = tune(student, source.module, source.train, recipe, state=state, resume=True)
         if tuned.best_loss < tuned.first_loss:
             break
     weights = {name: tensor.contiguous() for name, tensor in tuned.model.state_dict().items()}
