@@ -25,7 +25,7 @@ planning.options planning.judge planning.sensitivity planning.knapsack
 tuning.lesson tuning.rounding tuning.batches tuning.state tuning.descent tuning.tune
 delivery.check delivery.seen delivery.correct delivery.compare delivery.build delivery.report
 delivery.tables delivery.page delivery.result delivery.search delivery.menus delivery.budget
-delivery.teach delivery.int8 delivery.prove delivery.schedule
+delivery.states delivery.teach delivery.int8 delivery.prove delivery.schedule
 pipeline commands target cli __main__
 """.split()
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import nn
 
 from converter.config import ConvertConfig
@@ -21,22 +15,19 @@ from converter.data import Data
 from converter.delivery.build import rewritten
 from converter.delivery.check import check_twin
 from converter.delivery.compare import Progress
+from converter.delivery.states import state_file
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain
 from converter.networks import torch_export, torch_import, torch_network
 from converter.networks.outputs import exposing
-from converter.networks.quantize import saturates
 from converter.networks.source import Source, examples, free_axes, samples
 from converter.networks.survey import Layer
-from converter.networks.torch_export import find_callable
-from converter.planning.cache import content, place
 from converter.planning.judge import accuracy, expected_drop, relative_error, temperature_of
 from converter.tuning.lesson import Loss, Recipe, distillation, own_loss, reconstruction
 from converter.tuning.tune import Enough, Tuned, tune
 
 FEW = 64  # examples that it is seen on whether a network can be trained; a tenth are held out
 FEWEST = 200  # held-out examples that can say that --max-drop is kept
-FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0  # of the states of trainings
 
 
 @dataclass(frozen=True)
@@ -244,10 +235,11 @@ def _learnt(
     progress: Progress,
 ) -> Tuned:
     """Go through one part of a training."""
+    about = phase.name, astuple(phase.recipe), phase.enough is None, sorted(budget.items())
     return tune(
         student, teacher, data, phase.recipe, loss=phase.loss, features=features,
         enough=phase.enough,
-        device=config.device, state=_state(student, teacher, data, phase, budget, config),
+        device=config.device, state=state_file(student, teacher, data, config, *about),
         resume=config.resume, progress=lambda done: progress(phase.name, done),
     )  # fmt: skip
 
@@ -276,43 +268,3 @@ def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | 
 
     relative = config.drop_type == "relative"
     return enough
-
-
-def _state(
-    student: nn.Module,
-    teacher: nn.Module,
-    data: Data,
-    phase: Phase,
-    budget: Mapping[str, float],
-    config: ConvertConfig,
-) -> Path | None:
-    """Name the file for the state of a training by all that it depends on; forget old ones."""
-    folder = config.cache_folder()
-    if folder is None:
-        return None
-    with contextlib.suppress(OSError):
-        for path in (folder / FOLDER).rglob("*.safetensors"):
-            if time.time() - path.stat().st_mtime > KEPT_S:
-                path.unlink()
-    weights = [_array(t) for model in (student, teacher) for t in model.state_dict().values()]
-    few, labels = data.lesson(np.arange(min(data.count, 4)))
-    key = content(
-        weights, list(few.values()), labels is None or [labels], data.source, data.count,
-        [] if data.labels is None else [data.labels], data.vary is None, phase.name,
-        astuple(phase.recipe), phase.enough is None, sorted(budget.items()), config.drop_type,
-        config.augment, config.loss and _code(config.loss), torch.__version__,
-        phase.recipe.int8 and saturates(),
-    )  # fmt: skip
-    return place(folder / FOLDER, key, "safetensors")
-
-
-def _code(text: str) -> str:
-    """Give the source of ``module:function``; where it is another object, of the module."""
-    found = find_callable(text, "--loss")
-    with contextlib.suppress(TypeError, OSError):
-        return inspect.getsource(found)
-    return inspect.getsource(sys.modules[text.partition(":")[0]])
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
