@@ -22,7 +22,7 @@ import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import dry_run, export, inspect
 from converter.delivery.check import check, check_graph, difference, tolerance
-from converter.delivery.compare import version_of
+from converter.delivery.compare import verdict, version_of
 from converter.delivery.schedule import increment, staged
 from converter.delivery.tables import layer_cells
 from converter.delivery.teach import budget_test, phases
@@ -35,6 +35,7 @@ from converter.networks.survey import survey
 from converter.networks.torch_export import find_callable
 from converter.pipeline import check_options
 from converter.planning import timing
+from converter.planning.measure import Interval
 from converter.tuning.lesson import distance
 from converter.tuning.state import State
 
@@ -1071,9 +1072,22 @@ def test_three_files_are_held_against_the_first(place, from_onnx, tmp_path):
     assert second.macs == from_onnx.report["converted"]["macs"]
     assert second.accuracy == pytest.approx(from_onnx.report["converted"]["accuracy"])
     assert second.rel_output_error == pytest.approx(from_onnx.report["rel_output_error"], rel=1e-3)
-    assert third.macs > 10 * first.macs and third.speedup.high < 1
-    assert third.verdict.endswith("x slower")
+    assert third.macs > 10 * first.macs
+    assert third.verdict == verdict(third.speedup)
     assert found.examples == 60 and found.input_shapes == {"x": (1, 3, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("low", "median", "high", "told"),
+    [
+        (1.9, 2.0, 2.1, "2.00x faster"),
+        (0.4, 0.5, 0.6, "2.00x slower"),
+        (0.9, 2.0, 2.1, "no difference"),
+        (0.4, 0.5, 1.1, "no difference"),
+    ],
+)
+def test_only_an_interval_that_leaves_no_doubt_has_a_verdict(low, median, high, told):
+    assert verdict(Interval(median, low, high)) == told
 
 
 def test_several_input_shapes_are_timed(tmp_path):
