@@ -33,7 +33,7 @@ from converter.networks.source import examples
 from converter.pipeline import open_source
 from sample_models.resnet_cifar import Shortcut
 
-BISECTIONS, SCORED = 12, 512
+BISECTIONS, SCORED, PART = 12, 512, 64
 BATCH = 128
 TINY = 1e-12
 SMALL = 0.25  # of the MACs that may be left: a first layer of less is left alone, as is usual
@@ -227,7 +227,8 @@ def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: D
     @torch.no_grad()
     def score(candidate: nn.Module, iterations: int | None = None, use_cuda: bool = False) -> float:
         candidate.eval()
-        return float(candidate(x).softmax(1).gather(1, y[:, None]).mean())
+        logits = torch.cat([candidate(part) for part in x.split(PART)])
+        return float(logits.softmax(1).gather(1, y[:, None]).mean())
 
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     small = first_is_small(model, example, share)
