@@ -135,7 +135,8 @@ def finetune(
         lr: Highest learning rate.
         train_batch: Examples a step.
         accumulate: Compute each batch in so many parts, to save memory.
-        precision: Of the activations in training; bfloat16 only where the device has it.
+        precision: Of the activations in training; bfloat16 only where the device has it, and only
+            where the network learns in it.
         augment: Shift training images at random and flip them, only shift them, or neither.
         workers: Processes that read the training inputs.
         device: Where to train: cpu, cuda, cuda:1.

@@ -60,7 +60,8 @@ class ConvertConfig:
         lr: Highest learning rate of the fine-tuning; it is lowered where an epoch does harm.
         train_batch: Examples a step.
         accumulate: Compute each batch in so many parts, to save memory.
-        precision: Of the activations in training; bfloat16 only where the device has it.
+        precision: Of the activations in training; bfloat16 only where the device has it, and only
+            where the network learns in it.
         augment: Shift training images at random and flip them, only shift them, or neither.
         workers: Processes that read the training inputs.
         resume: Go on with a fine-tuning that was interrupted.

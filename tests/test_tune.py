@@ -10,9 +10,12 @@ import torch
 from conftest import noise
 from torch import nn
 
+from converter.config import ConvertConfig
 from converter.data import from_arrays
+from converter.delivery.teach import taught
 from converter.errors import ConverterError
 from converter.kernels.conv import Chain, Conv
+from converter.networks.source import open_source
 from converter.networks.torch_modules import read_module, to_modules
 from converter.place import place_of
 from converter.tuning.batches import Batches
@@ -518,6 +521,29 @@ def test_bfloat16_is_left_to_devices_that_have_it():
     whole, half = (tune(*pair(), data(), replace(recipe, bfloat16=b)).model for b in (False, True))
     assert same(whole, half) == (not place_of("cpu").computes_bfloat16())
     assert (whole(TEST) - half(TEST)).norm() < 0.1 * whole(TEST).norm()
+
+
+@pytest.mark.parametrize("size", [0, 1000], ids=["apart", "cancelling"])
+def test_what_bfloat16_cannot_teach_is_taught_in_float32(size, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATCONV_CACHE", str(tmp_path))
+    student, teacher = pair()
+    kernel, point = student.body[0].weight.detach(), student.body[1]
+    most = size * torch.from_numpy(noise(*kernel.shape, seed=5))
+    first = nn.Conv2d(8, 2 * len(kernel), 3, padding=1, bias=False)
+    second = nn.Conv2d(2 * len(kernel), 8, 1)
+    first.weight.data = torch.cat([most, kernel - most])
+    second.weight.data = torch.cat([point.weight.data, point.weight.data], 1)
+    second.bias.data = point.bias.data.clone()
+    student.body = nn.Sequential(first, second)
+    config = ConvertConfig(finetune=2, lr=1e-2, train_batch=32, precision="bfloat16")
+    source = replace(open_source(teacher, TEST, config, None), train=data())
+    names = list[str]()
+    tuned, _, _ = taught(
+        student, source.network, source, [], {}, config, lambda name, done: names.append(name)
+    )
+    assert loss_of(tuned, teacher) < 0.2 * loss_of(student, teacher)
+    falls_back = bool(size) and place_of("cpu").computes_bfloat16()
+    assert set(names) == {"fine-tuning"} | ({"fine-tuning in float32"} if falls_back else set())
 
 
 @pytest.mark.parametrize("step", [4097, 5_000_001])
