@@ -67,7 +67,7 @@ def sample(options: argparse.Namespace, epochs: int) -> converter.Result:
         checkpoint=ROOT / "sample_models" / "paper_cifar10.safetensors",
         calib=train, samples=2048, eval=str(options.data / "test.npz"), int8=True,
         target_speedup=SAMPLE_SPEEDUP, finetune=epochs, train=train if epochs else None,
-        precision="bfloat16", resume=bool(epochs),
+        precision="bfloat16", resume=options.resume,
     )  # fmt: skip
     return converter.convert("sample_models.paper_cifar10:build", config=config)
 

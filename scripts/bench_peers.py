@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from torch import nn
-from train_peer import STUDENT, made, trained, write
+from train_peer import STUDENT, TUNED, made, trained, trained_in, write
 
 import converter
 from converter.delivery.compare import compare_models
@@ -242,6 +242,8 @@ def peers(
         for state, seen in (("untuned", untuned), ("tuned", tuned)):
             if seen is not None and seen.accuracy is not None:
                 row[f"drop_points_{state}"] = 100 * (whole.accuracy - seen.accuracy)
+        if (weights := networks[title]["untuned"].with_name(TUNED)).exists() and tuned:
+            row["trained_in"] = trained_in(weights.parent)
         yield row
     for title, reason in failed.items():
         yield {"name": named(name, epochs, title), "reason": reason}
@@ -255,6 +257,11 @@ def place(name: str) -> Path:
 def named(name: str, epochs: int, title: str) -> str:
     """Name a row."""
     return f"{name}, {epochs} epochs, {title}" if epochs else f"{name}, {title}"
+
+
+def expected(name: str, epochs: int) -> set[str]:
+    """Name the rows that a network has when it is done."""
+    return {named(name, epochs, title) for title in ("flatconv", *TOOLS.values())}
 
 
 def openvino(
@@ -311,14 +318,14 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
             eval=str(options.data / "test.npz"),
             **budget,
         )  # fmt: skip
-        if named(name, options.epochs, "flatconv") not in done:
+        if not expected(name, options.epochs) <= done:
             start = time.perf_counter()
             yield from peers(name, model, config, options.epochs)
             print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
         if options.openvino and named(name, options.epochs, "OpenVINO, original") not in done:
             yield from openvino(name, model, config, options.epochs)
     wanted = not options.only or TIMED in options.only
-    if wanted and f"{TIMED}, flatconv" not in done:
+    if wanted and not expected(TIMED, 0) <= done:
         images = np.random.default_rng(0).standard_normal((IMAGES, 3, 224, 224))
         FOLDER.mkdir(parents=True, exist_ok=True)
         path = FOLDER / "images.npz"

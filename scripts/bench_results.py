@@ -77,7 +77,7 @@ def gather(
     options: argparse.Namespace,
     judged: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list,
 ) -> list[dict[str, Any]]:
-    """Measure rows, and print and write each as it comes.
+    """Measure rows, and print and write each as it comes, in the place of one of its name.
 
     Args:
         name: Of the results.
@@ -92,7 +92,7 @@ def gather(
     conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
     for row in rows(options, {row["name"] for row in found}):
         print(row, flush=True)
-        found.append(row)
+        found = [other for other in found if other["name"] != row["name"]] + [row]
         write(name, conditions, judged(found))
     return found
 

@@ -18,9 +18,8 @@ from torch import nn
 from converter.networks import onnx_network
 from converter.networks.source import Source, examples, free_axes
 from converter.networks.torch_export import export
-from converter.place import place_of
 from converter.tuning.lesson import Recipe
-from converter.tuning.tune import tune
+from converter.tuning.tune import Tuned, tune, until_learnt
 
 STUDENT, TUNED = "student.pt", "tuned.safetensors"
 
@@ -65,8 +64,8 @@ def made(folder: Path) -> nn.Module:
 def trained(folder: Path, source: Source, epochs: int) -> nn.Module:
     """Train the network of a folder; its weights are kept there, and found again.
 
-    Components that nearly cancel, as CP decompositions have, may learn nothing in bfloat16: then it
-    is trained in float32. A training that was stopped goes on.
+    It is trained in bfloat16, or in float32 where it learns nothing so; the file tells which. A
+    training that was stopped goes on.
 
     Args:
         folder: With the network, and ``figures.json``, which tells what it follows from.
@@ -85,18 +84,26 @@ def trained(folder: Path, source: Source, epochs: int) -> nn.Module:
             if (file.metadata() or {}).get("made_of") == key:
                 student.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
                 return student
-    assert source.module is not None and source.train is not None
-    for bfloat16 in (True, False) if place_of("cpu").computes_bfloat16() else (False,):
-        recipe = Recipe(epochs=epochs, bfloat16=bfloat16)
-        state = folder / f"{key}.{'bfloat16' if bfloat16 else 'float32'}.safetensors"
-        tuned = tune(student, source.module, source.train, recipe, state=state, resume=True)
-        if tuned.best_loss < tuned.first_loss:
-            break
+    teacher, data = source.module, source.train
+    assert teacher is not None and data is not None
+
+    def attempt(recipe: Recipe) -> Tuned:
+        state = folder / f"{key}.{'bfloat16' if recipe.bfloat16 else 'float32'}.safetensors"
+        return tune(student, teacher, data, recipe, state=state, resume=True)
+
+    tuned = until_learnt(attempt, Recipe(epochs=epochs, bfloat16=True))
     weights = {name: tensor.contiguous() for name, tensor in tuned.model.state_dict().items()}
-    save_file(weights, path, {"made_of": key})
+    precision = "bfloat16" if tuned.bfloat16 else "float32"
+    save_file(weights, path, {"made_of": key, "precision": precision})
     for state in folder.glob(f"{key}.*"):
         state.unlink()
     return tuned.model
+
+
+def trained_in(folder: Path) -> str:
+    """Tell in which precision the network of a folder was trained."""
+    with safe_open(folder / TUNED, "pt") as file:
+        return str(file.metadata()["precision"])
 
 
 def write(model: nn.Module, source: Source, path: Path) -> None:

@@ -124,6 +124,13 @@ def transposed():
     return model
 
 
+def transposed_in_groups():
+    """A transposed step, one a channel, between steps of many sizes."""
+    model = chain(2)[:3]
+    model[1] = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8, bias=False)
+    return model
+
+
 def normalised():
     """BatchNorm, which becomes part of the step before it."""
     model = chain(2)[:3]
@@ -148,6 +155,7 @@ def linear_steps(inputs):
 MODELS = {
     "alike": lambda: chain(0), "of many sizes": lambda: chain(2), "shared": Shared,
     "three axes": Attending, "groups": grouped, "transposed": transposed,
+    "transposed, groups": transposed_in_groups,
     "BatchNorm": normalised, "linear": linear,
 }  # fmt: skip
 
@@ -195,6 +203,20 @@ def test_what_is_changed_in_place_is_no_output_of_a_step_any_more():
     changing = copy.deepcopy(model)
     changing[3].inplace = True
     assert torch.equal(run(model, x), run(changing, x))
+
+
+def test_what_is_written_into_is_no_output_of_a_step_any_more():
+    x, model = torch.from_numpy(noise(8, 6, 8, 8)), chain(2)
+    kept = torch.ones(8, 1, 1)
+    kept[0] = 0
+
+    def by_item(inputs):
+        between = model[0](inputs[0])
+        between[:, 0] = 0
+        return [model[1](between)]
+
+    given = (rounded(run)([x])[0] for run in (by_item, lambda x: [model[1](model[0](x[0]) * kept)]))
+    assert torch.equal(*given)
 
 
 def test_gradients_pass():

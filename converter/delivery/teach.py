@@ -22,10 +22,9 @@ from converter.networks import torch_export, torch_import, torch_network
 from converter.networks.outputs import exposing
 from converter.networks.source import Source, examples, free_axes, samples
 from converter.networks.survey import Layer
-from converter.place import place_of
 from converter.planning.judge import accuracy, expected_drop, relative_error, temperature_of
 from converter.tuning.lesson import Loss, Recipe, distillation, own_loss, reconstruction
-from converter.tuning.tune import Enough, Tuned, tune
+from converter.tuning.tune import Enough, Tuned, tune, until_learnt
 
 FEW = 64  # examples that it is seen on whether a network can be trained; a tenth are held out
 FEWEST = 200  # held-out examples that can say that --max-drop is kept
@@ -237,8 +236,9 @@ def _learnt(
 ) -> Tuned:
     """Go through one part of a training; in float32 where nothing is learnt in bfloat16."""
 
-    def attempt(recipe: Recipe, name: str) -> Tuned:
+    def attempt(recipe: Recipe) -> Tuned:
         about = phase.name, astuple(recipe), phase.enough is None, sorted(budget.items())
+        name = phase.name if recipe == phase.recipe else f"{phase.name} in float32"
         return tune(
             student, teacher, data, recipe, loss=phase.loss, features=features,
             enough=phase.enough,
@@ -246,12 +246,7 @@ def _learnt(
             resume=config.resume, progress=lambda done: progress(name, done),
         )  # fmt: skip
 
-    tuned = attempt(phase.recipe, phase.name)
-    halved = phase.recipe.bfloat16 and place_of(config.device).computes_bfloat16()
-    if not (halved and phase.recipe.epochs) or tuned.enough or tuned.best_loss < tuned.first_loss:
-        return tuned
-    # As of components that nearly cancel: what is rounded of each is as large as their sum.
-    return attempt(replace(phase.recipe, bfloat16=False), f"{phase.name} in float32")
+    return until_learnt(attempt, phase.recipe)
 
 
 def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | None:

@@ -43,10 +43,11 @@ def rounded(run: Run) -> Run:
     Layers that run inside one call of torch, as in ``nn.MultiheadAttention``, are not.
     """
     largest_weight = LARGEST_SATURATING if saturates() else LARGEST
-    shared: set[int] = set()  # steps whose outputs others take, too: known after the first run
+    # Known after the first run: steps whose outputs others take, too, and components of the others.
+    shared, given = set[int](), dict[int, torch.Tensor]()
 
     def rounding(inputs: Tensors) -> list[torch.Tensor]:
-        mode = _Rounding(largest_weight, shared)
+        mode = _Rounding(largest_weight, shared, given)
         with mode:
             outputs = run(inputs)
         mode.take(outputs)
@@ -58,9 +59,11 @@ def rounded(run: Run) -> Run:
 class _Rounding(TorchFunctionMode):
     """Rounds what linear steps take, and follows what they give."""
 
-    def __init__(self, largest_weight: int, shared: set[int]) -> None:
+    def __init__(
+        self, largest_weight: int, shared: set[int], given: dict[int, torch.Tensor]
+    ) -> None:
         super().__init__()
-        self._largest_weight, self._shared = largest_weight, shared
+        self._largest_weight, self._shared, self._given = largest_weight, shared, given
         self._steps = 0
         self._taken: set[int] = set()
 
@@ -78,21 +81,23 @@ class _Rounding(TorchFunctionMode):
             found = func(*args, **options)
             if func is functional.batch_norm and not _trains(args, options):
                 _set_mark(found, _mark(args[0]))  # it will be part of the step
-            elif any(True for _ in _tensors([found])):  # not where its shape is asked for
+            elif found is None or any(True for _ in _tensors([found])):  # not asked for its shape
                 self.take([*args, *options.values()])
             return found
         x, weight, *rest = args
         convolution, transposed = func in CONVOLUTIONS, func in (*TRANSPOSED, *PRODUCTS)
         axis = x.ndim - weight.ndim + 1 if convolution else x.ndim - 1
         components = None
-        if self._alone(x, convolution):
+        if (feeder := self._feeder(x, convolution)) is not None:
             others = [a for a in range(x.ndim) if a != axis]
             largest = x.detach().abs().amax(others).float()
             components = largest.maximum(largest.max() / LARGEST_SCALE).clamp_min(TINY)
-        x = _round_input(x, components, axis)
-        weight = _round_weight(weight, components, transposed, self._largest_weight)
-        output = func(x, weight, *rest, **options)
+            self._given[feeder] = components
         self._steps += 1
+        given = self._given.get(self._steps) if self._steps not in self._shared else None
+        x = _round_input(x, components, axis)
+        weight = _round_weight(weight, components, given, transposed, self._largest_weight)
+        output = func(x, weight, *rest, **options)
         _set_mark(output, Mark(self._steps, convolution))
         return output
 
@@ -100,16 +105,16 @@ class _Rounding(TorchFunctionMode):
         """See that something other than a linear step takes what linear steps gave."""
         self._shared |= {mark.step for t in _tensors(values) if (mark := _mark(t))}
 
-    def _alone(self, x: torch.Tensor, convolution: bool) -> bool:
-        """Tell whether what a linear step takes is of a step of its kind, and nobody else's."""
+    def _feeder(self, x: torch.Tensor, convolution: bool) -> int | None:
+        """Name the step of its kind that a linear step takes from, if nobody else does."""
         mark = _mark(x)
         if mark is None:
-            return False
+            return None
         if mark.step in self._taken:
             self._shared.add(mark.step)
         self._taken.add(mark.step)
         same = mark.convolution == convolution and (convolution or x.ndim == 2)
-        return same and mark.step not in self._shared
+        return mark.step if same and mark.step not in self._shared else None
 
 
 def _is_linear(func: Callable[..., Any], args: Sequence[Any]) -> bool:
@@ -151,25 +156,35 @@ def _round_input(x: torch.Tensor, components: torch.Tensor | None, axis: int) ->
 
 
 def _round_weight(
-    weight: torch.Tensor, components: torch.Tensor | None, transposed: bool, largest: int
+    weight: torch.Tensor,
+    taken: torch.Tensor | None,
+    given: torch.Tensor | None,
+    transposed: bool,
+    largest: int,
 ) -> torch.Tensor:
     """Round weights, (O, I / groups, *k) or transposed (I, O / groups, *k), one scale an output.
 
-    Where the components of the input are brought to one range, it is the weights that take that
-    back which are rounded: their scale then differs from input to input.
+    Where components are brought to one range, it is the weights that give them and take that back
+    which are rounded: of those that take, the scale then differs from input to input, of those that
+    give, between the outputs that share one, as the groups of transposed weights do.
     """
     with torch.no_grad():
         evened = torch.ones((), device=weight.device)
-        if components is not None and transposed:
-            evened = _along(components, 0, weight.ndim)
-        elif components is not None:
-            groups = len(components) // weight.shape[1]
-            each = components.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)
-            evened = each.reshape(*each.shape, *(1,) * (weight.ndim - 2))
+        if taken is not None:
+            evened = _along(taken, 0, weight.ndim) if transposed else _grouped(taken, weight)
+        if given is not None and transposed:
+            evened = evened / _grouped(given, weight)
         output = 1 if transposed else 0
         others = [a for a in range(weight.ndim) if a != output]
         step = (weight * evened).abs().amax(others, keepdim=True) / (largest * evened)
     return _off(weight, step)
+
+
+def _grouped(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Lay a vector along the second axis of weights, which may have groups along the first."""
+    groups = len(scale) // weight.shape[1]
+    each = scale.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)
+    return each.reshape(*each.shape, *(1,) * (weight.ndim - 2))
 
 
 def _along(scale: torch.Tensor, axis: int, ndim: int) -> torch.Tensor:

@@ -50,6 +50,7 @@ class Tuned:
         best_loss: And of the weights that were kept.
         held: Examples that were held out.
         enough: Whether the weights kept are enough, or None where that was not asked.
+        bfloat16: Whether activations were computed in it.
     """
 
     model: nn.Module
@@ -58,6 +59,19 @@ class Tuned:
     best_loss: float
     held: int
     enough: bool | None = None
+    bfloat16: bool = False
+
+
+def until_learnt(attempt: Callable[[Recipe], Tuned], recipe: Recipe) -> Tuned:
+    """Train again in float32 what learnt nothing in bfloat16.
+
+    As components that nearly cancel, whose sum is lost when each is rounded.
+    """
+    tuned = attempt(recipe)
+    learnt = tuned.best_loss < tuned.first_loss or bool(tuned.enough)
+    if learnt or not (recipe.epochs and tuned.bfloat16):
+        return tuned
+    return attempt(replace(recipe, bfloat16=False))
 
 
 def tune(
@@ -208,7 +222,8 @@ def tune(
     shipped.load_state_dict(now.best)
     reached = None if enough is None else now.done
     epochs = now.step / batches.per_epoch
-    return Tuned(shipped.eval(), epochs, now.first_loss, now.best_loss, held.count, reached)
+    losses = now.first_loss, now.best_loss
+    return Tuned(shipped.eval(), epochs, *losses, held.count, reached, bfloat16)
 
 
 def _tried(
