@@ -59,16 +59,19 @@ def earlier_rows(name: str, older: bool = False) -> list[dict[str, Any]]:
 
     Args:
         name: Of the results.
-        older: Give those of other commits, too, which then say so.
+        older: Give those of other commits, too, which then say so, and on which CPU if on another.
     """
+    from converter.networks.runtime import cpu_model
+
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return []
     document = json.loads(path.read_text())
-    then, now = document["conditions"]["commit"], commit()
-    found = [{"commit": then} | row for row in document["rows"]]
-    kept = [row for row in found if older or row["commit"] == now]
-    return [{k: v for k, v in row.items() if (k, v) != ("commit", now)} for row in kept]
+    now = {"commit": commit(), "cpu": cpu_model()}
+    then = {key: document["conditions"][key] for key in now}
+    found = [row if "commit" in row else then | row for row in document["rows"]]
+    kept = [row for row in found if older or row["commit"] == now["commit"]]
+    return [{k: v for k, v in row.items() if now.get(k) != v} for row in kept]
 
 
 def gather(
@@ -88,8 +91,8 @@ def gather(
     from converter.delivery.compare import versions
     from converter.networks.runtime import cpu_model
 
-    found = earlier_rows(name, options.older) if options.resume else []
     conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
+    found = earlier_rows(name, options.older) if options.resume else []
     for row in rows(options, {row["name"] for row in found}):
         print(row, flush=True)
         found = [other for other in found if other["name"] != row["name"]] + [row]
