@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from converter.networks.runtime import cpu_model
 from sample_models import paper_cifar10, resnet_cifar
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,8 +99,9 @@ def test_the_rows_of_an_interrupted_benchmark_are_taken_up_at_the_same_commit(
     monkeypatch.setattr(bench_results, "RESULTS", tmp_path)
     assert bench_results.earlier_rows("toy") == []
     rows = [{"name": "a", "original_latency_ms": 2.0}, {"name": "b", "met": True}]
+    conditions = {"cpu": cpu_model(), "threads": 1, "versions": {}}
     for count in (1, 2):
-        bench_results.write("toy", {"cpu": "c", "threads": 1, "versions": {}}, rows[:count])
+        bench_results.write("toy", conditions, rows[:count])
         assert bench_results.earlier_rows("toy") == rows[:count]
     assert [path.name for path in tmp_path.iterdir()] == ["toy.json"]
     assert "| a | 2 |  |\n| b |  | yes |" in bench_results.table("toy")
@@ -108,8 +110,19 @@ def test_the_rows_of_an_interrupted_benchmark_are_taken_up_at_the_same_commit(
     measured = {"commit": json.loads((tmp_path / "toy.json").read_text())["conditions"]["commit"]}
     older = [measured | row for row in rows]
     assert bench_results.earlier_rows("toy", older=True) == older
-    bench_results.write("toy", {"cpu": "c", "threads": 1, "versions": {}}, [*older, {"name": "c"}])
+    bench_results.write("toy", conditions, [*older, {"name": "c"}])
     assert bench_results.earlier_rows("toy") == [{"name": "c"}]
+
+
+def test_rows_that_were_measured_on_another_cpu_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_results, "RESULTS", tmp_path)
+    older = {"name": "a", "commit": "another"}  # who knows on which
+    other, here = ({"cpu": cpu, "threads": 1, "versions": {}} for cpu in ("other", cpu_model()))
+    bench_results.write("toy", other, [older, {"name": "b"}])
+    found = [older, {"name": "b", "cpu": "other"}]
+    assert bench_results.earlier_rows("toy", older=True) == found
+    bench_results.write("toy", here, [*found, {"name": "c"}])
+    assert bench_results.earlier_rows("toy", older=True) == [*found, {"name": "c"}]
 
 
 @pytest.mark.parametrize(("drop", "met"), [(0.6, True), (0.61, False)])
