@@ -91,8 +91,8 @@ def gather(
     from converter.delivery.compare import versions
     from converter.networks.runtime import cpu_model
 
-    conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
     found = earlier_rows(name, options.older) if options.resume else []
+    conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}
     for row in rows(options, {row["name"] for row in found}):
         print(row, flush=True)
         found = [other for other in found if other["name"] != row["name"]] + [row]

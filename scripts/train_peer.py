@@ -101,7 +101,11 @@ def trained(folder: Path, source: Source, epochs: int) -> nn.Module:
 
 
 def trained_in(folder: Path) -> str:
-    """Tell in which precision the network of a folder was trained."""
+    """Tell in which precision the network of a folder was trained.
+
+    Raises:
+        OSError: When it was not.
+    """
     with safe_open(folder / TUNED, "pt") as file:
         return str(file.metadata()["precision"])
 

@@ -1,5 +1,6 @@
 """What comes with the project: the sample network and its data, the ResNets, the README."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -112,6 +113,23 @@ def test_the_rows_of_an_interrupted_benchmark_are_taken_up_at_the_same_commit(
     assert bench_results.earlier_rows("toy", older=True) == older
     bench_results.write("toy", conditions, [*older, {"name": "c"}])
     assert bench_results.earlier_rows("toy") == [{"name": "c"}]
+
+
+def test_a_row_measured_again_takes_the_place_of_the_earlier_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_results, "RESULTS", tmp_path)
+    conditions = {"cpu": cpu_model(), "threads": 1, "versions": {}}
+    bench_results.write("toy", conditions, [{"name": "a", "reason": "no"}, {"name": "b"}])
+    seen = list[set[str]]()
+
+    def rows(options, done):
+        seen.append(done)
+        yield {"name": "a", "speedup": 2.0}
+
+    options = argparse.Namespace(resume=True, older=False)
+    wanted = [{"name": "b"}, {"name": "a", "speedup": 2.0}]
+    assert bench_results.gather("toy", rows, options) == wanted
+    assert seen == [{"a", "b"}]
+    assert bench_results.earlier_rows("toy") == wanted
 
 
 def test_rows_that_were_measured_on_another_cpu_say_so(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from converter.place import place_of
 from converter.tuning.batches import Batches
 from converter.tuning.lesson import Recipe, distance, own_loss, reconstruction, relative_error
 from converter.tuning.state import State, read_state
-from converter.tuning.tune import tune
+from converter.tuning.tune import Tuned, tune, until_learnt
 
 QUICK = Recipe(epochs=2, lr=1e-2, batch_size=32)
 
@@ -544,6 +544,31 @@ def test_what_bfloat16_cannot_teach_is_taught_in_float32(size, tmp_path, monkeyp
     assert loss_of(tuned, teacher) < 0.2 * loss_of(student, teacher)
     falls_back = bool(size) and place_of("cpu").computes_bfloat16()
     assert set(names) == {"fine-tuning"} | ({"fine-tuning in float32"} if falls_back else set())
+
+
+@pytest.mark.parametrize(
+    ("epochs", "best_loss", "enough", "bfloat16", "attempts"),
+    [
+        (1, 1.0, None, True, [True, False]),
+        (1, 1.0, False, True, [True, False]),
+        (1, 0.9, None, True, [True]),  # learnt
+        (1, 1.0, True, True, [True]),  # enough as it was
+        (0, 1.0, None, True, [True]),  # not trained
+        (1, 1.0, None, False, [True]),  # the device has no bfloat16: it was float32
+    ],
+)
+def test_no_more_is_trained_again_than_learnt_nothing(
+    epochs, best_loss, enough, bfloat16, attempts
+):
+    recipe, tried = Recipe(epochs=epochs, bfloat16=True), list[Recipe]()
+
+    def attempt(recipe):
+        tried.append(recipe)
+        return Tuned(Net(), epochs, 1.0, best_loss, 20, enough, bfloat16 and recipe.bfloat16)
+
+    last = until_learnt(attempt, recipe)
+    assert tried == [replace(recipe, bfloat16=bfloat16) for bfloat16 in attempts]
+    assert last.bfloat16 == (bfloat16 and attempts[-1])
 
 
 @pytest.mark.parametrize("step", [4097, 5_000_001])

@@ -65,7 +65,18 @@ class Tuned:
 def until_learnt(attempt: Callable[[Recipe], Tuned], recipe: Recipe) -> Tuned:
     """Train again in float32 what learnt nothing in bfloat16.
 
-    As components that nearly cancel, whose sum is lost when each is rounded.
+    As components that nearly cancel, whose sum is lost when each is rounded. What was enough, was
+    not trained at all, or not in bfloat16, is not trained again.
+
+    Args:
+        attempt: Trains by a recipe, from the same weights each time.
+        recipe: The first to try.
+
+    Returns:
+        What the last attempt gave.
+
+    Raises:
+        ConverterError: As ``tune``.
     """
     tuned = attempt(recipe)
     learnt = tuned.best_loss < tuned.first_loss or bool(tuned.enough)
