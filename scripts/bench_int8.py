@@ -71,7 +71,7 @@ def sample_config(options: argparse.Namespace) -> converter.ConvertConfig:
     return converter.ConvertConfig(
         checkpoint=ROOT / "sample_models" / "paper_cifar10.safetensors",
         calib=str(options.data / "train.npz"), samples=2048, eval=str(options.data / "test.npz"),
-        precision="bfloat16", resume=options.resume,
+        precision="bfloat16",
     )  # fmt: skip
 
 
@@ -89,6 +89,7 @@ def sample(options: argparse.Namespace, epochs: int, speedup: float) -> converte
     config = replace(
         sample_config(options), int8=True, target_speedup=speedup, finetune=epochs,
         train=str(options.data / "train.npz") if epochs else None,
+        resume=options.resume and epochs > 0,
     )  # fmt: skip
     return converter.convert(SAMPLE_MODEL, config=config)
 
