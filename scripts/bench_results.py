@@ -30,8 +30,8 @@ SUMMARY = {
     "sample network, `--target-speedup 10`, 10 epochs": (
         "paper", "--target-speedup 10, 10 epochs"
     ),
-    "sample network, `--target-speedup 12 --int8`, 10 epochs": (
-        "int8", "sample network, --int8 --target-speedup 12, 10 epochs"
+    "sample network, `--target-speedup 11.26 --int8`, 10 epochs": (
+        "int8", "sample network, --int8, 10 epochs"
     ),
 }  # fmt: skip
 
