@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "scripts" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "pages" / "figures.md")
 DRAWN = {"way", "frontier"}  # columns of the rows that are points of a picture, in no table
-# Rows that the README begins with: what they are called there, the results, the row.
+# Rows that the README begins with: what they are called there (with figures of the row), the
+# results, the row.
 SUMMARY = {
     "sample network, `--max-drop 0.01`": ("numbers", "--max-drop 0.01 (scripts/demo.sh)"),
     "ResNet-20, `--max-drop 0.005`": ("resnets_untuned", "ResNet-20, --max-drop 0.005"),
@@ -30,7 +31,7 @@ SUMMARY = {
     "sample network, `--target-speedup 10`, 10 epochs": (
         "paper", "--target-speedup 10, 10 epochs"
     ),
-    "sample network, `--target-speedup 11.26 --int8`, 10 epochs": (
+    "sample network, `--target-speedup {target_speedup:g} --int8`, 10 epochs": (
         "int8", "sample network, --int8, 10 epochs"
     ),
 }  # fmt: skip
@@ -69,7 +70,7 @@ def earlier_rows(name: str, older: bool = False) -> list[dict[str, Any]]:
     document = json.loads(path.read_text())
     now = {"commit": commit(), "cpu": cpu_model()}
     then = {key: document["conditions"][key] for key in now}
-    found = [row if "commit" in row else then | row for row in document["rows"]]
+    found = [then | row for row in document["rows"]]
     kept = [row for row in found if older or row["commit"] == now["commit"]]
     return [{k: v for k, v in row.items() if now.get(k) != v} for row in kept]
 
@@ -177,7 +178,7 @@ def summary() -> str:
         drop = row.get("drop_points")
         if drop is None:
             drop = 100 * (row["accuracy"] - row["both_accuracy"])
-        lines.append(f"| {title} | {speedup:.3g} | {drop:.2f} |")
+        lines.append(f"| {title.format(**row)} | {speedup:.3g} | {drop:.2f} |")
     return "\n".join(lines)
 
 

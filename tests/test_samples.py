@@ -134,10 +134,10 @@ def test_a_row_measured_again_takes_the_place_of_the_earlier_one(tmp_path, monke
 
 def test_rows_that_were_measured_on_another_cpu_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_results, "RESULTS", tmp_path)
-    older = {"name": "a", "commit": "another"}  # who knows on which
+    older = {"name": "a", "commit": "another"}
     other, here = ({"cpu": cpu, "threads": 1, "versions": {}} for cpu in ("other", cpu_model()))
     bench_results.write("toy", other, [older, {"name": "b"}])
-    found = [older, {"name": "b", "cpu": "other"}]
+    found = [older | {"cpu": "other"}, {"name": "b", "cpu": "other"}]
     assert bench_results.earlier_rows("toy", older=True) == found
     bench_results.write("toy", here, [*found, {"name": "c"}])
     assert bench_results.earlier_rows("toy", older=True) == [*found, {"name": "c"}]
