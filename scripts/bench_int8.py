@@ -31,7 +31,7 @@ from converter.pipeline import open_source
 
 SAMPLE_MODEL = "sample_models.paper_cifar10:build"
 SAMPLE_GAIN, POINTS, EPOCHS = 3.0, 0.5, 20
-ASKED_GAIN = 3.1  # a race of other minutes differs by one or two percent
+ASKED_GAIN = 3.05  # a race of other minutes differs by one or two percent
 RESNET_SPEEDUP, RESNET_GAIN, IMAGES = 6.5, 1.8, 32
 RESNET: dict[str, dict[str, Any]] = {
     "ResNet-18, separable, R = O": {"form": ("separable",), "rank": ("1.0",), "keep": ("*init*",)},

@@ -31,8 +31,8 @@ SUMMARY = {
     "sample network, `--target-speedup 10`, 10 epochs": (
         "paper", "--target-speedup 10, 10 epochs"
     ),
-    "sample network, `--target-speedup {target_speedup:g} --int8`, 10 epochs": (
-        "int8", "sample network, --int8, 10 epochs"
+    "sample network, `--target-speedup {target_speedup:g} --int8`, 20 epochs": (
+        "int8", "sample network, --int8, 20 epochs"
     ),
 }  # fmt: skip
 
