@@ -112,6 +112,35 @@ def test_a_coarse_menu_is_searched_to_its_end(truth):
     assert len(raced) <= 4
 
 
+@pytest.mark.parametrize(("really_ms", "least_error"), [(2.05, 0.1), (2.8, 0.4)])
+def test_an_option_that_is_faster_than_the_tables_say_is_found(really_ms, least_error):
+    menu = Menu(
+        {"a": options((0.4, 2.0), (0.1, 2.8)), "b": options((0.2, 2.0), (0.1, 2.1), (0.05, 2.3))},
+        {"a": 0.1, "b": 1.0},
+    )
+    mistaken = menu.options["a"][2]
+
+    def measured(choice):
+        ms = {name: really_ms if o is mistaken else o.ms for name, o in choice.items()}
+        return 20.0 / sum(ms.values())
+
+    choice, speedup = reach(menu, lambda s: Wanted(ms=20.0 / s), 4.4, measured)
+    assert speedup == measured(choice) >= 4.4
+    assert choice["a"].rel_error == least_error
+
+
+def test_what_is_gentler_keeps_to_the_work_that_is_allowed():
+    menu = Menu({"a": options((0.4, 4.0), (0.1, 5.0))}, {"a": 1.0})
+    most = Wanted(macs=4_500)
+
+    def measured(choice):
+        assert sum(option.macs for option in choice.values()) <= most.macs
+        return 3.0
+
+    choice, _ = reach(menu, lambda s: most, 2.0, measured)
+    assert choice["a"].rel_error == 0.4
+
+
 def test_a_speedup_out_of_reach_gives_the_fastest():
     def measured(choice):
         return 30.0 / total_ms(choice)
