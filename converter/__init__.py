@@ -5,24 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from converter.commands import compare
-    from converter.config import ConvertConfig
-    from converter.delivery.result import Result, load
     from converter.errors import ConverterError
+    from converter.options import ConvertConfig
     from converter.pipeline import assist, convert, finetune
-    from converter.planning.latency import LatencyTable
-    from converter.planning.plan import Plan
+    from converter.report.result import Result, load
+    from converter.search.plan import Plan
+    from converter.timing.latency import LatencyTable
 
 HOMES = {
-    "ConvertConfig": "config",
+    "ConvertConfig": "options",
     "ConverterError": "errors",
-    "LatencyTable": "planning.latency",
-    "Plan": "planning.plan",
-    "Result": "delivery.result",
+    "LatencyTable": "timing.latency",
+    "Plan": "search.plan",
+    "Result": "report.result",
     "assist": "pipeline",
     "compare": "commands",
     "convert": "pipeline",
     "finetune": "pipeline",
-    "load": "delivery.result",
+    "load": "report.result",
 }
 __all__ = [
     "ConvertConfig",

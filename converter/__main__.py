@@ -10,7 +10,7 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line; where its libraries are not, ``measure`` alone."""
     if find_spec("cyclopts") is None:
-        from converter.target import main as light
+        from converter.timing.target import main as light
 
         sys.exit(light())
     try:

@@ -17,8 +17,8 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from converter.config import ConvertConfig
 from converter.errors import ConverterError, lacks_memory, root_line
+from converter.options import ConvertConfig
 
 TOLD_S = 60.0  # between lines of progress
 
@@ -62,12 +62,12 @@ def convert(
         quiet: Print nothing but errors.
     """
     from converter.commands import dry_run as plan_only
-    from converter.delivery.result import writable_folder
-    from converter.delivery.tables import comparison_table, frontier_table, layer_table
-    from converter.networks.torch_export import find_callable
+    from converter.models.export import find_callable
     from converter.pipeline import PATIENCE, assist
     from converter.pipeline import convert as run
-    from converter.place import place_of
+    from converter.processes import place_of
+    from converter.report.result import writable_folder
+    from converter.report.tables import comparison_table, frontier_table, layer_table
 
     if dry_run:
         with _progress(quiet or json) as progress:
@@ -147,11 +147,11 @@ def finetune(
         verbose: Also show every layer.
         quiet: Print nothing but errors.
     """
-    from converter.delivery.result import read_origin, writable_folder
-    from converter.delivery.tables import comparison_table, layer_table
-    from converter.networks.torch_export import find_callable
+    from converter.models.export import find_callable
     from converter.pipeline import finetune as run
-    from converter.place import is_first
+    from converter.processes import is_first
+    from converter.report.result import read_origin, writable_folder
+    from converter.report.tables import comparison_table, layer_table
 
     if epochs + reconstruct < 1:
         raise ConverterError("Give --epochs or --reconstruct, at least 1.")
@@ -218,8 +218,8 @@ def inspect(
         verbose: Show where an unexpected error came from.
     """
     from converter.commands import inspect as run
-    from converter.delivery.report import survey_dicts
-    from converter.delivery.tables import survey_table
+    from converter.report.report import survey_dicts
+    from converter.report.tables import survey_table
 
     with _progress(json) as progress:
         layers, table = run(model, config, gains=gains, normal=normal, progress=progress)
@@ -256,8 +256,8 @@ def measure(
         verbose: Show where an unexpected error came from.
         quiet: Print nothing but errors.
     """
-    from converter.delivery.tables import times_table
-    from converter.target import measure_file
+    from converter.report.tables import times_table
+    from converter.timing.target import measure_file
 
     with _progress(quiet) as progress:
         table = measure_file(
@@ -289,12 +289,12 @@ def compare(
         verbose: Show where an unexpected error came from.
         quiet: Print nothing but errors.
     """
+    from converter.cache import whole_file
     from converter.commands import compare as run
     from converter.commands import node_times
-    from converter.delivery.page import comparison_html
-    from converter.delivery.report import comparison_dict
-    from converter.delivery.tables import comparison_table, without_shared_folders
-    from converter.planning.cache import whole_file
+    from converter.report.page import comparison_html
+    from converter.report.report import comparison_dict
+    from converter.report.tables import comparison_table, without_shared_folders
 
     for path in (html, json):
         if path is not None and (path.is_dir() or not path.resolve().parent.is_dir()):

@@ -9,22 +9,22 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from converter.config import ConvertConfig, parse_shapes
-from converter.delivery.check import check_graph
-from converter.delivery.compare import Comparison, Evaluate, Progress, compare_models
-from converter.delivery.int8 import check_int8
-from converter.delivery.report import LayerRow, layer_rows
-from converter.delivery.result import read_origin
 from converter.errors import ConverterError
-from converter.networks import onnx_network
-from converter.networks.source import open_source, read_scored_data
-from converter.networks.survey import Layer
+from converter.evaluation.check import check_graph
+from converter.evaluation.compare import Comparison, Evaluate, Progress, compare_models
+from converter.graph import network as onnx_network
+from converter.graph.survey import Layer
+from converter.models.source import open_source, read_scored_data
+from converter.options import ConvertConfig, parse_shapes
 from converter.pipeline import check_options, decide, list_layers
-from converter.planning import profile
-from converter.planning.latency import LatencyTable
-from converter.planning.plan import Plan
-from converter.planning.profile import NodeTime
-from converter.planning.timing import latency_table
+from converter.quantization.int8 import check_int8
+from converter.report.report import LayerRow, layer_rows
+from converter.report.result import read_origin
+from converter.search.plan import Plan
+from converter.timing import profile
+from converter.timing.latency import LatencyTable
+from converter.timing.profile import NodeTime
+from converter.timing.table import latency_table
 
 
 def dry_run(

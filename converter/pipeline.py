@@ -11,28 +11,17 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from converter.config import ConvertConfig, parse_shapes
-from converter.delivery.budget import Found, find_plan
-from converter.delivery.build import Solved, build
-from converter.delivery.check import check, check_graph, check_same, check_twin
-from converter.delivery.compare import Comparison, Evaluate, Progress, verdict
-from converter.delivery.correct import SOLVED_AGAIN
-from converter.delivery.int8 import as_int8, check_int8, small_version
-from converter.delivery.prove import Conversion, prove
-from converter.delivery.report import LayerRow, layer_rows
-from converter.delivery.result import Result, load, read_budget, read_config, read_origin, read_rows
-from converter.delivery.schedule import dense_again, increment, staged
-from converter.delivery.teach import check_trainable, taught, taught_together
+from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
-from converter.kernels.forms import find_form
-from converter.networks import (
-    onnx_network,
-    runtime,
-    torch_export,
-    torch_network,
-)  # fmt: skip
-from converter.networks.normal_form import normal
-from converter.networks.source import (
+from converter.evaluation.check import check, check_graph, check_same, check_twin
+from converter.evaluation.compare import Comparison, Evaluate, Progress, verdict
+from converter.evaluation.verify import Conversion, prove
+from converter.graph import network as onnx_network
+from converter.graph.canonicalize import normal
+from converter.graph.survey import Layer, survey
+from converter.models import export as torch_export
+from converter.models import match as torch_network  # fmt: skip
+from converter.models.source import (
     Source,
     examples,
     open_source,
@@ -40,12 +29,21 @@ from converter.networks.source import (
     read_named_data,
     samples,
 )
-from converter.networks.survey import Layer, survey
-from converter.place import check_device, place_of
-from converter.planning.plan import Plan, make_plan, read_plan
-from converter.planning.spread import connected
-from converter.planning.timing import chosen_times
-from converter.tuning.lesson import own_loss
+from converter.options import ConvertConfig, parse_shapes
+from converter.processes import check_device, place_of
+from converter.quantization.int8 import as_int8, check_int8, small_version
+from converter.reconstruction.build import Solved, build
+from converter.reconstruction.parallel import connected
+from converter.reconstruction.refit import SOLVED_AGAIN
+from converter.report.report import LayerRow, layer_rows
+from converter.report.result import Result, load, read_budget, read_config, read_origin, read_rows
+from converter.runtime import ort as runtime
+from converter.search.find_plan import Found, find_plan
+from converter.search.plan import Plan, make_plan, read_plan
+from converter.timing.table import chosen_times
+from converter.training.distill import check_trainable, taught, taught_together
+from converter.training.losses import own_loss
+from converter.training.schedule import dense_again, increment, staged
 
 # The other processes wait while the first one searches and measures.
 PATIENCE = timedelta(days=1)

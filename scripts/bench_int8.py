@@ -25,9 +25,9 @@ import numpy as np
 from bench_zoo import ZOO
 
 import converter
-from converter.delivery.compare import compare_models
-from converter.delivery.int8 import as_int8
+from converter.evaluation.compare import compare_models
 from converter.pipeline import open_source
+from converter.quantization.int8 import as_int8
 
 SAMPLE_MODEL = "sample_models.paper_cifar10:build"
 SAMPLE_GAIN, POINTS, EPOCHS = 3.0, 0.5, 20

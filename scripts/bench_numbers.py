@@ -25,9 +25,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 import converter
-from converter.delivery.compare import compare_models, versions
-from converter.networks import onnx_network
-from converter.networks.runtime import cpu_model
+from converter.evaluation.compare import compare_models, versions
+from converter.graph import network as onnx_network
+from converter.runtime.ort import cpu_model
 
 DEMO = "--max-drop 0.01 (scripts/demo.sh)"
 EXACT = "ResNet-20, tucker at full rank"

@@ -32,8 +32,8 @@ from torch import nn
 
 import converter
 from converter.commands import inspect
-from converter.networks.onnx_network import open_session
-from converter.networks.runtime import run
+from converter.graph.network import open_session
+from converter.runtime.ort import run
 
 ARCHITECTURES = (
     "ResNet-18", "WRN-16-10", "SqueezeNet 1.1", "MobileNet", "U-Net", "1-D ResNet-18",
@@ -62,7 +62,7 @@ def resnet(depth: int) -> Callable[[argparse.Namespace], tuple[nn.Module, np.nda
     """A CIFAR-10 ResNet with public weights, and photographs."""
 
     def build(options: argparse.Namespace) -> tuple[nn.Module, np.ndarray]:
-        from converter.networks.torch_export import build
+        from converter.models.export import build
 
         checkpoint = next(options.checkpoints.glob(f"resnet{depth}-*.th"))
         model = build(f"sample_models.resnet_cifar:resnet{depth}", {}, checkpoint, False)

@@ -37,12 +37,12 @@ from torch import nn
 from train_sample import load_split, save, train
 
 import converter
-from converter.delivery.compare import compare_models
-from converter.networks.source import Source, examples, free_axes
-from converter.networks.torch_export import export
+from converter.evaluation.compare import compare_models
+from converter.models.export import export
+from converter.models.source import Source, examples, free_axes
 from converter.pipeline import open_source
-from converter.tuning.lesson import Recipe
-from converter.tuning.tune import tune
+from converter.training.losses import Recipe
+from converter.training.train import tune
 
 MODEL = "sample_models.paper_cifar10:build"
 EPOCHS, SPEEDUP, PARAMS_RATIO, POINTS = 10, 10.0, 10.0, 0.5

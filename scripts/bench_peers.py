@@ -36,12 +36,12 @@ from torch import nn
 from train_peer import STUDENT, TUNED, made, trained, trained_in, write
 
 import converter
-from converter.delivery.compare import compare_models
-from converter.delivery.int8 import as_int8
 from converter.errors import ConverterError
-from converter.networks import onnx_network
-from converter.networks.source import Source
+from converter.evaluation.compare import compare_models
+from converter.graph import network as onnx_network
+from converter.models.source import Source
 from converter.pipeline import open_source
+from converter.quantization.int8 import as_int8
 
 EPOCHS, SAMPLES, IMAGES = 3, 2048, 32
 FOLDER = ROOT / "runs" / "peers"

@@ -62,7 +62,7 @@ def earlier_rows(name: str, older: bool = False) -> list[dict[str, Any]]:
         name: Of the results.
         older: Give those of other commits, too, which then say so, and on which CPU if on another.
     """
-    from converter.networks.runtime import cpu_model
+    from converter.runtime.ort import cpu_model
 
     path = RESULTS / f"{name}.json"
     if not path.exists():
@@ -89,8 +89,8 @@ def gather(
         options: With ``resume`` and ``older``, of ``resumable``.
         judged: Adds to rows what follows only from several of them.
     """
-    from converter.delivery.compare import versions
-    from converter.networks.runtime import cpu_model
+    from converter.evaluation.compare import versions
+    from converter.runtime.ort import cpu_model
 
     found = earlier_rows(name, options.older) if options.resume else []
     conditions = {"cpu": cpu_model(), "threads": 1, "versions": versions()}

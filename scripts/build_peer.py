@@ -28,8 +28,8 @@ from torch import nn
 from train_peer import STUDENT, Pruned, plain
 
 import converter
-from converter.data import Data
-from converter.networks.source import examples
+from converter.data.data import Data
+from converter.models.source import examples
 from converter.pipeline import open_source
 from sample_models.resnet_cifar import Shortcut
 

@@ -122,7 +122,7 @@ def read_checkpoint(path: Path) -> None:
     """Read weights as ``convert --checkpoint`` does."""
     from torch import nn
 
-    from converter.networks.checkpoint import load_into, load_state
+    from converter.models.checkpoint import load_into, load_state
 
     load_into(
         nn.Sequential(*(nn.Conv2d(3, 4, 3, bias=False) for _ in range(3))), load_state(path), path
@@ -236,7 +236,7 @@ def networks(rng: random.Random, folder: Path) -> Path:
 
 def read_network(path: Path) -> None:
     """Read a network and list its layers, as ``inspect`` does."""
-    from converter.config import ConvertConfig
+    from converter.options import ConvertConfig
     from converter.pipeline import list_layers, open_source
 
     config = ConvertConfig(cache=False)
@@ -292,10 +292,10 @@ def read_plan(path: Path) -> None:
     """Replay a plan on a network."""
     import onnx_ir as ir
 
-    from converter.config import ConvertConfig
-    from converter.networks.normal_form import normal
-    from converter.networks.survey import survey
-    from converter.planning.plan import make_plan
+    from converter.graph.canonicalize import normal
+    from converter.graph.survey import survey
+    from converter.options import ConvertConfig
+    from converter.search.plan import make_plan
 
     if not PLANNED:
         found = normal(ir.from_proto(network()))
@@ -332,9 +332,9 @@ def datasets(rng: random.Random, folder: Path) -> Path:
 
 def read_data(path: Path) -> None:
     """Read sample inputs as ``--calib`` does."""
-    from converter.config import ConvertConfig
-    from converter.networks import source
-    from converter.networks.onnx_network import Input
+    from converter.graph.network import Input
+    from converter.models import source
+    from converter.options import ConvertConfig
 
     spec = (Input("x", (None, 3, 8, 8), np.dtype(np.float32)),)
     found = source.read_data(str(path), spec, ConvertConfig())
@@ -470,8 +470,8 @@ def main() -> int:
             print(rows[-1], flush=True)
         left = sorted(os.listdir(scratch))
     print("left behind:", left or "nothing")
-    from converter.delivery.compare import versions
-    from converter.networks.runtime import cpu_model
+    from converter.evaluation.compare import versions
+    from converter.runtime.ort import cpu_model
 
     write("fuzz", {"cpu": cpu_model(), "threads": 1, "versions": versions()}, rows)
     return int(bool(bugs or left))

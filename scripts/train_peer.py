@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from converter.networks import onnx_network
-from converter.networks.source import Source, examples, free_axes
-from converter.networks.torch_export import export
-from converter.tuning.lesson import Recipe
-from converter.tuning.tune import Tuned, tune, until_learnt
+from converter.graph import network as onnx_network
+from converter.models.export import export
+from converter.models.source import Source, examples, free_axes
+from converter.training.losses import Recipe
+from converter.training.train import Tuned, tune, until_learnt
 
 STUDENT, TUNED = "student.pt", "tuned.safetensors"
 

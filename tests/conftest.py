@@ -13,8 +13,9 @@ from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from converter import cli
-from converter.networks.onnx_network import observe_batches
-from converter.planning import measure, profile
+from converter.graph.network import observe_batches
+from converter.timing import profile
+from converter.timing import race as measure
 
 # The same examples in every run; pytest --hypothesis-profile=default looks for others.
 settings.register_profile("repeatable", derandomize=True)

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from converter.kernels.conv import Conv
-from converter.kernels.form import decompose, full_rank, refusal
-from converter.kernels.forms import FORMS
-from converter.kernels.taps import turned
+from converter.decomposition.conv import Conv
+from converter.decomposition.form import decompose, full_rank, refusal
+from converter.decomposition.forms import FORMS
+from converter.decomposition.taps import turned
 
 FEW = settings(max_examples=15, deadline=None)
 SOME = settings(max_examples=25, deadline=None)

@@ -24,9 +24,8 @@ from networks_for_tests import (
 )
 from torch import nn
 
-from converter.errors import ConverterError
-from converter.kernels.conv import PADDING_MODES, Conv
-from converter.kernels.form import (
+from converter.decomposition.conv import PADDING_MODES, Conv
+from converter.decomposition.form import (
     decompose,
     estimate_errors,
     fit_rank,
@@ -38,14 +37,16 @@ from converter.kernels.form import (
     relative_error,
     skeleton,
 )
-from converter.kernels.forms import FORMS
-from converter.kernels.metric import Metric
-from converter.networks import torch_export, torch_network
-from converter.networks.onnx_network import open_session
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.runtime import run
-from converter.networks.survey import count_macs, survey
-from converter.planning.calibrate import choose_positions, cut_patches
+from converter.decomposition.forms import FORMS
+from converter.decomposition.metric import Metric
+from converter.errors import ConverterError
+from converter.graph.network import open_session
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import count_macs, survey
+from converter.models import export as torch_export
+from converter.models import match as torch_network
+from converter.reconstruction.moments import choose_positions, cut_patches
+from converter.runtime.ort import run
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

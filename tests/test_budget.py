@@ -8,11 +8,11 @@ import pytest
 from conftest import flatconv, make_net, noise, work_in
 
 import converter
-from converter.config import ConvertConfig
 from converter.errors import ConverterError
-from converter.networks.source import open_source
+from converter.models.source import open_source
+from converter.options import ConvertConfig
 from converter.pipeline import list_layers
-from converter.planning.timing import latency_table, measured_speedup
+from converter.timing.table import latency_table, measured_speedup
 
 CHANNELS = (3, 32, 32, 32)
 
@@ -150,8 +150,8 @@ def test_a_users_measure_is_kept_to(place):
         return -float(np.abs(predict({"x": x})["logits"] - WANTED[0]).mean())
 
     x = {"x": noise(32, 3, 32, 32, seed=7)}
-    from converter.networks.onnx_network import load, open_session
-    from converter.networks.runtime import run
+    from converter.graph.network import load, open_session
+    from converter.runtime.ort import run
 
     WANTED.append(run(open_session(load(place / "net.onnx")), x)["logits"])
     config = ConvertConfig(calib="calib.npz", max_drop=0.05)

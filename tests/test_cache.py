@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from networks_for_tests import SPLITTING_FORMS, make_conv
 
-from converter.kernels.form import decompose
-from converter.kernels.forms import FORMS
-from converter.kernels.metric import Metric
-from converter.planning.cache import content, remembered, remembered_text
-from converter.planning.solve import solve_layer
+from converter.cache import content, remembered, remembered_text
+from converter.decomposition.form import decompose
+from converter.decomposition.forms import FORMS
+from converter.decomposition.metric import Metric
+from converter.reconstruction.solve import solve_layer
 
 CONV = make_conv((6, 5, 3, 3), dtype=np.float32, padding=((1, 1), (1, 1)))
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks_for_tests import FEW, compute, convolutions, difference, from_text, make_conv
 
-from converter.data import from_arrays
-from converter.kernels.conv import Conv
-from converter.kernels.metric import FLOOR, Metric
-from converter.networks.onnx_network import load
-from converter.networks.survey import survey
-from converter.planning.calibrate import (
+from converter.data.data import from_arrays
+from converter.decomposition.conv import Conv
+from converter.decomposition.metric import FLOOR, Metric
+from converter.graph.network import load
+from converter.graph.survey import survey
+from converter.reconstruction.moments import (
     FEWEST_PATCHES,
     Positions,
     choose_positions,

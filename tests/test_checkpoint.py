@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from converter.errors import ConverterError
-from converter.networks.checkpoint import load_into, load_state, read_file, sha256
+from converter.models.checkpoint import load_into, load_state, read_file, sha256
 
 
 def make_model(seed=0, width=4):

@@ -22,7 +22,7 @@ from PIL import Image
 
 import converter
 from converter import ConverterError, Plan, cli
-from converter.networks.torch_export import find_callable
+from converter.models.export import find_callable
 
 ROOT = Path(converter.__file__).parent.parent
 EVALUATE = """
@@ -566,7 +566,7 @@ def test_an_unexpected_error_is_one_sentence_too(place, monkeypatch, command):
     def surprise(model):
         raise ZeroDivisionError("nobody saw this coming")
 
-    monkeypatch.setattr("converter.networks.onnx_network.inputs", surprise)
+    monkeypatch.setattr("converter.graph.network.inputs", surprise)
     outcome = flatconv(*command)
     assert_refused(outcome, "unexpected ZeroDivisionError: nobody saw this coming", "-v")
     status, _, err = flatconv(*command, "-v")

@@ -20,11 +20,11 @@ from networks_for_tests import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from converter.decomposition.conv import PADDING_MODES, Chain, Conv, assemble
+from converter.decomposition.form import full_rank, refusal, skeleton
+from converter.decomposition.forms import FORMS
+from converter.decomposition.taps import turned
 from converter.errors import ConverterError
-from converter.kernels.conv import PADDING_MODES, Chain, Conv, assemble
-from converter.kernels.form import full_rank, refusal, skeleton
-from converter.kernels.forms import FORMS
-from converter.kernels.taps import turned
 
 MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

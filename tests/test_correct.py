@@ -11,16 +11,16 @@ from networks_for_tests import difference, from_text
 from torch import nn
 
 import converter
-from converter.data import from_arrays
-from converter.delivery.correct import HOLDS, _choose_hold, correct
-from converter.kernels.form import fit_rank, full_rank, refusal
-from converter.kernels.forms import FORMS
-from converter.networks.onnx_network import load
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.surroundings import Surroundings, surroundings
-from converter.networks.survey import survey
-from converter.planning.calibrate import fits, patch_size, second_moments
-from converter.planning.solve import solve_layers
+from converter.data.data import from_arrays
+from converter.decomposition.form import fit_rank, full_rank, refusal
+from converter.decomposition.forms import FORMS
+from converter.graph.consumers import Surroundings, surroundings
+from converter.graph.network import load
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import survey
+from converter.reconstruction.moments import fits, patch_size, second_moments
+from converter.reconstruction.refit import HOLDS, _choose_hold, correct
+from converter.reconstruction.solve import solve_layers
 
 RESIDUAL = """g (float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)

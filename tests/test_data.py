@@ -9,12 +9,12 @@ import torch
 from conftest import noise
 from PIL import Image
 
-from converter.config import ConvertConfig, parse_arguments, parse_shapes
-from converter.data import conform, from_arrays, random_data
+from converter.data.data import conform, from_arrays, random_data
+from converter.data.images import Images
+from converter.data.readers import load
 from converter.errors import ConverterError
-from converter.images import Images
-from converter.networks.torch_export import find_callable
-from converter.readers import load
+from converter.models.export import find_callable
+from converter.options import ConvertConfig, parse_arguments, parse_shapes
 
 PLAIN = Images()
 

@@ -16,10 +16,8 @@ from networks_for_tests import (
 )
 from torch import nn
 
-from converter.config import ConvertConfig
-from converter.errors import ConverterError
-from converter.kernels.conv import Conv
-from converter.kernels.form import (
+from converter.decomposition.conv import Conv
+from converter.decomposition.form import (
     decompose,
     estimate_errors,
     rank_grid,
@@ -28,14 +26,17 @@ from converter.kernels.form import (
     relative_error,
     skeleton,
 )
-from converter.kernels.forms import FORMS
-from converter.kernels.metric import Metric
-from converter.networks import torch_export, torch_network
-from converter.networks.onnx_network import open_session
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.runtime import run
-from converter.networks.survey import survey
-from converter.planning.plan import make_plan
+from converter.decomposition.forms import FORMS
+from converter.decomposition.metric import Metric
+from converter.errors import ConverterError
+from converter.graph.network import open_session
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import survey
+from converter.models import export as torch_export
+from converter.models import match as torch_network
+from converter.options import ConvertConfig
+from converter.runtime.ort import run
+from converter.search.plan import make_plan
 
 RANKS = {"lvh": (1,), "spatial": (8,)}
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from converter.tuning.descent import Descent, orthogonal
-from converter.tuning.lesson import Recipe
+from converter.training.losses import Recipe
+from converter.training.optimizers import Descent, orthogonal
 
 RECIPE = Recipe(epochs=1, scaled_steps=False)
 SIZES = st.integers(1, 40)

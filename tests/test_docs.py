@@ -47,5 +47,5 @@ def test_the_pages_are_built(tmp_path):
     found = run(f"{command} {tmp_path / 'site'}", ROOT)
     assert found.returncode == 0, found.stderr
     reference = (tmp_path / "site" / "reference" / "index.html").read_text()
-    assert "converter.config.ConvertConfig" in reference
+    assert "converter.options.ConvertConfig" in reference
     assert "target_speedup" in reference

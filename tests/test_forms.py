@@ -21,9 +21,8 @@ from networks_for_tests import (
     make_conv,
 )
 
-from converter.errors import ConverterError
-from converter.kernels.conv import PADDING_MODES, Chain, Conv, assemble
-from converter.kernels.form import (
+from converter.decomposition.conv import PADDING_MODES, Chain, Conv, assemble
+from converter.decomposition.form import (
     cancellation,
     decompose,
     estimate_errors,
@@ -38,8 +37,9 @@ from converter.kernels.form import (
     show_rank,
     skeleton,
 )
-from converter.kernels.forms import FORMS, find_form
-from converter.kernels.metric import Metric
+from converter.decomposition.forms import FORMS, find_form
+from converter.decomposition.metric import Metric
+from converter.errors import ConverterError
 
 SVD_FORMS = ["spatial", "channel", "decoupled"]
 CP_FORMS = ["flattened", "separable"]

@@ -16,21 +16,20 @@ from networks_for_tests import FEW, difference, from_text
 
 import converter
 from converter.commands import dry_run
-from converter.config import ConvertConfig
-from converter.data import from_arrays
-from converter.delivery import int8
-from converter.delivery.compare import Comparison, Figures
-from converter.delivery.prove import notice
+from converter.data.data import from_arrays
 from converter.errors import ConverterError
-from converter.networks import quantize
-from converter.networks.even import evened
-from converter.networks.onnx_network import load, open_session
-from converter.networks.quantize import linear_steps, observed_ranges, quantized
-from converter.networks.runtime import run
-from converter.networks.survey import count_macs
-from converter.planning import profile
-from converter.planning.latency import LatencyTable
-from converter.planning.measure import Interval
+from converter.evaluation.compare import Comparison, Figures
+from converter.evaluation.verify import notice
+from converter.graph.network import load, open_session
+from converter.graph.survey import count_macs
+from converter.options import ConvertConfig
+from converter.quantization import int8, quantize
+from converter.quantization.channel_equalization import evened
+from converter.quantization.quantize import linear_steps, observed_ranges, quantized
+from converter.runtime.ort import run
+from converter.timing import profile
+from converter.timing.latency import LatencyTable
+from converter.timing.race import Interval
 
 
 def chain(groups=1, matrix=False, seed=0, **between):

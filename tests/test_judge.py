@@ -9,14 +9,14 @@ import pytest
 from conftest import make_net, noise
 from networks_for_tests import difference, from_text
 
-from converter.data import from_arrays
+from converter.data.data import from_arrays
 from converter.errors import ConverterError
-from converter.networks.onnx_network import load, open_session
-from converter.networks.onnx_rewrite import new_weights, replace_weights, taking_weights
-from converter.networks.runtime import run
-from converter.networks.survey import survey
-from converter.planning.judge import Judge, expected_drop, relative_error
-from converter.planning.sensitivity import PROBE_ERROR, sensitivities
+from converter.evaluation.loss import Judge, expected_drop, relative_error
+from converter.graph.network import load, open_session
+from converter.graph.rewrite import new_weights, replace_weights, taking_weights
+from converter.graph.survey import survey
+from converter.runtime.ort import run
+from converter.search.sensitivity import PROBE_ERROR, sensitivities
 
 
 def model(tmp_path, name="net", **options):

@@ -8,11 +8,12 @@ from networks_for_tests import at_full_rank, difference
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from converter.networks import torch_export, torch_network
-from converter.networks.onnx_network import open_session
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.runtime import run
-from converter.networks.survey import survey
+from converter.graph.network import open_session
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import survey
+from converter.models import export as torch_export
+from converter.models import match as torch_network
+from converter.runtime.ort import run
 
 FUNCTION = "it is not a convolution module of the model (called as a function, or reparametrised)"
 ONCE = "its module is not called exactly once, with one input"

@@ -8,8 +8,8 @@ from torch import nn
 
 import converter
 from converter.errors import ConverterError
-from converter.networks.onnx_network import open_session
-from converter.networks.runtime import run
+from converter.graph.network import open_session
+from converter.runtime.ort import run
 
 
 class Net1d(nn.Module):

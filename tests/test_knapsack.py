@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks_for_tests import FEW
 
-from converter.planning.knapsack import Limit, _muted, choose
+from converter.search.knapsack import Limit, _muted, choose
 
 
 @FEW

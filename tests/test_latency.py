@@ -7,8 +7,8 @@ import pytest
 from conftest import make_net
 
 from converter.errors import ConverterError
-from converter.networks import light
-from converter.planning.latency import LatencyTable, LayerTimes, Timed
+from converter.graph import onnx_proto as light
+from converter.timing.latency import LatencyTable, LayerTimes, Timed
 
 OPTIONS = (
     Timed("separable", (16,), 1.0),

@@ -13,20 +13,21 @@ from hypothesis import strategies as st
 from networks_for_tests import FEW, SPLITTING_FORMS, difference, from_text
 from torch import nn
 
-from converter.config import ConvertConfig
+from converter.decomposition.conv import Chain, Conv
+from converter.decomposition.form import decompose, refit, refusal, relative_error, skeleton
+from converter.decomposition.forms import FORMS
+from converter.decomposition.metric import Metric
 from converter.errors import ConverterError
-from converter.kernels.conv import Chain, Conv
-from converter.kernels.form import decompose, refit, refusal, relative_error, skeleton
-from converter.kernels.forms import FORMS
-from converter.kernels.metric import Metric
-from converter.networks import torch_export, torch_network
-from converter.networks.onnx_network import open_session
-from converter.networks.onnx_rewrite import replace_weights, rewrite
-from converter.networks.runtime import run
-from converter.networks.survey import count_macs, survey
-from converter.networks.torch_modules import read_module, to_modules
-from converter.planning.calibrate import choose_positions, cut_patches
-from converter.planning.plan import make_plan
+from converter.graph.network import open_session
+from converter.graph.rewrite import replace_weights, rewrite
+from converter.graph.survey import count_macs, survey
+from converter.models import export as torch_export
+from converter.models import match as torch_network
+from converter.models.modules import read_module, to_modules
+from converter.options import ConvertConfig
+from converter.reconstruction.moments import choose_positions, cut_patches
+from converter.runtime.ort import run
+from converter.search.plan import make_plan
 
 CHANNEL = FORMS["channel"]
 GEMM = "g (float[N, 8] x) => (float[N, M] y) {{ y = Gemm <{}> (x, w{}) }}"

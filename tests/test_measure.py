@@ -9,12 +9,12 @@ import pytest
 from conftest import make_net, noise
 from onnx import TensorProto, helper, numpy_helper
 
-from converter.data import from_arrays
-from converter.delivery.compare import compare_models
-from converter.networks.onnx_network import load, open_session
-from converter.networks.runtime import Turns, cpu_model
-from converter.planning import measure
-from converter.planning.measure import Interval, drop_interval, fixed_batch, race, renamed, score
+from converter.data.data import from_arrays
+from converter.evaluation.compare import compare_models
+from converter.graph.network import load, open_session
+from converter.runtime.ort import Turns, cpu_model
+from converter.timing import race as measure
+from converter.timing.race import Interval, drop_interval, fixed_batch, race, renamed, score
 
 # intervals
 
@@ -237,8 +237,8 @@ def test_networks_too_large_to_be_open_together_take_turns(tmp_path, monkeypatch
         most.append(len(alive))
         return session
 
-    monkeypatch.setattr("converter.delivery.compare.open_session", opened)
-    monkeypatch.setattr("converter.delivery.compare.TOGETHER_BYTES", 1)
+    monkeypatch.setattr("converter.evaluation.compare.open_session", opened)
+    monkeypatch.setattr("converter.evaluation.compare.TOGETHER_BYTES", 1)
     apart = compare_models(models, data=data)
     assert max(most) == 1 and len(most) > 10
     assert apart.rounds >= 5
@@ -259,7 +259,7 @@ def test_a_turn_scores_as_many_batches_as_memory_holds(turn_bytes, openings, tmp
 
     turns = [Turns(opener(session), open_now) for session in sessions]
     opened.clear()
-    monkeypatch.setattr("converter.planning.measure.TURN_BYTES", turn_bytes)
+    monkeypatch.setattr("converter.timing.race.TURN_BYTES", turn_bytes)
     one, other = score(sessions, data, 2)[1], score(turns, data, 2)[1]
     assert len(opened) == openings
     assert one.rel_output_error == pytest.approx(other.rel_output_error, rel=1e-12)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks_for_tests import SOME, difference
 
-from converter.kernels.metric import Metric
+from converter.decomposition.metric import Metric
 
 SIZES = st.sampled_from([(1, (1,)), (4, (3,)), (3, (2, 3)), (1, (3, 2)), (2, (2, 1, 3))])
 

@@ -11,13 +11,13 @@ from torch import nn
 
 import converter
 from converter import ConvertConfig, ConverterError, Plan
-from converter.data import from_arrays
-from converter.images import Images
-from converter.networks.source import open_source
-from converter.networks.torch_export import find_callable
-from converter.readers import load
-from converter.tuning.lesson import Recipe
-from converter.tuning.tune import tune
+from converter.data.data import from_arrays
+from converter.data.images import Images
+from converter.data.readers import load
+from converter.models.export import find_callable
+from converter.models.source import open_source
+from converter.training.losses import Recipe
+from converter.training.train import tune
 
 CHANNEL = ConvertConfig(form=("channel",))
 

@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from networks_for_tests import at_full_rank, difference, from_text, make_conv
 from torch import nn
 
+from converter.decomposition.conv import Chain, Conv
+from converter.decomposition.form import decompose, parse_rank, relative_error
+from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
-from converter.kernels.conv import Chain, Conv
-from converter.kernels.form import decompose, parse_rank, relative_error
-from converter.kernels.forms import FORMS
-from converter.networks import torch_export, torch_network
-from converter.networks.checkpoint import load_into, load_state
-from converter.networks.onnx_network import open_session
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.runtime import run
-from converter.networks.survey import survey
+from converter.graph.network import open_session
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import survey
+from converter.models import export as torch_export
+from converter.models import match as torch_network
+from converter.models.checkpoint import load_into, load_state
+from converter.runtime.ort import run
 
 X = np.random.default_rng(0).standard_normal((2, 4, 9, 8)).astype(np.float32)
 W = np.random.default_rng(1).standard_normal((6, 4, 3, 3)).astype(np.float32)

@@ -11,17 +11,17 @@ from networks_for_tests import at_full_rank, difference, from_text
 
 import converter
 from converter import ConvertConfig, ConverterError
-from converter.data import from_arrays
-from converter.delivery.check import check_graph, check_same
-from converter.delivery.correct import correct
-from converter.kernels.forms import FORMS
-from converter.networks import onnx_network
-from converter.networks.normal_form import normal
-from converter.networks.onnx_network import open_session
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.runtime import run
-from converter.networks.survey import survey
-from converter.planning.calibrate import second_moments
+from converter.data.data import from_arrays
+from converter.decomposition.forms import FORMS
+from converter.evaluation.check import check_graph, check_same
+from converter.graph import network as onnx_network
+from converter.graph.canonicalize import normal
+from converter.graph.network import open_session
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import survey
+from converter.reconstruction.moments import second_moments
+from converter.reconstruction.refit import correct
+from converter.runtime.ort import run
 
 NEWEST = onnx.defs.onnx_opset_version()
 IMAGE, RESULT = "float[N, 4, 9, 8] x", "float[N, C, P, Q] y"

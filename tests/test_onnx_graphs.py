@@ -10,13 +10,13 @@ import pytest
 from conftest import noise
 from networks_for_tests import EXACT_FORMS, at_full_rank, difference
 
-from converter.delivery.check import check_graph
-from converter.kernels.form import refusal
-from converter.kernels.forms import FORMS
-from converter.networks.normal_form import normal
-from converter.networks.onnx_network import inputs
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.survey import survey
+from converter.decomposition.form import refusal
+from converter.decomposition.forms import FORMS
+from converter.evaluation.check import check_graph
+from converter.graph.canonicalize import normal
+from converter.graph.network import inputs
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import survey
 
 IMAGE = "float[N, 4, 9, 8] x"
 RESULT = "float[N, C, P, Q] y"

@@ -24,15 +24,15 @@ from networks_for_tests import (
 )
 from onnx import TensorProto, helper
 
+from converter.decomposition.conv import PADDING_MODES
+from converter.decomposition.form import decompose, skeleton
+from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
-from converter.kernels.conv import PADDING_MODES
-from converter.kernels.form import decompose, skeleton
-from converter.kernels.forms import FORMS
-from converter.networks import onnx_network
-from converter.networks.onnx_network import open_session
-from converter.networks.onnx_rewrite import replace_weights, rewrite
-from converter.networks.runtime import run
-from converter.networks.survey import count_macs, count_params, survey
+from converter.graph import network as onnx_network
+from converter.graph.network import open_session
+from converter.graph.rewrite import replace_weights, rewrite
+from converter.graph.survey import count_macs, count_params, survey
+from converter.runtime.ort import run
 
 
 def random(*shape, seed=0):

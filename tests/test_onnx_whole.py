@@ -14,11 +14,11 @@ from PIL import Image
 import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import inspect
-from converter.networks import torch_import
-from converter.networks.onnx_network import load, open_session
-from converter.networks.runtime import run
-from converter.networks.survey import survey
-from converter.planning.latency import LatencyTable
+from converter.graph.network import load, open_session
+from converter.graph.survey import survey
+from converter.models import from_onnx as torch_import
+from converter.runtime.ort import run
+from converter.timing.latency import LatencyTable
 
 CHANNEL = {"form": ("channel",), "rank": ("1.0",)}
 

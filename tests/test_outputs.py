@@ -7,14 +7,14 @@ from conftest import noise
 from networks_for_tests import from_text
 
 import converter
-from converter.data import from_arrays
-from converter.delivery.compare import compare_models
+from converter.data.data import from_arrays
 from converter.errors import ConverterError
-from converter.networks.onnx_network import open_session
-from converter.networks.outputs import comparable, exposing, varying
-from converter.networks.runtime import run
-from converter.networks.survey import survey
-from converter.planning.judge import Judge
+from converter.evaluation.compare import compare_models
+from converter.evaluation.loss import Judge
+from converter.graph.network import open_session
+from converter.graph.outputs import comparable, exposing, varying
+from converter.graph.survey import survey
+from converter.runtime.ort import run
 
 # A detector: a box and a score a position, and of those the ones that overlap least.
 DETECTOR = """g (float[1, 3, 8, 8] x) => (float[K, 4] found, float[1, 64, 4] all) {

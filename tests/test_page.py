@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from converter.delivery.page import (
+from converter.report.page import (
     _after_ms,
     _error_chart,
     _layer_chart,
     _sorted_by,
     _time_chart,
 )
-from converter.delivery.report import LayerRow
+from converter.report.report import LayerRow
 
 TIMED = LayerRow("a", "tucker", [8, 16], 1000, 100, 0.25, 2.0, 0.5, None)
 KEPT = LayerRow("b", None, None, 500, 500, None, 1.0, None, "it is small")
@@ -54,7 +54,7 @@ def page(tmp_path_factory):
     from conftest import make_net, noise
 
     import converter
-    from converter.config import ConvertConfig
+    from converter.options import ConvertConfig
 
     folder = tmp_path_factory.mktemp("page")
     path = make_net(folder / "net.onnx", channels=(3, 16, 16))

@@ -21,23 +21,24 @@ from torch import nn
 import converter
 from converter import ConvertConfig, ConverterError
 from converter.commands import dry_run, export, inspect
-from converter.delivery.check import check, check_graph, difference, tolerance
-from converter.delivery.compare import verdict, version_of
-from converter.delivery.schedule import increment, staged
-from converter.delivery.tables import layer_cells
-from converter.delivery.teach import budget_test, phases
-from converter.kernels.form import decompose
-from converter.kernels.forms import FORMS
-from converter.networks import onnx_network, torch_network
-from converter.networks.onnx_network import load as load_onnx
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.survey import survey
-from converter.networks.torch_export import find_callable
+from converter.decomposition.form import decompose
+from converter.decomposition.forms import FORMS
+from converter.evaluation.check import check, check_graph, difference, tolerance
+from converter.evaluation.compare import verdict, version_of
+from converter.graph import network as onnx_network
+from converter.graph.network import load as load_onnx
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import survey
+from converter.models import match as torch_network
+from converter.models.export import find_callable
 from converter.pipeline import check_options
-from converter.planning import timing
-from converter.planning.measure import Interval
-from converter.tuning.lesson import distance
-from converter.tuning.state import State
+from converter.report.tables import layer_cells
+from converter.timing import table as timing
+from converter.timing.race import Interval
+from converter.training.checkpoint import State
+from converter.training.distill import budget_test, phases
+from converter.training.losses import distance
+from converter.training.schedule import increment, staged
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
 TORCH_FILES = {"model.safetensors", "model.pt2"}

@@ -12,8 +12,8 @@ from conftest import flatconv, make_net, noise
 from torch import distributed
 
 from converter import ConverterError
-from converter.delivery.check import difference
-from converter.place import HERE, is_first, place_of
+from converter.evaluation.check import difference
+from converter.processes import HERE, is_first, place_of
 
 # What each of two processes does; the training inputs leave word of who reads them.
 BOTH = """
@@ -27,8 +27,8 @@ import numpy as np
 
 import converter
 from converter import cli
-from converter.place import place_of
-from converter.planning import measure
+from converter.processes import place_of
+from converter.timing import race as measure
 
 measure.BUDGET_S, measure.FEWEST_ROUNDS, measure.MOST_ROUNDS = 0.2, 8, 10
 

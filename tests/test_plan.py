@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from converter.config import ConvertConfig
+from converter.decomposition.conv import Conv
+from converter.decomposition.form import decompose, full_rank, relative_error
+from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
-from converter.kernels.conv import Conv
-from converter.kernels.form import decompose, full_rank, relative_error
-from converter.kernels.forms import FORMS
-from converter.networks.survey import Layer
-from converter.planning.candidates import candidates
-from converter.planning.plan import MAX_WEIGHT_ERROR, MOST_MACS, Choice, Plan, make_plan
+from converter.graph.survey import Layer
+from converter.options import ConvertConfig
+from converter.search.plan import MAX_WEIGHT_ERROR, MOST_MACS, Choice, Plan, make_plan
+from converter.search.weight_candidates import candidates
 
 SHAPES = {"x": (1, 3, 8, 8)}
 

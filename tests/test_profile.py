@@ -12,19 +12,19 @@ from conftest import make_net, noise
 from networks_for_tests import difference, from_text
 
 import converter
+from converter.decomposition.form import decompose, skeleton
+from converter.decomposition.forms import FORMS, find_form
+from converter.decomposition.ranks import MOST_SHARE, ladder
 from converter.errors import ConverterError
-from converter.kernels.form import decompose, skeleton
-from converter.kernels.forms import FORMS, find_form
-from converter.networks import light
-from converter.networks.nodes import chain_nodes
-from converter.networks.onnx_network import load, open_session
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.runtime import open_file, run
-from converter.networks.survey import survey
-from converter.planning import profile, sites
-from converter.planning.ladder import MOST_SHARE, ladder
-from converter.planning.latency import LatencyTable
-from converter.target import main, measure_file
+from converter.graph import onnx_proto as light
+from converter.graph.network import load, open_session
+from converter.graph.nodes import chain_nodes
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import survey
+from converter.runtime.ort import open_file, run
+from converter.timing import profile, sites
+from converter.timing.latency import LatencyTable
+from converter.timing.target import main, measure_file
 
 SHAPES = {"x": (1, 16, 16, 16)}
 
@@ -198,9 +198,9 @@ def test_the_target_needs_nothing_but_onnxruntime_and_numpy(path, tmp_path):
     program = f"""
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))
-from converter.planning import profile
+from converter.timing import profile
 profile.PROFILE_S, profile.RACED, profile.ROUNDS, profile.BLOCK_S = 0.02, 2, 3, 0.005
-from converter.target import main
+from converter.timing.target import main
 sys.exit(main(["measure", {str(path)!r}, "-o", "latency.json", "--batch-size", "2"]))
 """
     root = Path(converter.__file__).parent.parent

@@ -13,10 +13,10 @@ from torch import nn
 
 import converter
 from converter.errors import ConverterError
-from converter.networks import torch_export
-from converter.networks.onnx_network import inputs, load, open_session
-from converter.networks.runtime import run
-from converter.networks.survey import survey
+from converter.graph.network import inputs, load, open_session
+from converter.graph.survey import survey
+from converter.models import export as torch_export
+from converter.runtime.ort import run
 
 X = noise(2, 3, 8, 8)
 

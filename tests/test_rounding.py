@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from converter.config import ConvertConfig
-from converter.data import from_arrays
-from converter.delivery.int8 import as_int8
-from converter.delivery.teach import phases
-from converter.networks.quantize import saturates
-from converter.networks.runtime import open_file
-from converter.networks.torch_import import to_torch
+from converter.data.data import from_arrays
+from converter.models.from_onnx import to_torch
+from converter.options import ConvertConfig
 from converter.pipeline import open_source
-from converter.tuning.lesson import Recipe, whole
-from converter.tuning.rounding import rounded
-from converter.tuning.tune import tune
+from converter.quantization.int8 import as_int8
+from converter.quantization.quantize import saturates
+from converter.quantization.rounding import rounded
+from converter.runtime.ort import open_file
+from converter.training.distill import phases
+from converter.training.losses import Recipe, whole
+from converter.training.train import tune
 
 LARGEST = 64 if saturates() else 127
 SIZES = torch.logspace(-2, 2, 8)

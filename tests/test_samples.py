@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from converter.networks.runtime import cpu_model
+from converter.runtime.ort import cpu_model
 from sample_models import paper_cifar10, resnet_cifar
 
 ROOT = Path(__file__).resolve().parent.parent

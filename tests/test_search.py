@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from converter.delivery.search import MORE, Menu, Trial, Wanted, close, improve, reach, total_ms
-from converter.planning.options import Option
+from converter.search.candidates import Option
+from converter.search.search import MORE, Menu, Trial, Wanted, close, improve, reach, total_ms
 
 
 def options(*errors_and_ms):

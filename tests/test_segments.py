@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks_for_tests import difference, from_text
 
-from converter.kernels.form import decompose
-from converter.kernels.forms import FORMS
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.segments import advance, cut
-from converter.networks.survey import survey
+from converter.decomposition.form import decompose
+from converter.decomposition.forms import FORMS
+from converter.graph.rewrite import rewrite
+from converter.graph.segments import advance, cut
+from converter.graph.survey import survey
 
 BRANCHES = """g (float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y, float[N, 6] z) {
     a = Conv <pads = [1, 1, 1, 1]> (x, first)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from networks_for_tests import FEW, SOME, difference
 from tensorly.decomposition import parafac, partial_tucker
 
-from converter.kernels.metric import Metric
-from converter.kernels.solve.cp import cp, exact_rank, rank_one
-from converter.kernels.solve.svd import tail_errors, truncated_svd
-from converter.kernels.solve.tucker import tucker2
+from converter.decomposition.metric import Metric
+from converter.decomposition.solvers.cp import cp, exact_rank, rank_one
+from converter.decomposition.solvers.svd import tail_errors, truncated_svd
+from converter.decomposition.solvers.tucker import tucker2
 
 
 def random(shape, seed):

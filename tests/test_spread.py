@@ -14,12 +14,12 @@ from distributed import LocalCluster, Scheduler, SpecCluster, Worker
 
 import converter
 from converter import planning
+from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
-from converter.kernels.forms import FORMS
-from converter.networks import onnx_network
-from converter.networks.survey import survey
-from converter.planning.solve import solve_layer, solve_layers
-from converter.planning.spread import spread
+from converter.graph import network as onnx_network
+from converter.graph.survey import survey
+from converter.reconstruction.parallel import spread
+from converter.reconstruction.solve import solve_layer, solve_layers
 
 CHANNELS = (3, 8, 8, 8, 8, 8)
 

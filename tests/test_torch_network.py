@@ -24,14 +24,16 @@ from networks_for_tests import (
 )
 from torch import nn
 
+from converter.decomposition.conv import PADDING_MODES, Chain
+from converter.decomposition.form import decompose, fit_rank, full_rank, skeleton
+from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
-from converter.kernels.conv import PADDING_MODES, Chain
-from converter.kernels.form import decompose, fit_rank, full_rank, skeleton
-from converter.kernels.forms import FORMS
-from converter.networks import onnx_network, torch_export, torch_network
-from converter.networks.onnx_rewrite import rewrite
-from converter.networks.survey import survey
-from converter.networks.torch_modules import read_module, replace_module, to_modules
+from converter.graph import network as onnx_network
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import survey
+from converter.models import export as torch_export
+from converter.models import match as torch_network
+from converter.models.modules import read_module, replace_module, to_modules
 
 
 class Branches(nn.Module):

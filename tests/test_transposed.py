@@ -25,9 +25,8 @@ from networks_for_tests import (
 )
 from torch import nn
 
-from converter.errors import ConverterError
-from converter.kernels.conv import Chain, assemble
-from converter.kernels.form import (
+from converter.decomposition.conv import Chain, assemble
+from converter.decomposition.form import (
     decompose,
     fit_rank,
     full_rank,
@@ -36,16 +35,18 @@ from converter.kernels.form import (
     relative_error,
     skeleton,
 )
-from converter.kernels.forms import FORMS
-from converter.kernels.metric import Metric
-from converter.kernels.taps import turned
-from converter.networks import torch_export, torch_network
-from converter.networks.onnx_network import open_session
-from converter.networks.onnx_rewrite import replace_weights, rewrite
-from converter.networks.runtime import run
-from converter.networks.survey import count_macs, survey
-from converter.networks.torch_modules import read_module, to_modules
-from converter.planning.calibrate import choose_positions, cut_patches
+from converter.decomposition.forms import FORMS
+from converter.decomposition.metric import Metric
+from converter.decomposition.taps import turned
+from converter.errors import ConverterError
+from converter.graph.network import open_session
+from converter.graph.rewrite import replace_weights, rewrite
+from converter.graph.survey import count_macs, survey
+from converter.models import export as torch_export
+from converter.models import match as torch_network
+from converter.models.modules import read_module, to_modules
+from converter.reconstruction.moments import choose_positions, cut_patches
+from converter.runtime.ort import run
 
 MODULES = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 

@@ -10,18 +10,18 @@ import torch
 from conftest import noise
 from torch import nn
 
-from converter.config import ConvertConfig
-from converter.data import from_arrays
-from converter.delivery.teach import taught
+from converter.data.data import from_arrays
+from converter.decomposition.conv import Chain, Conv
 from converter.errors import ConverterError
-from converter.kernels.conv import Chain, Conv
-from converter.networks.source import open_source
-from converter.networks.torch_modules import read_module, to_modules
-from converter.place import place_of
-from converter.tuning.batches import Batches
-from converter.tuning.lesson import Recipe, distance, own_loss, reconstruction, relative_error
-from converter.tuning.state import State, read_state
-from converter.tuning.tune import Tuned, tune, until_learnt
+from converter.models.modules import read_module, to_modules
+from converter.models.source import open_source
+from converter.options import ConvertConfig
+from converter.processes import place_of
+from converter.training.batches import Batches
+from converter.training.checkpoint import State, read_state
+from converter.training.distill import taught
+from converter.training.losses import Recipe, distance, own_loss, reconstruction, relative_error
+from converter.training.train import Tuned, tune, until_learnt
 
 QUICK = Recipe(epochs=2, lr=1e-2, batch_size=32)
 
@@ -172,7 +172,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("at", [0.05, 0.4, 0.75])
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(at, tmp_path, monkeypatch):
-    monkeypatch.setattr("converter.tuning.tune.SAVE_S", 0.0)
+    monkeypatch.setattr("converter.training.train.SAVE_S", 0.0)
     student, teacher = pair()
     recipe = replace(QUICK, epochs=4)
 

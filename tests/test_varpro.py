@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from networks_for_tests import SOME
 
-from converter.kernels.solve.varpro import (
+from converter.decomposition.solvers.varpro import (
     Plain,
     Weighted,
     balanced,

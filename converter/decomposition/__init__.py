@@ -1,0 +1,1 @@
+"""One convolution: forms, metrics and solvers; no networks, no files."""

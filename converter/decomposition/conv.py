@@ -1,0 +1,294 @@
+"""``Conv``, one convolution as data, and ``Chain``, the sequence that stands in for one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from converter.decomposition.taps import composed, expanded, turned
+from converter.errors import ConverterError
+
+SWEEPS = 12  # of balancing; a chain has four steps at most
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution over 1, 2 or 3 spatial axes, free of any framework.
+
+    Over none it is a linear layer: kernel (O, I), and ``size`` below is whatever axes of its
+    input stand beside the channels.
+
+    Attributes:
+        kernel: (O, I/groups, *k), for a transposed convolution, too (torch and ONNX store
+            those as (I, O/groups, *k): ``taps.turned`` goes there and back). Any float type;
+            arithmetic happens in float32 or float64.
+        bias: (O,) or None.
+        stride: One per axis.
+        padding: (begin, end) per axis; for a transposed convolution, what is cut off the output.
+        dilation: One per axis.
+        padding_mode: One of ``PADDING_MODES``.
+        groups: Divides both I and O.
+        transposed: Whether the convolution is transposed.
+        output_padding: One per axis; used by transposed convolutions only.
+
+    Raises:
+        ConverterError: When the fields contradict each other.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray | None
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    padding_mode: str = "zeros"
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit together."""
+        axes = self.kernel.ndim - 2
+        if not 0 <= axes <= 3 or 0 in self.kernel.shape:
+            raise ConverterError(f"A kernel of shape {self.kernel.shape} is not a convolution's.")
+        if not len(self.stride) == len(self.padding) == len(self.dilation) == axes:
+            raise ConverterError(
+                f"Stride {self.stride}, padding {self.padding} and dilation {self.dilation} must "
+                f"each have {axes} entries for a kernel of shape {self.kernel.shape}."
+            )
+        if any(len(pair) != 2 or min(pair) < 0 for pair in self.padding):
+            raise ConverterError(
+                f"Padding {self.padding} must be (begin, end) per axis, not below 0."
+            )
+        if self.output_padding and len(self.output_padding) != axes:
+            raise ConverterError(f"Output padding {self.output_padding} must have {axes} entries.")
+        if min((*self.stride, *self.dilation, self.groups)) < 1:
+            raise ConverterError("Stride, dilation and groups must be at least 1.")
+        if self.padding_mode not in PADDING_MODES:
+            raise ConverterError(
+                f"Padding mode {self.padding_mode!r} is unknown; use one of {PADDING_MODES}."
+            )
+        if self.kernel.shape[0] % self.groups:
+            raise ConverterError(
+                f"{self.groups} groups do not divide {self.kernel.shape[0]} filters."
+            )
+        if self.transposed and self.padding_mode != "zeros":
+            raise ConverterError("A transposed convolution cuts its padding off; it has no mode.")
+        if self.bias is not None and self.bias.shape != (self.O,):
+            raise ConverterError(f"A bias of shape {self.bias.shape} must have shape ({self.O},).")
+
+    @property
+    def O(self) -> int:  # noqa: E743
+        """Output channels."""
+        return int(self.kernel.shape[0])
+
+    @property
+    def I(self) -> int:  # noqa: E743
+        """Input channels."""
+        return int(self.kernel.shape[1]) * self.groups
+
+    @property
+    def k(self) -> tuple[int, ...]:
+        """Kernel size per axis."""
+        return self.kernel.shape[2:]
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each position is computed from that position alone."""
+        return set(self.k) <= {1} and set(self.stride) <= {1} and not any(map(sum, self.padding))
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each input channel is filtered by itself."""
+        return self.groups == self.I > 1
+
+    @property
+    def params(self) -> int:
+        """Number of weights, bias included."""
+        return self.kernel.size + (0 if self.bias is None else self.bias.size)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial output size for a spatial input ``size``, one entry per axis."""
+        if not self.k:
+            return tuple(size)
+        out = []
+        for axis, n in enumerate(size):
+            span = self.dilation[axis] * (self.k[axis] - 1)
+            if self.transposed:
+                extra = self.output_padding[axis] if self.output_padding else 0
+                out.append((n - 1) * self.stride[axis] + span + 1 + extra - sum(self.padding[axis]))
+            else:
+                out.append((n + sum(self.padding[axis]) - span - 1) // self.stride[axis] + 1)
+        return tuple(out)
+
+    def macs(self, size: Sequence[int]) -> int:
+        """Multiply-accumulates for one example of spatial input ``size``."""
+        return self.kernel.size * math.prod(size if self.transposed else self.output_size(size))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The plain convolutions that, one after the other, stand in for one ``Conv``.
+
+    Raises:
+        ConverterError: When channels do not match, a step before the last has a bias, or a
+            transposed step stands beside a plain one that is more than pointwise.
+    """
+
+    steps: tuple[Conv, ...]
+
+    def __post_init__(self) -> None:
+        """Check that each step takes what the one before it gives."""
+        if not self.steps:
+            raise ConverterError("A chain has at least one step.")
+        if len({len(step.k) for step in self.steps}) > 1:
+            raise ConverterError("The steps of a chain have the same number of spatial axes.")
+        for before, after in zip(self.steps, self.steps[1:]):
+            if before.O != after.I:
+                raise ConverterError(f"A step gives {before.O} channels, the next takes {after.I}.")
+            if before.bias is not None:
+                raise ConverterError("Only the last step of a chain carries a bias.")
+        plain = [step for step in self.steps if not step.transposed]
+        if len(plain) < len(self.steps) and not all(step.pointwise for step in plain):
+            raise ConverterError("Beside a transposed step the others are pointwise.")
+
+    @property
+    def params(self) -> int:
+        """Number of weights, bias included."""
+        return sum(step.params for step in self.steps)
+
+    def macs(self, size: Sequence[int]) -> int:
+        """Multiply-accumulates for one example of spatial input ``size``."""
+        total = 0
+        for step in self.steps:
+            total += step.macs(size)
+            size = step.output_size(size)
+        return total
+
+    def dense(self) -> Conv:
+        """Compose the steps into the one convolution that they compute (in float64).
+
+        Padding of the steps is added up, which is exact when each axis is padded at the first
+        step that covers it, as every form does.
+        """
+        result = self.steps[0]
+        for step in self.steps[1:]:
+            result = _compose(result, step)
+        return result
+
+    def scaled(self, scale: np.ndarray) -> Chain:
+        """Multiply what each output channel's kernel computes by ``scale`` (O,); not the bias."""
+        *head, last = self.steps
+        factor = scale.reshape(-1, *[1] * (last.kernel.ndim - 1))
+        kernel = (last.kernel.astype(np.float64) * factor).astype(last.kernel.dtype)
+        return Chain((*head, replace(last, kernel=kernel)))
+
+    def balanced(self) -> Chain:
+        """Scale the channels between steps so that each is as large going out as coming in.
+
+        What the chain computes stays as it is. Gradients of all steps are then of one size, and
+        so are the numbers that pass between them.
+        """
+        kernels = [step.kernel.astype(np.float64) for step in self.steps]
+        groups = [step.groups for step in self.steps]
+        for _ in range(SWEEPS if len(kernels) > 2 else 1):
+            for n in range(len(kernels) - 1):
+                made, inside = (
+                    kernels[n],
+                    turned(kernels[n + 1], groups[n + 1]),
+                )  # (I, O/groups, *k)
+                norms = [np.sqrt(np.square(a).sum(tuple(range(1, a.ndim)))) for a in (made, inside)]
+                usable = (norms[0] > 0) & (norms[1] > 0)
+                scale = np.sqrt(np.divide(norms[1], norms[0], np.ones_like(norms[0]), where=usable))
+                scale[~usable] = 1.0
+                kernels[n] = made * _column(scale, made.ndim)
+                kernels[n + 1] = turned(inside / _column(scale, made.ndim), groups[n + 1])
+        return Chain(
+            tuple(
+                replace(step, kernel=kernel.astype(step.kernel.dtype))
+                for step, kernel in zip(self.steps, kernels)
+            )
+        )
+
+    def with_bias(self, bias: np.ndarray | None) -> Chain:
+        """Return the same chain with another ``bias`` (O,) on its last step."""
+        *head, last = self.steps
+        return Chain((*head, replace(last, bias=bias)))
+
+
+def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
+    """Give factor kernels the geometry of ``conv`` and make a chain of them.
+
+    What comes before an axis is filtered, its padding, goes on the first step whose kernel covers
+    it (on the first step for an axis of size 1), what comes after, its stride, on the last; of a
+    transposed convolution the stride comes before, and what is cut off after. Dilation goes on all
+    of them, the bias on the last step. The steps of a transposed convolution that own no axis are
+    plain pointwise ones. The kernels are cast to the type of ``conv``'s.
+
+    Args:
+        conv: The convolution that the chain stands in for.
+        kernels: (kernel (O, I/groups, *k), groups) of each step.
+    """
+    covering = [
+        [n for n, (kernel, _) in enumerate(kernels) if kernel.shape[2 + axis] > 1] or [0]
+        for axis in range(len(conv.k))
+    ]
+    steps = []
+    for n, (kernel, groups) in enumerate(kernels):
+        own = [n in those for those in covering]
+        begins, ends = ([those[at] == n for those in covering] for at in (0, -1))
+        strided, padded = (begins, ends) if conv.transposed else (ends, begins)
+        step = Conv(
+            kernel=kernel.astype(conv.kernel.dtype, copy=False),
+            bias=conv.bias if n == len(kernels) - 1 else None,
+            stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, strided)),
+            padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, padded)),
+            dilation=tuple(d if mine else 1 for d, mine in zip(conv.dilation, own)),
+            padding_mode=conv.padding_mode,
+            groups=groups,
+        )
+        extra = tuple(e if mine else 0 for e, mine in zip(conv.output_padding, begins))
+        if conv.transposed and not (step.pointwise and not any(extra)):
+            step = replace(step, transposed=True, output_padding=extra)
+        steps.append(step)
+    return Chain(tuple(steps))
+
+
+def _column(scale: np.ndarray, ndim: int) -> np.ndarray:
+    return scale.reshape(-1, *[1] * (ndim - 1))
+
+
+def _compose(first: Conv, second: Conv) -> Conv:
+    """Compose two convolutions: tap t1 of the first and t2 of the second meet at d1 t1 + s1 d2 t2.
+
+    Transposed, the strides change sides: they meet at s2 d1 t1 + d2 t2. The result keeps the
+    groups that both share.
+    """
+    groups = math.gcd(first.groups, second.groups)
+    transposed, once = first.transposed or second.transposed, (1,) * len(first.k)
+    ahead, behind = (second.stride, once) if transposed else (once, first.stride)
+    kernel, dilation = composed(
+        expanded(first.kernel, first.groups, groups),
+        expanded(second.kernel, second.groups, groups),
+        near=[s * d for s, d in zip(ahead, first.dilation)],
+        far=[s * d for s, d in zip(behind, second.dilation)],
+    )
+    none = (0,) * len(first.k)
+    extra = zip(ahead, first.output_padding or none, second.output_padding or none)
+    return Conv(
+        kernel=kernel.reshape(-1, *kernel.shape[2:]),
+        bias=second.bias,
+        stride=tuple(x * y for x, y in zip(first.stride, second.stride)),
+        padding=tuple(
+            (near * p[0] + far * q[0], near * p[1] + far * q[1])
+            for p, q, near, far in zip(first.padding, second.padding, ahead, behind)
+        ),
+        dilation=dilation,
+        padding_mode=first.padding_mode,
+        groups=groups,
+        transposed=transposed,
+        output_padding=tuple(s * x + y for s, x, y in extra) if transposed else (),
+    )

@@ -1,1 +1,0 @@
-"""Making the converted network good, and proving it."""

@@ -1,0 +1,1 @@
+"""What a converted network loses, and whether it is sound."""

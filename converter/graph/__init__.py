@@ -1,0 +1,1 @@
+"""An ONNX network: load, canonicalize, survey, rewrite, save."""

@@ -1,0 +1,265 @@
+"""Convolutions as ONNX nodes, and back, free of any ONNX library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from converter.decomposition.conv import PADDING_MODES, Chain, Conv
+from converter.decomposition.taps import turned
+from converter.errors import ConverterError
+
+CONVOLUTIONS, PRODUCTS = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
+ONNX_PAD_MODES = dict(zip(PADDING_MODES, ("constant", "reflect", "edge", "wrap")))
+
+Attributes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node with one output; its name is also the output's."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    attributes: Attributes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Nodes in order, the last giving the result, and the weights that they name."""
+
+    nodes: list[Node]
+    weights: dict[str, np.ndarray]
+
+    def add(
+        self,
+        op: str,
+        name: str,
+        source: str,
+        weights: Mapping[str, np.ndarray | None],
+        attributes: Attributes | None = None,
+    ) -> str:
+        """Append a node that takes ``source`` and ``weights``; give the name of its output."""
+        named = {f"{name}.{key}": w for key, w in weights.items() if w is not None}
+        self.weights.update(named)
+        self.nodes.append(Node(op, name, (source, *named), attributes or {}))
+        return name
+
+
+def chain_nodes(chain: Chain, source: str, prefix: str, matrix: bool = False) -> Piece:
+    """Write a chain as nodes.
+
+    Over one axis it runs as images of height 1: onnxruntime's fast layout is 2-D only. A
+    depthwise step that widens becomes several and a Concat.
+
+    Args:
+        chain: What to write.
+        source: Name of the tensor that it takes.
+        prefix: Of all names.
+        matrix: Whether ``source`` has two axes for certain; a linear step with a bias is a Gemm
+            then, else a product and a sum.
+    """
+    piece = Piece([], {})
+    axes = len(chain.steps[0].k)
+    if axes == 0:
+        for number, step in enumerate(chain.steps):
+            source = _add_product(piece, source, step, f"{prefix}.{number}", matrix)
+    elif axes == 1:
+        shape = np.array([0, 0, 1, -1], np.int64)
+        source = piece.add("Reshape", f"{prefix}.raised", source, {"shape": shape})
+        source = _add_chain(piece, _raised(chain), source, prefix)
+        shape = np.array([0, 0, -1], np.int64)
+        piece.add("Reshape", f"{prefix}.lowered", source, {"shape": shape})
+    else:
+        _add_chain(piece, chain, source, prefix)
+    return piece
+
+
+def product_nodes(step: Conv, source: str, name: str) -> Piece:
+    """Write a linear layer as a product, and a sum if it has a bias."""
+    piece = Piece([], {})
+    _add_product(piece, source, step, name, matrix=False)
+    return piece
+
+
+def read_conv(
+    op: str,
+    attributes: Attributes,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    size: Sequence[int],
+) -> Conv:
+    """Read a Conv or ConvTranspose node.
+
+    Args:
+        op: Which of the two.
+        attributes: Of the node.
+        kernel: As the node stores it.
+        bias: (O,) or None.
+        size: Spatial size of its input, which ``auto_pad`` needs.
+    """
+    axes = kernel.ndim - 2
+
+    def ints(name: str, default: Sequence[int]) -> tuple[int, ...]:
+        found = attributes.get(name)
+        return tuple(map(int, found)) if isinstance(found, Sequence) else tuple(default)
+
+    stride = ints("strides", [1] * axes)
+    dilation = ints("dilations", [1] * axes)
+    pads = ints("pads", [0] * 2 * axes)
+    padding = tuple(zip(pads[:axes], pads[axes:]))
+    auto_pad = attributes.get("auto_pad", "NOTSET")
+    if auto_pad == "VALID":
+        padding = ((0, 0),) * axes
+    elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        padding = tuple(
+            _same_padding(n, k, s, d, upper=auto_pad == "SAME_UPPER")
+            for n, k, s, d in zip(size, kernel.shape[2:], stride, dilation)
+        )
+    group = attributes.get("group")
+    groups = group if isinstance(group, int) and group else 1
+    transposed = op == "ConvTranspose"
+    extra = ints("output_padding", [0] * axes)
+    if transposed and (auto_pad.startswith("SAME") or "output_shape" in attributes):
+        wanted = ints("output_shape", [n * s for n, s in zip(size, stride)])
+        padding = tuple(
+            _cut_to(o, (n - 1) * s + d * (k - 1) + 1 + e, upper=auto_pad == "SAME_UPPER")
+            for o, n, k, s, d, e in zip(
+                wanted[-axes:], size, kernel.shape[2:], stride, dilation, extra
+            )
+        )
+    return Conv(
+        kernel=turned(kernel, groups) if transposed else kernel,
+        bias=bias,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        transposed=transposed,
+        output_padding=ints("output_padding", ()) if transposed else (),
+    )
+
+
+def read_linear(attributes: Attributes, weight: np.ndarray, bias: np.ndarray | None) -> Conv:
+    """Read a Gemm or MatMul node as a convolution over no axes.
+
+    Args:
+        attributes: Of the node.
+        weight: As the node stores it.
+        bias: Or None.
+
+    Raises:
+        ConverterError: When it computes more than a product and a bias per output.
+    """
+    if weight.ndim != 2:
+        raise ConverterError("its weight is not a constant matrix")
+    if attributes.get("transA", 0):
+        raise ConverterError("its input is transposed (transA)")
+    if any(attributes.get(name, 1.0) != 1 for name in ("alpha", "beta")):
+        raise ConverterError("its product or bias is scaled (alpha, beta)")
+    kernel = weight if attributes.get("transB", 0) else weight.T
+    if bias is not None:
+        if bias.size not in (1, len(kernel)) or bias.size != (bias.shape or (1,))[-1]:
+            raise ConverterError("its bias is not one number per output")
+        bias = np.broadcast_to(bias.reshape(-1), len(kernel))
+    return Conv(kernel, bias, (), (), ())
+
+
+def _same_padding(n: int, k: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:
+    """ONNX's SAME_UPPER and SAME_LOWER: output ceil(n / stride), the odd pixel last or first."""
+    total = max((math.ceil(n / stride) - 1) * stride + dilation * (k - 1) + 1 - n, 0)
+    small, large = total // 2, total - total // 2
+    return (small, large) if upper else (large, small)
+
+
+def _cut_to(wanted: int, whole: int, upper: bool) -> tuple[int, int]:
+    """What a transposed convolution cuts off for an output of size ``wanted``; the odd one."""
+    total = max(whole - wanted, 0)
+    small, large = total // 2, total - total // 2
+    return (small, large) if upper else (large, small)
+
+
+def _add_product(piece: Piece, source: str, step: Conv, name: str, matrix: bool) -> str:
+    if matrix and step.bias is not None:
+        return piece.add("Gemm", name, source, {"weight": step.kernel.T, "bias": step.bias})
+    product = name if step.bias is None else f"{name}.product"
+    piece.add("MatMul", product, source, {"weight": step.kernel.T})
+    if step.bias is None:
+        return product
+    return piece.add("Add", name, product, {"bias": step.bias})
+
+
+def _raised(chain: Chain) -> Chain:
+    """Give a chain over one axis a second of size 1 before it."""
+    return Chain(
+        tuple(
+            replace(
+                step,
+                kernel=step.kernel[:, :, None],
+                stride=(1, *step.stride),
+                padding=((0, 0), *step.padding),
+                dilation=(1, *step.dilation),
+                output_padding=(0, *step.output_padding) if step.output_padding else (),
+            )
+            for step in chain.steps
+        )
+    )
+
+
+def _add_chain(piece: Piece, chain: Chain, source: str, prefix: str) -> str:
+    interleaved = 1  # how many copies of the channels the Concat before this step laid in a row
+    for number, step in enumerate(chain.steps):
+        name = f"{prefix}.{number}"
+        if step.padding_mode != "zeros" and any(map(sum, step.padding)):
+            source = _add_pad(piece, source, step, name)
+        kernel = step.kernel
+        if interleaved > 1:
+            kernel = _by_copy(kernel.swapaxes(0, 1), interleaved).swapaxes(0, 1)
+        wider = step.O // step.I if step.groups == step.I > 1 else 1
+        following = chain.steps[number + 1].groups if number + 1 < len(chain.steps) else 0
+        if wider > 1 and following == 1:
+            parts = np.split(_by_copy(kernel, wider), wider)
+            copies = [
+                _add_conv(piece, source, step, part, f"{name}.{n}") for n, part in enumerate(parts)
+            ]
+            piece.nodes.append(Node("Concat", f"{name}.concat", tuple(copies), {"axis": 1}))
+            source, interleaved = f"{name}.concat", wider
+        else:
+            source, interleaved = _add_conv(piece, source, step, kernel, name), 1
+    return source
+
+
+def _by_copy(kernel: np.ndarray, copies: int) -> np.ndarray:
+    """Reorder channels on axis 0 from (channel, copy) to (copy, channel)."""
+    split = kernel.reshape(-1, copies, *kernel.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(0, 1)).reshape(kernel.shape)
+
+
+def _add_conv(piece: Piece, source: str, step: Conv, kernel: np.ndarray, name: str) -> str:
+    if step.transposed:
+        kernel = turned(kernel, step.groups)
+    padding = step.padding if step.padding_mode == "zeros" else ((0, 0),) * len(step.k)
+    attributes: dict[str, Any] = {
+        "kernel_shape": list(step.k),
+        "strides": list(step.stride),
+        "pads": [p[0] for p in padding] + [p[1] for p in padding],
+        "dilations": list(step.dilation),
+        "group": step.groups,
+    }
+    if any(step.output_padding):
+        attributes["output_padding"] = list(step.output_padding)
+    kind = "ConvTranspose" if step.transposed else "Conv"
+    return piece.add(kind, name, source, {"weight": kernel, "bias": step.bias}, attributes)
+
+
+def _add_pad(piece: Piece, source: str, step: Conv, name: str) -> str:
+    pads = np.array(
+        [0, 0, *(p[0] for p in step.padding), 0, 0, *(p[1] for p in step.padding)], np.int64
+    )
+    mode = {"mode": ONNX_PAD_MODES[step.padding_mode]}
+    return piece.add("Pad", f"{name}.pad", source, {"pads": pads}, mode)

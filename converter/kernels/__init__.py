@@ -1,1 +1,0 @@
-"""One convolution: its mathematics; no networks, no files."""

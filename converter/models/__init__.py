@@ -1,0 +1,1 @@
+"""Torch models and checkpoints: load, export, match, apply."""

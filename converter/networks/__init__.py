@@ -1,1 +1,0 @@
-"""A whole network: where convolutions come from and go back to."""

@@ -1,0 +1,1 @@
+"""int8: quantizer, channel equalization, rounding in training."""

@@ -1,0 +1,1 @@
+"""Layers solved and refit on sample inputs."""

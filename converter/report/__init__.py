@@ -1,0 +1,1 @@
+"""What the user is shown: tables, JSON, HTML, the output folder."""

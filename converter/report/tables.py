@@ -1,0 +1,229 @@
+"""The same on the terminal: one column a network, one row a layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import PurePath
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from converter.decomposition.form import show_rank, skeleton
+from converter.decomposition.forms import find_form
+from converter.evaluation.compare import Comparison, verdict
+from converter.graph.survey import Layer
+from converter.report.report import LayerRow
+from converter.timing.latency import LatencyTable, LayerTimes
+from converter.timing.race import Interval
+
+LAYER_HEADINGS = (
+    "layer", "form", "rank", "MACs before", "after", "ms before", "after", "error", "note"
+)  # fmt: skip
+USEFUL_SHARE = 0.2  # of a layer's MACs; with less, few layers keep what they know
+
+
+def without_shared_folders(comparison: Comparison) -> Comparison:
+    """Name networks, which are files, by what tells their paths apart."""
+    paths = [PurePath(network.name).parts for network in comparison.networks]
+    folders = zip(*(path[:-1] for path in paths))
+    shared = len(list(takewhile(lambda names: len(set(names)) == 1, folders)))
+    named = tuple(
+        replace(network, name=str(PurePath(*path[shared:])))
+        for network, path in zip(comparison.networks, paths)
+    )
+    return replace(comparison, networks=named)
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """Draw networks side by side, one column each, with the conditions below."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for network in comparison.networks:
+        table.add_column(Text(network.name), justify="right", overflow="fold")
+    for label, cells in figure_rows(comparison):
+        table.add_row(label, *cells)
+    note = Text(conditions_line(comparison), style="dim")
+    verdicts = [Text(line, style="bold") for line in verdict_lines(comparison)]
+    return Group(table, *verdicts, note)
+
+
+def verdict_lines(comparison: Comparison) -> list[str]:
+    """Say of each network whether it is faster than the first; of the last, than the one before."""
+    first, *others = comparison.networks
+    found = [f"{other.name} against {first.name}: {other.verdict}" for other in others]
+    if len(others) > 1:
+        *_, one, last = comparison.networks
+        found.append(f"{last.name} against {one.name}: {verdict(comparison.gain)}")
+    return found
+
+
+def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Rows of the table: a label and one cell a network."""
+    networks = comparison.networks
+    rows: list[tuple[str, list[str]]] = [
+        ("parameters", [_count(n.params) for n in networks]),
+        ("MACs", [_count(n.macs) for n in networks]),
+        ("file size", [f"{n.bytes / 1e6:.2f} MB" for n in networks]),
+        ("latency, ms", [_interval(n.latency_ms, 3) for n in networks]),
+        ("speedup", ["1", *(_interval(n.speedup, 2, "x") for n in networks[1:])]),
+    ]
+    for timing in comparison.further:
+        where = f"at {_show_shapes(timing.input_shapes)}"
+        rows.append((f"latency {where}, ms", [_interval(i, 3) for i in timing.latency_ms]))
+        faster = [_interval(interval, 2, "x") for interval in timing.speedup[1:]]
+        rows.append((f"speedup {where}", ["1", *faster]))
+    if networks[0].accuracy is not None:
+        rows.append(("accuracy", [f"{n.accuracy:.4f}" for n in networks]))
+        drops = [_interval(n.drop_points, 2) if n.drop_points else "" for n in networks[1:]]
+        rows.append(("points lost", ["", *drops]))
+    if networks[0].agreement is not None:
+        rows.append(("agreement", ["", *(f"{n.agreement:.4f}" for n in networks[1:])]))
+    errors = ["", *(f"{n.rel_output_error:.2e}" for n in networks[1:])]
+    rows.append(("relative output error", errors))
+    return rows
+
+
+def frontier_table(frontier: Comparison) -> Table:
+    """Draw one row for each network that was built for another budget."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("frontier", "MACs", "speedup", "points lost", "relative output error"):
+        table.add_column(heading, justify="left" if heading == "frontier" else "right")
+    for network in frontier.networks[1:]:
+        table.add_row(
+            network.name,
+            _count(network.macs),
+            _interval(network.speedup, 2, "x"),
+            _interval(network.drop_points, 2) if network.drop_points else "",
+            f"{network.rel_output_error:.2e}",
+        )
+    return table
+
+
+def layer_table(layers: Sequence[LayerRow]) -> Table:
+    """Draw one row a layer."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in LAYER_HEADINGS:
+        right = heading not in ("layer", "form", "note")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for row in layers:
+        table.add_row(*map(Text, layer_cells(row)))  # a name is no markup
+    return table
+
+
+def layer_cells(row: LayerRow) -> list[str]:
+    """Write a layer's row."""
+    rank = [row.rank] if isinstance(row.rank, int) else row.rank
+    return [
+        row.name,
+        row.form or "kept",
+        show_rank(tuple(rank)) if rank else "",
+        _count(row.macs_before),
+        _count(row.macs_after),
+        _ms(row.latency_before_ms),
+        _ms(row.latency_after_ms),
+        ("-" if row.form else "") if row.rel_error is None else f"{row.rel_error:.3f}",
+        row.reason or "",
+    ]
+
+
+def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType:
+    """Draw a network's convolutions, one row each, with what each could gain if that is known."""
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    times = {layer.output: layer for layer in table.layers}
+    headings = ("layer", "kernel", "stride", "groups", "input", "params", "MACs", "ms", "share")
+    for heading in (*headings, "could take, ms", ""):
+        right = heading in ("groups", "params", "MACs", "ms", "share")
+        drawn.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for layer in layers:
+        conv, timed = layer.conv, times.get(layer.output)
+        drawn.add_row(
+            Text(layer.name),
+            "x".join(map(str, conv.kernel.shape)) if conv else "",
+            "x".join(map(str, conv.stride)) if conv else "",
+            str(conv.groups) if conv else "",
+            "x".join(map(str, layer.size)),
+            _count(layer.params),
+            _count(layer.macs),
+            f"{timed.ms:.3f}" if timed else "",
+            f"{timed.ms / table.ms:.1%}" if timed else "",
+            "" if layer.reason or timed is None or not timed.options else _gain(layer, timed),
+            f"kept: {layer.reason}" if layer.reason else "",
+        )
+    hint = "" if any(timed.options for timed in table.layers) else " --gains times other forms."
+    return Group(drawn, Text(_table_line(table) + hint, style="dim"))
+
+
+def times_table(table: LatencyTable) -> RenderableType:
+    """Draw the times of a network's layers, one row each."""
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("layer", "kernel", "ms", "share", "forms timed"):
+        drawn.add_column(heading, justify="right" if heading in ("ms", "share") else "left")
+    for layer in table.layers:
+        drawn.add_row(
+            Text(layer.output),
+            "x".join(map(str, layer.kernel)),
+            f"{layer.ms:.3f}",
+            f"{layer.ms / table.ms:.1%}",
+            str(len(layer.options)),
+        )
+    return Group(drawn, Text(_table_line(table), style="dim"))
+
+
+def _ms(ms: float | None) -> str:
+    return "" if ms is None else f"{ms:.3f}"
+
+
+def _gain(layer: Layer, timed: LayerTimes) -> str:
+    """Name the fastest of the forms that keep enough of the layer to be of use."""
+    assert layer.conv is not None
+    useful = [
+        option
+        for option in timed.options
+        if option.ms < timed.ms
+        and skeleton(layer.conv, find_form(option.form), option.rank).macs(layer.size)
+        >= USEFUL_SHARE * layer.macs
+    ]
+    if not useful:
+        return "no less"
+    best = min(useful, key=lambda option: option.ms)
+    return f"{best.ms:.3f} ({best.form} {show_rank(best.rank)})"
+
+
+def _table_line(table: LatencyTable) -> str:
+    return (
+        f"{table.cpu}; {table.threads} thread(s), {table.provider}; "
+        f"{_show_shapes(table.input_shapes)}; onnxruntime {table.onnxruntime}, blocks of "
+        f"{table.block} channels; {table.ms:.3f} ms in all"
+    )
+
+
+def conditions_line(comparison: Comparison) -> str:
+    """Say in one line under which conditions a comparison was measured."""
+    shown = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
+    shapes = _show_shapes(comparison.input_shapes)
+    where = f" at {', '.join(comparison.compared)}" if comparison.compared else ""
+    return (
+        f"{comparison.cpu}; {comparison.threads} thread(s), {comparison.provider}; {shapes}; "
+        f"medians with 99 % intervals of {comparison.rounds} paired blocks; scored on "
+        f"{comparison.examples} examples ({comparison.data}){where}; {shown}"
+    )
+
+
+def _show_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def _interval(interval: Interval, digits: int, unit: str = "") -> str:
+    median, low, high = (f"{v:.{digits}f}" for v in (interval.median, interval.low, interval.high))
+    return f"{median}{unit} ({low} to {high})"
+
+
+def _count(number: int) -> str:
+    if number < 10_000:
+        return str(number)
+    power = min(int(math.log10(number)) // 3, 4)
+    return f"{number / 1000**power:.4g} {('', 'k', 'M', 'G', 'T')[power]}"

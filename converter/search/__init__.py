@@ -1,0 +1,1 @@
+"""From candidates and a budget to a plan."""

@@ -1,0 +1,308 @@
+"""From a budget to a plan: times, errors and sensitivities of the layers, then the search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from converter.decomposition.form import Rank
+from converter.errors import ConverterError
+from converter.evaluation.compare import Evaluate, Progress, evaluated
+from converter.evaluation.loss import Judge
+from converter.graph.network import open_session
+from converter.graph.survey import Layer
+from converter.models.source import Source
+from converter.options import ConvertConfig
+from converter.reconstruction.build import Solved, coarse_moments, split
+from converter.reconstruction.moments import enough_patches, patch_size
+from converter.reconstruction.refit import SOLVED_AGAIN
+from converter.search.plan import Plan, open_layers, plan_of
+from converter.search.search import (
+    CLOSELY,
+    ROUGHLY,
+    Choice,
+    Menu,
+    Trial,
+    Wanted,
+    close,
+    improve,
+    reach,
+    total_macs,
+    total_ms,
+)
+from converter.search.search_space import list_menus
+from converter.search.sensitivity import Sensitivity
+from converter.timing.latency import LatencyTable
+from converter.timing.table import latency_table, measured_speedup
+
+DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
+WON_BACK = 0.75  # share of a loss that fine-tuning undoes
+POINTS = 6  # of the frontier
+FIRST_LOSS = 0.01
+# Networks built to close a budget, as many as take about SEARCH_S: a layer takes LAYER_S and its
+# share of the arithmetic on second moments. An estimate, so that the result does not depend on how
+# busy the machine is.
+MOST_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 160.0, 1.0, 3e10
+MOST_MORE = 4  # that other menus lose least by
+# With fewer examples to judge on, the luckiest of many networks would win, and no network comes
+# closer to a limit than the noise.
+MANY = 1024
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with.
+
+    Attributes:
+        solved: The best network.
+        table: Times of the layers, or None.
+        budget: What was asked for, by option; the default if nothing was.
+        predicted_speedup: By the table, or None.
+        problem: Why the budget is missed, and what it would take; None if it is kept.
+        frontier: Networks for other budgets, by name.
+        lost: Says what a network loses, as a share of what it may lose; None where nothing limits
+            that.
+    """
+
+    solved: Solved
+    table: LatencyTable | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+    predicted_speedup: float | None = None
+    problem: str | None = None
+    frontier: Mapping[str, ir.Model] = field(default_factory=dict)
+    lost: Callable[[ir.Model], float] | None = None
+
+
+Build = Callable[[Plan, bool], Solved]
+
+
+def find_plan(
+    source: Source,
+    layers: Sequence[Layer],
+    config: ConvertConfig,
+    evaluate: Evaluate | None,
+    build: Build,
+    deployed: Callable[[ir.Model], ir.Model],
+    progress: Progress,
+) -> Found:
+    """Choose forms and ranks by measured time, under a budget.
+
+    Args:
+        source: The network and its sample inputs, a part of which only says what is lost.
+        layers: Of the network.
+        config: The budget and the options.
+        evaluate: The user's own measure, or None.
+        build: Carries out a plan, fitted to all sample inputs or only to those that do not judge.
+        deployed: Gives the version of a network that is to keep the budget.
+        progress: Called with a stage and the share of it that is done.
+
+    Raises:
+        ConverterError: When the budget cannot be judged on this network or these inputs.
+    """
+    table = latency_table(source, layers, config, progress)
+    fit, held = split(source, layers, config)
+    judge = Judge.of(source.network, held, torch.get_num_threads())
+    budget = config.budget or _default(judge)
+    _check(budget, judge, source, evaluate)
+    free = open_layers(layers, config)
+    names = [layer.name for layer in free]
+    metrics = coarse_moments(names, source, layers, config, progress)
+    menus, probes = list_menus(source, free, table, metrics, held, config, progress)
+    menu = menus[0]
+    kept = menu.unchanged()
+    corrected = config.correct and fit is not None
+    most = _affordable(free)
+    macs = sum(layer.macs for layer in layers)
+
+    def wanted(speedup: float | None) -> Wanted:
+        others_ms = table.ms - total_ms(kept)
+        ms = math.inf if speedup is None else table.original_ms / speedup - others_ms
+        share = budget.get("max_macs", math.inf)
+        return Wanted(ms, share * macs - macs + total_macs(kept))
+
+    def built(choice: Choice) -> Solved:
+        forms = _forms(choice)
+        chosen: dict[str, tuple[str, Rank]] = {}
+        for layer in layers:
+            if layer.name in forms:
+                chosen[layer.name] = forms[layer.name]
+            elif layer in free and corrected and chosen:
+                chosen[layer.name] = (SOLVED_AGAIN, (1,))
+        return build(plan_of(layers, chosen, config, source.shapes), False)
+
+    def refitted(solved: Solved) -> Solved:
+        """Fit what was chosen to the examples that judged it, too."""
+        if most == 1 or fit is source.calib or not solved.chains:
+            return solved
+        return build(solved.plan, True)
+
+    def predicted(choice: Choice) -> float:
+        return table.original_ms / (table.ms - total_ms(kept) + total_ms(choice))
+
+    lost = None
+    if {"max_drop", "max_error"} & set(budget):
+        lost = _lost(source, budget, config, judge, evaluate)
+    target, problem = budget.get("target_speedup"), None
+    if menu.least_macs() > wanted(None).macs:
+        least = (macs - total_macs(kept) + menu.least_macs()) / macs
+        problem = f"No choice of forms leaves less than {least:.2f} of the MACs."
+    if lost is not None:
+        room = 1 / (1 - WON_BACK) if config.trains else 1.0
+
+        def value(solved: Solved) -> float:
+            return lost(deployed(solved.network)) / room
+
+        aim = CLOSELY if held.count >= MANY else ROUGHLY
+        best, trials = close(
+            menu, wanted(target), _first(budget, probes), built, value, most, aim,
+            lambda done: progress("searching", done),
+        )  # fmt: skip
+        if best is not None and held.count >= MANY:
+            best = improve(
+                menus[1:], wanted(target), best, built, value, min(most - len(trials), MOST_MORE)
+            )
+        choice, solved, missed = _outcome(menu, best, trials, built)
+        missed = None if config.trains else missed  # what is missed now may be won back
+    elif target is not None:
+        choice, speedup = reach(
+            menu, wanted, target,
+            lambda c: measured_speedup(source, layers, _forms(c), table, config),
+            lambda done: progress("racing", done),
+        )  # fmt: skip
+        solved, missed = built(choice), None
+        if speedup < target and choice == menu.fastest():
+            missed = (
+                f"A speedup of {target:g}x is out of reach: with every layer in its fastest form "
+                f"the network is {speedup:.2f}x as fast ({_rest(table, menu)})."
+            )
+    else:
+        choice, solved = _gentlest(
+            menus, wanted(None), most, built, lambda s: judge.loss(deployed(s.network)).output_error
+        )
+        missed = None
+    frontier = {}
+    if config.frontier:
+        for speedup in np.geomspace(predicted(kept), predicted(menu.fastest()), POINTS + 1)[1:]:
+            point = menu.gentlest(wanted(speedup)) or menu.fastest()
+            frontier[f"for {speedup:.2f}x"] = deployed(built(point).network)
+            progress("frontier", len(frontier) / POINTS)
+    return Found(
+        refitted(solved),
+        table,
+        budget,
+        predicted(choice),
+        problem or missed,
+        frontier,
+        lost,
+    )
+
+
+def _forms(choice: Choice) -> dict[str, tuple[str, Rank]]:
+    """Form and rank of the layers that a choice changes."""
+    return {name: (o.form, o.rank) for name, o in choice.items() if o.form and o.rank}
+
+
+def _gentlest(
+    menus: Sequence[Menu],
+    wanted: Wanted,
+    most: int,
+    built: Callable[[Choice], Solved],
+    output_error: Callable[[Solved], float],
+) -> tuple[Choice, Solved]:
+    """Build what each menu loses least by, and take the network that really loses least."""
+    choices = [menu.gentlest(wanted) or menu.fastest() for menu in menus]
+    distinct = [choice for n, choice in enumerate(choices) if choice not in choices[:n]]
+    tried = [(choice, built(choice)) for choice in distinct[:most]]
+    return min(tried, key=lambda pair: output_error(pair[1]))
+
+
+def _affordable(layers: Sequence[Layer]) -> int:
+    """Say how many networks to build in a search."""
+    sizes = [patch_size(layer.conv) for layer in layers if layer.conv is not None]
+    work = sum(n**2 * enough_patches(n, math.inf) for n in sizes)
+    each_s = LAYER_S * len(sizes) + work / WORK_PER_S
+    return int(np.clip(SEARCH_S / max(each_s, 1.0), 1, MOST_TRIALS))
+
+
+def _default(judge: Judge) -> dict[str, float]:
+    return {"max_drop": DEFAULT_DROP} if judge.classes else {"max_error": DEFAULT_ERROR}
+
+
+def _check(
+    budget: Mapping[str, float], judge: Judge, source: Source, evaluate: Evaluate | None
+) -> None:
+    if "max_drop" in budget and evaluate is None:
+        if not judge.classes:
+            raise ConverterError(
+                "--max-drop needs an output of one vector of classes an example; give --evaluate "
+                "or --max-error."
+            )
+        if source.calib is None:
+            raise ConverterError("--max-drop needs sample inputs; give --calib.")
+
+
+def _first(budget: Mapping[str, float], probes: Sensitivity) -> float:
+    """Guess the loss at which the limit is met, from what the probes lost."""
+    guesses = []
+    if "max_drop" in budget and probes.drop > 0:
+        guesses.append(budget["max_drop"] / probes.drop)
+    if "max_error" in budget:
+        guesses.append(budget["max_error"] ** 2)
+    return min(guesses, default=FIRST_LOSS)
+
+
+def _lost(
+    source: Source,
+    budget: Mapping[str, float],
+    config: ConvertConfig,
+    judge: Judge,
+    evaluate: Evaluate | None,
+) -> Callable[[ir.Model], float]:
+    """Make the function that says what a network loses, as a share of what it may lose."""
+    relative = config.drop_type == "relative"
+    before = None
+    if evaluate is not None and "max_drop" in budget:
+        before = evaluated(evaluate, open_session(source.network, config.threads))
+
+    def lost(network: ir.Model) -> float:
+        loss = judge.loss(network)
+        shares = [0.0]
+        if "max_error" in budget:
+            shares.append(loss.output_error / budget["max_error"])
+        if "max_drop" in budget and evaluate is not None and before is not None:
+            allowed = budget["max_drop"] * (abs(before) if relative else 1.0)
+            after = evaluated(evaluate, open_session(network, config.threads))
+            shares.append((before - after) / allowed)
+        elif "max_drop" in budget and loss.drop_high is not None:
+            allowed = budget["max_drop"] * (judge.accuracy if relative else 1.0)
+            shares.append(loss.drop_high / allowed)
+        return max(shares)
+
+    return lost
+
+
+def _outcome(
+    menu: Menu,
+    best: Trial[Solved] | None,
+    trials: Sequence[Trial[Solved]],
+    built: Callable[[Choice], Solved],
+) -> tuple[Choice, Solved, str | None]:
+    """Take the best trial; where none keeps the budget, the one that comes nearest."""
+    if best is not None:
+        return best.choice, best.built, None
+    if not trials:
+        choice = menu.fastest()
+        return choice, built(choice), "No choice of forms keeps to the budget."
+    nearest = min(trials, key=lambda trial: trial.value)
+    missed = f"The best network found loses {nearest.value:.2f} times what it may."
+    return nearest.choice, nearest.built, missed
+
+
+def _rest(table: LatencyTable, menu: Menu) -> str:
+    share = 1 - sum(options[0].ms for options in menu.options.values()) / table.ms
+    return f"{max(share, 0):.0%} of its time is in what no form makes faster"

@@ -1,0 +1,1 @@
+"""How long a network and its layers take."""

@@ -1,0 +1,192 @@
+"""How long a network's layers take here: the table from a file, the cache or the stopwatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from converter.cache import content, keep_text, recall_text, remembered_text
+from converter.data.data import random_data
+from converter.decomposition.form import Rank, skeleton
+from converter.decomposition.forms import find_form
+from converter.errors import ConverterError
+from converter.graph import onnx_proto as light
+from converter.graph.network import LARGEST_FILE, open_session, size, weights_folder
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import Layer
+from converter.models.source import Source
+from converter.options import ConvertConfig
+from converter.quantization.quantize import quantized_for_timing
+from converter.runtime.ort import cpu_model, open_file
+from converter.timing.latency import LatencyTable
+from converter.timing.profile import measure
+from converter.timing.race import race
+from converter.timing.sites import geometry
+
+RACE_S = 1.5
+
+
+def latency_table(
+    source: Source,
+    layers: Sequence[Layer],
+    config: ConvertConfig,
+    progress: Callable[[str, float], None],
+    others: bool = True,
+) -> LatencyTable:
+    """Read the times of the layers from ``--latency``, or from the cache, or measure them.
+
+    Args:
+        source: The network.
+        layers: Of the network.
+        config: Options.
+        progress: Called with a stage and the share of it that is done.
+        others: Whether other forms are timed too if they are not known yet.
+
+    Raises:
+        ConverterError: When the file is no table of this network.
+    """
+    places = [
+        (layer.output, layer.conv.kernel.shape, geometry(layer.conv))
+        for layer in layers
+        if layer.conv is not None
+    ]
+    if config.latency is not None:
+        try:
+            table = LatencyTable.from_json(config.latency.read_text()).matched(places)
+            if config.int8 != (table.float_ms is not None):
+                way = "with" if config.int8 else "without"
+                raise ConverterError(f"Measure {way} --int8.")
+            return table
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConverterError(f"{config.latency} cannot be read: {error}.") from None
+        except ConverterError as error:
+            raise ConverterError(f"{config.latency} cannot be used. {error}") from None
+    network = ir.to_proto(source.network).SerializeToString()
+    folder = weights_folder(source.network)
+    shapes = timed_shapes(source, config)
+    key = content(
+        light.skeleton(light.parse(network, "The network", folder)), sorted(shapes.items()),
+        cpu_model(), onnxruntime.__version__, config.threads, config.provider,
+        *(["int8"] if config.int8 else []),
+    )  # fmt: skip
+
+    def taken(others: bool = True) -> str:
+        return _measured(source, config, progress, others=others).to_json()
+
+    cache = config.cache_folder()
+    if not others:
+        known = None if cache is None else recall_text(cache, key)
+        return LatencyTable.from_json(known or taken(others=False))
+    return LatencyTable.from_json(remembered_text(cache, key, taken))
+
+
+def chosen_times(
+    source: Source,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[str, Rank]],
+    config: ConvertConfig,
+    progress: Callable[[str, float], None],
+) -> LatencyTable | None:
+    """Time the layers as they are, and those that are converted by hand in their forms.
+
+    Args:
+        source: The network.
+        layers: Of the network.
+        chosen: Form and rank by layer name.
+        config: Options.
+        progress: Called with a stage and the share of it that is done.
+
+    Returns:
+        The times; None where they cannot be measured, for which nobody asked here.
+    """
+    only = {layer.output: chosen[layer.name] for layer in layers if layer.name in chosen}
+    if weights_folder(source.network) is None and size(source.network) >= LARGEST_FILE:
+        return None  # no message is that large
+    try:
+        return _measured(source, config, progress, only=only)
+    except ConverterError:
+        return None
+
+
+def _measured(
+    source: Source, config: ConvertConfig, progress: Callable[[str, float], None], **how: Any
+) -> LatencyTable:
+    folder = weights_folder(source.network)
+    return measure(
+        ir.to_proto(source.network).SerializeToString(), "The network",
+        timed_shapes(source, config), threads=config.threads, provider=config.provider,
+        weights=folder,
+        quantized=partial(quantized_for_timing, weights=folder) if config.int8 else None,
+        progress=lambda done: progress("measuring", done), **how,
+    )  # fmt: skip
+
+
+def timed_shapes(source: Source, config: ConvertConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs that are timed, with the batch size of ``--batch-size``."""
+    batch = source.inputs[0].shape[0] or config.batch_size
+    return {name: (batch or shape[0], *shape[1:]) for name, shape in source.shapes.items()}
+
+
+def measured_speedup(
+    source: Source,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[str, Rank]],
+    table: LatencyTable,
+    config: ConvertConfig,
+) -> float:
+    """Race the network with some layers in other forms, zeros for weights, against the original.
+
+    With ``config.int8`` it is quantized, the original is not. A race is as noisy as the machine,
+    and another plan would have to be trained anew: ``config.resume`` believes one that was run.
+
+    Args:
+        source: The network.
+        layers: Of the network.
+        chosen: Form and rank by layer name.
+        table: Times of the layers, by which the race is known again.
+        config: Options.
+    """
+    if not chosen and not config.int8:
+        return 1.0
+    cache, shapes = config.cache_folder(), timed_shapes(source, config)
+    key = content(
+        "race", table.to_json(), sorted(chosen.items()), sorted(shapes.items()), cpu_model(),
+        onnxruntime.__version__, config.threads, config.provider, config.int8,
+    )  # fmt: skip
+    known = recall_text(cache, key) if cache is not None and config.resume else None
+    if known is not None:
+        return float.fromhex(known)
+    speedup = _raced(source, layers, chosen, config)
+    if cache is not None:
+        keep_text(cache, key, speedup.hex())
+    return speedup
+
+
+def _raced(
+    source: Source,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[str, Rank]],
+    config: ConvertConfig,
+) -> float:
+    chains = {}
+    for layer in layers:
+        if layer.name in chosen and layer.conv is not None:
+            form, rank = chosen[layer.name]
+            chain = skeleton(layer.conv, find_form(form), rank)
+            chains[layer.output] = (layer.name, chain)
+    other = rewrite(source.network, chains)
+    sessions = [open_session(m, config.threads, config.provider) for m in (source.network, other)]
+    if config.int8:
+        network = ir.to_proto(other).SerializeToString()
+        network = quantized_for_timing(network, weights_folder(other))
+        sessions[1] = open_file(network, config.threads, config.provider)
+    dtypes = {item.name: item.dtype for item in source.inputs}
+    shapes = timed_shapes(source, config)
+    batch = next(iter(shapes.values()))[0]
+    feeds = random_data(shapes, dtypes, batch, config.seed).read(np.arange(batch))
+    return race(sessions, [feeds, feeds], budget_s=RACE_S).speedup[1].median

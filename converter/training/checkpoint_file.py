@@ -1,0 +1,66 @@
+"""Where the state of a training is kept, so that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from converter.cache import content, place
+from converter.data.data import Data
+from converter.models.export import find_callable
+from converter.options import ConvertConfig
+from converter.quantization.quantize import saturates
+
+FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0
+
+
+def state_file(
+    student: nn.Module, teacher: nn.Module, data: Data, config: ConvertConfig, *about: object
+) -> Path | None:
+    """Name the file for the state of a training by all that it depends on; forget old ones.
+
+    Args:
+        student: What is trained.
+        teacher: And toward what.
+        data: And on what.
+        config: Options, of which some count.
+        about: What else it depends on; nested tuples and lists of plain values.
+
+    Returns:
+        Its path, whether it is there or not; None where there is no cache.
+    """
+    folder = config.cache_folder()
+    if folder is None:
+        return None
+    with contextlib.suppress(OSError):
+        for path in (folder / FOLDER).rglob("*.safetensors"):
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink()
+    weights = [_array(t) for model in (student, teacher) for t in model.state_dict().values()]
+    few, labels = data.lesson(np.arange(min(data.count, 4)))
+    key = content(
+        weights, list(few.values()), labels is None or [labels], data.source, data.count,
+        [] if data.labels is None else [data.labels], data.vary is None, *about, config.drop_type,
+        config.augment, config.loss and _code(config.loss), torch.__version__,
+        config.int8 and saturates(),
+    )  # fmt: skip
+    return place(folder / FOLDER, key, "safetensors")
+
+
+def _code(text: str) -> str:
+    """Give the source of ``module:function``; where it is another object, of the module."""
+    found = find_callable(text, "--loss")
+    with contextlib.suppress(TypeError, OSError):
+        return inspect.getsource(found)
+    return inspect.getsource(sys.modules[text.partition(":")[0]])
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
