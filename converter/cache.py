@@ -16,7 +16,7 @@ from converter.decomposition.conv import Chain, Conv, assemble
 VERSION = 3  # of the solvers: a higher number forgets what older ones found
 
 
-def content(*parts: object) -> str:
+def digest(*parts: object) -> str:
     """Digest arrays and plain values."""
     digest = hashlib.blake2b(digest_size=20)
     for part in _flat(parts):
@@ -28,7 +28,7 @@ def content(*parts: object) -> str:
     return digest.hexdigest()
 
 
-def remembered(folder: Path, key: str, conv: Conv, compute: Callable[[], Chain]) -> Chain:
+def cached_chain(folder: Path, key: str, conv: Conv, compute: Callable[[], Chain]) -> Chain:
     """Give the chain kept under ``key``, or compute and keep it.
 
     Args:
@@ -37,11 +37,11 @@ def remembered(folder: Path, key: str, conv: Conv, compute: Callable[[], Chain])
         conv: What the chain stands in for; it gives the steps their geometry.
         compute: Solves it.
     """
-    entry = recall(folder, key)
+    entry = load_arrays(folder, key)
     if entry is not None:
         return unpacked(conv, entry)
     chain = compute()
-    keep(folder, key, packed(chain))
+    store_arrays(folder, key, packed(chain))
     return chain
 
 
@@ -57,24 +57,24 @@ def unpacked(conv: Conv, arrays: Mapping[str, np.ndarray]) -> Chain:
     return assemble(conv, [(arrays[str(n)], group) for n, group in enumerate(groups)])
 
 
-def recall(folder: Path, key: str) -> dict[str, np.ndarray] | None:
+def load_arrays(folder: Path, key: str) -> dict[str, np.ndarray] | None:
     """Read the arrays kept under ``key``; None where there are none, or none that can be read."""
     try:
-        with np.load(place(folder, key, "npz"), allow_pickle=False) as entry:
+        with np.load(entry_path(folder, key, "npz"), allow_pickle=False) as entry:
             arrays = dict(entry)
         return arrays if str(arrays.pop("key")) == key else None
     except Exception:  # whatever is wrong with an entry, the remedy is the same
         return None
 
 
-def keep(folder: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+def store_arrays(folder: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays under ``key``; a folder that cannot be written keeps nothing."""
-    path = place(folder, key, "npz")
-    with contextlib.suppress(OSError), whole_file(path) as scratch, scratch.open("wb") as file:
+    path = entry_path(folder, key, "npz")
+    with contextlib.suppress(OSError), atomic_write(path) as scratch, scratch.open("wb") as file:
         np.savez(file, allow_pickle=False, key=np.array(key), **arrays)
 
 
-def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -> str:
+def cached_text(folder: Path | None, key: str, compute: Callable[[], str]) -> str:
     """Give the text kept under ``key``, or compute and keep it.
 
     Args:
@@ -84,35 +84,35 @@ def remembered_text(folder: Path | None, key: str, compute: Callable[[], str]) -
     """
     if folder is None:
         return compute()
-    known = recall_text(folder, key)
+    known = load_text(folder, key)
     if known is not None:
         return known
     text = compute()
-    keep_text(folder, key, text)
+    store_text(folder, key, text)
     return text
 
 
-def keep_text(folder: Path, key: str, text: str) -> None:
+def store_text(folder: Path, key: str, text: str) -> None:
     """Write text under ``key``; a folder that cannot be written keeps nothing."""
-    with contextlib.suppress(OSError), whole_file(place(folder, key, "txt")) as scratch:
-        scratch.write_text(f"{content(text)}\n{text}")
+    with contextlib.suppress(OSError), atomic_write(entry_path(folder, key, "txt")) as scratch:
+        scratch.write_text(f"{digest(text)}\n{text}")
 
 
-def recall_text(folder: Path, key: str) -> str | None:
+def load_text(folder: Path, key: str) -> str | None:
     """Read the text kept under ``key``; None where there is none, or a byte of it has changed."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        told, _, text = place(folder, key, "txt").read_text().partition("\n")
-        return text if told == content(text) else None
+        told, _, text = entry_path(folder, key, "txt").read_text().partition("\n")
+        return text if told == digest(text) else None
     return None
 
 
-def place(folder: Path, key: str, kind: str) -> Path:
+def entry_path(folder: Path, key: str, kind: str) -> Path:
     """Name the file of an entry."""
     return folder / f"v{VERSION}" / key[:2] / f"{key}.{kind}"
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a file to write beside ``path``, and rename it to that when it is written.
 
     Raises:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from converter.errors import ConverterError, lacks_memory, root_line
 from converter.options import ConvertConfig
 
-TOLD_S = 60.0  # between lines of progress
+LOG_INTERVAL_S = 60.0  # between lines of progress
 
 app = App(
     name="flatconv",
@@ -63,9 +63,9 @@ def convert(
     """
     from converter.commands import dry_run as plan_only
     from converter.models.export import find_callable
-    from converter.pipeline import PATIENCE, assist
+    from converter.pipeline import TIMEOUT, assist
     from converter.pipeline import convert as run
-    from converter.processes import place_of
+    from converter.processes import process_group
     from converter.report.result import writable_folder
     from converter.report.tables import comparison_table, frontier_table, layer_table
 
@@ -77,7 +77,7 @@ def convert(
         return 0
     if output is None:
         raise ConverterError("Name the output folder with -o, or pass --dry-run.")
-    if place_of(config.device, PATIENCE).rank:
+    if process_group(config.device, TIMEOUT).rank:
         assist(model, None, config)
         return 0
     folder = writable_folder(output)
@@ -289,7 +289,7 @@ def compare(
         verbose: Show where an unexpected error came from.
         quiet: Print nothing but errors.
     """
-    from converter.cache import whole_file
+    from converter.cache import atomic_write
     from converter.commands import compare as run
     from converter.commands import node_times
     from converter.report.page import comparison_html
@@ -302,12 +302,12 @@ def compare(
     with _progress(quiet) as progress:
         comparison = run(*models, data=data, config=config, progress=progress)
     if json is not None:
-        with whole_file(json) as scratch:
+        with atomic_write(json) as scratch:
             scratch.write_text(_dump(comparison_dict(comparison)) + "\n")
     shown = without_shared_folders(comparison)
     if html is not None:
         nodes = node_times(*models, comparison=comparison, config=config)
-        with whole_file(html) as scratch:
+        with atomic_write(html) as scratch:
             scratch.write_text(comparison_html(shown, nodes, _command()))
     _show(quiet, False, str, comparison_table(shown))
     return 0
@@ -400,7 +400,7 @@ def _progress(silent: bool) -> Iterator[Callable[[str, float], None]]:
         if done < task.completed:  # another round of the same
             bars.reset(stages[stage])
         bars.update(stages[stage], completed=done)
-        if not silent and not drawn and time.monotonic() - told_s > TOLD_S:
+        if not silent and not drawn and time.monotonic() - told_s > LOG_INTERVAL_S:
             told_s = time.monotonic()
             left_s = task.time_remaining
             left = "" if left_s is None else f", {timedelta(seconds=left_s)} left"

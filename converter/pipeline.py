@@ -13,11 +13,11 @@ from torch import nn
 
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
-from converter.evaluation.check import check, check_graph, check_same, check_twin
+from converter.evaluation.check import check, check_graph, check_same, check_torch_vs_onnx
 from converter.evaluation.compare import Comparison, Evaluate, Progress, verdict
 from converter.evaluation.verify import Conversion, prove
 from converter.graph import network as onnx_network
-from converter.graph.canonicalize import normal
+from converter.graph.canonicalize import canonicalize
 from converter.graph.survey import Layer, survey
 from converter.models import export as torch_export
 from converter.models import match as torch_network  # fmt: skip
@@ -30,23 +30,23 @@ from converter.models.source import (
     samples,
 )
 from converter.options import ConvertConfig, parse_shapes
-from converter.processes import check_device, place_of
-from converter.quantization.int8 import as_int8, check_int8, small_version
-from converter.reconstruction.build import Solved, build
+from converter.processes import check_device, process_group
+from converter.quantization.int8 import as_int8, check_int8, quantize_if_requested
+from converter.reconstruction.build import Realization, build
 from converter.reconstruction.parallel import connected
-from converter.reconstruction.refit import SOLVED_AGAIN
+from converter.reconstruction.refit import REFIT
 from converter.report.report import LayerRow, layer_rows
 from converter.report.result import Result, load, read_budget, read_config, read_origin, read_rows
 from converter.runtime import ort as runtime
 from converter.search.find_plan import Found, find_plan
 from converter.search.plan import Plan, make_plan, read_plan
 from converter.timing.table import chosen_times
-from converter.training.distill import check_trainable, taught, taught_together
+from converter.training.distill import check_trainable, distill, distill_chains
 from converter.training.losses import own_loss
-from converter.training.schedule import dense_again, increment, staged
+from converter.training.schedule import compose_chains, increment, split_schedule
 
 # The other processes wait while the first one searches and measures.
-PATIENCE = timedelta(days=1)
+TIMEOUT = timedelta(days=1)
 
 
 def convert(
@@ -88,15 +88,15 @@ def convert(
     progress("loading", 1.0)
     if source.place.rank:
         raise ConverterError("Only the first process converts; call converter.assist in this one.")
-    source.place.together(0)  # nothing is timed while others still load
-    now, stages = source, staged(config)
+    source.place.all_reduce_mean(0)  # nothing is timed while others still load
+    now, stages = source, split_schedule(config)
     for stage in stages[:-1]:
         layers = list_layers(now, stage)
         found = decide(now, layers, increment(stage, config), evaluate, progress)
         step = carried_out(
             now, layers, found, source, replace(stage, int8=False), evaluate, progress
         )
-        now = dense_again(now, step, stage)
+        now = compose_chains(now, step, stage)
     last = stages[-1]
     layers = list_layers(now, last)
     found = decide(now, layers, increment(last, config), evaluate, progress)
@@ -105,14 +105,14 @@ def convert(
     while _withdrawable(conversion, config, result.comparison):
         slow = verdict(result.comparison.gain)
         than = " than the original's int8" if config.int8 else ""
-        plan = conversion.plan.withdrawn(
+        plan = conversion.plan.reverted(
             f"with it the network was no faster{than} ({slow})", _least_gain(conversion.rows)
         )
         solved = build(plan, now, layers, config, progress)
         found = replace(found, solved=solved, predicted_speedup=None)
         conversion = carried_out(now, layers, found, source, last, evaluate, progress)
         result = prove(source, conversion, config, evaluate, command, progress)
-    source.place.ask(None)
+    source.place.broadcast_task(None)
     return result
 
 
@@ -140,8 +140,8 @@ def assist(
     """
     source, config = _opened(model, example_input, config, calib)
     layers = list_layers(source, config)
-    source.place.together(0)
-    for task in source.place.asked():
+    source.place.all_reduce_mean(0)
+    for task in source.place.tasks():
         task(source, layers, config, lambda stage, done: None)
 
 
@@ -194,21 +194,21 @@ def finetune(
     train, scored = read_named_data(spec, config)
     module = student if isinstance(student, nn.Module) else None
     source = Source(
-        network, normal(network), None, spec, shapes, further, calib, train, scored, origin
+        network, canonicalize(network), None, spec, shapes, further, calib, train, scored, origin
     )
     if module is not None:
         source = replace(source, module=original_model(folder, source, config))
     layers = [l for l in list_layers(source, config) if l.name in plan.chosen()]
     budget = read_budget(folder)
-    module, converted, unproven = taught(
+    module, converted, unproven = distill(
         module, onnx_network.load(folder / "model.onnx"), source, layers,
         _judged(budget, evaluate), config, progress, to_the_end=True,
     )  # fmt: skip
-    if place_of(config.device).rank > 0:
+    if process_group(config.device).rank > 0:
         return None
     problem = check_graph(converted)
     if module is not None:
-        problem = problem or check_twin(module, converted, samples(source, config.seed))
+        problem = problem or check_torch_vs_onnx(module, converted, samples(source, config.seed))
     rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
     int8 = as_int8(converted, source, config) if config.int8 else None
     if int8 is not None and "max_drop" in budget:
@@ -228,7 +228,7 @@ def _opened(
     """Load what is to be converted, and refuse what could not be done with it."""
     config = check_options(config or ConvertConfig())
     source = open_source(model, example_input, config, calib)
-    source = replace(source, place=place_of(config.device, PATIENCE))
+    source = replace(source, place=process_group(config.device, TIMEOUT))
     if config.int8:
         check_int8(source)
     if config.schedule > 1 and config.trains and source.module is None:
@@ -251,7 +251,7 @@ def original_model(folder: Path, source: Source, config: ConvertConfig) -> nn.Mo
     module = torch_export.build(
         origin["factory"], origin["factory_args"], checkpoint, config.trust_pickle
     )
-    problem = check_twin(module, source.original, samples(source, config.seed))
+    problem = check_torch_vs_onnx(module, source.original, samples(source, config.seed))
     if problem:
         raise ConverterError(f"{folder}: its factory gives another model than it did. {problem}")
     return module
@@ -306,7 +306,7 @@ def decide(
         times = chosen_times(source, layers, forms, config, progress)
         return Found(build(plan, source, layers, config, progress), times)
 
-    def carry_out(plan: Plan, whole: bool) -> Solved:
+    def carry_out(plan: Plan, whole: bool) -> Realization:
         return build(plan, source, layers, config, progress, whole=whole)
 
     def deployed(network: ir.Model) -> ir.Model:
@@ -329,7 +329,7 @@ def carried_out(
     budget = config.budget or found.budget
     if not chains:
         rows = layer_rows(layers, plan, {}, {}, found.table)
-        int8, missed = small_version(teacher.network, teacher, found, config)
+        int8, missed = quantize_if_requested(teacher.network, teacher, found, config)
         return Conversion(
             plan, rows, teacher.original, teacher.module, None, missed, budget,
             frontier=found.frontier, int8=int8, lost=found.lost,
@@ -342,17 +342,17 @@ def carried_out(
     if config.trains:
         errors = {}  # those of weights that are no more
         judged = _judged(budget, evaluate)
-        module, converted, unproven = taught_together(
+        module, converted, unproven = distill_chains(
             chains, judged, source, layers, config, progress, teacher=teacher
         )
         problem = problem or check_graph(converted)
     elif source.module is not None:
         module = torch_network.apply(source.module, layers, chains)
     if module is not None:
-        problem = problem or check_twin(module, converted, samples(source, config.seed))
+        problem = problem or check_torch_vs_onnx(module, converted, samples(source, config.seed))
     # In a schedule the search judged beside an earlier stage.
     found = found if source is teacher else replace(found, lost=None)
-    int8, missed = small_version(converted, source, found, config)
+    int8, missed = quantize_if_requested(converted, source, found, config)
     return Conversion(
         plan,
         layer_rows(layers, plan, chains, errors, found.table),
@@ -388,7 +388,7 @@ def _least_gain(rows: Sequence[LayerRow]) -> set[str]:
         before_ms, after_ms = row.latency_before_ms or 0.0, row.latency_after_ms or 0.0
         return before_ms - after_ms, row.macs_before - row.macs_after
 
-    changed = [row for row in rows if row.form and row.form != SOLVED_AGAIN]
+    changed = [row for row in rows if row.form and row.form != REFIT]
     if len(changed) < 2:
         return {row.name for row in rows}
     return {row.name for row in sorted(changed, key=gain)[: (len(changed) + 1) // 2]}

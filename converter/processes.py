@@ -23,7 +23,7 @@ WHICH = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessGroup:
     """Where work runs.
 
     Attributes:
@@ -38,11 +38,11 @@ class Place:
     device: torch.device
     mean: Callable[[torch.Tensor], torch.Tensor]
 
-    def share(self, items: Iterable[T]) -> Iterator[T]:
+    def shard(self, items: Iterable[T]) -> Iterator[T]:
         """Give this process's part of what all processes have: every so-manyth item."""
         return itertools.islice(items, self.rank, None, self.processes)
 
-    def gathered(self, mine: Sequence[T]) -> list[T]:
+    def gather(self, mine: Sequence[T]) -> list[T]:
         """Put the parts of all processes together again, in order; empty except in the first.
 
         Raises:
@@ -56,17 +56,17 @@ class Place:
         rounds = itertools.zip_longest(*parts or (), fillvalue=NONE)
         return [item for items in rounds for item in items if item is not NONE]
 
-    def ask(self, task: object) -> None:
+    def broadcast_task(self, task: object) -> None:
         """Give the other processes something to do; None where there is nothing more."""
         if self.rank == 0:
-            self.told(lambda: task)
+            self.broadcast(lambda: task)
 
-    def asked(self) -> Iterator[Any]:
+    def tasks(self) -> Iterator[Any]:
         """What the first process gives this one to do."""
-        while (task := self.told(lambda: None)) is not None:
+        while (task := self.broadcast(lambda: None)) is not None:
             yield task
 
-    def told(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """Give what ``make`` gives in the first process, which alone calls it.
 
         Raises:
@@ -79,16 +79,16 @@ class Place:
             distributed.broadcast_object_list(found)
         return cast(T, found[0])
 
-    def together(self, number: float) -> float:
+    def all_reduce_mean(self, number: float) -> float:
         """Average a number over all processes."""
         if self.processes == 1:
             return float(number)
         value = torch.tensor(float(number), dtype=torch.float64, device=self.device)
         return float(self.mean(value))
 
-    def agrees(self, number: float) -> bool:
+    def all_equal(self, number: float) -> bool:
         """Tell whether all processes have the same number."""
-        return self.together(number != self.told(lambda: number)) == 0
+        return self.all_reduce_mean(number != self.broadcast(lambda: number)) == 0
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
         """Average tensors over all processes, in place and in one message."""
@@ -106,7 +106,7 @@ class Place:
         return self.device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-HERE = Place(0, 1, torch.device("cpu"), lambda tensor: tensor)
+SINGLE_PROCESS = ProcessGroup(0, 1, torch.device("cpu"), lambda tensor: tensor)
 
 
 def is_first() -> bool:
@@ -134,7 +134,7 @@ def _all_there() -> Iterator[None]:
         raise ConverterError(f"Another process is gone: {first_line(error)}") from None
 
 
-def place_of(device: str, patience: timedelta | None = None) -> Place:
+def process_group(device: str, patience: timedelta | None = None) -> ProcessGroup:
     """Find out which of how many processes this is, and give it its device.
 
     Args:
@@ -148,7 +148,7 @@ def place_of(device: str, patience: timedelta | None = None) -> Place:
     check_device(device)
     where = torch.device(device)
     if max(int(os.environ.get(name) or 1) for name in HOW_MANY) < 2:
-        return replace(HERE, device=where)
+        return replace(SINGLE_PROCESS, device=where)
     try:
         from accelerate import PartialState
         from accelerate.utils import reduce
@@ -159,8 +159,8 @@ def place_of(device: str, patience: timedelta | None = None) -> Place:
     waiting = {} if patience is None else {"timeout": patience}
     processes = PartialState(cpu=where.type == "cpu", **waiting)
     if processes.num_processes < 2:
-        return replace(HERE, device=where)
-    return Place(
+        return replace(SINGLE_PROCESS, device=where)
+    return ProcessGroup(
         processes.process_index,
         processes.num_processes,
         processes.device,

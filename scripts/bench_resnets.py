@@ -219,7 +219,7 @@ def tuned_rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str
 
 
 def beside_labels(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Judge rows without labels by the same row with them."""
+    """LossEstimator rows without labels by the same row with them."""
     drops = {row["name"]: row["drop_points"] for row in found}
     target = f"{LABELS_POINTS:g} points more than with labels"
     return [

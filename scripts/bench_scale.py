@@ -33,7 +33,7 @@ from onnx import TensorProto, helper
 
 import converter
 from converter.evaluation.compare import Progress
-from converter.processes import place_of
+from converter.processes import process_group
 
 MOST_OFF = 0.25  # of the straight line
 DEPTHS, NARROW, IMAGE = (125, 250, 500, 1000), 16, 32
@@ -100,7 +100,7 @@ def convert(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "net.onnx"
         build(path, depth, channels, size)
-        if place_of("cpu").rank:
+        if process_group("cpu").rank:
             converter.assist(path, config=config, calib=calib)
             return None
         start = time.perf_counter()

@@ -292,13 +292,13 @@ def read_plan(path: Path) -> None:
     """Replay a plan on a network."""
     import onnx_ir as ir
 
-    from converter.graph.canonicalize import normal
+    from converter.graph.canonicalize import canonicalize
     from converter.graph.survey import survey
     from converter.options import ConvertConfig
     from converter.search.plan import make_plan
 
     if not PLANNED:
-        found = normal(ir.from_proto(network()))
+        found = canonicalize(ir.from_proto(network()))
         PLANNED.append(survey(found, {"x": np.zeros((1, 3, 8, 8), np.float32)}))
     make_plan(PLANNED[0], ConvertConfig(plan=path), {"x": (1, 3, 8, 8)})
 

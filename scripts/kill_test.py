@@ -146,10 +146,10 @@ class Setting:
         return self.rng.uniform(0, 1.05 * self.seconds)
 
 
-Seen = tuple[list[str], dict[str, Any]]  # what the folder held after each fault; more columns
+Observed = tuple[list[str], dict[str, Any]]  # what the folder held after each fault; more columns
 
 
-def killed(at: Setting, times: int) -> Seen:
+def killed(at: Setting, times: int) -> Observed:
     """Kill it and all that it started."""
     seen = []
     for _ in range(times):
@@ -164,12 +164,12 @@ def killed(at: Setting, times: int) -> Seen:
     return seen, {"seconds": at.seconds}
 
 
-def no_space(at: Setting, times: int) -> Seen:
+def no_space(at: Setting, times: int) -> Observed:
     """Let no file grow beyond a size, as on a disk that is full."""
     return limited(at, times, resource.RLIMIT_FSIZE, (0, 7)), {}
 
 
-def no_memory(at: Setting, times: int) -> Seen:
+def no_memory(at: Setting, times: int) -> Observed:
     """Let it, and what it starts, have few gigabytes of addresses."""
     return limited(at, times, resource.RLIMIT_AS, (8.95, 9.4)), {}
 
@@ -184,7 +184,7 @@ def limited(at: Setting, times: int, kind: int, digits: tuple[float, float]) -> 
     return seen
 
 
-def read_only(at: Setting, times: int) -> Seen:
+def read_only(at: Setting, times: int) -> Observed:
     """Let the output folder, and the caches, be on what cannot be written."""
     seen = []
     for folder in (at.job.out, at.job.cache):
@@ -200,7 +200,7 @@ def read_only(at: Setting, times: int) -> Seen:
     return seen, {}
 
 
-def interrupted(at: Setting, times: int) -> Seen:
+def interrupted(at: Setting, times: int) -> Observed:
     """Press Ctrl-C once it has begun."""
     seen, longest_s = [], 0.0
     for _ in range(times):
@@ -220,7 +220,7 @@ def interrupted(at: Setting, times: int) -> Seen:
     return seen + late, {"longest_s": longest_s}
 
 
-def two_at_once(at: Setting, times: int) -> Seen:
+def two_at_once(at: Setting, times: int) -> Observed:
     """Run it twice, in one folder and on one cache."""
     seen = []
     for _ in range(times):
@@ -230,7 +230,7 @@ def two_at_once(at: Setting, times: int) -> Seen:
     return seen, {}
 
 
-def damaged(at: Setting, times: int) -> Seen:
+def damaged(at: Setting, times: int) -> Observed:
     """Turn bytes of every file of the caches over, and cut some short."""
     at.job.reset()
     finished(at.job.start())
@@ -244,7 +244,7 @@ def damaged(at: Setting, times: int) -> Seen:
     return [at.told(at.job.start(), (0,))], {}
 
 
-def worker_killed(at: Setting, times: int) -> Seen:
+def worker_killed(at: Setting, times: int) -> Observed:
     """Kill one of the processes that solve layers, as for lack of memory."""
     seen, victims = [], 0
     for _ in range(times):
@@ -265,7 +265,7 @@ def worker_killed(at: Setting, times: int) -> Seen:
 
 
 # Faults, and how often each of them strikes for one kill.
-KINDS: dict[str, tuple[Callable[[Setting, int], Seen], float]] = {
+KINDS: dict[str, tuple[Callable[[Setting, int], Observed], float]] = {
     "killed": (killed, 1),
     "Ctrl-C": (interrupted, 0.2),
     "no space for a file": (no_space, 0.2),

@@ -19,7 +19,7 @@ from converter.graph import network as onnx_network
 from converter.models.export import export
 from converter.models.source import Source, examples, free_axes
 from converter.training.losses import Recipe
-from converter.training.train import Tuned, tune, until_learnt
+from converter.training.train import Trained, train_with_fp32_fallback, tune
 
 STUDENT, TUNED = "student.pt", "tuned.safetensors"
 
@@ -87,11 +87,11 @@ def trained(folder: Path, source: Source, epochs: int) -> nn.Module:
     teacher, data = source.module, source.train
     assert teacher is not None and data is not None
 
-    def attempt(recipe: Recipe) -> Tuned:
+    def attempt(recipe: Recipe) -> Trained:
         state = folder / f"{key}.{'bfloat16' if recipe.bfloat16 else 'float32'}.safetensors"
         return tune(student, teacher, data, recipe, state=state, resume=True)
 
-    tuned = until_learnt(attempt, Recipe(epochs=epochs, bfloat16=True))
+    tuned = train_with_fp32_fallback(attempt, Recipe(epochs=epochs, bfloat16=True))
     weights = {name: tensor.contiguous() for name, tensor in tuned.model.state_dict().items()}
     precision = "bfloat16" if tuned.bfloat16 else "float32"
     save_file(weights, path, {"made_of": key, "precision": precision})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from converter.decomposition.conv import Conv
 from converter.decomposition.form import decompose, full_rank, refusal
 from converter.decomposition.forms import FORMS
-from converter.decomposition.taps import turned
+from converter.decomposition.taps import swap_in_out
 
 FEW = settings(max_examples=15, deadline=None)
 SOME = settings(max_examples=25, deadline=None)
@@ -101,7 +101,7 @@ def _transpose(step, value):
     """A transposed convolution by torch: nothing cut off there, then the padding cut off."""
     whole = TRANSPOSE[len(step.k)](
         value,
-        torch.from_numpy(turned(np.array(step.kernel), step.groups)),
+        torch.from_numpy(swap_in_out(np.array(step.kernel), step.groups)),
         None if step.bias is None else torch.from_numpy(np.array(step.bias)),
         step.stride,
         0,

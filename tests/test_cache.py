@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from networks_for_tests import SPLITTING_FORMS, make_conv
 
-from converter.cache import content, remembered, remembered_text
+from converter.cache import cached_chain, cached_text, digest
 from converter.decomposition.form import decompose
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
@@ -108,8 +108,8 @@ def test_content_tells_apart_what_lies_side_by_side():
         (a, b), (b, a), ([a], b), ([a, b],), (np.concatenate([a, b]),), (a.reshape(2, 2), b),
         (a.astype(np.float32), b), (a, b, None), (a, b, 1), (a, b, "1"), (a, b, 1.0), (a, [], b),
     ]  # fmt: skip
-    assert len({content(*part) for part in parts}) == len(parts)
-    assert content(a, [b, "x"], 3) == content(a.copy(), (b[::-1][::-1], "x"), 3)
+    assert len({digest(*part) for part in parts}) == len(parts)
+    assert digest(a, [b, "x"], 3) == digest(a.copy(), (b[::-1][::-1], "x"), 3)
 
 
 def damage(path, how):
@@ -142,7 +142,7 @@ def test_an_entry_that_is_damaged_is_solved_again(how, tmp_path):
     found = solve_layer(CONV, FORMS["spatial"], (4,), cache=tmp_path)
     assert weights(found) == weights(wanted)
     if how != "a folder":
-        again = remembered(tmp_path, path.stem, CONV, fail)
+        again = cached_chain(tmp_path, path.stem, CONV, fail)
         assert weights(again) == weights(wanted)
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_does_not_matter(name, tmp_path):
 
 def test_what_goes_wrong_in_a_solve_is_not_kept(tmp_path):
     with pytest.raises(AssertionError, match="solved again"):
-        remembered(tmp_path, "key", CONV, fail)
+        cached_chain(tmp_path, "key", CONV, fail)
     assert entries(tmp_path) == []
 
 
@@ -211,9 +211,9 @@ def test_a_text_of_which_a_byte_has_changed_is_made_anew(tmp_path):
         return '{"error": 0.125}'
 
     for _ in range(2):
-        assert remembered_text(tmp_path, "ab" * 20, make) == '{"error": 0.125}'
+        assert cached_text(tmp_path, "ab" * 20, make) == '{"error": 0.125}'
     assert len(made) == 1
     (path,) = tmp_path.rglob("*.txt")
     path.write_text(path.read_text().replace("0.125", "0.625"))
-    assert remembered_text(tmp_path, "ab" * 20, make) == '{"error": 0.125}'
+    assert cached_text(tmp_path, "ab" * 20, make) == '{"error": 0.125}'
     assert len(made) == 2

@@ -20,9 +20,9 @@ from converter.reconstruction.moments import (
     Positions,
     choose_positions,
     cut_patches,
-    enough_patches,
     fits,
     metric_of,
+    patch_count,
     patch_size,
     second_moments,
 )  # fmt: skip
@@ -229,7 +229,7 @@ def test_the_moments_of_all_layers_share_the_memory(tmp_path):
 def test_what_patches_and_moments_take_stays_within_memory(n):
     for memory in (2.0**22, 2.0**31):
         few = 4 * n * FEWEST_PATCHES  # are taken whatever the memory
-        assert 4 * n * enough_patches(n, memory) <= max(memory / 4, few)
+        assert 4 * n * patch_count(n, memory) <= max(memory / 4, few)
         assert not fits(n, memory) or 4 * 8 * n**2 <= memory
 
 

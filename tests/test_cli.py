@@ -386,7 +386,7 @@ def test_help_and_version(place):
 
 
 def test_without_a_terminal_progress_is_told_in_lines(monkeypatch):
-    monkeypatch.setattr(cli, "TOLD_S", -1.0)
+    monkeypatch.setattr(cli, "LOG_INTERVAL_S", -1.0)
     err = io.StringIO()
     with contextlib.redirect_stderr(err), cli._progress(False) as progress:
         for done in (0.25, 0.5, 1.0, 0.0, 0.25, 0.5):  # twice, as in a schedule

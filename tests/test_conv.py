@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from converter.decomposition.conv import PADDING_MODES, Chain, Conv, assemble
 from converter.decomposition.form import full_rank, refusal, skeleton
 from converter.decomposition.forms import FORMS
-from converter.decomposition.taps import turned
+from converter.decomposition.taps import swap_in_out
 from converter.errors import ConverterError
 
 MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -102,7 +102,7 @@ def test_a_transposed_convolution_is_sized_as_in_torch(groups, output_padding):
     with FlopCounterMode(display=False) as counter:
         out = F.conv_transpose2d(
             torch.zeros(1, 4, 5, 6, dtype=torch.float64),
-            torch.from_numpy(turned(conv.kernel, groups)),
+            torch.from_numpy(swap_in_out(conv.kernel, groups)),
             torch.from_numpy(conv.bias),
             conv.stride,
             (1, 0),

@@ -14,7 +14,7 @@ import converter
 from converter.data.data import from_arrays
 from converter.decomposition.form import fit_rank, full_rank, refusal
 from converter.decomposition.forms import FORMS
-from converter.graph.consumers import Surroundings, surroundings
+from converter.graph.consumers import Consumers, find_consumers
 from converter.graph.network import load
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
@@ -438,12 +438,12 @@ def around(body, value="c", **weights):
     model = ir.from_proto(from_text(text, w=noise(8, 4, 3, 3), **weights))
     feeds = {"x": noise(2, 4, 8, 8), "u": noise(2, 8, 8, 8)}
     layer = next(la for la in survey(model, feeds) if la.output == value)
-    return surroundings(model, layer)
+    return find_consumers(model, layer)
 
 
 CONV = "c = Conv <pads = [1, 1, 1, 1]> (x, w)"
-NOTHING = Surroundings(None, False, (1, 1))
-RECTIFIED = Surroundings(None, True, (1, 1))
+NOTHING = Consumers(None, False, (1, 1))
+RECTIFIED = Consumers(None, True, (1, 1))
 
 
 @pytest.mark.parametrize(
@@ -452,15 +452,15 @@ RECTIFIED = Surroundings(None, True, (1, 1))
         ("y = Relu (c)", RECTIFIED),
         ("y = Sigmoid (c)", NOTHING),
         ("d = Relu (c) y = Relu (d)", RECTIFIED),
-        ("v = Relu (u) y = Add (c, v)", Surroundings("v", False, (1, 1))),
-        ("v = Relu (u) y = Add (v, c)", Surroundings("v", False, (1, 1))),
-        ("v = Neg (u) d = Add (c, v) y = Relu (d)", Surroundings("v", True, (1, 1))),
+        ("v = Relu (u) y = Add (c, v)", Consumers("v", False, (1, 1))),
+        ("v = Relu (u) y = Add (v, c)", Consumers("v", False, (1, 1))),
+        ("v = Neg (u) d = Add (c, v) y = Relu (d)", Consumers("v", True, (1, 1))),
         ("y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (c)", NOTHING),
         ("y = MaxPool <kernel_shape = [2, 4], strides = [2, 4]> (c)", NOTHING),
         (
             "v = Neg (u) d = Add (v, c) e = Relu (d) "
             "y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (e)",
-            Surroundings("v", True, (2, 2)),
+            Consumers("v", True, (2, 2)),
         ),
     ],
 )
@@ -491,7 +491,7 @@ def test_windows_that_do_not_tile_are_refused(pool):
 def test_pools_of_pools_are_one():
     two = "kernel_shape = [2, 2], strides = [2, 2]"
     body = f"d = MaxPool <{two}> (c) e = Relu (d) y = MaxPool <{two}> (e)"
-    assert around(f"{CONV} {body}") == Surroundings(None, True, (4, 4))
+    assert around(f"{CONV} {body}") == Consumers(None, True, (4, 4))
 
 
 @pytest.mark.parametrize(
@@ -515,7 +515,7 @@ def test_an_output_of_the_network_is_wanted_as_it_is():
     }"""
     model = ir.from_proto(from_text(text, w=noise(8, 4, 3, 3)))
     (layer,) = survey(model, {"x": noise(2, 4, 8, 8)})
-    assert surroundings(model, layer) == NOTHING
+    assert find_consumers(model, layer) == NOTHING
 
 
 def test_few_examples_hold_a_layer_that_no_rank_limits_to_what_it_was():

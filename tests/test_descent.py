@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from converter.training.losses import Recipe
-from converter.training.optimizers import Descent, orthogonal
+from converter.training.optimizers import Optimizers, orthogonal
 
 RECIPE = Recipe(epochs=1, scaled_steps=False)
 SIZES = st.integers(1, 40)
@@ -50,7 +50,7 @@ def test_a_matrix_moves_as_the_muon_of_torch_moves_it(shape):
     ours = model(nn.Linear(*shape, bias=False))
     theirs = copy.deepcopy(ours)
     start = ours[0].weight.detach().clone()
-    descent = Descent(ours, RECIPE)
+    descent = Optimizers(ours, RECIPE)
     other = torch.optim.Muon(
         theirs.parameters(), lr=1e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
     )
@@ -71,7 +71,7 @@ def test_what_is_no_matrix_is_left_to_adamw(orthogonal):
     ours = graded(model(*layers))
     theirs = copy.deepcopy(ours)
     graded(theirs)
-    Descent(ours, replace(RECIPE, orthogonal=orthogonal)).step(1e-3)
+    Optimizers(ours, replace(RECIPE, orthogonal=orthogonal)).step(1e-3)
     torch.optim.AdamW(theirs.parameters(), lr=1e-3, weight_decay=0.0).step()
     same = [torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters())]
     assert same == [not orthogonal, *[True] * 6]
@@ -83,7 +83,7 @@ def test_a_kernel_moves_as_a_matrix_in_any_layout(groups):
     two = copy.deepcopy(one).to(memory_format=torch.channels_last)
     graded(two)
     for network in (one, two):
-        Descent(network, RECIPE).step(1e-2)
+        Optimizers(network, RECIPE).step(1e-2)
     assert (one[0].weight - two[0].weight).abs().max() < 1e-6
     assert two[0].weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -102,19 +102,19 @@ def test_nothing_moves_where_there_is_no_gradient_to_speak_of(wide):
 def test_entries_move_by_about_the_learning_rate():
     network = graded(model(nn.Conv2d(64, 32, 3, bias=False)), scale=1e-4)
     start = network[0].weight.detach().clone()
-    Descent(network, RECIPE).step(1e-2)
+    Optimizers(network, RECIPE).step(1e-2)
     moved = (network[0].weight.detach() - start).square().mean().sqrt()
     assert 0.1e-2 < moved < 0.4e-2  # AdamW's, on average over a training: 0.2 to 0.4
 
 
 def test_directions_of_small_gradients_are_learned_too():
-    turned, _ = torch.linalg.qr(torch.from_numpy(noise(16, 16, seed=2)))
-    x = torch.from_numpy(noise(256, 16)) * torch.logspace(0, -2, 16) @ turned
+    swap_in_out, _ = torch.linalg.qr(torch.from_numpy(noise(16, 16, seed=2)))
+    x = torch.from_numpy(noise(256, 16)) * torch.logspace(0, -2, 16) @ swap_in_out
     wanted = torch.from_numpy(noise(16, 16, seed=1)) / 4
 
     def left(recipe, steps=200):
         network = model(nn.Linear(16, 16, bias=False))
-        descent = Descent(network, recipe)
+        descent = Optimizers(network, recipe)
         for step in range(steps):
             network.zero_grad()
             (network(x) - x @ wanted.T).square().mean().backward()
@@ -127,12 +127,12 @@ def test_directions_of_small_gradients_are_learned_too():
 def test_what_was_remembered_is_gone_on_from():
     def stepped(restored):
         network = model(nn.Linear(16, 16), nn.Linear(16, 2))
-        descent = Descent(network, RECIPE)
+        descent = Optimizers(network, RECIPE)
         graded(network)
         descent.step(1e-2)
         if restored:
             moments = {name: tensor.clone() for name, tensor in descent.moments().items()}
-            descent = Descent(network, RECIPE)
+            descent = Optimizers(network, RECIPE)
             descent.restore(moments)
         graded(network, 1)
         descent.step(1e-2)
@@ -143,11 +143,11 @@ def test_what_was_remembered_is_gone_on_from():
 
 def test_what_is_forgotten_counts_no_more():
     fresh, used = (model(nn.Linear(16, 16)) for _ in range(2))
-    descent = Descent(used, RECIPE)
+    descent = Optimizers(used, RECIPE)
     graded(used)
     descent.step(0.0)
     descent.forget()
-    descents = Descent(fresh, RECIPE), descent
+    descents = Optimizers(fresh, RECIPE), descent
     for network, each in zip((fresh, used), descents):
         graded(network, 1)
         each.step(1e-2)
@@ -160,7 +160,7 @@ def test_what_has_no_gradient_stays():
     graded(network)
     network[1].weight.grad = None
     start = copy.deepcopy(network.state_dict())
-    Descent(network, RECIPE).step(1e-2)
+    Optimizers(network, RECIPE).step(1e-2)
     now = network.state_dict()
     assert torch.equal(now["0.weight"], start["0.weight"])
     assert torch.equal(now["1.weight"], start["1.weight"])

@@ -24,7 +24,7 @@ from converter.graph.network import load, open_session
 from converter.graph.survey import count_macs
 from converter.options import ConvertConfig
 from converter.quantization import int8, quantize
-from converter.quantization.channel_equalization import evened
+from converter.quantization.channel_equalization import equalize
 from converter.quantization.quantize import linear_steps, observed_ranges, quantized
 from converter.runtime.ort import run
 from converter.timing import profile
@@ -61,7 +61,7 @@ def outputs(network, data):
 @given(st.sampled_from([1, 2, 4, 8]), st.booleans(), st.integers(0, 100))
 def test_components_are_brought_to_the_same_range_and_nothing_changes(groups, matrix, seed):
     network, data = chain(groups, matrix, seed)
-    copy, told = evened(network, observed_ranges(network, data, 8))
+    copy, told = equalize(network, observed_ranges(network, data, 8))
     assert difference(outputs(copy, data), outputs(network, data)) < 1e-5
     seen = observed_ranges(copy, data, 8)
     largest = np.maximum(-seen["a"][0], seen["a"][1])
@@ -92,7 +92,7 @@ def test_scaled_alike_a_chain_errs_less_in_int8(seed):
     network, data = chain(groups=8, seed=seed)
     wanted, ranges = outputs(network, data), observed_ranges(network, data, 32)
     plain = difference(outputs(quantized(network, ranges), data), wanted)
-    even = difference(outputs(quantized(*evened(network, ranges)), data), wanted)
+    even = difference(outputs(quantized(*equalize(network, ranges)), data), wanted)
     assert even < min(0.03, plain / 3)
 
 
@@ -113,7 +113,7 @@ def test_components_of_transposed_convolutions_are_evened_too(groups, kinds):
     model = from_text(text, w=w.astype(np.float32), v=v.astype(np.float32))
     network, data = ir.from_proto(model), from_arrays({"x": noise(32, 8, 6, 6)}, "noise")
     ranges, wanted = observed_ranges(network, data, 8), outputs(network, data)
-    copy, told = evened(network, ranges)
+    copy, told = equalize(network, ranges)
     assert difference(outputs(copy, data), wanted) < 1e-5
     largest = np.maximum(-told["a"][0], told["a"][1])
     assert np.allclose(largest, largest[0], rtol=1e-3)
@@ -159,7 +159,7 @@ def test_what_is_not_free_is_left_alone(body):
     weights |= {name: noise(6, 6, seed=n) for n, name in enumerate("mn")}
     network = ir.from_proto(from_text(text, **weights))
     data = from_arrays({"x": noise(8, 8, 6, 6)}, "noise")
-    copy, _ = evened(network, observed_ranges(network, data, 8))
+    copy, _ = equalize(network, observed_ranges(network, data, 8))
     for name, weight in weights.items():
         assert np.array_equal(copy.graph.initializers[name].const_value.numpy(), weight)
 
@@ -189,7 +189,7 @@ def test_old_operator_sets_are_quantized_too():
     network, data = chain()
     proto = onnx.version_converter.convert_version(ir.to_proto(network), 11)
     old = ir.from_proto(proto)
-    found = quantized(*evened(old, observed_ranges(old, data, 8)))
+    found = quantized(*equalize(old, observed_ranges(old, data, 8)))
     assert found.opset_imports[""] >= quantize.OLDEST_OPSET
     assert difference(outputs(found, data), outputs(network, data)) < 0.1
 
@@ -206,7 +206,7 @@ def test_steps_whose_components_lie_along_other_axes_are_not_scaled(body):
     weights = {"w": noise(6, 6, 1, 1), "m": noise(6, 6, seed=1)}
     network = ir.from_proto(from_text(text, **weights))
     data = from_arrays({"x": noise(8, 6, 6, 6, seed=2)}, "noise")
-    copy, _ = evened(network, observed_ranges(network, data, 8))
+    copy, _ = equalize(network, observed_ranges(network, data, 8))
     assert difference(outputs(copy, data), outputs(network, data)) == 0
 
 

@@ -11,9 +11,9 @@ from networks_for_tests import difference, from_text
 
 from converter.data.data import from_arrays
 from converter.errors import ConverterError
-from converter.evaluation.loss import Judge, expected_drop, relative_error
+from converter.evaluation.loss import LossEstimator, expected_drop, relative_error
 from converter.graph.network import load, open_session
-from converter.graph.rewrite import new_weights, replace_weights, taking_weights
+from converter.graph.rewrite import new_weights, replace_weights, with_weight_inputs
 from converter.graph.survey import survey
 from converter.runtime.ort import run
 from converter.search.sensitivity import PROBE_ERROR, sensitivities
@@ -29,7 +29,7 @@ def data(count=200):
 
 def test_the_original_loses_nothing(tmp_path):
     network = model(tmp_path)
-    judge = Judge.of(network, data(), 1)
+    judge = LossEstimator.of(network, data(), 1)
     loss = judge.loss(network)
     assert (loss.drop, loss.output_error) == (0.0, 0.0)
     assert judge.classes
@@ -37,7 +37,7 @@ def test_the_original_loses_nothing(tmp_path):
 
 
 def test_the_expected_drop_is_between_none_and_the_accuracy(tmp_path):
-    judge = Judge.of(model(tmp_path), data(), 1)
+    judge = LossEstimator.of(model(tmp_path), data(), 1)
     loss = judge.loss(model(tmp_path, "other", seed=3))
     assert 0 < loss.drop <= judge.accuracy <= 1
     assert loss.output_error > 0.1
@@ -67,7 +67,7 @@ def disagreement(network, other, count):
 def test_a_sure_network_loses_what_it_disagrees_on():
     network, other = linear(), linear(0.1)
     data, wrong = disagreement(network, other, 4000)
-    judge = Judge.of(network, data, 1)
+    judge = LossEstimator.of(network, data, 1)
     assert judge.accuracy == pytest.approx(1.0, abs=1e-3)
     assert 0.02 < wrong.mean() < 0.2
     assert judge.loss(other).drop == pytest.approx(wrong.mean(), rel=0.1)
@@ -77,14 +77,14 @@ def test_few_examples_say_what_many_would():
     network, other = linear(), linear(0.03)
     data, wrong = disagreement(network, other, 8000)
     parts = np.arange(8000).reshape(-1, 160)
-    losses = [Judge.of(network, data.take(part), 1).loss(other) for part in parts]
+    losses = [LossEstimator.of(network, data.take(part), 1).loss(other) for part in parts]
     counted = wrong[parts].mean(1)
     assert np.std([loss.drop for loss in losses]) < 0.75 * counted.std()
     assert np.mean([loss.drop_high >= wrong.mean() for loss in losses]) >= 0.9
 
 
 def test_a_single_output_is_no_class(tmp_path):
-    judge = Judge.of(model(tmp_path, classes=1), data(), 1)
+    judge = LossEstimator.of(model(tmp_path, classes=1), data(), 1)
     loss = judge.loss(model(tmp_path, "other", classes=1, seed=3))
     assert not judge.classes
     assert loss.drop is None
@@ -92,7 +92,7 @@ def test_a_single_output_is_no_class(tmp_path):
 
 
 def test_a_fixed_batch_is_kept_to(tmp_path):
-    judge = Judge.of(model(tmp_path, batch=8), data(20), 1)
+    judge = LossEstimator.of(model(tmp_path, batch=8), data(20), 1)
     assert [len(feeds["x"]) for feeds in judge.batches] == [8, 8]
 
 
@@ -113,7 +113,7 @@ def test_a_network_that_overflows_cannot_be_judged_beside(tmp_path):
     network = linear()
     far = from_arrays({"x": np.full((20, 8), 3e38, np.float32)}, "made up")
     with pytest.raises(ConverterError, match=r"NaN or infinite values for made up \(output y\)"):
-        Judge.of(network, far, 1)
+        LossEstimator.of(network, far, 1)
 
 
 def test_a_probe_that_overflows_counts_as_losing_all():
@@ -147,6 +147,6 @@ def test_weights_that_are_fed_do_what_weights_inside_do(given, body, shape):
     kernel = noise(*layer.conv.kernel.shape, seed=3)
     other = replace(layer.conv, kernel=kernel, bias=noise(6, seed=4))
     inside = run(open_session(replace_weights(network, {"y": other})), {"x": x})
-    session = open_session(taking_weights(network, {"y": other}))
+    session = open_session(with_weight_inputs(network, {"y": other}))
     fed = run(session, {"x": x} | new_weights(network.graph[0], other))
     assert difference(inside["y"], fed["y"]) < 1e-6

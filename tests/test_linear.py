@@ -87,12 +87,12 @@ def test_it_does_not_stand_beside_convolutions():
 
 @pytest.mark.parametrize("turned", [0, 1])
 @pytest.mark.parametrize("bias", [(), (6,), (1, 6), (1,)])
-def test_a_gemm_is_read_and_rewritten(turned, bias):
+def test_a_gemm_is_read_and_rewritten(transposed, bias):
     x = noise(3, 8)
-    weights = {"w": noise(6, 8) if turned else noise(8, 6)}
+    weights = {"w": noise(6, 8) if transposed else noise(8, 6)}
     if bias:
         weights["b"] = noise(*bias)
-    text = GEMM.format(f"transB = {turned}", ", b" if bias else "")
+    text = GEMM.format(f"transB = {transposed}", ", b" if bias else "")
     model, layer = surveyed(text, x, **weights)
     assert (layer.reason, layer.name, layer.size, layer.macs) == (None, "w", (1,), 48)
     wanted = run(open_session(model), {"x": x})["y"]

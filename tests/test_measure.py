@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from converter.data.data import from_arrays
 from converter.evaluation.compare import compare_models
 from converter.graph.network import load, open_session
-from converter.runtime.ort import Turns, cpu_model
+from converter.runtime.ort import ExclusiveSession, cpu_model
 from converter.timing import race as measure
 from converter.timing.race import Interval, drop_interval, fixed_batch, race, renamed, score
 
@@ -257,7 +257,7 @@ def test_a_turn_scores_as_many_batches_as_memory_holds(turn_bytes, openings, tmp
     def opener(session):
         return lambda: opened.append(session) or session
 
-    turns = [Turns(opener(session), open_now) for session in sessions]
+    turns = [ExclusiveSession(opener(session), open_now) for session in sessions]
     opened.clear()
     monkeypatch.setattr("converter.timing.race.TURN_BYTES", turn_bytes)
     one, other = score(sessions, data, 2)[1], score(turns, data, 2)[1]

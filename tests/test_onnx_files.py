@@ -15,7 +15,7 @@ from converter.data.data import from_arrays
 from converter.decomposition.forms import FORMS
 from converter.evaluation.check import check_graph, check_same
 from converter.graph import network as onnx_network
-from converter.graph.canonicalize import normal
+from converter.graph.canonicalize import canonicalize
 from converter.graph.network import open_session
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
@@ -40,7 +40,7 @@ def written(opset, body, ir_version=8, **weights):
 
 def full(model, feeds):
     """A network with every layer in the form `channel` that loses nothing, in normal form."""
-    read = normal(model)
+    read = canonicalize(model)
     layers = [layer for layer in survey(read, feeds) if layer.reason is None]
     chains = {la.output: (la.name, at_full_rank(la.conv, "channel")) for la in layers}
     return rewrite(read, chains)
@@ -74,7 +74,7 @@ def test_a_graph_of_any_opset_keeps_it(opset):
 def test_a_graph_older_than_the_runtime_is_refused(opset):
     model = ir.from_proto(written(opset, "y = Relu (x)"))
     with pytest.raises(ConverterError, match=f"written in opset {opset}; convert it to 7"):
-        normal(model)
+        canonicalize(model)
 
 
 def test_an_old_file_that_must_list_weights_as_inputs_is_converted():
@@ -165,13 +165,13 @@ def test_a_weight_with_fewer_numbers_than_its_shape_says_is_refused(tmp_path):
 def test_statistics_of_another_shape_are_not_folded():
     body = "a = Conv (x, w) y = BatchNormalization (a, g, g, g, v)"
     model = ir.from_proto(written(19, body, w=W, g=ONE, v=W))
-    assert [node.op_type for node in normal(model).graph] == ["Conv", "BatchNormalization"]
+    assert [node.op_type for node in canonicalize(model).graph] == ["Conv", "BatchNormalization"]
 
 
 def test_a_layer_of_a_constant_is_listed(tmp_path):
     proto = written(19, "a = Conv (c, v) y = Conv (x, w)", w=W, v=W, c=X)
     proto.graph.output.append(onnx.helper.make_empty_tensor_value_info("a"))
-    layers = survey(normal(ir.from_proto(proto)), {"x": X})
+    layers = survey(canonicalize(ir.from_proto(proto)), {"x": X})
     assert [layer.name for layer in layers] == ["v", "w"]
 
 
@@ -248,8 +248,8 @@ def test_mapped_weights_give_the_same_moments_and_corrections(apart):
     data = from_arrays({"x": noise(40, 3, 8, 8)}, "noise", ["x"])
     found = []
     for model in (
-        normal(onnx_network.load(apart / "net.onnx", largest=1)),
-        normal(onnx_network.load(apart / "whole.onnx")),
+        canonicalize(onnx_network.load(apart / "net.onnx", largest=1)),
+        canonicalize(onnx_network.load(apart / "whole.onnx")),
     ):
         layers = survey(model, data.read(np.arange(1)))
         chosen = {layer.name: (FORMS["channel"], (4,)) for layer in layers}
@@ -294,7 +294,7 @@ def test_constants_in_a_file_of_their_own_are_read_and_outside_of_the_folder_ref
     options = {"save_as_external_data": True, "convert_attribute": True, "size_threshold": 0}
     onnx.save_model(model, tmp_path / "net.onnx", location="w.bin", **options)
     loaded = onnx_network.load(tmp_path / "net.onnx")
-    assert [layer.reason for layer in survey(normal(loaded), feeds)] == [None]
+    assert [layer.reason for layer in survey(canonicalize(loaded), feeds)] == [None]
     assert difference(before, run(open_session(loaded), feeds)["y"]) <= 1e-6
     stolen = onnx.load(tmp_path / "net.onnx", load_external_data=False)
     (place,) = (e for e in stolen.graph.node[0].attribute[0].t.external_data if e.key == "location")
@@ -313,7 +313,7 @@ def test_a_bias_for_each_row_is_no_bias_of_the_outputs():
     numbers = {"s": 1 + noise(4), "h": noise(4), "m": noise(4), "v": noise(4) ** 2 + 1}
     model = ir.from_proto(from_text(text, w=noise(3, 4), c=noise(4, 1), **numbers))
     feeds = {"x": noise(4, 3)}
-    assert difference(outputs(model, feeds)["y"], outputs(normal(model), feeds)["y"]) <= 1e-6
+    assert difference(outputs(model, feeds)["y"], outputs(canonicalize(model), feeds)["y"]) <= 1e-6
 
 
 def test_half_precision_that_cannot_hold_the_product_is_not_folded():
@@ -325,7 +325,7 @@ def test_half_precision_that_cannot_hold_the_product_is_not_folded():
     halves = {name: array.astype(np.float16) for name, array in numbers.items()}
     model = ir.from_proto(from_text(text, v=np.full(4, 1e-6, np.float16), **halves))
     feeds = {"x": noise(1, 3, 8, 8).astype(np.float16)}
-    assert [layer.reason for layer in survey(normal(model), feeds)] == [None]
+    assert [layer.reason for layer in survey(canonicalize(model), feeds)] == [None]
 
 
 def test_layers_of_one_name_are_told_apart():
@@ -357,4 +357,4 @@ def test_outputs_that_are_no_numbers_are_left_out_of_the_check():
         z = Cast <to = 8> (y)
     }"""
     model = ir.from_proto(from_text(text, w=noise(3, 4)))
-    assert check_same(model, normal(model), {"noise": {"x": noise(2, 3)}}) is None
+    assert check_same(model, canonicalize(model), {"noise": {"x": noise(2, 3)}}) is None

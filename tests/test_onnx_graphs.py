@@ -13,7 +13,7 @@ from networks_for_tests import EXACT_FORMS, at_full_rank, difference
 from converter.decomposition.form import refusal
 from converter.decomposition.forms import FORMS
 from converter.evaluation.check import check_graph
-from converter.graph.canonicalize import normal
+from converter.graph.canonicalize import canonicalize
 from converter.graph.network import inputs
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
@@ -375,7 +375,7 @@ def converted(graph):
     feeds = graph.inputs(model)
     wanted = computed(model, feeds)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    read = normal(model)
+    read = canonicalize(model)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
     layers = survey(read, feeds)
     free = [layer for layer in layers if layer.reason is None]

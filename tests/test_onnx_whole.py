@@ -272,13 +272,13 @@ def test_layers_of_an_onnx_network_are_reconstructed(trained):
     options = {"form": ("separable",), "rank": ("4",), "keep": ("fc",), "lr": 3e-3}
     train, path = str(trained / "train.npz"), trained / "net.onnx"
     plain = converter.convert(path, None, ConvertConfig(**options))
-    taught = converter.convert(path, None, ConvertConfig(reconstruct=20, train=train, **options))
+    distill = converter.convert(path, None, ConvertConfig(reconstruct=20, train=train, **options))
     network, x = load(path), {"x": noise(50, 3, 8, 8, seed=5)}
     names = [x.output for x in survey(network, {"x": x["x"][:1]}) if x.name in plain.plan.chosen()]
     wanted = observe(network, names, x)
     before, after = (
         [difference(found[name], wanted[name]) for name in names]
-        for found in (observe(ir.from_proto(r.model), names, x) for r in (plain, taught))
+        for found in (observe(ir.from_proto(r.model), names, x) for r in (plain, distill))
     )
     assert len(names) == 2
     assert sum(after) < 0.95 * sum(before)

@@ -10,9 +10,9 @@ import converter
 from converter.data.data import from_arrays
 from converter.errors import ConverterError
 from converter.evaluation.compare import compare_models
-from converter.evaluation.loss import Judge
+from converter.evaluation.loss import LossEstimator
 from converter.graph.network import open_session
-from converter.graph.outputs import comparable, exposing, varying
+from converter.graph.outputs import comparison_outputs, varying, with_outputs
 from converter.graph.survey import survey
 from converter.runtime.ort import run
 
@@ -68,13 +68,13 @@ def test_what_counts_hits_has_no_fixed_shape():
 
 
 def test_an_output_of_varying_shape_is_compared_at_what_it_is_made_of():
-    assert comparable(detector()) == ["all", "table", "scores"]
+    assert comparison_outputs(detector()) == ["all", "table", "scores"]
 
 
 def test_outputs_of_fixed_shape_are_compared_themselves(tmp_path):
     text = DETECTOR.replace("float[K, 4] found, ", "")
     model = ir.from_proto(from_text(text, w0=noise(16, 3, 3, 3), w1=noise(5, 16, 3, 3)))
-    assert comparable(model) == ["all"]
+    assert comparison_outputs(model) == ["all"]
 
 
 def test_what_a_branch_counts_varies_too():
@@ -87,7 +87,7 @@ def test_what_a_branch_counts_varies_too():
 def test_exposed_values_are_those_of_the_network():
     model = detector()
     feeds = images().read(np.arange(1))
-    found = run(open_session(exposing(model, ["scores", "all"])), feeds)
+    found = run(open_session(with_outputs(model, ["scores", "all"])), feeds)
     assert list(found) == ["scores", "all"]
     assert np.array_equal(found["all"], run(open_session(model), feeds)["all"])
     assert [value.name for value in model.graph.outputs] == ["found", "all"]
@@ -95,7 +95,7 @@ def test_exposed_values_are_those_of_the_network():
 
 def test_a_value_that_is_not_there_is_refused():
     with pytest.raises(ConverterError, match="no value 'boxes'"):
-        exposing(detector(), ["boxes"])
+        with_outputs(detector(), ["boxes"])
 
 
 def test_a_layer_behind_the_count_is_kept():
@@ -106,7 +106,7 @@ def test_a_layer_behind_the_count_is_kept():
 
 
 def test_the_judge_sees_boxes_move():
-    judge = Judge.of(detector(), images(), 1)
+    judge = LossEstimator.of(detector(), images(), 1)
     assert not judge.classes
     assert judge.loss(detector()).output_error == 0
     assert judge.loss(detector(seed=3)).output_error > 0.5

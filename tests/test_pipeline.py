@@ -38,7 +38,7 @@ from converter.timing.race import Interval
 from converter.training.checkpoint import State
 from converter.training.distill import budget_test, phases
 from converter.training.losses import distance
-from converter.training.schedule import increment, staged
+from converter.training.schedule import increment, split_schedule
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
 TORCH_FILES = {"model.safetensors", "model.pt2"}
@@ -734,12 +734,12 @@ def test_dense_twins_of_trained_chains_compute_what_they_do(from_factory, build)
 
 def test_steps_share_a_budget():
     config = ConvertConfig(max_macs=0.25, max_drop=0.02, schedule=2, finetune=5, calib="c.npz")
-    first, last = staged(config)
+    first, last = split_schedule(config)
     assert (first.max_macs, first.max_drop, first.finetune) == (0.5, 0.01, 2)
     assert (last.max_macs, last.max_drop, last.finetune) == (0.25, 0.02, 3)
     assert [increment(stage, config).max_drop for stage in (first, last)] == [0.01, 0.01]
     assert increment(last, config).max_macs == 0.25
-    assert staged(replace(config, schedule=1)) == [replace(config, schedule=1)]
+    assert split_schedule(replace(config, schedule=1)) == [replace(config, schedule=1)]
 
 
 def test_an_interrupted_training_goes_on(lesson, place, monkeypatch, tmp_path):

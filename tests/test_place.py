@@ -13,7 +13,7 @@ from torch import distributed
 
 from converter import ConverterError
 from converter.evaluation.check import difference
-from converter.processes import HERE, is_first, place_of
+from converter.processes import SINGLE_PROCESS, is_first, process_group
 
 # What each of two processes does; the training inputs leave word of who reads them.
 BOTH = """
@@ -27,7 +27,7 @@ import numpy as np
 
 import converter
 from converter import cli
-from converter.processes import place_of
+from converter.processes import process_group
 from converter.timing import race as measure
 
 measure.BUDGET_S, measure.FEWEST_ROUNDS, measure.MOST_ROUNDS = 0.2, 8, 10
@@ -50,18 +50,18 @@ def flatconv(line):
 
 
 def main():
-    place = place_of("cpu")
+    place = process_group("cpu")
     assert place.processes == 2
     for count in range(5):
         everything = list(range(count))
-        mine = list(place.share(everything))
+        mine = list(place.shard(everything))
         assert mine == everything[place.rank :: 2]
-        assert place.gathered(mine) == ([] if place.rank else everything)
-    assert place.agrees(5_000_001)
+        assert place.gather(mine) == ([] if place.rank else everything)
+    assert place.all_equal(5_000_001)
     for apart in (1, 2, -1):
-        assert not place.agrees(5 + apart * place.rank)
-    assert place.told(lambda: place.rank) == 0
-    assert place.together(place.rank) == 0.5
+        assert not place.all_equal(5 + apart * place.rank)
+    assert place.broadcast(lambda: place.rank) == 0
+    assert place.all_reduce_mean(place.rank) == 0.5
     lines = Path("lines.txt").read_text().splitlines()
     if place.rank == 0:
         os.environ["WORLD_SIZE"] = "1"
@@ -69,7 +69,7 @@ def main():
             assert flatconv(line.format("one", "train.npz"))[0] in (0, 1), line
         os.environ["WORLD_SIZE"] = "2"
     for line in lines:
-        place.together(0)  # until both are done with the last one
+        place.all_reduce_mean(0)  # until both are done with the last one
         assert flatconv(line.format("two", "both:inputs"))[0] in (0, 1), line
     line = "convert toy:build --calib calib.npz --max-macs 0.5 --schedule 2 --finetune 2 -o no"
     status, err = flatconv(line)
@@ -164,8 +164,8 @@ def test_a_process_that_is_gone_is_told(monkeypatch):
 
     monkeypatch.setattr(distributed, "broadcast_object_list", broken)
     monkeypatch.setattr(distributed, "gather_object", broken)
-    place = replace(HERE, rank=1, processes=2)
-    for share in (lambda: list(place.asked()), lambda: place.gathered([1])):
+    place = replace(SINGLE_PROCESS, rank=1, processes=2)
+    for share in (lambda: list(place.tasks()), lambda: place.gather([1])):
         with pytest.raises(ConverterError, match="Another process is gone: Connection closed"):
             share()
 
@@ -174,7 +174,7 @@ def test_without_accelerate_it_says_what_to_install(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ConverterError, match="flatconv\\[tune\\]"):
-        place_of("cpu")
+        process_group("cpu")
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ def test_a_plan_does_not_change(layers):
 
 
 def test_a_withdrawn_plan_keeps_every_layer(layers):
-    plan = plan_of(layers, form=("channel",), keep=("stem",)).withdrawn(
+    plan = plan_of(layers, form=("channel",), keep=("stem",)).reverted(
         "it is no faster", [layer.name for layer in layers]
     )
     assert plan.chosen() == {}

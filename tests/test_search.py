@@ -6,7 +6,16 @@ import math
 import pytest
 
 from converter.search.candidates import Option
-from converter.search.search import MORE, Menu, Trial, Wanted, close, improve, reach, total_ms
+from converter.search.search import (
+    MORE,
+    Constraints,
+    SearchSpace,
+    Trial,
+    close,
+    improve,
+    reach,
+    total_ms,
+)
 
 
 def options(*errors_and_ms):
@@ -17,7 +26,7 @@ def options(*errors_and_ms):
     return [Option(None, None, 0.0, 10_000, 10.0), *others]
 
 
-MENU = Menu(
+MENU = SearchSpace(
     {
         "a": options((0.1, 8.0), (0.2, 5.0), (0.4, 3.0), (0.8, 1.0)),
         "b": options((0.05, 9.0), (0.1, 6.0), (0.2, 4.0), (0.5, 2.0)),
@@ -33,22 +42,24 @@ def loss(choice):
 
 def test_the_quickest_keeps_to_the_loss():
     for most in (0.0, 0.01, 0.1, 0.5, 5.0):
-        choice = MENU.quickest(most, Wanted())
+        choice = MENU.min_latency(most, Constraints())
         assert loss(choice) <= most + 1e-6
-    assert all(option.form is None for option in MENU.quickest(0.0, Wanted()).values())
-    assert MENU.quickest(5.0, Wanted()) == MENU.fastest()
+    assert all(option.form is None for option in MENU.min_latency(0.0, Constraints()).values())
+    assert MENU.min_latency(5.0, Constraints()) == MENU.fastest()
 
 
 def test_the_gentlest_keeps_to_time_and_work():
-    assert total_ms(MENU.gentlest(Wanted(ms=15.0))) <= 15.0
-    both = MENU.gentlest(Wanted(ms=20.0, macs=12_000))
+    assert total_ms(MENU.min_loss(Constraints(ms=15.0))) <= 15.0
+    both = MENU.min_loss(Constraints(ms=20.0, macs=12_000))
     assert sum(option.macs for option in both.values()) <= 12_000
-    assert MENU.gentlest(Wanted(ms=4.9)) is None
-    assert MENU.gentlest(Wanted(macs=MENU.least_macs())) is not None
+    assert MENU.min_loss(Constraints(ms=4.9)) is None
+    assert MENU.min_loss(Constraints(macs=MENU.least_macs())) is not None
 
 
 def test_what_gains_nothing_or_is_beaten_is_left_out():
-    crowded = Menu({"a": options((0.1, 9.9), (0.2, 5.0), (0.3, 6.0), (0.3, 4.0))}, {"a": 1.0})
+    crowded = SearchSpace(
+        {"a": options((0.1, 9.9), (0.2, 5.0), (0.3, 6.0), (0.3, 4.0))}, {"a": 1.0}
+    )
     assert [o.rel_error for o in crowded.sensible().options["a"]] == [0.0, 0.2, 0.3]
     assert [o.ms for o in crowded.sensible().options["a"]] == [10.0, 5.0, 4.0]
 
@@ -59,7 +70,7 @@ def test_the_budget_is_closed_on_what_is_really_lost(growth, first):
     def value(choice):  # losses of several layers do more than add up
         return growth * loss(choice) ** 1.3 / 0.3
 
-    best, trials = close(MENU, Wanted(), first, dict, value, 6)
+    best, trials = close(MENU, Constraints(), first, dict, value, 6)
     assert len(trials) <= 6 or all(value(t.choice) > 1 for t in trials[:6])
     assert len(trials) <= 6 + MORE
     within = [t for t in trials if value(t.choice) <= 1]
@@ -71,12 +82,12 @@ def test_the_budget_is_closed_on_what_is_really_lost(growth, first):
 
 
 def test_a_limit_that_nothing_reaches_ends_at_the_fastest():
-    best, _ = close(MENU, Wanted(), 1e-3, dict, lambda choice: 1e-6, 6)
+    best, _ = close(MENU, Constraints(), 1e-3, dict, lambda choice: 1e-6, 6)
     assert best.choice == MENU.fastest()
 
 
 def test_a_limit_that_nothing_keeps_leaves_the_original_last():
-    best, trials = close(MENU, Wanted(), 1.0, dict, lambda choice: 1e6 * (loss(choice) + 1), 6)
+    best, trials = close(MENU, Constraints(), 1.0, dict, lambda choice: 1e6 * (loss(choice) + 1), 6)
     assert best is None
     budgets = [trial.budget for trial in trials]
     assert budgets == sorted(budgets, reverse=True)
@@ -90,7 +101,7 @@ def test_a_speedup_is_reached_for_the_least_loss(truth):
         return truth * 30.0 / total_ms(choice)
 
     target = 1.8
-    choice, speedup = reach(MENU, lambda s: Wanted(ms=30.0 / s), target, measured)
+    choice, speedup = reach(MENU, lambda s: Constraints(ms=30.0 / s), target, measured)
     assert speedup == measured(choice) >= target
     assert loss(choice) < loss(MENU.fastest())
     every = [dict(zip(MENU.options, o)) for o in itertools.product(*MENU.options.values())]
@@ -99,14 +110,14 @@ def test_a_speedup_is_reached_for_the_least_loss(truth):
 
 @pytest.mark.parametrize("truth", [0.76, 0.9])
 def test_a_coarse_menu_is_searched_to_its_end(truth):
-    coarse = Menu({"a": options((0.1, 4.0), (0.5, 2.0))}, {"a": 1.0})
+    coarse = SearchSpace({"a": options((0.1, 4.0), (0.5, 2.0))}, {"a": 1.0})
     raced = []
 
     def measured(choice):
         raced.append(choice)
         return truth * 10.0 / total_ms(choice)
 
-    choice, speedup = reach(coarse, lambda s: Wanted(ms=10.0 / s), 2.0, measured)
+    choice, speedup = reach(coarse, lambda s: Constraints(ms=10.0 / s), 2.0, measured)
     assert speedup == measured(choice) >= 2.0
     assert choice == (coarse.fastest() if truth < 0.8 else raced[0])
     assert len(raced) <= 4
@@ -114,7 +125,7 @@ def test_a_coarse_menu_is_searched_to_its_end(truth):
 
 @pytest.mark.parametrize(("really_ms", "least_error"), [(2.05, 0.1), (2.8, 0.4)])
 def test_an_option_that_is_faster_than_the_tables_say_is_found(really_ms, least_error):
-    menu = Menu(
+    menu = SearchSpace(
         {"a": options((0.4, 2.0), (0.1, 2.8)), "b": options((0.2, 2.0), (0.1, 2.1), (0.05, 2.3))},
         {"a": 0.1, "b": 1.0},
     )
@@ -124,14 +135,14 @@ def test_an_option_that_is_faster_than_the_tables_say_is_found(really_ms, least_
         ms = {name: really_ms if o is mistaken else o.ms for name, o in choice.items()}
         return 20.0 / sum(ms.values())
 
-    choice, speedup = reach(menu, lambda s: Wanted(ms=20.0 / s), 4.4, measured)
+    choice, speedup = reach(menu, lambda s: Constraints(ms=20.0 / s), 4.4, measured)
     assert speedup == measured(choice) >= 4.4
     assert choice["a"].rel_error == least_error
 
 
 def test_what_is_gentler_keeps_to_the_work_that_is_allowed():
-    menu = Menu({"a": options((0.4, 4.0), (0.1, 5.0))}, {"a": 1.0})
-    most = Wanted(macs=4_500)
+    menu = SearchSpace({"a": options((0.4, 4.0), (0.1, 5.0))}, {"a": 1.0})
+    most = Constraints(macs=4_500)
 
     def measured(choice):
         assert sum(option.macs for option in choice.values()) <= most.macs
@@ -145,7 +156,7 @@ def test_a_speedup_out_of_reach_gives_the_fastest():
     def measured(choice):
         return 30.0 / total_ms(choice)
 
-    choice, speedup = reach(MENU, lambda s: Wanted(ms=30.0 / s), 50.0, measured)
+    choice, speedup = reach(MENU, lambda s: Constraints(ms=30.0 / s), 50.0, measured)
     assert choice == MENU.fastest()
     assert speedup == pytest.approx(6.0)
     assert math.isfinite(speedup)
@@ -155,25 +166,25 @@ def test_few_trials_are_not_the_end_while_none_is_within():
     def value(choice):
         return 40 * loss(choice)
 
-    best, trials = close(MENU, Wanted(), 1.0, dict, value, 1)
+    best, trials = close(MENU, Constraints(), 1.0, dict, value, 1)
     assert value(trials[0].choice) > 1
     assert best is not None and best.value <= 1 and len(trials) <= 1 + MORE
     assert sum(trial.value <= 1 for trial in trials) == 1
 
 
 def test_other_guesses_of_what_is_lost_only_make_it_faster():
-    wrong = Menu(MENU.options, {"a": 10.0, "b": 0.1, "c": 0.5})  # of what is lost, that is
+    wrong = SearchSpace(MENU.options, {"a": 10.0, "b": 0.1, "c": 0.5})  # of what is lost, that is
 
     def value(choice):
         return loss(choice) / 0.3
 
-    best, _ = close(wrong, Wanted(), 0.3, dict, value, 6)
-    better = improve([MENU], Wanted(), best, dict, value, 3)
+    best, _ = close(wrong, Constraints(), 0.3, dict, value, 6)
+    better = improve([MENU], Constraints(), best, dict, value, 3)
     assert better.value <= 1 and total_ms(better.choice) < total_ms(best.choice)
-    assert improve([MENU], Wanted(), better, dict, value, 0) == better
+    assert improve([MENU], Constraints(), better, dict, value, 0) == better
 
 
 def test_what_other_guesses_lose_too_much_by_is_not_taken():
-    choice = MENU.quickest(0.3, Wanted())
+    choice = MENU.min_latency(0.3, Constraints())
     best = Trial(choice, choice, 1.0, 0.3)
-    assert improve([MENU], Wanted(), best, dict, lambda built: loss(built) / 0.3, 5) == best
+    assert improve([MENU], Constraints(), best, dict, lambda built: loss(built) / 0.3, 5) == best

@@ -37,7 +37,7 @@ from converter.decomposition.form import (
 )
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
-from converter.decomposition.taps import turned
+from converter.decomposition.taps import swap_in_out
 from converter.errors import ConverterError
 from converter.graph.network import open_session
 from converter.graph.rewrite import replace_weights, rewrite
@@ -89,9 +89,9 @@ def small_input(conv, batch=2, seed=0):
 )
 def test_turning_a_kernel_twice_gives_it_back(shape, groups):
     kernel = noise(groups * shape[0], *shape[1:])
-    again = turned(turned(kernel, groups), groups)
+    again = swap_in_out(swap_in_out(kernel, groups), groups)
     assert again.tobytes() == kernel.tobytes()
-    assert turned(kernel, groups).shape == (groups * shape[1], shape[0], shape[2])
+    assert swap_in_out(kernel, groups).shape == (groups * shape[1], shape[0], shape[2])
 
 
 @SOME

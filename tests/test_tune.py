@@ -16,12 +16,12 @@ from converter.errors import ConverterError
 from converter.models.modules import read_module, to_modules
 from converter.models.source import open_source
 from converter.options import ConvertConfig
-from converter.processes import place_of
+from converter.processes import process_group
 from converter.training.batches import Batches
-from converter.training.checkpoint import State, read_state
-from converter.training.distill import taught
+from converter.training.checkpoint import State, read_checkpoint
+from converter.training.distill import distill
 from converter.training.losses import Recipe, distance, own_loss, reconstruction, relative_error
-from converter.training.train import Tuned, tune, until_learnt
+from converter.training.train import Trained, train_with_fp32_fallback, tune
 
 QUICK = Recipe(epochs=2, lr=1e-2, batch_size=32)
 
@@ -199,7 +199,7 @@ def test_a_state_that_does_not_fit_is_no_state(damage, tmp_path):
     student, teacher = pair()
     path, recipe = tmp_path / "state.safetensors", replace(QUICK, epochs=1)
     tune(student, teacher, data(), recipe, state=path)
-    assert read_state(path, student.state_dict()).step == 8
+    assert read_checkpoint(path, student.state_dict()).step == 8
     if damage == "nothing there":
         path.unlink()
     elif damage == "cut short":
@@ -210,7 +210,7 @@ def test_a_state_that_does_not_fit_is_no_state(damage, tmp_path):
         path.write_bytes(held)
     else:
         State(3, {}, {}, {}, {}, 1.0, 1.0).save(path)
-    assert read_state(path, student.state_dict()) is None
+    assert read_checkpoint(path, student.state_dict()) is None
     resumed = tune(student, teacher, data(), recipe, state=path, resume=True)
     assert same(resumed.model, tune(student, teacher, data(), recipe).model)
 
@@ -490,10 +490,10 @@ def test_where_an_epoch_does_harm_it_goes_back_and_learns_more_slowly(tmp_path):
     student, teacher = pair()
     recipe = replace(QUICK, epochs=8, lr=100.0)
     fast = tune(student, teacher, data(), recipe, state=tmp_path / "state.safetensors")
-    assert read_state(tmp_path / "state.safetensors", student.state_dict()).share < 1
+    assert read_checkpoint(tmp_path / "state.safetensors", student.state_dict()).share < 1
     assert fast.best_loss < fast.first_loss
     gentle = tune(student, teacher, data(), QUICK, state=tmp_path / "gentle.safetensors")
-    assert read_state(tmp_path / "gentle.safetensors", student.state_dict()).share == 1
+    assert read_checkpoint(tmp_path / "gentle.safetensors", student.state_dict()).share == 1
     assert gentle.best_loss < gentle.first_loss
 
 
@@ -505,21 +505,21 @@ def test_a_loss_below_zero_is_no_harm(tmp_path):
     state = tmp_path / "state.safetensors"
     tuned = tune(student, teacher, data(), replace(QUICK, epochs=4), loss=below, state=state)
     assert tuned.best_loss < tuned.first_loss < 0
-    assert read_state(state, student.state_dict()).share == 1
+    assert read_checkpoint(state, student.state_dict()).share == 1
 
 
 def test_one_epoch_is_enough_to_see_that_learning_does_harm(tmp_path):
     student, teacher = pair()
     recipe = replace(QUICK, epochs=1, lr=1.0)
     fast = tune(student, teacher, data(), recipe, state=tmp_path / "state.safetensors")
-    assert read_state(tmp_path / "state.safetensors", student.state_dict()).share < 1 / 3
+    assert read_checkpoint(tmp_path / "state.safetensors", student.state_dict()).share < 1 / 3
     assert fast.best_loss < fast.first_loss
 
 
 def test_bfloat16_is_left_to_devices_that_have_it():
     recipe = replace(QUICK, epochs=1)
     whole, half = (tune(*pair(), data(), replace(recipe, bfloat16=b)).model for b in (False, True))
-    assert same(whole, half) == (not place_of("cpu").computes_bfloat16())
+    assert same(whole, half) == (not process_group("cpu").computes_bfloat16())
     assert (whole(TEST) - half(TEST)).norm() < 0.1 * whole(TEST).norm()
 
 
@@ -538,11 +538,11 @@ def test_what_bfloat16_cannot_teach_is_taught_in_float32(size, tmp_path, monkeyp
     config = ConvertConfig(finetune=2, lr=1e-2, train_batch=32, precision="bfloat16")
     source = replace(open_source(teacher, TEST, config, None), train=data())
     names = list[str]()
-    tuned, _, _ = taught(
+    tuned, _, _ = distill(
         student, source.network, source, [], {}, config, lambda name, done: names.append(name)
     )
     assert loss_of(tuned, teacher) < 0.2 * loss_of(student, teacher)
-    falls_back = bool(size) and place_of("cpu").computes_bfloat16()
+    falls_back = bool(size) and process_group("cpu").computes_bfloat16()
     assert set(names) == {"fine-tuning"} | ({"fine-tuning in float32"} if falls_back else set())
 
 
@@ -564,15 +564,15 @@ def test_no_more_is_trained_again_than_learnt_nothing(
 
     def attempt(recipe):
         tried.append(recipe)
-        return Tuned(Net(), epochs, 1.0, best_loss, 20, enough, bfloat16 and recipe.bfloat16)
+        return Trained(Net(), epochs, 1.0, best_loss, 20, enough, bfloat16 and recipe.bfloat16)
 
-    last = until_learnt(attempt, recipe)
+    last = train_with_fp32_fallback(attempt, recipe)
     assert tried == [replace(recipe, bfloat16=bfloat16) for bfloat16 in attempts]
     assert last.bfloat16 == (bfloat16 and attempts[-1])
 
 
 @pytest.mark.parametrize("step", [4097, 5_000_001])
 def test_one_process_agrees_with_itself_at_any_step(step):
-    place = place_of("cpu")
-    assert place.agrees(step)
-    assert place.together(step**2) == step**2
+    place = process_group("cpu")
+    assert place.all_equal(step)
+    assert place.all_reduce_mean(step**2) == step**2

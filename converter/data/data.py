@@ -10,8 +10,8 @@ import numpy as np
 from converter.errors import ConverterError
 
 Arrays = dict[str, np.ndarray]
-Lesson = tuple[Arrays, "np.ndarray | None"]
-Lessons = Callable[[np.ndarray, "np.random.Generator | None"], Lesson]
+Batch = tuple[Arrays, "np.ndarray | None"]
+LoadBatch = Callable[[np.ndarray, "np.random.Generator | None"], Batch]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Data:
     labels: np.ndarray | None
     source: str
     vary: Callable[[np.ndarray, np.random.Generator], Arrays] | None = None
-    lessons: Lessons | None = None
+    lessons: LoadBatch | None = None
 
-    def lesson(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Lesson:
+    def lesson(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
         """Read examples (n, ...), with ``rng`` changed at random where they can be; and labels."""
         if self.lessons is not None:
             return self.lessons(indices, rng)
@@ -46,7 +46,7 @@ class Data:
     def varied(self, seed: int) -> Data:
         """Change examples at random, the same way whenever the same are read together."""
 
-        def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Lesson:
+        def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
             return self.lesson(indices, np.random.default_rng((seed, int(indices[0]))))
 
         return replace(self, read=lambda indices: lesson(indices, None)[0], lessons=lesson)
@@ -83,9 +83,9 @@ class Data:
 
     def sample(self, count: int, seed: int) -> Data:
         """Choose ``count`` examples at random, or all if there are fewer."""
-        return self.parted(count, seed)[0]
+        return self.split_off(count, seed)[0]
 
-    def parted(self, count: int, seed: int) -> tuple[Data, Data | None]:
+    def split_off(self, count: int, seed: int) -> tuple[Data, Data | None]:
         """Part off ``count`` examples at random; the second part is None where none is left."""
         if count >= self.count:
             return self, None
@@ -170,7 +170,7 @@ def conform(
             raise ConverterError(f"Data {data.source} holds NaN or infinite values.")
         return {name: array.astype(dtypes[name], copy=False) for name, array in arrays.items()}
 
-    def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Lesson:
+    def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
         assert lessons is not None
         feeds, labels = lessons(indices, rng)
         return cast(feeds), labels

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from converter.data.data import Arrays, Data, Lesson, are_classes, check_arrays, from_arrays
+from converter.data.data import Arrays, Data, Batch, are_classes, check_arrays, from_arrays
 from converter.errors import ConverterError, root_line
 from converter.data.images import Images
 
@@ -176,7 +176,7 @@ def _from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
             raise ConverterError(f"Data {source} must give the inputs {', '.join(names)}.")
         return {str(name): np.asarray(value) for name, value in batch.items()}
 
-    def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Lesson:
+    def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
         found = take(indices, 0 if rng is None else int(rng.integers(1, 2**31)))
         return {name: found[name] for name in names}, found.get("y")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from converter.decomposition.taps import composed, expanded, turned
+from converter.decomposition.taps import composed, expanded, swap_in_out
 from converter.errors import ConverterError
 
 SWEEPS = 12  # of balancing; a chain has four steps at most
@@ -24,7 +24,7 @@ class Conv:
 
     Attributes:
         kernel: (O, I/groups, *k), for a transposed convolution, too (torch and ONNX store
-            those as (I, O/groups, *k): ``taps.turned`` goes there and back). Any float type;
+            those as (I, O/groups, *k): ``taps.swap_in_out`` goes there and back). Any float type;
             arithmetic happens in float32 or float64.
         bias: (O,) or None.
         stride: One per axis.
@@ -198,14 +198,14 @@ class Chain:
             for n in range(len(kernels) - 1):
                 made, inside = (
                     kernels[n],
-                    turned(kernels[n + 1], groups[n + 1]),
+                    swap_in_out(kernels[n + 1], groups[n + 1]),
                 )  # (I, O/groups, *k)
                 norms = [np.sqrt(np.square(a).sum(tuple(range(1, a.ndim)))) for a in (made, inside)]
                 usable = (norms[0] > 0) & (norms[1] > 0)
                 scale = np.sqrt(np.divide(norms[1], norms[0], np.ones_like(norms[0]), where=usable))
                 scale[~usable] = 1.0
                 kernels[n] = made * _column(scale, made.ndim)
-                kernels[n + 1] = turned(inside / _column(scale, made.ndim), groups[n + 1])
+                kernels[n + 1] = swap_in_out(inside / _column(scale, made.ndim), groups[n + 1])
         return Chain(
             tuple(
                 replace(step, kernel=kernel.astype(step.kernel.dtype))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def turned(kernel: np.ndarray, groups: int) -> np.ndarray:
+def swap_in_out(kernel: np.ndarray, groups: int) -> np.ndarray:
     """Rearrange a transposed convolution's kernel (I, O/groups, *k) to (O, I/groups, *k), or back.
 
     Args:

@@ -142,7 +142,9 @@ def tolerance(array: np.ndarray) -> float:
     return TOLERANCE.get(array.dtype.name, WHOLE_TOLERANCE)
 
 
-def check_twin(module: nn.Module, network: ir.Model, samples: Mapping[str, Arrays]) -> str | None:
+def check_torch_vs_onnx(
+    module: nn.Module, network: ir.Model, samples: Mapping[str, Arrays]
+) -> str | None:
     """Hold the converted torch model against the converted ONNX network.
 
     Returns:

@@ -15,12 +15,12 @@ import onnx_ir as ir
 
 from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
-from converter.graph.canonicalize import normal
+from converter.graph.canonicalize import canonicalize
 from converter.graph.network import inputs, open_session, size
-from converter.graph.outputs import comparable, exposing
+from converter.graph.outputs import comparison_outputs, with_outputs
 from converter.graph.survey import count_macs, count_params
 from converter.models.source import example_shapes
-from converter.runtime.ort import Session, Turns, cpu_model, run
+from converter.runtime.ort import ExclusiveSession, Session, cpu_model, run
 from converter.timing.race import (
     Interval,
     Score,
@@ -179,10 +179,10 @@ def compare_models(
         further.append(Timing(sized, timed.latency_ms, timed.speedup))
         progress("other shapes", (number + 1) / len(more_shapes))
     first = next(iter(models.values()))
-    names, scored = comparable(first), sessions
+    names, scored = comparison_outputs(first), sessions
     compared = () if names == [str(value.name) for value in first.graph.outputs] else tuple(names)
     if compared:
-        inner = {key: exposing(model, names) for key, model in distinct.items()}
+        inner = {key: with_outputs(model, names) for key, model in distinct.items()}
         others = _opened(inner, threads, provider)
         scored = [others[id(model)] for model in models.values()]
     scores = score(
@@ -233,7 +233,7 @@ def _opened(models: Mapping[int, ir.Model], threads: int, provider: str) -> dict
     if len(models) == 1 or sum(map(size, models.values())) < TOGETHER_BYTES:
         return {key: opener() for key, opener in openers.items()}
     open_now: dict[int, Any] = {}
-    return {key: Turns(opener, open_now) for key, opener in openers.items()}
+    return {key: ExclusiveSession(opener, open_now) for key, opener in openers.items()}
 
 
 def _alike(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
@@ -246,7 +246,7 @@ def _alike(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
 def _macs(model: ir.Model, feeds: Arrays) -> int:
     """Count MACs as a conversion would; of an operator set too old for that, as it stands."""
     try:
-        return count_macs(normal(model), feeds)
+        return count_macs(canonicalize(model), feeds)
     except ConverterError:
         return count_macs(model, feeds)
 

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from converter.data.data import Arrays, Data
 from converter.errors import ConverterError
 from converter.graph.network import inputs, open_session
-from converter.graph.outputs import comparable, exposing
+from converter.graph.outputs import comparison_outputs, with_outputs
 from converter.runtime.ort import run
 
 BATCH = 16
@@ -39,7 +39,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Judge:
+class LossEstimator:
     """Examples, and what the original gives on them.
 
     The expected loss of accuracy is that under the original's own probabilities: where the two
@@ -60,7 +60,7 @@ class Judge:
     temperature: float = 1.0
 
     @classmethod
-    def of(cls, network: ir.Model, data: Data, threads: int) -> Judge:
+    def of(cls, network: ir.Model, data: Data, threads: int) -> LossEstimator:
         """Run the original on ``data``; where it insists on a batch size, the rest is left out.
 
         Outputs whose shape depends on the data are judged by what they are made of.
@@ -68,7 +68,7 @@ class Judge:
         Raises:
             ConverterError: When the original gives NaN or infinite values.
         """
-        session = open_session(exposing(network, comparable(network)), threads)
+        session = open_session(with_outputs(network, comparison_outputs(network)), threads)
         insisted = inputs(network)[0].shape[0]
         batch_size, whole = insisted or BATCH, data.count
         if insisted:
@@ -108,7 +108,7 @@ class Judge:
 
     def loss(self, network: ir.Model) -> Loss:
         """Run a version of the original, with values of the same names, beside it."""
-        session = open_session(exposing(network, self.names), self.threads)
+        session = open_session(with_outputs(network, self.names), self.threads)
         return self.lost(lambda feeds: run(session, feeds))
 
     def lost(self, predict: Callable[[Arrays], Arrays]) -> Loss:

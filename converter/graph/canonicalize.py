@@ -26,7 +26,7 @@ ARRANGING = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 READ = (*CONVOLUTIONS, *PRODUCTS, "BatchNormalization", "Pad")  # constants beside the first input
 
 
-def normal(model: ir.Model) -> ir.Model:
+def canonicalize(model: ir.Model) -> ir.Model:
     """Return a copy of ``model`` in normal form, which computes the same.
 
     Names of inputs and outputs, free axes, metadata and the operator sets stay.
@@ -241,8 +241,8 @@ def _outputs(layer: ir.Node, kernel: np.ndarray, groups: int) -> int:
     """Count the output channels of a stored kernel."""
     if layer.op_type == "ConvTranspose":
         return int(kernel.shape[1]) * groups
-    turned = layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0)
-    return int(kernel.shape[1 if turned else 0])
+    swap_in_out = layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0)
+    return int(kernel.shape[1 if swap_in_out else 0])
 
 
 def _along_outputs(layer: ir.Node, scale: np.ndarray, kernel: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from converter.graph.survey import Layer
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Consumers:
     """What happens to the output of a layer.
 
     Attributes:
@@ -24,7 +24,7 @@ class Surroundings:
     pool: tuple[int, ...]
 
 
-def surroundings(network: ir.Model, layer: Layer) -> Surroundings:
+def find_consumers(network: ir.Model, layer: Layer) -> Consumers:
     """Look at what happens to the output of a layer."""
     value = next(v for node in network.graph for v in node.outputs if v.name == layer.output)
     axes = len(layer.conv.k) if layer.conv else 0
@@ -42,7 +42,7 @@ def surroundings(network: ir.Model, layer: Layer) -> Surroundings:
         pool = tuple(a * b for a, b in zip(pool, window))
         rectified = rectified or following.op_type == "Relu"
         following = _follower(following.outputs[0])
-    return Surroundings(added, rectified, pool)
+    return Consumers(added, rectified, pool)
 
 
 def _follower(value: ir.Value) -> ir.Node | None:

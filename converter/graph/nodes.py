@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converter.decomposition.conv import PADDING_MODES, Chain, Conv
-from converter.decomposition.taps import turned
+from converter.decomposition.taps import swap_in_out
 from converter.errors import ConverterError
 
 CONVOLUTIONS, PRODUCTS = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
@@ -30,7 +30,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Piece:
+class GraphFragment:
     """Nodes in order, the last giving the result, and the weights that they name."""
 
     nodes: list[Node]
@@ -51,7 +51,7 @@ class Piece:
         return name
 
 
-def chain_nodes(chain: Chain, source: str, prefix: str, matrix: bool = False) -> Piece:
+def chain_nodes(chain: Chain, source: str, prefix: str, matrix: bool = False) -> GraphFragment:
     """Write a chain as nodes.
 
     Over one axis it runs as images of height 1: onnxruntime's fast layout is 2-D only. A
@@ -64,7 +64,7 @@ def chain_nodes(chain: Chain, source: str, prefix: str, matrix: bool = False) ->
         matrix: Whether ``source`` has two axes for certain; a linear step with a bias is a Gemm
             then, else a product and a sum.
     """
-    piece = Piece([], {})
+    piece = GraphFragment([], {})
     axes = len(chain.steps[0].k)
     if axes == 0:
         for number, step in enumerate(chain.steps):
@@ -80,9 +80,9 @@ def chain_nodes(chain: Chain, source: str, prefix: str, matrix: bool = False) ->
     return piece
 
 
-def product_nodes(step: Conv, source: str, name: str) -> Piece:
+def product_nodes(step: Conv, source: str, name: str) -> GraphFragment:
     """Write a linear layer as a product, and a sum if it has a bias."""
-    piece = Piece([], {})
+    piece = GraphFragment([], {})
     _add_product(piece, source, step, name, matrix=False)
     return piece
 
@@ -134,7 +134,7 @@ def read_conv(
             )
         )
     return Conv(
-        kernel=turned(kernel, groups) if transposed else kernel,
+        kernel=swap_in_out(kernel, groups) if transposed else kernel,
         bias=bias,
         stride=stride,
         padding=padding,
@@ -184,7 +184,7 @@ def _cut_to(wanted: int, whole: int, upper: bool) -> tuple[int, int]:
     return (small, large) if upper else (large, small)
 
 
-def _add_product(piece: Piece, source: str, step: Conv, name: str, matrix: bool) -> str:
+def _add_product(piece: GraphFragment, source: str, step: Conv, name: str, matrix: bool) -> str:
     if matrix and step.bias is not None:
         return piece.add("Gemm", name, source, {"weight": step.kernel.T, "bias": step.bias})
     product = name if step.bias is None else f"{name}.product"
@@ -211,7 +211,7 @@ def _raised(chain: Chain) -> Chain:
     )
 
 
-def _add_chain(piece: Piece, chain: Chain, source: str, prefix: str) -> str:
+def _add_chain(piece: GraphFragment, chain: Chain, source: str, prefix: str) -> str:
     interleaved = 1  # how many copies of the channels the Concat before this step laid in a row
     for number, step in enumerate(chain.steps):
         name = f"{prefix}.{number}"
@@ -240,9 +240,9 @@ def _by_copy(kernel: np.ndarray, copies: int) -> np.ndarray:
     return np.ascontiguousarray(split.swapaxes(0, 1)).reshape(kernel.shape)
 
 
-def _add_conv(piece: Piece, source: str, step: Conv, kernel: np.ndarray, name: str) -> str:
+def _add_conv(piece: GraphFragment, source: str, step: Conv, kernel: np.ndarray, name: str) -> str:
     if step.transposed:
-        kernel = turned(kernel, step.groups)
+        kernel = swap_in_out(kernel, step.groups)
     padding = step.padding if step.padding_mode == "zeros" else ((0, 0),) * len(step.k)
     attributes: dict[str, Any] = {
         "kernel_shape": list(step.k),
@@ -257,7 +257,7 @@ def _add_conv(piece: Piece, source: str, step: Conv, kernel: np.ndarray, name: s
     return piece.add(kind, name, source, {"weight": kernel, "bias": step.bias}, attributes)
 
 
-def _add_pad(piece: Piece, source: str, step: Conv, name: str) -> str:
+def _add_pad(piece: GraphFragment, source: str, step: Conv, name: str) -> str:
     pads = np.array(
         [0, 0, *(p[0] for p in step.padding), 0, 0, *(p[1] for p in step.padding)], np.int64
     )

@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from converter.errors import ConverterError
-from converter.graph.nodes import Attributes, Node, Piece
+from converter.graph.nodes import Attributes, GraphFragment, Node
 
 # Message: (field, number, type), repeated where the type begins with *.
 FIELDS: dict[str, list[tuple[str, int, str]]] = {
@@ -189,7 +189,9 @@ def inputs(model: Message) -> dict[str, tuple[tuple[int | None, ...], np.dtype]]
     return found
 
 
-def replaced(model: Message, pieces: Mapping[str, Piece], names: Mapping[str, str]) -> bytes:
+def replaced(
+    model: Message, pieces: Mapping[str, GraphFragment], names: Mapping[str, str]
+) -> bytes:
     """Serialize a network with nodes replaced.
 
     Args:

@@ -21,7 +21,7 @@ def varying(model: ir.Model) -> set[str]:
     return found
 
 
-def comparable(model: ir.Model) -> list[str]:
+def comparison_outputs(model: ir.Model) -> list[str]:
     """Name the values to compare with those of another version of the network.
 
     Returns:
@@ -42,7 +42,7 @@ def comparable(model: ir.Model) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def exposing(model: ir.Model, names: list[str]) -> ir.Model:
+def with_outputs(model: ir.Model, names: list[str]) -> ir.Model:
     """Return a copy whose outputs are the values ``names``.
 
     Raises:

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from converter.decomposition.conv import Chain, Conv
-from converter.decomposition.taps import turned
+from converter.decomposition.taps import swap_in_out
 from converter.errors import ConverterError
-from converter.graph.nodes import CONVOLUTIONS, PRODUCTS, Piece, chain_nodes, product_nodes
+from converter.graph.nodes import CONVOLUTIONS, PRODUCTS, GraphFragment, chain_nodes, product_nodes
 
 REWRITTEN = (*CONVOLUTIONS, *PRODUCTS)
 
@@ -84,7 +84,7 @@ def new_weights(node: ir.Node, conv: Conv) -> dict[str, np.ndarray]:
     return found if conv.bias is None else found | {f"{key}.new_bias": conv.bias}
 
 
-def taking_weights(model: ir.Model, convs: Mapping[str, Conv]) -> ir.Model:
+def with_weight_inputs(model: ir.Model, convs: Mapping[str, Conv]) -> ir.Model:
     """Return a copy whose inputs are also the ``new_weights`` of some nodes.
 
     One session can then run many versions of the network.
@@ -111,14 +111,14 @@ def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
 def _stored(node: ir.Node, kernel: np.ndarray) -> np.ndarray:
     """Arrange a kernel (O, I/groups, *k) as the node stores it."""
     if node.op_type == "ConvTranspose":
-        return turned(kernel, node.attributes.get_int("group", 1) or 1)
+        return swap_in_out(kernel, node.attributes.get_int("group", 1) or 1)
     if node.op_type in ("Gemm", "MatMul") and not node.attributes.get_int("transB", 0):
         found: np.ndarray = kernel.T
         return found
     return kernel
 
 
-def _nodes(graph: ir.Graph, source: ir.Value, piece: Piece) -> list[ir.Node]:
+def _nodes(graph: ir.Graph, source: ir.Value, piece: GraphFragment) -> list[ir.Node]:
     """Turn a piece into nodes of ``graph``, its weights into initializers."""
     values = {str(source.name): source}
     values |= {name: _initializer(graph, name, array) for name, array in piece.weights.items()}

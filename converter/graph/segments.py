@@ -33,7 +33,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Walk:
+class SegmentedModel:
     """A network cut in front of some of its nodes.
 
     Attributes:
@@ -54,7 +54,7 @@ class Walk:
         return list(dict.fromkeys(name for name in names if name not in inputs))
 
 
-def cut(model: ir.Model, marks: Sequence[str]) -> Walk:
+def cut(model: ir.Model, marks: Sequence[str]) -> SegmentedModel:
     """Cut ``model`` in front of each node that gives one of ``marks``, which are in graph order."""
     proto = ir.to_proto(model)
     nodes = list(proto.graph.node)
@@ -70,11 +70,11 @@ def cut(model: ir.Model, marks: Sequence[str]) -> Walk:
         after = tuple(name for name in known if last_use.get(name, -1) >= end)
         segments.append(Segment(tuple(nodes[start:end]), alive, after))
         start, alive = end, after
-    return Walk(tuple(segments), proto, weights_folder(model))
+    return SegmentedModel(tuple(segments), proto, weights_folder(model))
 
 
 def advance(
-    walk: Walk,
+    walk: SegmentedModel,
     number: int,
     state: Sequence[Arrays],
     threads: int,
@@ -109,7 +109,7 @@ def advance(
     return after
 
 
-def _model(walk: Walk, segment: Segment, made: Sequence[str], sample: Arrays) -> ir.Model:
+def _model(walk: SegmentedModel, segment: Segment, made: Sequence[str], sample: Arrays) -> ir.Model:
     """Make a network of a segment, whose inputs are typed as ``sample``."""
     used = {name for node in segment.nodes for name in _taken(node)}
     graph = onnx.helper.make_graph(

@@ -140,10 +140,10 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
                     "its output_shape is larger than what it computes"
                 )
         layers.append(layer)
-    return _told_apart([*layers, *_out_of_reach(model)])
+    return _deduplicated([*layers, *_out_of_reach(model)])
 
 
-def _told_apart(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+def _deduplicated(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """Number the layers of one name, from the second on."""
     seen: Counter[str] = Counter()
     found = []

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from converter.decomposition.conv import Chain, Conv
-from converter.decomposition.taps import turned
+from converter.decomposition.taps import swap_in_out
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -39,7 +39,7 @@ def read_module(module: nn.Module) -> Conv:
     else:
         padding = tuple((int(p), int(p)) for p in module.padding)
     return Conv(
-        kernel=turned(kernel, module.groups) if transposed else kernel,
+        kernel=swap_in_out(kernel, module.groups) if transposed else kernel,
         bias=bias,
         stride=tuple(module.stride),
         padding=padding,
@@ -55,7 +55,7 @@ def write_module(module: nn.Module, kernel: np.ndarray, bias: np.ndarray | None)
     """Give a torch convolution or linear layer another kernel (O, I/groups, *k) and bias."""
     assert isinstance(module, CONVERTED)
     if type(module) in TRANSPOSED.values():
-        kernel = turned(kernel, module.groups)
+        kernel = swap_in_out(kernel, module.groups)
     module.weight = nn.Parameter(_to_torch(kernel))
     module.bias = None if bias is None else nn.Parameter(_to_torch(bias))
 
@@ -84,7 +84,7 @@ def _module(step: Conv) -> nn.Module:
     else:
         options: dict[str, Any] = {"stride": step.stride, "dilation": step.dilation}
         if step.transposed:
-            kinds, kernel = TRANSPOSED, turned(kernel, step.groups)
+            kinds, kernel = TRANSPOSED, swap_in_out(kernel, step.groups)
             options["output_padding"] = step.output_padding or 0
         else:
             kinds = CONVOLUTIONS

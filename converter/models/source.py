@@ -18,12 +18,12 @@ from converter.data.images import Images
 from converter.data.readers import load as load_data
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
-from converter.graph.canonicalize import normal
+from converter.graph.canonicalize import canonicalize
 from converter.graph.network import Input
 from converter.models import export as torch_export
 from converter.models.checkpoint import sha256
 from converter.options import ConvertConfig, parse_arguments, parse_shapes
-from converter.processes import HERE, Place
+from converter.processes import SINGLE_PROCESS, ProcessGroup
 
 CHECKED_EXAMPLES = 2
 LARGEST_INPUT = 2**30  # numbers
@@ -59,7 +59,7 @@ class Source:
     eval: Data | None
     origin: dict[str, Any]
     spare: Data | None = None
-    place: Place = HERE
+    place: ProcessGroup = SINGLE_PROCESS
 
 
 def open_source(
@@ -83,7 +83,7 @@ def open_source(
         shapes, more, calibration, spare = _settle(spec, example_input, config, calib)
         train, scored = read_named_data(spec, config)
         return Source(
-            network, normal(network), None, spec, shapes, more, calibration, train, scored,
+            network, canonicalize(network), None, spec, shapes, more, calibration, train, scored,
             origin, spare,
         )  # fmt: skip
     dtype = _input_type(module)
@@ -100,7 +100,7 @@ def open_source(
         calibration = _conformed(calibration, spec)
     train, scored = read_named_data(spec, config)
     return Source(
-        network, normal(network), module, spec, shapes, more, calibration, train, scored,
+        network, canonicalize(network), module, spec, shapes, more, calibration, train, scored,
         origin, spare,
     )  # fmt: skip
 
@@ -265,7 +265,7 @@ def _settle(
         more = tuple(example_shapes(spec, other, None) for other in more)
     spare = None
     if data is not None:
-        data, spare = _conformed(data, spec).parted(config.samples, config.seed)
+        data, spare = _conformed(data, spec).split_off(config.samples, config.seed)
     return shapes, more, data, spare
 
 

@@ -16,7 +16,7 @@ from converter.quantization.quantize import LINEAR, Ranges
 LARGEST_SCALE = 1e3  # by which a component may become larger
 
 
-def evened(network: ir.Model, ranges: Ranges) -> tuple[ir.Model, Ranges]:
+def equalize(network: ir.Model, ranges: Ranges) -> tuple[ir.Model, Ranges]:
     """Bring the components between two linear steps to the same range; outputs stay as they are.
 
     Returns:

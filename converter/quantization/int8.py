@@ -8,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from converter.errors import ConverterError
-from converter.evaluation.loss import Judge
+from converter.evaluation.loss import LossEstimator
 from converter.graph.network import LARGEST_FILE, inputs, size
 from converter.graph.survey import QUANTIZED_LAYERS
 from converter.models.source import Source
 from converter.options import ConvertConfig
-from converter.quantization.channel_equalization import evened
+from converter.quantization.channel_equalization import equalize
 from converter.quantization.quantize import linear_steps, observed_ranges, quantized
 from converter.search.find_plan import Found
 
@@ -45,12 +45,12 @@ def as_int8(
     data = inputs_seen.sample(EXAMPLES, config.seed).filled(insisted or 1)
     batch = insisted or min(BATCH, data.count)
     data = data.take(np.arange(data.count - data.count % batch))  # whole batches
-    network, ranges = evened(network, observed_ranges(network, data, batch))
+    network, ranges = equalize(network, observed_ranges(network, data, batch))
     whole = quantized(network, ranges)
     if lost is None or lost(whole) <= 1 or lost(network) > 1:
         return whole
     few = min(max(RANKED, insisted or 1), data.count)
-    judge = Judge.of(network, data.take(np.arange(few)), 1)
+    judge = LossEstimator.of(network, data.take(np.arange(few)), 1)
     steps = linear_steps(network)
 
     def error(step: str) -> float:
@@ -85,7 +85,7 @@ def check_int8(source: Source) -> None:
         raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
 
 
-def small_version(
+def quantize_if_requested(
     network: ir.Model, source: Source, found: Found, config: ConvertConfig
 ) -> tuple[ir.Model | None, str | None]:
     """Quantize a network if that was asked for.

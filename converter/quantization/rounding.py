@@ -169,14 +169,14 @@ def _round_weight(
     give, between the outputs that share one, as the groups of transposed weights do.
     """
     with torch.no_grad():
-        evened = torch.ones((), device=weight.device)
+        equalize = torch.ones((), device=weight.device)
         if taken is not None:
-            evened = _along(taken, 0, weight.ndim) if transposed else _grouped(taken, weight)
+            equalize = _along(taken, 0, weight.ndim) if transposed else _grouped(taken, weight)
         if given is not None and transposed:
-            evened = evened / _grouped(given, weight)
+            equalize = equalize / _grouped(given, weight)
         output = 1 if transposed else 0
         others = [a for a in range(weight.ndim) if a != output]
-        step = (weight * evened).abs().amax(others, keepdim=True) / (largest * evened)
+        step = (weight * equalize).abs().amax(others, keepdim=True) / (largest * equalize)
     return _off(weight, step)
 
 

@@ -36,7 +36,7 @@ Metrics = dict[str, tuple[Metric, ...]]
 
 
 @dataclass(frozen=True)
-class Solved:
+class Realization:
     """A plan carried out.
 
     Attributes:
@@ -71,7 +71,7 @@ def split(
     return fit, judged
 
 
-def coarse_moments(
+def coarse_metrics(
     names: Collection[str],
     source: Source,
     layers: Sequence[Layer],
@@ -96,7 +96,7 @@ def coarse_moments(
     fit, _ = split(source, layers, config)
     if fit is None:
         return {}
-    source.place.ask(partial(coarse_moments, names))
+    source.place.broadcast_task(partial(coarse_metrics, names))
     return _moments(names, source, layers, fit, config.seed, config, progress, coarse=True)
 
 
@@ -127,7 +127,7 @@ def build(
     progress: Progress,
     *,
     whole: bool = True,
-) -> Solved:
+) -> Realization:
     """Carry out a plan, fitted to sample inputs if there are any; shared.
 
     Args:
@@ -141,12 +141,12 @@ def build(
     Raises:
         ConverterError: As ``solve``.
     """
-    source.place.ask(partial(build, plan, whole=whole))
+    source.place.broadcast_task(partial(build, plan, whole=whole))
     fit = source.calib if whole else split(source, layers, config)[0]
     chains, errors = solve(replace(source, calib=fit), plan, layers, config, progress)
     if config.trains:
         chains = {name: chain.balanced() for name, chain in chains.items()}
-    return Solved(plan, chains, errors, rewritten(source, layers, chains))
+    return Realization(plan, chains, errors, rewritten(source, layers, chains))
 
 
 def rewritten(source: Source, layers: Sequence[Layer], chains: Mapping[str, Chain]) -> ir.Model:

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from converter.data.data import Arrays
-from converter.graph.consumers import Surroundings
+from converter.graph.consumers import Consumers
 from converter.graph.survey import Layer
 from converter.reconstruction.moments import (
     choose_positions,
     cut_patches,
-    enough_patches,
+    patch_count,
     patch_size,
 )
 
 
 @dataclass(frozen=True)
-class Seen:
+class LayerSample:
     """A layer at positions chosen at random, in the original and in the converted network.
 
     Attributes:
@@ -34,10 +34,10 @@ class Seen:
     patches: np.ndarray
     target: np.ndarray
     shortcut: np.ndarray
-    around: Surroundings
+    around: Consumers
 
     @classmethod
-    def of(cls, parts: Sequence[Seen]) -> Seen:
+    def of(cls, parts: Sequence[LayerSample]) -> LayerSample:
         """Put what was seen of all batches together."""
         return cls(
             np.concatenate([part.patches for part in parts], axis=1),
@@ -69,13 +69,13 @@ class Seen:
 
 def look(
     layer: Layer,
-    around: Surroundings,
+    around: Consumers,
     original: Arrays,
     converted: Arrays,
     share: float,
     memory: float,
     rng: np.random.Generator,
-) -> Seen:
+) -> LayerSample:
     """Look at a layer at random positions of a batch.
 
     Args:
@@ -90,7 +90,7 @@ def look(
     conv = layer.conv
     assert conv is not None
     inputs = original[layer.source]
-    count = math.ceil(enough_patches(patch_size(conv), memory) * share)
+    count = math.ceil(patch_count(patch_size(conv), memory) * share)
     at = choose_positions(conv, inputs.shape, count, rng, around.pool)
     wished = cut_patches(inputs, conv, at)
     given = wished if converted is original else cut_patches(converted[layer.source], conv, at)
@@ -104,4 +104,4 @@ def look(
     if around.added in original and original[around.added].ndim == inputs.ndim:
         shortcut = at.read(converted[around.added]).astype(np.float32)
         target = target + at.read(original[around.added]) - shortcut
-    return Seen(given, target, shortcut, around)
+    return LayerSample(given, target, shortcut, around)

@@ -15,7 +15,7 @@ from converter.decomposition.conv import Conv
 from converter.decomposition.metric import FLOOR, Metric
 from converter.graph.network import LARGEST_BATCH, observe_batches, observe_shapes
 from converter.graph.survey import Layer
-from converter.processes import HERE, Place
+from converter.processes import SINGLE_PROCESS, ProcessGroup
 
 IMAGES = 256
 # Patches: as many as this much arithmetic buys (multiplications), within bounds, so that a narrow
@@ -116,7 +116,7 @@ def cut_patches(inputs: np.ndarray, conv: Conv, at: Positions) -> np.ndarray:
     return np.ascontiguousarray(by_channel.swapaxes(0, 1), np.float32)
 
 
-def enough_patches(n: int, memory: float) -> int:
+def patch_count(n: int, memory: float) -> int:
     """Say how many patches of ``n`` entries to look at, within a quarter of ``memory`` bytes.
 
     Fewer than ``FEWEST_PATCHES`` would say nothing, whatever the memory.
@@ -146,7 +146,7 @@ def second_moments(
     memory: float = 2.0**31,
     threads: int = 1,
     coarse: bool = False,
-    place: Place = HERE,
+    place: ProcessGroup = SINGLE_PROCESS,
     progress: Callable[[float], None] = lambda done: None,
 ) -> dict[str, tuple[Metric, ...]]:
     """Estimate what every layer sees, in one pass over the data.
@@ -180,14 +180,14 @@ def second_moments(
     sums: dict[str, _Totals] = {}
     groups = _groups(network, layers, images.read(np.arange(least)), memory / 4)
     for number, (group, size) in enumerate(groups):
-        spans = list(place.share(images.spans(batch_size or size)))
+        spans = list(place.shard(images.spans(batch_size or size)))
         names = list(dict.fromkeys(layer.source for layer in group))
         passes = observe_batches(network, names, map(images.read, spans), threads)
         for span, seen in zip(spans, passes):
             rng = np.random.default_rng((seed, int(span[0])))
             for layer in group:
                 conv, inputs = convs[layer.name], seen[layer.source]
-                wanted = enough_patches(patch_size(conv), memory) * len(inputs) / images.count
+                wanted = patch_count(patch_size(conv), memory) * len(inputs) / images.count
                 at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
                 I, in_full = conv.I // conv.groups, layer.name in full
                 found = tuple(  # in float64: float32 errs by more than the metric's floor
@@ -200,7 +200,7 @@ def second_moments(
             progress((number + (int(span[-1]) + 1) / images.count) / len(groups))
     metrics = {}
     for name, conv in convs.items():
-        parts = place.gathered([sums.pop(name)] if name in sums else [])
+        parts = place.gather([sums.pop(name)] if name in sums else [])
         if parts:
             means = functools.reduce(_Totals.added, parts).means()
             metrics[name] = tuple(_metric(mean, conv.I // conv.groups) for mean in means)

@@ -12,17 +12,17 @@ import numpy as np
 import onnx_ir as ir
 from scipy.linalg import cho_factor, cho_solve
 
-from converter.cache import content, keep, packed, recall, unpacked
+from converter.cache import digest, load_arrays, packed, store_arrays, unpacked
 from converter.data.data import Data
 from converter.decomposition.conv import Chain, Conv, assemble
 from converter.decomposition.form import RIDGE, Form, Rank, decompose, last_features
 from converter.decomposition.metric import Metric
-from converter.graph.consumers import surroundings
+from converter.graph.consumers import find_consumers
 from converter.graph.network import LARGEST_BATCH, observe_shapes, written
-from converter.graph.segments import Walk, advance, cut
+from converter.graph.segments import SegmentedModel, advance, cut
 from converter.graph.survey import Layer
-from converter.processes import HERE, Place
-from converter.reconstruction.layer_sample import Seen, look
+from converter.processes import SINGLE_PROCESS, ProcessGroup
+from converter.reconstruction.layer_sample import LayerSample, look
 from converter.reconstruction.moments import (
     fits,
     metric_of,
@@ -32,7 +32,7 @@ from converter.reconstruction.moments import (
 # Of the mean power of the inputs: how strongly the best kernel is held to the trained one. Where
 # no rank limits it and patches are fewer than ENOUGH for each weight, one half of them chooses
 # what serves the other best.
-SOLVED_AGAIN = "dense"  # the form of what is kept and makes up for the errors before it
+REFIT = "dense"  # the form of what is kept and makes up for the errors before it
 HOLD, HOLDS, ENOUGH = 1e-3, (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0), 16
 FEWEST_IMAGES = 16  # whatever the memory
 # Rounds in which the targets of outputs that a ReLU cuts off follow the predictions.
@@ -52,7 +52,7 @@ def correct(
     batch_size: int | None = None,
     memory: float = 2.0**31,
     threads: int = 1,
-    place: Place = HERE,
+    place: ProcessGroup = SINGLE_PROCESS,
     progress: Callable[[float], None] = lambda done: None,
 ) -> tuple[dict[str, Chain], dict[str, float]]:
     """Decompose the chosen layers in graph order, each for what the converted part gives it.
@@ -86,14 +86,14 @@ def correct(
         Chains and relative errors of the responses, by layer name.
     """
     todo = [layer for layer in layers if layer.name in chosen]
-    around = {layer.output: surroundings(network, layer) for layer in todo}
+    around = {layer.output: find_consumers(network, layer) for layer in todo}
     walk = cut(network, [layer.output for layer in todo])
     images, spans = _batches(network, walk, data, batch_size, memory / 2, seed)
-    shares = list(place.share(spans))
+    shares = list(place.shard(spans))
     inputs = [images.read(span) for span in shares]
-    key = content(
+    key = digest(
         walk.model.SerializeToString(), *written(network),
-        place.gathered([content(list(feeds.items())) for feeds in inputs]),
+        place.gather([digest(list(feeds.items())) for feeds in inputs]),
         seed, device, memory, threads, batch_size,
     )  # fmt: skip
     chains: dict[str, Chain] = {}
@@ -102,8 +102,12 @@ def correct(
     passed = 0
     for number, layer in enumerate(todo):
         form, rank = chosen[layer.name]
-        key = content(key, layer.name, form.name, rank)
-        entry = place.told(functools.partial(recall, cache, key)) if cache is not None else None
+        key = digest(key, layer.name, form.name, rank)
+        entry = (
+            place.broadcast(functools.partial(load_arrays, cache, key))
+            if cache is not None
+            else None
+        )
         if entry is None:
             for n in range(passed, number + 1):
                 before = todo[n - 1] if n else None
@@ -112,19 +116,21 @@ def correct(
                 original = advance(walk, n, original, threads)
                 converted = original if same else advance(walk, n, converted, threads, replaced)
             passed = number + 1
-            seen = place.gathered([
+            seen = place.gather([
                 look(
                     layer, around[layer.output], before, now, len(span) / images.count, memory / 2,
                     np.random.default_rng((seed, number, int(span[0]))),
                 )
                 for span, before, now in zip(shares, original, converted)
             ])  # fmt: skip
-            chain, error = place.told(
+            chain, error = place.broadcast(
                 functools.partial(_solve, layer, form, rank, seen, memory / 2, seed, device)
             )
             if cache is not None and place.rank == 0:
                 bias = np.asarray(chain.steps[-1].bias)
-                keep(cache, key, packed(chain) | {"bias": bias, "rel_error": np.array(error)})
+                store_arrays(
+                    cache, key, packed(chain) | {"bias": bias, "rel_error": np.array(error)}
+                )
         else:
             assert layer.conv is not None
             chain = unpacked(layer.conv, entry).with_bias(entry["bias"])
@@ -135,7 +141,12 @@ def correct(
 
 
 def _batches(
-    network: ir.Model, walk: Walk, data: Data, batch_size: int | None, memory: float, seed: int
+    network: ir.Model,
+    walk: SegmentedModel,
+    data: Data,
+    batch_size: int | None,
+    memory: float,
+    seed: int,
 ) -> tuple[Data, list[np.ndarray]]:
     """Choose as many sample inputs as leave room for what is alive at the widest cut, four times.
 
@@ -160,7 +171,7 @@ def _solve(
     layer: Layer,
     form: Form,
     rank: Rank,
-    looks: list[Seen],
+    looks: list[LayerSample],
     memory: float,
     seed: int,
     device: str,
@@ -168,7 +179,7 @@ def _solve(
     """Solve one layer for what it gets and what it should give, seen batch by batch."""
     conv = layer.conv
     assert conv is not None
-    seen = Seen.of(looks)
+    seen = LayerSample.of(looks)
     looks.clear()  # together they take as much memory
     means = seen.patches.mean(1, dtype=np.float64)  # (groups, n)
     patches = seen.patches - means[:, None].astype(np.float32)
@@ -176,7 +187,7 @@ def _solve(
     target = seen.target
     weights = conv.kernel.astype(np.float64).reshape(conv.groups, -1, patch_size(conv))
     share = HOLD
-    if full and form.name == SOLVED_AGAIN and patches.shape[1] < ENOUGH * patch_size(conv):
+    if full and form.name == REFIT and patches.shape[1] < ENOUGH * patch_size(conv):
         share = _choose_hold(patches, target - target.mean(0), weights)
     metrics = [metric_of(part, conv.I // conv.groups, full, share) for part in patches]
     holds = [_hold(metric, share) for metric in metrics if metric.full is not None]

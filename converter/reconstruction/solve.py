@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from converter.cache import content, remembered
+from converter.cache import cached_chain, digest
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.form import Form, Rank, decompose
 from converter.decomposition.forms import find_form
@@ -37,13 +37,13 @@ def solve_layer(
     """Solve one layer as ``decompose``, or take the same result from the cache."""
     if cache is None:
         return decompose(conv, form, rank, seed, metrics, start, device)
-    key = content(
+    key = digest(
         conv.kernel, conv.groups, conv.transposed, form.name, rank, seed, device,
         torch.get_num_threads(),
         [[metric.channels, metric.window, metric.full] for metric in metrics or ()],
         [step.kernel for step in start.steps] if start else None,
     )  # fmt: skip
-    return remembered(
+    return cached_chain(
         cache, key, conv, lambda: decompose(conv, form, rank, seed, metrics, start, device)
     )
 

@@ -97,7 +97,7 @@ class Argument:
         return cls(value.name, tuple(value.shape), value.type)
 
 
-class Turns:
+class ExclusiveSession:
     """A session that is one of several too large to be open together: using it closes the other.
 
     Attributes:
@@ -135,7 +135,7 @@ class Turns:
         return found
 
 
-Session: TypeAlias = onnxruntime.InferenceSession | Turns
+Session: TypeAlias = onnxruntime.InferenceSession | ExclusiveSession
 
 
 def run(session: Session, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

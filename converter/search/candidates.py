@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.cache import content, remembered_text
+from converter.cache import cached_text, digest
 from converter.decomposition.conv import Conv
 from converter.decomposition.form import Rank, estimate_errors, path, relative_error, skeleton
 from converter.decomposition.forms import find_form
@@ -111,8 +111,8 @@ def _errors(
         )
 
     asked = sorted((name, *ranks) for name, ranks in ladders.items())
-    key = content(white.kernel, white.groups, white.transposed, asked, seed) if cache else ""
-    errors = json.loads(remembered_text(cache, key, compute))
+    key = digest(white.kernel, white.groups, white.transposed, asked, seed) if cache else ""
+    errors = json.loads(cached_text(cache, key, compute))
     return {form: dict(zip(ranks, errors[form])) for form, ranks in ladders.items()}
 
 

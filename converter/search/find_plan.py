@@ -13,29 +13,29 @@ import torch
 from converter.decomposition.form import Rank
 from converter.errors import ConverterError
 from converter.evaluation.compare import Evaluate, Progress, evaluated
-from converter.evaluation.loss import Judge
+from converter.evaluation.loss import LossEstimator
 from converter.graph.network import open_session
 from converter.graph.survey import Layer
 from converter.models.source import Source
 from converter.options import ConvertConfig
-from converter.reconstruction.build import Solved, coarse_moments, split
-from converter.reconstruction.moments import enough_patches, patch_size
-from converter.reconstruction.refit import SOLVED_AGAIN
+from converter.reconstruction.build import Realization, coarse_metrics, split
+from converter.reconstruction.moments import patch_count, patch_size
+from converter.reconstruction.refit import REFIT
 from converter.search.plan import Plan, open_layers, plan_of
 from converter.search.search import (
     CLOSELY,
     ROUGHLY,
     Choice,
-    Menu,
+    Constraints,
+    SearchSpace,
     Trial,
-    Wanted,
     close,
     improve,
     reach,
     total_macs,
     total_ms,
 )
-from converter.search.search_space import list_menus
+from converter.search.search_space import list_search_spaces
 from converter.search.sensitivity import Sensitivity
 from converter.timing.latency import LatencyTable
 from converter.timing.table import latency_table, measured_speedup
@@ -69,7 +69,7 @@ class Found:
             that.
     """
 
-    solved: Solved
+    solved: Realization
     table: LatencyTable | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
     predicted_speedup: float | None = None
@@ -78,7 +78,7 @@ class Found:
     lost: Callable[[ir.Model], float] | None = None
 
 
-Build = Callable[[Plan, bool], Solved]
+Build = Callable[[Plan, bool], Realization]
 
 
 def find_plan(
@@ -106,36 +106,36 @@ def find_plan(
     """
     table = latency_table(source, layers, config, progress)
     fit, held = split(source, layers, config)
-    judge = Judge.of(source.network, held, torch.get_num_threads())
+    judge = LossEstimator.of(source.network, held, torch.get_num_threads())
     budget = config.budget or _default(judge)
     _check(budget, judge, source, evaluate)
     free = open_layers(layers, config)
     names = [layer.name for layer in free]
-    metrics = coarse_moments(names, source, layers, config, progress)
-    menus, probes = list_menus(source, free, table, metrics, held, config, progress)
+    metrics = coarse_metrics(names, source, layers, config, progress)
+    menus, probes = list_search_spaces(source, free, table, metrics, held, config, progress)
     menu = menus[0]
     kept = menu.unchanged()
     corrected = config.correct and fit is not None
     most = _affordable(free)
     macs = sum(layer.macs for layer in layers)
 
-    def wanted(speedup: float | None) -> Wanted:
+    def wanted(speedup: float | None) -> Constraints:
         others_ms = table.ms - total_ms(kept)
         ms = math.inf if speedup is None else table.original_ms / speedup - others_ms
         share = budget.get("max_macs", math.inf)
-        return Wanted(ms, share * macs - macs + total_macs(kept))
+        return Constraints(ms, share * macs - macs + total_macs(kept))
 
-    def built(choice: Choice) -> Solved:
+    def built(choice: Choice) -> Realization:
         forms = _forms(choice)
         chosen: dict[str, tuple[str, Rank]] = {}
         for layer in layers:
             if layer.name in forms:
                 chosen[layer.name] = forms[layer.name]
             elif layer in free and corrected and chosen:
-                chosen[layer.name] = (SOLVED_AGAIN, (1,))
+                chosen[layer.name] = (REFIT, (1,))
         return build(plan_of(layers, chosen, config, source.shapes), False)
 
-    def refitted(solved: Solved) -> Solved:
+    def refitted(solved: Realization) -> Realization:
         """Fit what was chosen to the examples that judged it, too."""
         if most == 1 or fit is source.calib or not solved.chains:
             return solved
@@ -154,7 +154,7 @@ def find_plan(
     if lost is not None:
         room = 1 / (1 - WON_BACK) if config.trains else 1.0
 
-        def value(solved: Solved) -> float:
+        def value(solved: Realization) -> float:
             return lost(deployed(solved.network)) / room
 
         aim = CLOSELY if held.count >= MANY else ROUGHLY
@@ -188,7 +188,7 @@ def find_plan(
     frontier = {}
     if config.frontier:
         for speedup in np.geomspace(predicted(kept), predicted(menu.fastest()), POINTS + 1)[1:]:
-            point = menu.gentlest(wanted(speedup)) or menu.fastest()
+            point = menu.min_loss(wanted(speedup)) or menu.fastest()
             frontier[f"for {speedup:.2f}x"] = deployed(built(point).network)
             progress("frontier", len(frontier) / POINTS)
     return Found(
@@ -208,14 +208,14 @@ def _forms(choice: Choice) -> dict[str, tuple[str, Rank]]:
 
 
 def _gentlest(
-    menus: Sequence[Menu],
-    wanted: Wanted,
+    menus: Sequence[SearchSpace],
+    wanted: Constraints,
     most: int,
-    built: Callable[[Choice], Solved],
-    output_error: Callable[[Solved], float],
-) -> tuple[Choice, Solved]:
+    built: Callable[[Choice], Realization],
+    output_error: Callable[[Realization], float],
+) -> tuple[Choice, Realization]:
     """Build what each menu loses least by, and take the network that really loses least."""
-    choices = [menu.gentlest(wanted) or menu.fastest() for menu in menus]
+    choices = [menu.min_loss(wanted) or menu.fastest() for menu in menus]
     distinct = [choice for n, choice in enumerate(choices) if choice not in choices[:n]]
     tried = [(choice, built(choice)) for choice in distinct[:most]]
     return min(tried, key=lambda pair: output_error(pair[1]))
@@ -224,17 +224,17 @@ def _gentlest(
 def _affordable(layers: Sequence[Layer]) -> int:
     """Say how many networks to build in a search."""
     sizes = [patch_size(layer.conv) for layer in layers if layer.conv is not None]
-    work = sum(n**2 * enough_patches(n, math.inf) for n in sizes)
+    work = sum(n**2 * patch_count(n, math.inf) for n in sizes)
     each_s = LAYER_S * len(sizes) + work / WORK_PER_S
     return int(np.clip(SEARCH_S / max(each_s, 1.0), 1, MOST_TRIALS))
 
 
-def _default(judge: Judge) -> dict[str, float]:
+def _default(judge: LossEstimator) -> dict[str, float]:
     return {"max_drop": DEFAULT_DROP} if judge.classes else {"max_error": DEFAULT_ERROR}
 
 
 def _check(
-    budget: Mapping[str, float], judge: Judge, source: Source, evaluate: Evaluate | None
+    budget: Mapping[str, float], judge: LossEstimator, source: Source, evaluate: Evaluate | None
 ) -> None:
     if "max_drop" in budget and evaluate is None:
         if not judge.classes:
@@ -260,7 +260,7 @@ def _lost(
     source: Source,
     budget: Mapping[str, float],
     config: ConvertConfig,
-    judge: Judge,
+    judge: LossEstimator,
     evaluate: Evaluate | None,
 ) -> Callable[[ir.Model], float]:
     """Make the function that says what a network loses, as a share of what it may lose."""
@@ -287,11 +287,11 @@ def _lost(
 
 
 def _outcome(
-    menu: Menu,
-    best: Trial[Solved] | None,
-    trials: Sequence[Trial[Solved]],
-    built: Callable[[Choice], Solved],
-) -> tuple[Choice, Solved, str | None]:
+    menu: SearchSpace,
+    best: Trial[Realization] | None,
+    trials: Sequence[Trial[Realization]],
+    built: Callable[[Choice], Realization],
+) -> tuple[Choice, Realization, str | None]:
     """Take the best trial; where none keeps the budget, the one that comes nearest."""
     if best is not None:
         return best.choice, best.built, None
@@ -303,6 +303,6 @@ def _outcome(
     return nearest.choice, nearest.built, missed
 
 
-def _rest(table: LatencyTable, menu: Menu) -> str:
+def _rest(table: LatencyTable, menu: SearchSpace) -> str:
     share = 1 - sum(options[0].ms for options in menu.options.values()) / table.ms
     return f"{max(share, 0):.0%} of its time is in what no form makes faster"

@@ -73,7 +73,7 @@ class Plan:
         """Form and rank of every layer that is converted."""
         return {c.layer: (find_form(c.form), c.rank) for c in self.choices if c.form and c.rank}
 
-    def withdrawn(self, reason: str, layers: Collection[str]) -> Plan:
+    def reverted(self, reason: str, layers: Collection[str]) -> Plan:
         """Return the plan that keeps ``layers``; those that were converted, for ``reason``."""
         choices = (
             replace(c, form=None, rank=None, reason=reason) if c.form and c.layer in layers else c

@@ -46,7 +46,7 @@ CLOSELY, ROUGHLY = Aim(0.97, 0.94), Aim(0.87, 0.75)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Constraints:
     """What a choice must keep, by the tables.
 
     Attributes:
@@ -59,7 +59,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Menu:
+class SearchSpace:
     """Options of each layer with what the network loses by them.
 
     Attributes:
@@ -70,9 +70,9 @@ class Menu:
     options: Mapping[str, Sequence[Option]]
     weights: Mapping[str, float]
 
-    def sensible(self) -> Menu:
+    def sensible(self) -> SearchSpace:
         """Leave out options that gain nothing, or that another beats in every respect."""
-        return Menu(
+        return SearchSpace(
             {name: _undominated(options) for name, options in self.options.items()}, self.weights
         )
 
@@ -88,16 +88,16 @@ class Menu:
         """Fewest multiply-accumulates that the layers can take."""
         return sum(min(o.macs for o in options) for options in self.options.values())
 
-    def quickest(self, loss: float, wanted: Wanted) -> Choice | None:
+    def min_latency(self, loss: float, wanted: Constraints) -> Choice | None:
         """Choose the least time of those that lose at most ``loss``; None where there is none."""
         limit = Limit([_column(self, n, "loss") for n in self.options], loss)
         return self._chosen("ms", [limit, *self._limits(wanted)])
 
-    def gentlest(self, wanted: Wanted) -> Choice | None:
+    def min_loss(self, wanted: Constraints) -> Choice | None:
         """Choose the least loss of those that keep to ``wanted``; None where there is none."""
         return self._chosen("loss", self._limits(wanted))
 
-    def _limits(self, wanted: Wanted) -> list[Limit]:
+    def _limits(self, wanted: Constraints) -> list[Limit]:
         bounds = {"ms": wanted.ms, "macs": wanted.macs}
         return [
             Limit([_column(self, n, what) for n in self.options], most)
@@ -130,8 +130,8 @@ class Trial(Generic[Built]):
 
 
 def close(
-    menu: Menu,
-    wanted: Wanted,
+    menu: SearchSpace,
+    wanted: Constraints,
     first: float,
     build: Callable[[Choice], Built],
     value: Callable[[Built], float],
@@ -162,7 +162,7 @@ def close(
     for number in range(most + MORE):
         if number >= most and any(trial.value <= 1 for trial in trials):
             break
-        choice = menu.quickest(budget, wanted)
+        choice = menu.min_latency(budget, wanted)
         if choice is None or any(trial.choice == choice for trial in trials):
             break
         built = build(choice)
@@ -178,8 +178,8 @@ def close(
 
 
 def improve(
-    menus: Sequence[Menu],
-    wanted: Wanted,
+    menus: Sequence[SearchSpace],
+    wanted: Constraints,
     best: Trial[Built],
     build: Callable[[Choice], Built],
     value: Callable[[Built], float],
@@ -203,7 +203,7 @@ def improve(
         if not todo:
             break
         ms = min(wanted.ms, FASTER * total_ms(best.choice))
-        choice = todo[0].gentlest(replace(wanted, ms=ms))
+        choice = todo[0].min_loss(replace(wanted, ms=ms))
         built = None if choice is None else build(choice)
         if choice is not None and built is not None and (lost := value(built)) <= 1:
             best = Trial(choice, built, lost, best.budget)
@@ -213,8 +213,8 @@ def improve(
 
 
 def reach(
-    menu: Menu,
-    wanted_ms: Callable[[float], Wanted],
+    menu: SearchSpace,
+    wanted_ms: Callable[[float], Constraints],
     target: float,
     measured: Callable[[Choice], float],
     progress: Callable[[float], None] = lambda done: None,
@@ -239,7 +239,7 @@ def reach(
     raced: list[tuple[Choice, float]] = []
     best: tuple[Choice, float] | None = None
     for _ in range(AIMS):
-        choice = menu.gentlest(wanted_ms(aim)) or menu.fastest()
+        choice = menu.min_loss(wanted_ms(aim)) or menu.fastest()
         speedup = next((found for other, found in raced if other == choice), 0.0)
         if not speedup:
             if len(raced) == RACES:
@@ -298,7 +298,7 @@ def _next_budget(trials: Sequence[Trial[Built]], aim: float) -> float:
     return float(below.budget ** (1 - share) * above.budget**share)
 
 
-def _gentler(menu: Menu, choice: Choice, macs: float) -> list[tuple[str, Option]]:
+def _gentler(menu: SearchSpace, choice: Choice, macs: float) -> list[tuple[str, Option]]:
     """List other options of single layers that lose less, what gains most a millisecond first."""
 
     def gain_per_ms(swap: tuple[str, Option]) -> float:
@@ -318,7 +318,7 @@ def _gentler(menu: Menu, choice: Choice, macs: float) -> list[tuple[str, Option]
     return sorted(swaps, key=gain_per_ms, reverse=True)
 
 
-def _column(menu: Menu, layer: str, what: str) -> np.ndarray:
+def _column(menu: SearchSpace, layer: str, what: str) -> np.ndarray:
     options = menu.options[layer]
     if what == "loss":
         return menu.weights[layer] * np.array([option.rel_error**2 for option in options])

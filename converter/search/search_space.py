@@ -14,7 +14,7 @@ from converter.models.source import Source
 from converter.options import ConvertConfig
 from converter.reconstruction.build import Metrics
 from converter.search.candidates import list_options
-from converter.search.search import Menu
+from converter.search.search import SearchSpace
 from converter.search.sensitivity import Sensitivity, sensitivities
 from converter.timing.latency import LatencyTable
 
@@ -25,7 +25,7 @@ LEANINGS = ((0.75, 1.0), (1.0, 2.0), (1.0, 1.0))
 AS_PROBED = (1.0, 0.0)
 
 
-def list_menus(
+def list_search_spaces(
     source: Source,
     layers: Sequence[Layer],
     table: LatencyTable,
@@ -33,7 +33,7 @@ def list_menus(
     held: Data,
     config: ConvertConfig,
     progress: Progress,
-) -> tuple[list[Menu], Sensitivity]:
+) -> tuple[list[SearchSpace], Sensitivity]:
     """List what could be done with each layer and what it loses; one menu for each leaning.
 
     There is but one where no layer makes up for the errors of others.
@@ -66,7 +66,9 @@ def list_menus(
     names = [layer.name for layer in todo]
     leanings = LEANINGS if config.correct and metrics else (AS_PROBED,)
     weights = [_weights(probes, names, *leaning) for leaning in leanings]
-    return [Menu({name: options[name] for name in names}, w).sensible() for w in weights], probes
+    return [
+        SearchSpace({name: options[name] for name in names}, w).sensible() for w in weights
+    ], probes
 
 
 def _weights(

@@ -13,10 +13,10 @@ from converter.data.data import Data
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.form import relative_error
 from converter.decomposition.metric import Metric
-from converter.evaluation.loss import Judge, Loss
+from converter.evaluation.loss import Loss, LossEstimator
 from converter.graph.network import open_session
-from converter.graph.outputs import exposing
-from converter.graph.rewrite import new_weights, taking_weights
+from converter.graph.outputs import with_outputs
+from converter.graph.rewrite import new_weights, with_weight_inputs
 from converter.graph.survey import Layer
 from converter.runtime.ort import run
 
@@ -70,7 +70,7 @@ def sensitivities(
     """
     each = max(sum(layer.macs for layer in layers) * len(layers), 1)
     count = max(PROBE_MACS / each, min(FEWEST, MOST_MACS / each), 1)
-    judge = Judge.of(network, data.take(np.arange(min(int(count), data.count))), threads)
+    judge = LossEstimator.of(network, data.take(np.arange(min(int(count), data.count))), threads)
     found, losses = {}, []
     size = math.ceil(len(layers) / SESSIONS)
     for first in range(0, len(layers), size or 1):
@@ -92,10 +92,12 @@ def sensitivities(
 
 
 def _opened(
-    network: ir.Model, convs: Mapping[str, Conv], judge: Judge
+    network: ir.Model, convs: Mapping[str, Conv], judge: LossEstimator
 ) -> Callable[[str, Conv], Loss]:
     """Open a network whose convolutions ``convs`` can be others; give what says what it loses."""
-    session = open_session(exposing(taking_weights(network, convs), judge.names), judge.threads)
+    session = open_session(
+        with_outputs(with_weight_inputs(network, convs), judge.names), judge.threads
+    )
     nodes = {str(node.outputs[0].name): node for node in network.graph}
     usual: dict[str, np.ndarray] = {}
     for output, conv in convs.items():

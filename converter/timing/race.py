@@ -14,7 +14,7 @@ from scipy.stats import quantile_test
 
 from converter.data.data import Arrays, Data
 from converter.errors import ConverterError
-from converter.runtime.ort import Session, Turns, run
+from converter.runtime.ort import ExclusiveSession, Session, run
 
 CONFIDENCE = 0.99
 # A sleeping block lets the other session's threads stop spinning; a block is long against the
@@ -91,7 +91,9 @@ def race(
     calls = [max(1, round(BLOCK_S / seconds)) for seconds in first]
     round_s = sum((c + 1) * s + PAUSE_S for c, s in zip(calls, first))
     budget_s = BUDGET_S if budget_s is None else budget_s
-    fewest = FEWEST_TURNS if any(isinstance(s, Turns) for s in sessions) else FEWEST_ROUNDS
+    fewest = (
+        FEWEST_TURNS if any(isinstance(s, ExclusiveSession) for s in sessions) else FEWEST_ROUNDS
+    )
     rounds = int(np.clip(budget_s * len(sessions) / round_s, fewest, MOST_ROUNDS))
     order = list(range(len(sessions)))
     times = np.zeros((rounds, len(sessions)))
@@ -188,7 +190,7 @@ def _answers(
     batches, at_a_turn = data.batches(batch_size), 1
     while turn := list(islice(batches, at_a_turn)):
         found = [[_numbers(run(s, renamed(f, s))) for _, f in turn] for s in sessions]
-        if any(isinstance(session, Turns) for session in sessions):
+        if any(isinstance(session, ExclusiveSession) for session in sessions):
             held = sum(array.nbytes for answers in found for arrays in answers for array in arrays)
             held += sum(array.nbytes for _, feeds in turn for array in feeds.values())
             at_a_turn = max(TURN_BYTES * len(turn) // max(held, 1), 1)

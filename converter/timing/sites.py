@@ -21,7 +21,7 @@ from converter.graph import onnx_proto as light
 from converter.graph.nodes import (
     CONVOLUTIONS,
     PRODUCTS,
-    Piece,
+    GraphFragment,
     chain_nodes,
     read_conv,
     read_linear,
@@ -170,7 +170,7 @@ def written(
         sites: Its layers.
         variant: Form and rank of those that change, by number of the site.
     """
-    pieces: dict[str, Piece] = {}
+    pieces: dict[str, GraphFragment] = {}
     names = {}
     for n, site in enumerate(sites):
         if n in variant and site.conv is not None:

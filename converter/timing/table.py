@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from converter.cache import content, keep_text, recall_text, remembered_text
+from converter.cache import cached_text, digest, load_text, store_text
 from converter.data.data import random_data
 from converter.decomposition.form import Rank, skeleton
 from converter.decomposition.forms import find_form
@@ -69,7 +69,7 @@ def latency_table(
     network = ir.to_proto(source.network).SerializeToString()
     folder = weights_folder(source.network)
     shapes = timed_shapes(source, config)
-    key = content(
+    key = digest(
         light.skeleton(light.parse(network, "The network", folder)), sorted(shapes.items()),
         cpu_model(), onnxruntime.__version__, config.threads, config.provider,
         *(["int8"] if config.int8 else []),
@@ -80,9 +80,9 @@ def latency_table(
 
     cache = config.cache_folder()
     if not others:
-        known = None if cache is None else recall_text(cache, key)
+        known = None if cache is None else load_text(cache, key)
         return LatencyTable.from_json(known or taken(others=False))
-    return LatencyTable.from_json(remembered_text(cache, key, taken))
+    return LatencyTable.from_json(cached_text(cache, key, taken))
 
 
 def chosen_times(
@@ -154,16 +154,16 @@ def measured_speedup(
     if not chosen and not config.int8:
         return 1.0
     cache, shapes = config.cache_folder(), timed_shapes(source, config)
-    key = content(
+    key = digest(
         "race", table.to_json(), sorted(chosen.items()), sorted(shapes.items()), cpu_model(),
         onnxruntime.__version__, config.threads, config.provider, config.int8,
     )  # fmt: skip
-    known = recall_text(cache, key) if cache is not None and config.resume else None
+    known = load_text(cache, key) if cache is not None and config.resume else None
     if known is not None:
         return float.fromhex(known)
     speedup = _raced(source, layers, chosen, config)
     if cache is not None:
-        keep_text(cache, key, speedup.hex())
+        store_text(cache, key, speedup.hex())
     return speedup
 
 

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from converter.data.data import Data, Lesson
+from converter.data.data import Batch, Data
 from converter.errors import ConverterError
 from converter.training.losses import Recipe
 
-HELD_OUT, MOST_HELD, HELD_BYTES = 0.1, 2048, 2**28
+HELD_OUT, MAX_HOLDOUT, HELD_BYTES = 0.1, 2048, 2**28
 FEWEST_BATCHES = 8  # of an epoch, smaller ones where there is little data
 
 # Inputs, labels or None, and the share of the batch.
 Part = tuple[list[torch.Tensor], "torch.Tensor | None", float]
 
 
-def parted(data: Data, example_bytes: int, seed: int) -> tuple[Data, Data]:
+def split_off(data: Data, example_bytes: int, seed: int) -> tuple[Data, Data]:
     """Hold a part of the data out; the rest is trained on.
 
     Args:
@@ -33,7 +33,7 @@ def parted(data: Data, example_bytes: int, seed: int) -> tuple[Data, Data]:
     Raises:
         ConverterError: When too little is left.
     """
-    most = min(MOST_HELD, max(HELD_BYTES // max(example_bytes, 1), 1))
+    most = min(MAX_HOLDOUT, max(HELD_BYTES // max(example_bytes, 1), 1))
     count = min(max(int(HELD_OUT * data.count), 1), most)
     if data.count - count < 2:
         raise ConverterError(f"Data {data.source} has {data.count} examples; too few to train on.")
@@ -112,7 +112,7 @@ class Batches(Dataset[Any]):
             yield step, parts
 
 
-def tensors(lesson: Lesson) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+def tensors(lesson: Batch) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """Give inputs and labels (n, ...) as tensors, labels as int64 or float32."""
     feeds, labels = lesson
     inputs = [torch.from_numpy(np.ascontiguousarray(feed)) for feed in feeds.values()]

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from converter.cache import content, whole_file
+from converter.cache import atomic_write, digest
 
 Weights = dict[str, torch.Tensor]
 
@@ -62,11 +62,11 @@ class State:
         metadata = {"step": str(self.step), "done": str(self.done)}
         metadata |= {name: number.hex() for name, number in numbers.items()}
         metadata["sum"] = _sum(tensors, metadata)
-        with contextlib.suppress(OSError, SafetensorError), whole_file(path) as scratch:
+        with contextlib.suppress(OSError, SafetensorError), atomic_write(path) as scratch:
             save_file(tensors, scratch, metadata)
 
 
-def read_state(path: Path, like: Mapping[str, torch.Tensor]) -> State | None:
+def read_checkpoint(path: Path, like: Mapping[str, torch.Tensor]) -> State | None:
     """Read what ``State.save`` wrote; None where nothing is there that fits ``like``."""
     try:
         groups: dict[str, Weights] = {n: {} for n in ("weights", "average", "best", "moments")}
@@ -97,6 +97,6 @@ def read_state(path: Path, like: Mapping[str, torch.Tensor]) -> State | None:
 
 def _sum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
     """Sum up what a state holds, since the format would not notice a byte that has changed."""
-    return content(
+    return digest(
         [[name, tensors[name].numpy()] for name in sorted(tensors)], sorted(metadata.items())
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from converter.cache import content, place
+from converter.cache import digest, entry_path
 from converter.data.data import Data
 from converter.models.export import find_callable
 from converter.options import ConvertConfig
@@ -21,7 +21,7 @@ from converter.quantization.quantize import saturates
 FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0
 
 
-def state_file(
+def checkpoint_path(
     student: nn.Module, teacher: nn.Module, data: Data, config: ConvertConfig, *about: object
 ) -> Path | None:
     """Name the file for the state of a training by all that it depends on; forget old ones.
@@ -45,13 +45,13 @@ def state_file(
                 path.unlink()
     weights = [_array(t) for model in (student, teacher) for t in model.state_dict().values()]
     few, labels = data.lesson(np.arange(min(data.count, 4)))
-    key = content(
+    key = digest(
         weights, list(few.values()), labels is None or [labels], data.source, data.count,
         [] if data.labels is None else [data.labels], data.vary is None, *about, config.drop_type,
         config.augment, config.loss and _code(config.loss), torch.__version__,
         config.int8 and saturates(),
     )  # fmt: skip
-    return place(folder / FOLDER, key, "safetensors")
+    return entry_path(folder / FOLDER, key, "safetensors")
 
 
 def _code(text: str) -> str:

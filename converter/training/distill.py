@@ -13,10 +13,10 @@ from torch import nn
 from converter.data.data import Data
 from converter.decomposition.conv import Chain
 from converter.errors import ConverterError
-from converter.evaluation.check import check_twin
+from converter.evaluation.check import check_torch_vs_onnx
 from converter.evaluation.compare import Progress
 from converter.evaluation.loss import accuracy, expected_drop, relative_error, temperature_of
-from converter.graph.outputs import exposing
+from converter.graph.outputs import with_outputs
 from converter.graph.survey import Layer
 from converter.models import export as torch_export
 from converter.models import from_onnx as torch_import
@@ -24,9 +24,9 @@ from converter.models import match as torch_network
 from converter.models.source import Source, examples, free_axes, samples
 from converter.options import ConvertConfig
 from converter.reconstruction.build import rewritten
-from converter.training.checkpoint_file import state_file
+from converter.training.checkpoint_file import checkpoint_path
 from converter.training.losses import Loss, Recipe, distillation, own_loss, reconstruction
-from converter.training.train import Enough, Tuned, tune, until_learnt
+from converter.training.train import Enough, Trained, train_with_fp32_fallback, tune
 
 FEW = 64  # examples that it is seen on whether a network can be trained; a tenth are held out
 FEWEST = 200  # held-out examples that can say that --max-drop is kept
@@ -51,7 +51,7 @@ class Phase:
     enough: Enough | None = None
 
 
-def taught(
+def distill(
     student: nn.Module | None,
     network: ir.Model,
     original: Source,
@@ -90,15 +90,17 @@ def taught(
         if student is not None:
             assert original.module is not None
             names = [layer.name for layer in layers] if phase.features else []
-            tuned = _learnt(student, original.module, data, phase, names, budget, config, progress)
+            tuned = run_phase(
+                student, original.module, data, phase, names, budget, config, progress
+            )
             student = tuned.model
         else:
             outputs = [layer.output for layer in layers] if phase.features else []
             learner, master = (
-                trainable(exposing(n, outputs) if outputs else n, original, config)
+                trainable(with_outputs(n, outputs) if outputs else n, original, config)
                 for n in (network, original.network)
             )
-            tuned = _learnt(learner, master, data, phase, [], budget, config, progress)
+            tuned = run_phase(learner, master, data, phase, [], budget, config, progress)
             network = torch_import.with_weights(network, tuned.model)
         told = _doubt(tuned) if "max_drop" in budget else None
     if student is not None:
@@ -107,7 +109,7 @@ def taught(
     return student, network, told
 
 
-def taught_together(
+def distill_chains(
     chains: Mapping[str, Chain],
     budget: Mapping[str, float],
     source: Source,
@@ -129,16 +131,16 @@ def taught_together(
         teacher: What to train it toward; ``source`` if left out.
 
     Returns:
-        As ``taught``.
+        As ``distill``.
 
     Raises:
-        ConverterError: As ``taught``.
+        ConverterError: As ``distill``.
     """
-    source.place.ask(partial(taught_together, chains, budget))
+    source.place.broadcast_task(partial(distill_chains, chains, budget))
     done = [layer for layer in layers if layer.name in chains]
     student = source.module and torch_network.apply(source.module, layers, chains)
     network = rewritten(source, layers, chains)
-    return taught(student, network, teacher or source, done, budget, config, progress)
+    return distill(student, network, teacher or source, done, budget, config, progress)
 
 
 def phases(
@@ -201,7 +203,7 @@ def check_trainable(source: Source, config: ConvertConfig) -> None:
     tune(module, module, data.take(some), recipe, loss=loss, device=config.device)
 
 
-def _doubt(tuned: Tuned) -> str | None:
+def _doubt(tuned: Trained) -> str | None:
     """Say why the held-out part does not say that ``--max-drop`` is kept; None where it does."""
     if tuned.enough:
         return None
@@ -220,13 +222,13 @@ def trainable(network: ir.Model, source: Source, config: ConvertConfig) -> nn.Mo
         ConverterError: When there is no such model.
     """
     module = torch_import.to_torch(network)
-    problem = check_twin(module, network, samples(source, config.seed))
+    problem = check_torch_vs_onnx(module, network, samples(source, config.seed))
     if problem:
         raise ConverterError(f"The network cannot be fine-tuned as ONNX. {problem}")
     return module
 
 
-def _learnt(
+def run_phase(
     student: nn.Module,
     teacher: nn.Module,
     data: Data,
@@ -235,20 +237,20 @@ def _learnt(
     budget: Mapping[str, float],
     config: ConvertConfig,
     progress: Progress,
-) -> Tuned:
+) -> Trained:
     """Go through one part of a training; in float32 where nothing is learnt in bfloat16."""
 
-    def attempt(recipe: Recipe) -> Tuned:
+    def attempt(recipe: Recipe) -> Trained:
         about = phase.name, astuple(recipe), phase.enough is None, sorted(budget.items())
         name = phase.name if recipe == phase.recipe else f"{phase.name} in float32"
         return tune(
             student, teacher, data, recipe, loss=phase.loss, features=features,
             enough=phase.enough,
-            device=config.device, state=state_file(student, teacher, data, config, *about),
+            device=config.device, state=checkpoint_path(student, teacher, data, config, *about),
             resume=config.resume, progress=lambda done: progress(name, done),
         )  # fmt: skip
 
-    return until_learnt(attempt, phase.recipe)
+    return train_with_fp32_fallback(attempt, phase.recipe)
 
 
 def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | None:

@@ -23,7 +23,7 @@ MOST_SCALE = 8.0  # by which a tensor's learning rate may differ from the usual
 TINY = 1e-7
 
 
-class Descent:
+class Optimizers:
     """The optimizers of a model.
 
     At the same learning rate both move the entries of a tensor by about as much (Liu et al., arXiv

@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from converter.evaluation.verify import Conversion
-from converter.graph.canonicalize import normal
+from converter.graph.canonicalize import canonicalize
 from converter.models import export as torch_export
 from converter.models import match as torch_network
 from converter.models.source import Source, examples, free_axes
 from converter.options import ConvertConfig
 
 
-def staged(config: ConvertConfig) -> list[ConvertConfig]:
+def split_schedule(config: ConvertConfig) -> list[ConvertConfig]:
     """Give the options of each step of ``--schedule``: a part of the budget and of the epochs.
 
     What is left, of operations or time, falls by the same factor in every step.
@@ -46,11 +46,11 @@ def increment(stage: ConvertConfig, config: ConvertConfig) -> ConvertConfig:
     return replace(stage, **{name: getattr(config, name) / config.schedule for name in names})
 
 
-def dense_again(source: Source, conversion: Conversion, config: ConvertConfig) -> Source:
+def compose_chains(source: Source, conversion: Conversion, config: ConvertConfig) -> Source:
     """Write a trained conversion as dense convolutions again, for the next step of a schedule."""
     if conversion.module is None or source.module is None or not conversion.plan.chosen():
         return source
     module = torch_network.dense(source.module, conversion.module, conversion.plan.chosen())
     feeds, free = examples(source, config.seed, 1), free_axes(source.inputs)
     network = torch_export.export(module, feeds, free)
-    return replace(source, module=module, original=network, network=normal(network))
+    return replace(source, module=module, original=network, network=canonicalize(network))

@@ -20,12 +20,12 @@ from torch import nn
 from converter.data.data import Data
 from converter.errors import ConverterError, root_line
 from converter.models.export import copied
-from converter.processes import place_of
+from converter.processes import process_group
 from converter.quantization.rounding import rounded
-from converter.training.batches import Batches, parted, tensors
-from converter.training.checkpoint import State, Weights, read_state
+from converter.training.batches import Batches, split_off, tensors
+from converter.training.checkpoint import State, Weights, read_checkpoint
 from converter.training.losses import Loss, Recipe, Run, Tensors, distillation, inside, whole
-from converter.training.optimizers import Descent
+from converter.training.optimizers import Optimizers
 
 BATCH = 128  # held-out examples a call, at most
 MAX_GRADIENT_NORM = 1.0
@@ -40,7 +40,7 @@ Enough = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], "np.ndarray | Non
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Trained:
     """A network after training.
 
     Attributes:
@@ -62,7 +62,7 @@ class Tuned:
     bfloat16: bool = False
 
 
-def until_learnt(attempt: Callable[[Recipe], Tuned], recipe: Recipe) -> Tuned:
+def train_with_fp32_fallback(attempt: Callable[[Recipe], Trained], recipe: Recipe) -> Trained:
     """Train again in float32 what learnt nothing in bfloat16.
 
     As components that nearly cancel, whose sum is lost when each is rounded. What was enough, was
@@ -98,7 +98,7 @@ def tune(
     state: Path | None = None,
     resume: bool = False,
     progress: Callable[[float], None] = lambda done: None,
-) -> Tuned:
+) -> Trained:
     """Train a copy of ``student`` to give what ``teacher`` gives (and the labels, if any).
 
     Muon and AdamW, warm-up and cosine, clipped gradients, in float32. Both models run as they do in
@@ -127,7 +127,7 @@ def tune(
         ConverterError: When there is too little data, its labels do not fit, the models cannot be
             trained on it, the device is not there, or accelerate is not installed.
     """
-    place = place_of(device)
+    place = process_group(device)
     model, original = (copied(m).float().to(place.device) for m in (student, teacher))
     answer: Run = inside(model, features) if features else whole(model)
     answer = rounded(answer) if recipe.int8 else answer
@@ -136,7 +136,7 @@ def tune(
     each = sum(a.nbytes for a in data.read(np.arange(1)).values())
     if enough is not None:
         each += 2 * sum(4 * output[:1].numel() for output in outputs if output.ndim)
-    held, train = parted(data, each, recipe.seed)
+    held, train = split_off(data, each, recipe.seed)
     held = held.varied(recipe.seed)
     if loss is distillation:
         _check_labels(outputs[0], data)
@@ -169,17 +169,17 @@ def tune(
             if enough is not None:
                 before.append([_array(output) for output in outputs_wanted])
                 after.append([_array(output) for output in outputs])
-        mean = place.together(total / held.count)
+        mean = place.all_reduce_mean(total / held.count)
         if enough is None or not math.isfinite(mean):
             return mean, False
         first, second = ([np.concatenate(p) for p in zip(*all)] for all in (before, after))
-        return mean, place.together(enough(first, second, held.labels)) == 1
+        return mean, place.all_reduce_mean(enough(first, second, held.labels)) == 1
 
     batches = Batches(train, recipe, place.rank, place.processes)
     steps = recipe.epochs * batches.per_epoch
-    descent = Descent(model, recipe)
-    now = read_state(state, model.state_dict()) if resume and state is not None else None
-    if not place.agrees(-1 if now is None else now.step):
+    descent = Optimizers(model, recipe)
+    now = read_checkpoint(state, model.state_dict()) if resume and state is not None else None
+    if not place.all_equal(-1 if now is None else now.step):
         now = None  # not all processes have it
     if now is None:
         first_loss, done = held_out()
@@ -234,7 +234,7 @@ def tune(
     reached = None if enough is None else now.done
     epochs = now.step / batches.per_epoch
     losses = now.first_loss, now.best_loss
-    return Tuned(shipped.eval(), epochs, *losses, held.count, reached, bfloat16)
+    return Trained(shipped.eval(), epochs, *losses, held.count, reached, bfloat16)
 
 
 def _tried(
