@@ -6,35 +6,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from converter.commands import compare
     from converter.errors import ConverterError
-    from converter.options import ConvertConfig
-    from converter.pipeline import assist, convert, finetune
+    from converter.options import Options
+    from converter.pipeline import convert, finetune, run_worker
     from converter.report.result import Result, load
     from converter.search.plan import Plan
     from converter.timing.latency import LatencyTable
 
 HOMES = {
-    "ConvertConfig": "options",
+    "Options": "options",
     "ConverterError": "errors",
     "LatencyTable": "timing.latency",
     "Plan": "search.plan",
     "Result": "report.result",
-    "assist": "pipeline",
+    "run_worker": "pipeline",
     "compare": "commands",
     "convert": "pipeline",
     "finetune": "pipeline",
     "load": "report.result",
 }
 __all__ = [
-    "ConvertConfig",
     "ConverterError",
     "LatencyTable",
+    "Options",
     "Plan",
     "Result",
-    "assist",
     "compare",
     "convert",
     "finetune",
     "load",
+    "run_worker",
 ]
 
 

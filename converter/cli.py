@@ -1,4 +1,4 @@
-"""The command line: ``ConvertConfig`` as flags, and nothing that the library cannot do."""
+"""The command line: ``Options`` as flags, and nothing that the library cannot do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from converter.errors import ConverterError, lacks_memory, root_line
-from converter.options import ConvertConfig
+from converter.options import Options
 
 LOG_INTERVAL_S = 60.0  # between lines of progress
 
@@ -29,7 +29,7 @@ app = App(
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
-Config = Annotated[ConvertConfig, Parameter(name="*")]
+Config = Annotated[Options, Parameter(name="*")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"])]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"])]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -40,7 +40,7 @@ def convert(
     model: str,
     *,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    config: Config = ConvertConfig(),
+    options: Config = Options(),
     evaluate: str | None = None,
     dry_run: bool = False,
     json: bool = False,
@@ -54,7 +54,7 @@ def convert(
     Args:
         model: net.onnx, or package.module:factory (with --checkpoint).
         output: Folder for the converted network and the report.
-        config: Options of the conversion.
+        options: Options of the conversion.
         evaluate: module:function, called as evaluate(predict) -> float; higher is better.
         dry_run: Show the plan and write nothing.
         json: Print the report (with --dry-run the plan) as JSON.
@@ -63,7 +63,7 @@ def convert(
     """
     from converter.commands import dry_run as plan_only
     from converter.models.export import find_callable
-    from converter.pipeline import TIMEOUT, assist
+    from converter.pipeline import TIMEOUT, run_worker
     from converter.pipeline import convert as run
     from converter.processes import process_group
     from converter.report.result import writable_folder
@@ -72,18 +72,18 @@ def convert(
     if dry_run:
         with _progress(quiet or json) as progress:
             score = find_callable(evaluate, "--evaluate") if evaluate else None
-            plan, rows = plan_only(model, config, evaluate=score, progress=progress)
+            plan, rows = plan_only(model, options, evaluate=score, progress=progress)
         _show(quiet, json, plan.to_json, layer_table(rows))
         return 0
     if output is None:
         raise ConverterError("Name the output folder with -o, or pass --dry-run.")
-    if process_group(config.device, TIMEOUT).rank:
-        assist(model, None, config)
+    if process_group(options.resources.device, TIMEOUT).rank:
+        run_worker(model, None, options)
         return 0
     folder = writable_folder(output)
     score = find_callable(evaluate, "--evaluate") if evaluate else None
     with _progress(quiet or json) as progress:
-        result = run(model, None, config, evaluate=score, command=_command(), progress=progress)
+        result = run(model, None, options, evaluate=score, command=_command(), progress=progress)
         result.save(folder)
     report = result.report
     tables: list[Any] = [layer_table(report.layers)] if verbose else []
@@ -156,19 +156,34 @@ def finetune(
     if epochs + reconstruct < 1:
         raise ConverterError("Give --epochs or --reconstruct, at least 1.")
     changes = {
-        "train": train, "eval": eval, "lr": lr, "train_batch": train_batch,
-        "accumulate": accumulate, "precision": precision, "augment": augment, "workers": workers,
-        "device": device, "seed": seed,
-    }  # fmt: skip
+        "train": train,
+        "eval": eval,
+        "lr": lr,
+        "train_batch": train_batch,
+        "accumulate": accumulate,
+        "precision": precision,
+        "augment": augment,
+        "workers": workers,
+        "device": device,
+        "seed": seed,
+    }
     given = {name: value for name, value in changes.items() if value is not None}
     read_origin(directory)
     writable_folder(directory)
     score = find_callable(evaluate, "--evaluate") if evaluate else None
     with _progress(quiet or json or not is_first()) as progress:
         result = run(
-            directory, evaluate=score, progress=progress, command=_command(), finetune=epochs,
-            reconstruct=reconstruct, labels=labels, loss=loss, resume=resume, **given,
-        )  # fmt: skip
+            directory,
+            evaluate=score,
+            progress=progress,
+            command=_command(),
+            finetune=epochs,
+            reconstruct=reconstruct,
+            labels=labels,
+            loss=loss,
+            resume=resume,
+            **given,
+        )
         if result is None:
             return 0
         result.save(directory)
@@ -201,7 +216,7 @@ def export(directory: Path, *, output: Output, verbose: Verbose = False) -> int:
 def inspect(
     model: str,
     *,
-    config: Config = ConvertConfig(),
+    options: Config = Options(),
     gains: bool = False,
     normal: Path | None = None,
     json: bool = False,
@@ -211,7 +226,7 @@ def inspect(
 
     Args:
         model: net.onnx, or package.module:factory (with --checkpoint).
-        config: Options of the conversion.
+        options: Options of the conversion.
         gains: Time other forms, too, where no conversion or earlier call has: about a minute.
         normal: Write the network as it is read here, for flatconv measure on another machine.
         json: Print the list as JSON.
@@ -222,7 +237,7 @@ def inspect(
     from converter.report.tables import survey_table
 
     with _progress(json) as progress:
-        layers, table = run(model, config, gains=gains, normal=normal, progress=progress)
+        layers, table = run(model, options, gains=gains, normal=normal, progress=progress)
     _show(False, json, lambda: _dump(survey_dicts(layers, table)), survey_table(layers, table))
     return 0
 
@@ -261,9 +276,15 @@ def measure(
 
     with _progress(quiet) as progress:
         table = measure_file(
-            model, output, input_shape=input_shape, threads=threads, provider=provider,
-            batch_size=batch_size, int8=int8, progress=progress,
-        )  # fmt: skip
+            model,
+            output,
+            input_shape=input_shape,
+            threads=threads,
+            provider=provider,
+            batch_size=batch_size,
+            int8=int8,
+            progress=progress,
+        )
     _show(quiet, False, str, times_table(table), f"Wrote {output}")
     return 0
 
@@ -274,7 +295,7 @@ def compare(
     data: str | None = None,
     html: Path | None = None,
     json: Path | None = None,
-    config: Config = ConvertConfig(),
+    options: Config = Options(),
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> int:
@@ -285,7 +306,7 @@ def compare(
         data: Inputs, labelled for accuracy: .npz, folder of images, or module:function.
         html: Write a page here.
         json: Write the figures here.
-        config: Options; those of timing and images are used.
+        options: Options; those of timing and images are used.
         verbose: Show where an unexpected error came from.
         quiet: Print nothing but errors.
     """
@@ -300,13 +321,13 @@ def compare(
         if path is not None and (path.is_dir() or not path.resolve().parent.is_dir()):
             raise ConverterError(f"{path} cannot be written; name a file in an existing folder.")
     with _progress(quiet) as progress:
-        comparison = run(*models, data=data, config=config, progress=progress)
+        comparison = run(*models, data=data, options=options, progress=progress)
     if json is not None:
         with atomic_write(json) as scratch:
             scratch.write_text(_dump(comparison_dict(comparison)) + "\n")
     shown = without_shared_folders(comparison)
     if html is not None:
-        nodes = node_times(*models, comparison=comparison, config=config)
+        nodes = node_times(*models, comparison=comparison, options=options)
         with atomic_write(html) as scratch:
             scratch.write_text(comparison_html(shown, nodes, _command()))
     _show(quiet, False, str, comparison_table(shown))

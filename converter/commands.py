@@ -15,7 +15,7 @@ from converter.evaluation.compare import Comparison, Evaluate, Progress, compare
 from converter.graph import network as onnx_network
 from converter.graph.survey import Layer
 from converter.models.source import open_source, read_scored_data
-from converter.options import ConvertConfig, parse_shapes
+from converter.options import Options, shapes_by_name
 from converter.pipeline import check_options, decide, list_layers
 from converter.quantization.int8 import check_int8
 from converter.report.report import LayerRow, layer_rows
@@ -29,7 +29,7 @@ from converter.timing.table import latency_table
 
 def dry_run(
     model: nn.Module | str | Path,
-    config: ConvertConfig,
+    options: Options,
     *,
     evaluate: Evaluate | None = None,
     progress: Progress = lambda stage, done: None,
@@ -39,12 +39,12 @@ def dry_run(
     Raises:
         ConverterError: As ``converter.convert``.
     """
-    config = check_options(config)
-    source = open_source(model, None, config, None)
-    if config.int8:
+    options = check_options(options)
+    source = open_source(model, None, options, None)
+    if options.search.int8:
         check_int8(source)
-    layers = list_layers(source, config)
-    found = decide(source, layers, config, evaluate, progress)
+    layers = list_layers(source, options)
+    found = decide(source, layers, options, evaluate, progress)
     solved = found.solved
     rows = layer_rows(layers, solved.plan, solved.chains, solved.errors, found.table)
     return solved.plan, rows
@@ -52,7 +52,7 @@ def dry_run(
 
 def inspect(
     model: nn.Module | str | Path,
-    config: ConvertConfig,
+    options: Options,
     *,
     gains: bool = False,
     normal: Path | None = None,
@@ -62,7 +62,7 @@ def inspect(
 
     Args:
         model: As for ``converter.convert``.
-        config: Options.
+        options: Options.
         gains: Whether other forms are timed if they are not known yet, which takes much longer.
         normal: Where to write the network as it was read, or None; ``flatconv measure`` on
             another machine sees the same layers in it.
@@ -71,72 +71,72 @@ def inspect(
     Raises:
         ConverterError: As ``converter.convert``, or when ``normal`` cannot be written.
     """
-    config = check_options(config)
+    options = check_options(options)
     progress("loading", 0.0)
-    source = open_source(model, None, config, None)
-    layers = list_layers(source, config)
+    source = open_source(model, None, options, None)
+    layers = list_layers(source, options)
     progress("loading", 1.0)
     if normal is not None:
         _write(source.network, normal)
-    return layers, latency_table(source, layers, config, progress, gains)
+    return layers, latency_table(source, layers, options, progress, gains)
 
 
 def compare(
     *paths: str | Path,
     data: str | None = None,
-    config: ConvertConfig | None = None,
+    options: Options | None = None,
     progress: Progress = lambda stage, done: None,
 ) -> Comparison:
     """Race ONNX files in onnxruntime and score them on the same data.
 
     Args:
         paths: At least two; the first is what the others are held against.
-        data: Inputs, as ``ConvertConfig.calib``, with labels for accuracy; those of
-            ``config.eval`` if left out.
-        config: Options of timing and of images.
+        data: Inputs, as ``Options.calib``, with labels for accuracy; those of
+            ``options.data.eval`` if left out.
+        options: Options of timing and of images.
         progress: Called with a stage and the share of it that is done.
 
     Raises:
         ConverterError: When a file cannot be read, or the networks take other inputs.
     """
-    config = config or ConvertConfig()
-    data = data or config.eval
+    options = options or Options()
+    data = data or options.data.eval
     if len(paths) < 2:
         raise ConverterError("Name at least two .onnx files to compare.")
     models = {str(path): onnx_network.load(Path(path)) for path in paths}
     if len(models) < len(paths):
         raise ConverterError("Each file can be named once.")
     spec = onnx_network.inputs(next(iter(models.values())))
-    shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
+    shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in spec])
     return compare_models(
         models,
-        data=read_scored_data(data, spec, config) if data else None,
+        data=read_scored_data(data, spec, options) if data else None,
         shapes=shapes,
         more_shapes=[shapes | other for other in more],
-        threads=config.threads,
-        provider=config.provider,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        threads=options.timing.threads,
+        provider=options.timing.provider,
+        batch_size=options.timing.batch_size,
+        seed=options.resources.seed,
         progress=progress,
     )
 
 
 def node_times(
-    *paths: str | Path, comparison: Comparison, config: ConvertConfig | None = None
+    *paths: str | Path, comparison: Comparison, options: Options | None = None
 ) -> list[tuple[NodeTime, ...]]:
     """Time what onnxruntime makes of the networks of a comparison, node by node.
 
     Args:
         paths: As for ``compare``.
         comparison: What ``compare`` gave, whose input shapes are used.
-        config: Options of timing.
+        options: Options of timing.
 
     Raises:
         ConverterError: When a file cannot be read or run.
     """
-    config = config or ConvertConfig()
+    options = options or Options()
     shapes = list(comparison.input_shapes.values())
-    how: dict[str, Any] = {"threads": config.threads, "provider": config.provider}
+    how: dict[str, Any] = {"threads": options.timing.threads, "provider": options.timing.provider}
     return [profile.node_times(Path(path), shapes, **how) for path in paths]
 
 

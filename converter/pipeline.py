@@ -20,7 +20,7 @@ from converter.graph import network as onnx_network
 from converter.graph.canonicalize import canonicalize
 from converter.graph.survey import Layer, survey
 from converter.models import export as torch_export
-from converter.models import match as torch_network  # fmt: skip
+from converter.models import match as torch_network
 from converter.models.source import (
     Source,
     examples,
@@ -29,7 +29,7 @@ from converter.models.source import (
     read_named_data,
     samples,
 )
-from converter.options import ConvertConfig, parse_shapes
+from converter.options import Options, shapes_by_name
 from converter.processes import check_device, process_group
 from converter.quantization.int8 import as_int8, check_int8, quantize_if_requested
 from converter.reconstruction.build import Realization, build
@@ -52,7 +52,7 @@ TIMEOUT = timedelta(days=1)
 def convert(
     model: nn.Module | str | Path,
     example_input: object = None,
-    config: ConvertConfig | None = None,
+    options: Options | None = None,
     *,
     calib: object = None,
     evaluate: Evaluate | None = None,
@@ -63,13 +63,13 @@ def convert(
 
     Args:
         model: A torch model (left as it is), the path of an .onnx file, or
-            ``package.module:factory`` (with ``config.checkpoint``).
+            ``package.module:factory`` (with ``options.model.checkpoint``).
         example_input: An array or tensor (N, ...), or a dictionary of them; may be left out
             where ``calib``, the configuration or the network itself says the shapes.
-        config: Options; the defaults if left out.
-        calib: Sample inputs, as ``example_input``; takes the place of ``config.calib``.
+        options: Options; the defaults if left out.
+        calib: Sample inputs, as ``example_input``; takes the place of ``options.data.calib``.
         evaluate: ``evaluate(predict) -> float``, higher is better; ``predict`` takes and returns
-            dictionaries of arrays. Without it accuracy is measured on ``config.eval``.
+            dictionaries of arrays. Without it accuracy is measured on ``options.data.eval``.
         command: Written into the report.
         progress: Called with a stage and the share of it that is done.
 
@@ -81,45 +81,47 @@ def convert(
 
     Note:
         Of several processes (``accelerate launch``, torchrun), the first calls this and all others
-        ``assist``; where it raises, all of them have to end.
+        ``run_worker``; where it raises, all of them have to end.
     """
     progress("loading", 0.0)
-    source, config = _opened(model, example_input, config, calib)
+    source, options = _opened(model, example_input, options, calib)
     progress("loading", 1.0)
     if source.place.rank:
-        raise ConverterError("Only the first process converts; call converter.assist in this one.")
+        raise ConverterError(
+            "Only the first process converts; call converter.run_worker in this one."
+        )
     source.place.all_reduce_mean(0)  # nothing is timed while others still load
-    now, stages = source, split_schedule(config)
+    now, stages = source, split_schedule(options)
     for stage in stages[:-1]:
         layers = list_layers(now, stage)
-        found = decide(now, layers, increment(stage, config), evaluate, progress)
+        found = decide(now, layers, increment(stage, options), evaluate, progress)
         step = carried_out(
-            now, layers, found, source, replace(stage, int8=False), evaluate, progress
+            now, layers, found, source, stage.changed(int8=False), evaluate, progress
         )
         now = compose_chains(now, step, stage)
     last = stages[-1]
     layers = list_layers(now, last)
-    found = decide(now, layers, increment(last, config), evaluate, progress)
+    found = decide(now, layers, increment(last, options), evaluate, progress)
     conversion = carried_out(now, layers, found, source, last, evaluate, progress)
-    result = prove(source, conversion, config, evaluate, command, progress)
-    while _withdrawable(conversion, config, result.comparison):
+    result = prove(source, conversion, options, evaluate, command, progress)
+    while _withdrawable(conversion, options, result.comparison):
         slow = verdict(result.comparison.gain)
-        than = " than the original's int8" if config.int8 else ""
+        than = " than the original's int8" if options.search.int8 else ""
         plan = conversion.plan.reverted(
             f"with it the network was no faster{than} ({slow})", _least_gain(conversion.rows)
         )
-        solved = build(plan, now, layers, config, progress)
+        solved = build(plan, now, layers, options, progress)
         found = replace(found, solved=solved, predicted_speedup=None)
         conversion = carried_out(now, layers, found, source, last, evaluate, progress)
-        result = prove(source, conversion, config, evaluate, command, progress)
+        result = prove(source, conversion, options, evaluate, command, progress)
     source.place.broadcast_task(None)
     return result
 
 
-def assist(
+def run_worker(
     model: nn.Module | str | Path,
     example_input: object = None,
-    config: ConvertConfig | None = None,
+    options: Options | None = None,
     *,
     calib: object = None,
 ) -> None:
@@ -132,17 +134,17 @@ def assist(
     Args:
         model: As for ``convert``.
         example_input: As for ``convert``.
-        config: As for ``convert``.
+        options: As for ``convert``.
         calib: As for ``convert``.
 
     Raises:
         ConverterError: As ``convert``, or when another process is gone.
     """
-    source, config = _opened(model, example_input, config, calib)
-    layers = list_layers(source, config)
+    source, options = _opened(model, example_input, options, calib)
+    layers = list_layers(source, options)
     source.place.all_reduce_mean(0)
     for task in source.place.tasks():
-        task(source, layers, config, lambda stage, done: None)
+        task(source, layers, options, lambda stage, done: None)
 
 
 def finetune(
@@ -163,7 +165,7 @@ def finetune(
         evaluate: As for ``convert``.
         progress: Called with a stage and the share of it that is done.
         command: Written into the report.
-        changes: Fields of ``ConvertConfig`` other than those of the conversion: ``train``,
+        changes: Fields of ``Options`` other than those of the conversion: ``train``,
             ``finetune`` and ``reconstruct`` (epochs), ``labels``, ``loss``, ``lr``,
             ``train_batch``, ``accumulate``, ``precision``, ``augment``, ``workers``, ``eval``,
             ``device``, ``seed``, ``resume``.
@@ -182,65 +184,75 @@ def finetune(
     recorded = read_config(folder)
     fresh: dict[str, Any] = {"plan": None, "cluster": None, "resume": False}
     fresh |= {"finetune": 0, "reconstruct": 0, "schedule": 1}
-    config = check_options(replace(recorded, **(fresh | changes)))
+    options = check_options(recorded.changed(**(fresh | changes)))
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
     calib = None
-    if config.calib and (":" in config.calib or Path(config.calib).exists()):
-        calib = read_data(config.calib, spec, config).sample(config.samples, config.seed)
-    shapes, *more = parse_shapes(config.input_shape, [item.name for item in spec])
+    if options.data.calib and (":" in options.data.calib or Path(options.data.calib).exists()):
+        calib = read_data(options.data.calib, spec, options).sample(
+            options.data.samples, options.resources.seed
+        )
+    shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in spec])
     shapes = dict(plan.input_shapes) | shapes
     further = tuple(shapes | other for other in more)
-    train, scored = read_named_data(spec, config)
+    train, scored = read_named_data(spec, options)
     module = student if isinstance(student, nn.Module) else None
     source = Source(
         network, canonicalize(network), None, spec, shapes, further, calib, train, scored, origin
     )
     if module is not None:
-        source = replace(source, module=original_model(folder, source, config))
-    layers = [l for l in list_layers(source, config) if l.name in plan.chosen()]
+        source = replace(source, module=original_model(folder, source, options))
+    layers = [l for l in list_layers(source, options) if l.name in plan.chosen()]
     budget = read_budget(folder)
     module, converted, unproven = distill(
-        module, onnx_network.load(folder / "model.onnx"), source, layers,
-        _judged(budget, evaluate), config, progress, to_the_end=True,
-    )  # fmt: skip
-    if process_group(config.device).rank > 0:
+        module,
+        onnx_network.load(folder / "model.onnx"),
+        source,
+        layers,
+        _judged(budget, evaluate),
+        options,
+        progress,
+        to_the_end=True,
+    )
+    if process_group(options.resources.device).rank > 0:
         return None
     problem = check_graph(converted)
     if module is not None:
-        problem = problem or check_torch_vs_onnx(module, converted, samples(source, config.seed))
+        problem = problem or check_torch_vs_onnx(
+            module, converted, samples(source, options.resources.seed)
+        )
     rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
-    int8 = as_int8(converted, source, config) if config.int8 else None
+    int8 = as_int8(converted, source, options) if options.search.int8 else None
     if int8 is not None and "max_drop" in budget:
         unproven = "Nothing says what of accuracy int8 loses; give labelled --eval."
     conversion = Conversion(
         plan, rows, converted, module, problem, budget=budget, unproven=unproven, int8=int8
     )
-    return prove(source, conversion, config, evaluate, command, progress)
+    return prove(source, conversion, options, evaluate, command, progress)
 
 
 def _opened(
     model: nn.Module | str | Path,
     example_input: object,
-    config: ConvertConfig | None,
+    options: Options | None,
     calib: object,
-) -> tuple[Source, ConvertConfig]:
+) -> tuple[Source, Options]:
     """Load what is to be converted, and refuse what could not be done with it."""
-    config = check_options(config or ConvertConfig())
-    source = open_source(model, example_input, config, calib)
-    source = replace(source, place=process_group(config.device, TIMEOUT))
-    if config.int8:
+    options = check_options(options or Options())
+    source = open_source(model, example_input, options, calib)
+    source = replace(source, place=process_group(options.resources.device, TIMEOUT))
+    if options.search.int8:
         check_int8(source)
-    if config.schedule > 1 and config.trains and source.module is None:
+    if options.training.schedule > 1 and options.training.trains and source.module is None:
         raise ConverterError("--schedule needs a torch model, not an ONNX network.")
-    if config.schedule > 1 and source.place.processes > 1:
+    if options.training.schedule > 1 and source.place.processes > 1:
         raise ConverterError("--schedule works in one process; leave out accelerate launch.")
-    if config.trains:
-        check_trainable(source, config)
-    return source, config
+    if options.training.trains:
+        check_trainable(source, options)
+    return source, options
 
 
-def original_model(folder: Path, source: Source, config: ConvertConfig) -> nn.Module:
+def original_model(folder: Path, source: Source, options: Options) -> nn.Module:
     """Build the original of an output folder again.
 
     Raises:
@@ -249,15 +261,15 @@ def original_model(folder: Path, source: Source, config: ConvertConfig) -> nn.Mo
     origin = source.origin
     checkpoint = Path(origin["checkpoint"]) if "checkpoint" in origin else None
     module = torch_export.build(
-        origin["factory"], origin["factory_args"], checkpoint, config.trust_pickle
+        origin["factory"], origin["factory_args"], checkpoint, options.model.trust_pickle
     )
-    problem = check_torch_vs_onnx(module, source.original, samples(source, config.seed))
+    problem = check_torch_vs_onnx(module, source.original, samples(source, options.resources.seed))
     if problem:
         raise ConverterError(f"{folder}: its factory gives another model than it did. {problem}")
     return module
 
 
-def check_options(config: ConvertConfig) -> ConvertConfig:
+def check_options(options: Options) -> Options:
     """Refuse at once what is used only after minutes of solving.
 
     Returns:
@@ -266,21 +278,25 @@ def check_options(config: ConvertConfig) -> ConvertConfig:
     Raises:
         ConverterError: When there is no such form, execution provider, device, cluster or plan.
     """
-    for text in config.form:
+    for text in options.layers.form:
         find_form(text.rpartition("=")[2])
-    runtime.check_provider(config.provider)
-    check_device(config.device)
-    if config.loss:
-        own_loss(config.loss)
-    if config.cluster:
-        with connected(config.cluster):  # answers, and has workers
+    runtime.check_provider(options.timing.provider)
+    check_device(options.resources.device)
+    if options.training.loss:
+        own_loss(options.training.loss)
+    if options.resources.cluster:
+        with connected(options.resources.cluster):  # answers, and has workers
             pass
-    return replace(config, seed=read_plan(config.plan).seed) if config.plan else config
+    return (
+        options.changed(seed=read_plan(options.layers.plan).seed)
+        if options.layers.plan
+        else options
+    )
 
 
-def list_layers(source: Source, config: ConvertConfig) -> tuple[Layer, ...]:
+def list_layers(source: Source, options: Options) -> tuple[Layer, ...]:
     """List the convolutions and linear layers."""
-    feeds = examples(source, config.seed, 1)
+    feeds = examples(source, options.resources.seed, 1)
     layers = survey(source.network, feeds)
     if source.module is None:
         return layers
@@ -290,29 +306,29 @@ def list_layers(source: Source, config: ConvertConfig) -> tuple[Layer, ...]:
 def decide(
     source: Source,
     layers: Sequence[Layer],
-    config: ConvertConfig,
+    options: Options,
     evaluate: Evaluate | None,
     progress: Progress,
 ) -> Found:
     """Carry out the user's choices, or search for the best under a budget."""
-    if config.manual or (not config.budget and source.calib is None):
-        if config.frontier:
+    if options.layers.manual or (not options.limits and source.calib is None):
+        if options.search.frontier:
             raise ConverterError(
                 "--frontier needs a search; give --calib or a budget, and leave out --form, --rank "
                 "and --plan."
             )
-        plan = make_plan(layers, config, source.shapes)
+        plan = make_plan(layers, options, source.shapes)
         forms = {name: (form.name, rank) for name, (form, rank) in plan.chosen().items()}
-        times = chosen_times(source, layers, forms, config, progress)
-        return Found(build(plan, source, layers, config, progress), times)
+        times = chosen_times(source, layers, forms, options, progress)
+        return Found(build(plan, source, layers, options, progress), times)
 
     def carry_out(plan: Plan, whole: bool) -> Realization:
-        return build(plan, source, layers, config, progress, whole=whole)
+        return build(plan, source, layers, options, progress, whole=whole)
 
     def deployed(network: ir.Model) -> ir.Model:
-        return as_int8(network, source, config) if config.int8 else network
+        return as_int8(network, source, options) if options.search.int8 else network
 
-    return find_plan(source, layers, config, evaluate, carry_out, deployed, progress)
+    return find_plan(source, layers, options, evaluate, carry_out, deployed, progress)
 
 
 def carried_out(
@@ -320,39 +336,49 @@ def carried_out(
     layers: Sequence[Layer],
     found: Found,
     teacher: Source,
-    config: ConvertConfig,
+    options: Options,
     evaluate: Evaluate | None,
     progress: Progress,
 ) -> Conversion:
     """Check what was found, make its torch model, and train that toward ``teacher`` if asked to."""
     plan, chains, errors = found.solved.plan, found.solved.chains, found.solved.errors
-    budget = config.budget or found.budget
+    budget = options.limits or found.budget
     if not chains:
         rows = layer_rows(layers, plan, {}, {}, found.table)
-        int8, missed = quantize_if_requested(teacher.network, teacher, found, config)
+        int8, missed = quantize_if_requested(teacher.network, teacher, found, options)
         return Conversion(
-            plan, rows, teacher.original, teacher.module, None, missed, budget,
-            frontier=found.frontier, int8=int8, lost=found.lost,
-        )  # fmt: skip
+            plan,
+            rows,
+            teacher.original,
+            teacher.module,
+            None,
+            missed,
+            budget,
+            frontier=found.frontier,
+            int8=int8,
+            lost=found.lost,
+        )
     converted, module, unproven = found.solved.network, None, None
-    problem = check_same(source.original, source.network, samples(source, config.seed))
+    problem = check_same(source.original, source.network, samples(source, options.resources.seed))
     problem = problem or check(
-        source.network, converted, layers, chains, samples(source, config.seed)
+        source.network, converted, layers, chains, samples(source, options.resources.seed)
     )
-    if config.trains:
+    if options.training.trains:
         errors = {}  # those of weights that are no more
         judged = _judged(budget, evaluate)
         module, converted, unproven = distill_chains(
-            chains, judged, source, layers, config, progress, teacher=teacher
+            chains, judged, source, layers, options, progress, teacher=teacher
         )
         problem = problem or check_graph(converted)
     elif source.module is not None:
         module = torch_network.apply(source.module, layers, chains)
     if module is not None:
-        problem = problem or check_torch_vs_onnx(module, converted, samples(source, config.seed))
+        problem = problem or check_torch_vs_onnx(
+            module, converted, samples(source, options.resources.seed)
+        )
     # In a schedule the search judged beside an earlier stage.
     found = found if source is teacher else replace(found, lost=None)
-    int8, missed = quantize_if_requested(converted, source, found, config)
+    int8, missed = quantize_if_requested(converted, source, found, options)
     return Conversion(
         plan,
         layer_rows(layers, plan, chains, errors, found.table),
@@ -374,9 +400,9 @@ def _judged(budget: Mapping[str, float], evaluate: Evaluate | None) -> Mapping[s
     return {} if evaluate is not None and "max_drop" in budget else budget
 
 
-def _withdrawable(conversion: Conversion, config: ConvertConfig, comparison: Comparison) -> bool:
+def _withdrawable(conversion: Conversion, options: Options, comparison: Comparison) -> bool:
     """Tell whether choices are to be taken back: ours, sound, and no faster."""
-    ours = bool(conversion.plan.chosen()) and not config.manual
+    ours = bool(conversion.plan.chosen()) and not options.layers.manual
     sound = conversion.problem is None
     return ours and sound and comparison.gain.low <= 1
 

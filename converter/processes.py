@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import distributed
 from converter.errors import ConverterError, first_line
 
 T = TypeVar("T")
+Progress = Callable[[str, float], None]  # a stage, and the share of it that is done
 NONE = object()
 # Where torchrun and the kinds of mpirun say how many processes they start.
 HOW_MANY = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -124,6 +126,39 @@ def check_device(name: str) -> None:
         torch.ones(1, device=torch.device(name)).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ConverterError(f"Device {name!r} cannot be used: {first_line(error)}") from None
+
+
+def no_progress(stage: str, done: float) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a conversion may use, and where it tells how far it is.
+
+    Attributes:
+        threads: Threads of the solvers and of networks that are run for their outputs.
+        device: torch device of the iterative solvers and of training.
+        memory_bytes: What calibration and solving may take, roughly.
+        seed: Of every random choice.
+        cache: Folder of results on disk, or None.
+        cluster: Address of a Dask scheduler that solves layers, or None for this machine's cores.
+        group: The processes that share the work on sample inputs.
+        progress: Called with a stage and the share of it that is done.
+    """
+
+    threads: int = 1
+    device: str = "cpu"
+    memory_bytes: float = 2.0**31
+    seed: int = 0
+    cache: Path | None = None
+    cluster: str | None = None
+    group: ProcessGroup = SINGLE_PROCESS
+    progress: Progress = no_progress
+
+    def stage(self, name: str) -> Callable[[float], None]:
+        """Return what shows the progress of one stage."""
+        return lambda done: self.progress(name, done)
 
 
 @contextlib.contextmanager

@@ -66,13 +66,15 @@ def row(name: str, result: converter.Result) -> dict[str, Any]:
     return found
 
 
-def sample_config(options: argparse.Namespace) -> converter.ConvertConfig:
+def sample_config(options: argparse.Namespace) -> converter.Options:
     """Say what the conversions of the sample network have in common."""
-    return converter.ConvertConfig(
+    return converter.Options.of(
         checkpoint=ROOT / "sample_models" / "paper_cifar10.safetensors",
-        calib=str(options.data / "train.npz"), samples=2048, eval=str(options.data / "test.npz"),
+        calib=str(options.data / "train.npz"),
+        samples=2048,
+        eval=str(options.data / "test.npz"),
         precision="bfloat16",
-    )  # fmt: skip
+    )
 
 
 def asked_speedup(options: argparse.Namespace) -> float:
@@ -91,18 +93,21 @@ def asked_speedup(options: argparse.Namespace) -> float:
 def sample(options: argparse.Namespace, epochs: int, speedup: float) -> converter.Result:
     """Convert the sample network for its times in int8, and train it."""
     config = replace(
-        sample_config(options), int8=True, target_speedup=speedup, finetune=epochs,
+        sample_config(options),
+        int8=True,
+        target_speedup=speedup,
+        finetune=epochs,
         train=str(options.data / "train.npz") if epochs else None,
         resume=options.resume and epochs > 0,
-    )  # fmt: skip
-    return converter.convert(SAMPLE_MODEL, config=config)
+    )
+    return converter.convert(SAMPLE_MODEL, options=config)
 
 
 def resnet(how: dict[str, Any]) -> converter.Result:
     """Convert ResNet-18 with random weights."""
     make, shape = ZOO["ResNet-18"]
     images = np.random.default_rng(0).standard_normal((IMAGES, *shape[1:])).astype(np.float32)
-    config = converter.ConvertConfig(int8=True, **how)
+    config = converter.Options.of(int8=True, **how)
     return converter.convert(make().eval(), None, config, calib=images)
 
 
@@ -111,9 +116,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
     for name, how in RESNET.items():
         if name not in done:
             found = row(name, resnet(how))
-            yield found | {
-                "target": f"gain {RESNET_GAIN:g}", "met": found["gain"] >= RESNET_GAIN
-            }  # fmt: skip
+            yield found | {"target": f"gain {RESNET_GAIN:g}", "met": found["gain"] >= RESNET_GAIN}
     tried = {f"sample network, --int8, {epochs} epochs": epochs for epochs in (0, EPOCHS)}
     missing = {
         name: epochs

@@ -40,7 +40,7 @@ RESNET_IMAGES = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
 
 def convert(model: str, folder: Path, **options: Any) -> dict[str, Any]:
     """Convert into ``folder`` and give the report."""
-    result = converter.convert(model, config=converter.ConvertConfig(**options))
+    result = converter.convert(model, config=converter.Options.of(**options))
     result.save(folder)
     return result.report.to_dict()
 
@@ -149,9 +149,13 @@ def interval_rows(runs: Path, done: Collection[str]) -> Iterator[dict[str, Any]]
     folder = runs / "intervals"
     name = f"{SELVES} comparisons of the sample network with itself"
     convert(
-        SAMPLE, folder, checkpoint=EMBEDDED / "paper_cifar10.safetensors",
-        input_shape=("1,3,32,32",), form=("separable",), rank=("0.5",),
-    )  # fmt: skip
+        SAMPLE,
+        folder,
+        checkpoint=EMBEDDED / "paper_cifar10.safetensors",
+        input_shape=("1,3,32,32",),
+        form=("separable",),
+        rank=("0.5",),
+    )
     original, other, converted = (
         onnx_network.load(folder / file)
         for file in ("original.onnx", "original.onnx", "model.onnx")

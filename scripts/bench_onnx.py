@@ -36,8 +36,13 @@ from converter.graph.network import open_session
 from converter.runtime.ort import run
 
 ARCHITECTURES = (
-    "ResNet-18", "WRN-16-10", "SqueezeNet 1.1", "MobileNet", "U-Net", "1-D ResNet-18",
-)  # fmt: skip
+    "ResNet-18",
+    "WRN-16-10",
+    "SqueezeNet 1.1",
+    "MobileNet",
+    "U-Net",
+    "1-D ResNet-18",
+)
 DEPTHS = (20, 32, 56)
 MACS_SHARE, EXAMPLES, MOST_DIFFERENCE = 0.5, 64, 1e-4
 BUDGETS = (0.02, 0.05, 0.1)
@@ -100,7 +105,7 @@ def photographs(name: str) -> np.ndarray:
 def both_routes(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Convert a torch model, and its exported original, under the same budget; compare."""
     model, inputs = NETWORKS[name](options)
-    config = converter.ConvertConfig(max_macs=MACS_SHARE)
+    config = converter.Options.of(max_macs=MACS_SHARE)
     with tempfile.TemporaryDirectory() as folder:
         first = converter.convert(model, None, config, calib=inputs)
         first.save(Path(folder) / "torch")
@@ -143,7 +148,7 @@ def enlarged(name: str, folder: Path) -> str:
 def inspected(options: argparse.Namespace) -> dict[str, Any]:
     """Inspect the network that others trained."""
     start = time.perf_counter()
-    layers, times = inspect(opennsfw(options), converter.ConvertConfig(cache=False))
+    layers, times = inspect(opennsfw(options), converter.Options.of(cache=False))
     seconds = time.perf_counter() - start
     return {
         "layers": len(layers),
@@ -159,7 +164,7 @@ def budgeted(budget: float, options: argparse.Namespace) -> dict[str, Any]:
     """Convert the network that others trained under a budget of its output's error."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        config = converter.ConvertConfig(
+        config = converter.Options.of(
             max_error=budget,
             calib=enlarged("cifar10_calib", Path(folder)),
             eval=enlarged("cifar10_eval", Path(folder)),
@@ -221,7 +226,7 @@ def passed_through(folder: Path, keep: str) -> dict[str, Any]:
     start = time.perf_counter()
     keeping = (keep,) if keep else ()
     only = () if keep else ("conv0",)
-    config = converter.ConvertConfig(form=("channel",), rank=("256",), only=only, keep=keeping)
+    config = converter.Options.of(form=("channel",), rank=("256",), only=only, keep=keeping)
     with memory_watched() as memory:
         result = converter.convert(folder / "net.onnx", None, config)
         result.save(folder / "out")
@@ -268,8 +273,16 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
                 continue
             if name in PASSES and not (Path(folder) / "net.onnx").exists():
                 large_network(Path(folder))
-            arguments = ["--one", name, "--folder", folder, "--opennsfw", options.opennsfw,
-                         "--checkpoints", options.checkpoints]  # fmt: skip
+            arguments = [
+                "--one",
+                name,
+                "--folder",
+                folder,
+                "--opennsfw",
+                options.opennsfw,
+                "--checkpoints",
+                options.checkpoints,
+            ]
             command = [sys.executable, __file__, *map(str, arguments)]
             ended = subprocess.run(command, capture_output=True, text=True)
             if ended.returncode == 0:

@@ -67,19 +67,24 @@ FASHION, FASHION_EPOCHS = "Fashion-MNIST, ", 8
 PART, KILLS, KILL_S = 4000, 4, (15.0, 40.0)
 
 
-def config(options: argparse.Namespace, **how: Any) -> converter.ConvertConfig:
+def config(options: argparse.Namespace, **how: Any) -> converter.Options:
     """Give the options that all conversions share."""
-    return converter.ConvertConfig(
-        checkpoint=options.checkpoint, calib=str(options.data / "train.npz"), samples=2048,
-        train=str(options.data / "train.npz"), eval=str(options.data / "test.npz"),
-        precision="bfloat16", resume=bool(how.get("finetune")), **how,
-    )  # fmt: skip
+    return converter.Options.of(
+        checkpoint=options.checkpoint,
+        calib=str(options.data / "train.npz"),
+        samples=2048,
+        train=str(options.data / "train.npz"),
+        eval=str(options.data / "test.npz"),
+        precision="bfloat16",
+        resume=bool(how.get("finetune")),
+        **how,
+    )
 
 
 def convert(options: argparse.Namespace, **how: Any) -> tuple[dict[str, Any], converter.Result]:
     """Convert the network, train it, and take a row from its report."""
     start = time.perf_counter()
-    result = converter.convert(MODEL, config=config(options, **how))
+    result = converter.convert(MODEL, options=config(options, **how))
     report = result.report.to_dict()
     before, after = report["original"], report["converted"]
     every = {name: network for name, network in (("a", result.original), ("b", result.converted))}
@@ -155,24 +160,29 @@ def ablation(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, 
     recipe = Recipe(epochs=1, bfloat16=True)
     changes: dict[str, tuple[Any, Recipe]] = {
         f"flattened without its {direction} filters, 1 epoch": (
-            lambda model, direction=direction: without(model, direction), recipe
+            lambda model, direction=direction: without(model, direction),
+            recipe,
         )
         for direction in STEPS
     } | {
         "flattened, factors not balanced, 1 epoch": (unbalanced, recipe),
         "flattened, AdamW for matrices, too, 1 epoch": (
-            lambda model: model, Recipe(epochs=1, bfloat16=True, orthogonal=False)
+            lambda model: model,
+            Recipe(epochs=1, bfloat16=True, orthogonal=False),
         ),
         "flattened, one learning rate, 1 epoch": (
-            lambda model: model, Recipe(epochs=1, bfloat16=True, scaled_steps=False)
+            lambda model: model,
+            Recipe(epochs=1, bfloat16=True, scaled_steps=False),
         ),
         "flattened, neither, 1 epoch": (
-            unbalanced, Recipe(epochs=1, bfloat16=True, scaled_steps=False)
+            unbalanced,
+            Recipe(epochs=1, bfloat16=True, scaled_steps=False),
         ),
         "flattened, neither, AdamW for matrices, too, 1 epoch": (
-            unbalanced, Recipe(epochs=1, bfloat16=True, scaled_steps=False, orthogonal=False)
+            unbalanced,
+            Recipe(epochs=1, bfloat16=True, scaled_steps=False, orthogonal=False),
         ),
-    }  # fmt: skip
+    }
     if changes.keys() <= done:
         return
     source = open_source(MODEL, None, config(options, finetune=1), None)

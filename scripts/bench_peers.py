@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def run(command: list[Any]) -> str:
     return found.stdout
 
 
-def digest(model: str, config: converter.ConvertConfig, *others: object) -> str:
+def digest(model: str, config: converter.Options, *others: object) -> str:
     """Sum up what a network follows from: code, options, what the files named hold, and more."""
     code = [p.read_text() for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
     given = config.to_json().items()
@@ -127,7 +126,7 @@ def known(figures: Path, made_of: str) -> dict[str, Any]:
     return found if found.get("made_of") == made_of else {}
 
 
-def by_flatconv(model: str, config: converter.ConvertConfig, folder: Path) -> dict[str, float]:
+def by_flatconv(model: str, config: converter.Options, folder: Path) -> dict[str, float]:
     """Convert by flatconv, without training.
 
     Returns:
@@ -137,7 +136,7 @@ def by_flatconv(model: str, config: converter.ConvertConfig, folder: Path) -> di
     figures = folder / "figures.json"
     if not (shares := known(figures, made_of)):
         figures.unlink(missing_ok=True)
-        result = converter.convert(model, config=config)
+        result = converter.convert(model, options=config)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(result.model, folder / STUDENT)
         onnx_network.save(result.converted, folder / UNTUNED)
@@ -150,7 +149,7 @@ def by_flatconv(model: str, config: converter.ConvertConfig, folder: Path) -> di
 
 
 def by_tool(
-    tool: str, model: str, config: converter.ConvertConfig, share: float, folder: Path
+    tool: str, model: str, config: converter.Options, share: float, folder: Path
 ) -> dict[str, Any]:
     """Have another tool make the network smaller, in an environment of its own.
 
@@ -193,7 +192,7 @@ def race(networks: Mapping[str, Path], data: Any) -> dict[str, Any]:
 
 
 def peers(
-    name: str, model: str, config: converter.ConvertConfig, epochs: int
+    name: str, model: str, config: converter.Options, epochs: int
 ) -> Iterator[dict[str, Any]]:
     """Give a row for each tool."""
     folder = place(name)
@@ -201,7 +200,7 @@ def peers(
     failed: dict[str, str] = {}
     left: dict[str, float] = {}  # share of parameters that are not zero, where zeros are stored
     shares = by_flatconv(model, config, folder / "flatconv")
-    plain = replace(config, target_speedup=None, max_macs=None)
+    plain = config.changed(target_speedup=None, max_macs=None)
     source = open_source(model, None, plain, None)
     networks["flatconv"] = states(folder / "flatconv", source, epochs)
     for tool, title in TOOLS.items():
@@ -265,12 +264,12 @@ def expected(name: str, epochs: int) -> set[str]:
 
 
 def openvino(
-    name: str, model: str, config: converter.ConvertConfig, epochs: int
+    name: str, model: str, config: converter.Options, epochs: int
 ) -> Iterator[dict[str, Any]]:
     """Time and score original and flatconv's network, and their int8, in OpenVINO."""
     folder = place(name)
     by_flatconv(model, config, folder / "flatconv")
-    source = open_source(model, None, replace(config, target_speedup=None, max_macs=None), None)
+    source = open_source(model, None, config.changed(target_speedup=None, max_macs=None), None)
     ours = states(folder / "flatconv", source, epochs)["tuned" if epochs else "untuned"]
     assert source.calib is not None and source.eval is not None
     calib, scored = folder / "calib.npz", folder / "eval.npz"
@@ -313,11 +312,14 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
             checkpoint = next(options.checkpoints.glob(f"resnet{number}-*.th"), None)
             if checkpoint is None:
                 raise SystemExit(f"{options.checkpoints} holds no resnet{number}-*.th.")
-        config = converter.ConvertConfig(
-            checkpoint=checkpoint, calib=train, samples=SAMPLES, train=train,
+        config = converter.Options.of(
+            checkpoint=checkpoint,
+            calib=train,
+            samples=SAMPLES,
+            train=train,
             eval=str(options.data / "test.npz"),
             **budget,
-        )  # fmt: skip
+        )
         if not expected(name, options.epochs) <= done:
             start = time.perf_counter()
             yield from peers(name, model, config, options.epochs)
@@ -331,7 +333,7 @@ def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]
         path = FOLDER / "images.npz"
         if not path.exists():  # written again it would differ: it holds the time of day
             np.savez(path, x=images.astype(np.float32))
-        config = converter.ConvertConfig(target_speedup=3.0, calib=str(path))
+        config = converter.Options.of(target_speedup=3.0, calib=str(path))
         yield from peers(TIMED, "scripts.bench_peers:resnet18", config, 0)
 
 

@@ -77,13 +77,21 @@ def convert(
             moments["end"] = time.perf_counter()
 
     calib = str(options.data / "train.npz") if how.pop("data") else None
-    config = converter.ConvertConfig(
+    config = converter.Options.of(
         checkpoint=next(options.checkpoints.glob(f"resnet{depth}-*.th")),
-        input_shape=("1,3,32,32",), calib=calib, samples=2048, eval=str(options.data / "test.npz"),
-        form=(form,), rank=(str(rank),), keep=("conv1",), cache=False, **IMAGES, **how,
-    )  # fmt: skip
+        input_shape=("1,3,32,32",),
+        calib=calib,
+        samples=2048,
+        eval=str(options.data / "test.npz"),
+        form=(form,),
+        rank=(str(rank),),
+        keep=("conv1",),
+        cache=False,
+        **IMAGES,
+        **how,
+    )
     result = converter.convert(
-        f"sample_models.resnet_cifar:resnet{depth}", config=config, progress=progress
+        f"sample_models.resnet_cifar:resnet{depth}", options=config, progress=progress
     )
     report = result.report.to_dict()
     before, after = report["original"], report["converted"]
@@ -114,24 +122,30 @@ def budgeted(name: str, report: dict[str, Any]) -> dict[str, Any]:
 
 def convert_resnet(depth: int, options: argparse.Namespace, **budget: Any) -> dict[str, Any]:
     """Convert one CIFAR-10 ResNet under a budget and give the report."""
-    config = converter.ConvertConfig(
+    config = converter.Options.of(
         checkpoint=next(options.checkpoints.glob(f"resnet{depth}-*.th")),
-        input_shape=("1,3,32,32",), calib=str(options.data / "train.npz"), samples=2048,
-        eval=str(options.data / "test.npz"), **IMAGES, **budget,
-    )  # fmt: skip
+        input_shape=("1,3,32,32",),
+        calib=str(options.data / "train.npz"),
+        samples=2048,
+        eval=str(options.data / "test.npz"),
+        **IMAGES,
+        **budget,
+    )
     model = f"sample_models.resnet_cifar:resnet{depth}"
-    return converter.convert(model, config=config).report.to_dict()
+    return converter.convert(model, options=config).report.to_dict()
 
 
 def convert_sample(options: argparse.Namespace, **how: Any) -> dict[str, Any]:
     """Convert the sample network and give the report."""
-    config = converter.ConvertConfig(
+    config = converter.Options.of(
         checkpoint=ROOT / "sample_models" / "paper_cifar10.safetensors",
-        calib=str(options.data / "train.npz"), samples=2048,
-        eval=str(options.data / "test.npz"), **how,
-    )  # fmt: skip
+        calib=str(options.data / "train.npz"),
+        samples=2048,
+        eval=str(options.data / "test.npz"),
+        **how,
+    )
     model = "sample_models.paper_cifar10:build"
-    return converter.convert(model, config=config).report.to_dict()
+    return converter.convert(model, options=config).report.to_dict()
 
 
 def budget_rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
@@ -172,9 +186,12 @@ def budget_rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[st
                 shutil.rmtree(folder, ignore_errors=True)
             command = [sys.executable, __file__, "--whole"]
             found = subprocess.run(
-                command, capture_output=True, text=True, check=True,
+                command,
+                capture_output=True,
+                text=True,
+                check=True,
                 env=os.environ | {"FLATCONV_CACHE": str(folder)},
-            ).stdout  # fmt: skip
+            ).stdout
             row = {"name": name, **json.loads(found.splitlines()[-1])}
             met = row["whole_s"] <= seconds and row["peak_gib"] <= BUDGET_GIB
             yield row | {"target": f"{seconds:g} s, {BUDGET_GIB:g} GiB", "met": met}
@@ -189,9 +206,11 @@ def convert_whole() -> None:
     start = time.perf_counter()
     with memory_watched() as memory:
         result = converter.convert(
-            get_model("resnet18", pretrained=False).eval(), images[:1],
-            converter.ConvertConfig(max_error=0.2), calib=images,
-        )  # fmt: skip
+            get_model("resnet18", pretrained=False).eval(),
+            images[:1],
+            converter.Options.of(max_error=0.2),
+            calib=images,
+        )
     seconds = time.perf_counter() - start
     row = {"speedup": result.comparison.networks[1].speedup.median, "whole_s": seconds}
     print(json.dumps(row | memory))
@@ -261,7 +280,7 @@ def solve_large(name: str) -> None:
             print(json.dumps({"solve_s": seconds} | memory))
             sys.exit(0)
 
-    config = converter.ConvertConfig(
+    config = converter.Options.of(
         form=("separable",), rank=("1.0",), keep=("*init*",), cache=False, correct=False
     )
     model = get_model(name, pretrained=False).eval()

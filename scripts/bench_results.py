@@ -26,15 +26,15 @@ SUMMARY = {
     "ResNet-20, `--max-drop 0.005`": ("resnets_untuned", "ResNet-20, --max-drop 0.005"),
     "ResNet-56, `--max-drop 0.005`": ("resnets_untuned", "ResNet-56, --max-drop 0.005"),
     "ResNet-56, `--max-macs 0.34`, 5 epochs": (
-        "resnets_tuned", "ResNet-56, --max-macs 0.34, 5 epochs"
+        "resnets_tuned",
+        "ResNet-56, --max-macs 0.34, 5 epochs",
     ),
-    "sample network, `--target-speedup 10`, 10 epochs": (
-        "paper", "--target-speedup 10, 10 epochs"
-    ),
+    "sample network, `--target-speedup 10`, 10 epochs": ("paper", "--target-speedup 10, 10 epochs"),
     "sample network, `--target-speedup {target_speedup:g} --int8`, 20 epochs": (
-        "int8", "sample network, --int8, 20 epochs"
+        "int8",
+        "sample network, --int8, 20 epochs",
     ),
-}  # fmt: skip
+}
 
 
 def write(name: str, conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -63,8 +63,11 @@ def build(path: Path, depth: int, channels: int, size: int) -> None:
             kernel *= (2 / channels / KERNEL / depth) ** 0.5  # what is added up stays finite
             tensor = TensorProto(name=f"w{n}", dims=kernel.shape, data_type=TensorProto.FLOAT)
             tensor.data_location = TensorProto.EXTERNAL
-            place = {"location": file.name.rsplit("/", 1)[-1], "offset": offset,
-                     "length": kernel.nbytes}  # fmt: skip
+            place = {
+                "location": file.name.rsplit("/", 1)[-1],
+                "offset": offset,
+                "length": kernel.nbytes,
+            }
             for key, entry in place.items():
                 tensor.external_data.add(key=key, value=str(entry))
             file.write(kernel.tobytes())
@@ -90,9 +93,9 @@ def convert(
     """Convert one network, fitted to random inputs if asked to.
 
     Returns:
-        What it took; None in processes that only assist.
+        What it took; None in processes that only run_worker.
     """
-    config = converter.ConvertConfig(cache=False, **how)
+    config = converter.Options.of(cache=False, **how)
     calib = None
     if samples:
         rng = np.random.default_rng(1)
@@ -101,11 +104,11 @@ def convert(
         path = Path(scratch) / "net.onnx"
         build(path, depth, channels, size)
         if process_group("cpu").rank:
-            converter.assist(path, config=config, calib=calib)
+            converter.run_worker(path, options=config, calib=calib)
             return None
         start = time.perf_counter()
         with memory_watched() as memory:
-            result = converter.convert(path, config=config, calib=calib, progress=timed(start))
+            result = converter.convert(path, options=config, calib=calib, progress=timed(start))
             result.save(Path(scratch) / "out")
         seconds = time.perf_counter() - start
         digest = hashlib.sha256()
@@ -144,8 +147,11 @@ def apart(depth: int, channels: int, size: int, processes: int = 0, **how: Any) 
             environment |= {"OMP_NUM_THREADS": "1"}
         found = subprocess.run(
             [sys.executable, *(launch if processes > 1 else []), __file__, "--one", asked],
-            stdout=subprocess.PIPE, text=True, check=True, env=environment,
-        ).stdout  # fmt: skip
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env=environment,
+        ).stdout
     return dict(json.loads(found.splitlines()[-1]))
 
 

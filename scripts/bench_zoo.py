@@ -88,7 +88,7 @@ def convert(name: str, target: float) -> dict[str, Any]:
     torch.manual_seed(0)
     start = time.perf_counter()
     example = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    config = converter.ConvertConfig(target_speedup=target)
+    config = converter.Options.of(target_speedup=target)
     try:
         result = converter.convert(build().eval(), example, config)
     except converter.ConverterError as error:

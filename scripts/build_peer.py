@@ -242,10 +242,14 @@ def aimet_spatial(model: nn.Module, example: torch.Tensor, share: float, data: D
     auto = SpatialSvdParameters.AutoModeParams(greedy, modules_to_ignore=ignored)
     parameters = SpatialSvdParameters(SpatialSvdParameters.Mode.auto, auto)
     found, _ = ModelCompressor.compress_model(
-        model, eval_callback=score, eval_iterations=None, input_shape=tuple(example.shape),
-        compress_scheme=CompressionScheme.spatial_svd, cost_metric=CostMetric.mac,
+        model,
+        eval_callback=score,
+        eval_iterations=None,
+        input_shape=tuple(example.shape),
+        compress_scheme=CompressionScheme.spatial_svd,
+        cost_metric=CostMetric.mac,
         parameters=parameters,
-    )  # fmt: skip
+    )
     return found
 
 
@@ -261,10 +265,15 @@ def torch_pruning(model: nn.Module, example: torch.Tensor, share: float, data: D
             parameter.requires_grad_(True)
         head = [m for m in found.modules() if isinstance(m, nn.Linear)][-1]
         torch_pruning.pruner.MagnitudePruner(
-            found, example, importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=True, pruning_ratio=1 - kept, max_pruning_ratio=0.9, round_to=4,
+            found,
+            example,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            global_pruning=True,
+            pruning_ratio=1 - kept,
+            max_pruning_ratio=0.9,
+            round_to=4,
             ignored_layers=[head],
-        ).step()  # fmt: skip
+        ).step()
         return found.eval()
 
     return attempt(to_share(attempt, model, example, share))
@@ -337,7 +346,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--made-of", default="", help="digest of what the network follows from")
     options = parser.parse_args()
-    config = converter.ConvertConfig.from_json(json.loads(options.config))
+    config = converter.Options.from_json(json.loads(options.config))
     source = open_source(options.model, None, config, None)
     assert source.module is not None
     example = torch.from_numpy(next(iter(examples(source, 0, 1).values())))

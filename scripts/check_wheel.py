@@ -31,13 +31,24 @@ NEEDED = re.compile(
 )
 STEPS: tuple[tuple[str, ...], ...] = (
     ("inspect", *MODEL, *CALIB),
-    ("convert", *MODEL, *CALIB, "--form", "separable", "--rank", "0.5", "--keep", "linear",
-     "-o", "out"),
+    (
+        "convert",
+        *MODEL,
+        *CALIB,
+        "--form",
+        "separable",
+        "--rank",
+        "0.5",
+        "--keep",
+        "linear",
+        "-o",
+        "out",
+    ),
     ("convert", *MODEL, *CALIB, "--plan", "out/plan.json", "--int8", "-o", "again"),
     ("compare", "out/original.onnx", "out/model.onnx", "again/model.int8.onnx", "--html", "a.html"),
     ("finetune", "out", "--train", "cifar10_calib.npz", "--epochs", "1"),
     ("export", "out", "-o", "net.onnx"),
-)  # fmt: skip
+)
 
 
 def lowest(wheel: Path) -> list[str]:

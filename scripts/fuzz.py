@@ -220,10 +220,13 @@ def networks(rng: random.Random, folder: Path) -> Path:
             graph.node.append(inner.node[0])
         elif kind == 14:
             function = onnx.helper.make_function(
-                "my.ops", "F", ["p"], ["q"],
+                "my.ops",
+                "F",
+                ["p"],
+                ["q"],
                 [onnx.helper.make_node("F", ["p"], ["q"], domain="my.ops")],
                 [onnx.helper.make_opsetid("my.ops", 1)],
-            )  # fmt: skip
+            )
             model.functions.append(function)  # that calls itself
             model.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
             node.op_type, node.domain = "F", "my.ops"
@@ -236,10 +239,10 @@ def networks(rng: random.Random, folder: Path) -> Path:
 
 def read_network(path: Path) -> None:
     """Read a network and list its layers, as ``inspect`` does."""
-    from converter.options import ConvertConfig
+    from converter.options import Options
     from converter.pipeline import list_layers, open_source
 
-    config = ConvertConfig(cache=False)
+    config = Options.of(cache=False)
     list_layers(open_source(path, None, config, None), config)
 
 
@@ -260,13 +263,16 @@ def plans(rng: random.Random, folder: Path) -> Path:
     """Make a plan."""
     path = folder / "plan.json"
     plan: Any = {
-        "format": "flatconv-plan", "version": 1, "seed": 0, "input_shapes": {"x": [1, 3, 8, 8]},
+        "format": "flatconv-plan",
+        "version": 1,
+        "seed": 0,
+        "input_shapes": {"x": [1, 3, 8, 8]},
         "layers": {
             "w0": {"form": "flattened", "rank": [4]},
             "w1": {"form": "channel", "rank": [2]},
             "w2": {"reason": "kept"},
         },
-    }  # fmt: skip
+    }
     for _ in range(rng.choice((1, 1, 2, 3))):
         holder = rng.choice((plan, plan["layers"], *plan["layers"].values()))
         if isinstance(holder, dict) and holder:
@@ -294,13 +300,13 @@ def read_plan(path: Path) -> None:
 
     from converter.graph.canonicalize import canonicalize
     from converter.graph.survey import survey
-    from converter.options import ConvertConfig
+    from converter.options import Options
     from converter.search.plan import make_plan
 
     if not PLANNED:
         found = canonicalize(ir.from_proto(network()))
         PLANNED.append(survey(found, {"x": np.zeros((1, 3, 8, 8), np.float32)}))
-    make_plan(PLANNED[0], ConvertConfig(plan=path), {"x": (1, 3, 8, 8)})
+    make_plan(PLANNED[0], Options.of(plan=path), {"x": (1, 3, 8, 8)})
 
 
 def datasets(rng: random.Random, folder: Path) -> Path:
@@ -334,19 +340,25 @@ def read_data(path: Path) -> None:
     """Read sample inputs as ``--calib`` does."""
     from converter.graph.network import Input
     from converter.models import source
-    from converter.options import ConvertConfig
+    from converter.options import Options
 
     spec = (Input("x", (None, 3, 8, 8), np.dtype(np.float32)),)
-    found = source.read_data(str(path), spec, ConvertConfig())
+    found = source.read_data(str(path), spec, Options())
     found.read(np.arange(min(found.count, 4)))
 
 
 MAKE: dict[str, Callable[[random.Random, Path], Path]] = {
-    "checkpoint": checkpoints, "onnx": networks, "plan": plans, "data": datasets,
-}  # fmt: skip
+    "checkpoint": checkpoints,
+    "onnx": networks,
+    "plan": plans,
+    "data": datasets,
+}
 READ: dict[str, Callable[[Path], None]] = {
-    "checkpoint": read_checkpoint, "onnx": read_network, "plan": read_plan, "data": read_data,
-}  # fmt: skip
+    "checkpoint": read_checkpoint,
+    "onnx": read_network,
+    "plan": read_plan,
+    "data": read_data,
+}
 
 
 def attempt(target: str, number: int, seed: int) -> str:
@@ -398,9 +410,11 @@ def watched(target: str, count: int, seed: int, scratch: Path) -> Iterator[tuple
         started = number
         command = [sys.executable, __file__, "--work", target, str(number), str(count)]
         process = subprocess.Popen(
-            [*command, "--seed", str(seed)], cwd=scratch, stdout=subprocess.PIPE,
+            [*command, "--seed", str(seed)],
+            cwd=scratch,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         assert process.stdout is not None
         now, begun, rest = None, time.monotonic() + 60, b""
         while True:
@@ -462,11 +476,19 @@ def main() -> int:
                     print(f"{target}:{number} {verdict}", flush=True)
             bugs += seen["BUG"]
             seconds = time.perf_counter() - start
-            rows.append({
-                "name": target, "inputs": sum(seen.values()), "read": seen["read"],
-                "refused": seen["refused"], "failed": seen["BUG"], "seconds": seconds,
-                "peak_gib": peak, "target": "none fails", "met": not seen["BUG"],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "name": target,
+                    "inputs": sum(seen.values()),
+                    "read": seen["read"],
+                    "refused": seen["refused"],
+                    "failed": seen["BUG"],
+                    "seconds": seconds,
+                    "peak_gib": peak,
+                    "target": "none fails",
+                    "met": not seen["BUG"],
+                }
+            )
             print(rows[-1], flush=True)
         left = sorted(os.listdir(scratch))
     print("left behind:", left or "nothing")

@@ -83,11 +83,15 @@ class Job:
                 prepare()
 
         return subprocess.Popen(
-            [sys.executable, "-m", "converter", *self.command], cwd=ROOT, text=True,
+            [sys.executable, "-m", "converter", *self.command],
+            cwd=ROOT,
+            text=True,
             env=os.environ | {"FLATCONV_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"},
             start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=begin,
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=begin,
+        )
 
 
 def digest(folder: Path) -> str:
@@ -300,10 +304,16 @@ def faults(job: Job, options: argparse.Namespace, done: set[str]) -> Iterator[di
         job.again()
         goes_on = finished(job.start())[0] == 0 and digest(job.out) == new
         yield {
-            "name": name, "times": len(seen), "old": seen.count("old"), "new": seen.count("new"),
-            "wrong": len(wrong), "goes_on": goes_on, **more,
-            "target": "old or new, and goes on", "met": not wrong and goes_on,
-        }  # fmt: skip
+            "name": name,
+            "times": len(seen),
+            "old": seen.count("old"),
+            "new": seen.count("new"),
+            "wrong": len(wrong),
+            "goes_on": goes_on,
+            **more,
+            "target": "old or new, and goes on",
+            "met": not wrong and goes_on,
+        }
 
 
 def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:

@@ -149,9 +149,15 @@ def main() -> int:
     test = load_split(options.data, "test")
     state = ROOT / "runs" / "train_sample" / "state.pt"
     model = train(
-        *load_split(options.data, "train"), test, state, options.epochs, options.batch_size,
-        options.max_lr, options.weight_decay, options.seed,
-    )  # fmt: skip
+        *load_split(options.data, "train"),
+        test,
+        state,
+        options.epochs,
+        options.batch_size,
+        options.max_lr,
+        options.weight_decay,
+        options.seed,
+    )
     save(model, ROOT / "sample_models" / "paper_cifar10.safetensors")
     print(f"test accuracy {accuracy(model, *test):.4f}")
     return 0

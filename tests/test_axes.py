@@ -7,10 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import noise
-from hypothesis import given
-from hypothesis import strategies as st
-from networks_for_tests import (
+from helpers import (
     EXACT_FORMS,
     FEW,
     LITTLE,
@@ -21,7 +18,10 @@ from networks_for_tests import (
     from_text,
     input_for,
     make_conv,
+    noise,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from converter.decomposition.conv import PADDING_MODES, Conv

@@ -1,16 +1,15 @@
 """Budgets, end to end: kept, missed, refused."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import flatconv, make_net, noise, work_in
+from helpers import flatconv, make_net, noise, work_in
 
 import converter
 from converter.errors import ConverterError
 from converter.models.source import open_source
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.pipeline import list_layers
 from converter.timing.table import latency_table, measured_speedup
 
@@ -28,8 +27,8 @@ def place(tmp_path_factory):
 
 
 def convert(place, output="out", **options):
-    config = ConvertConfig(calib="calib.npz", **options)
-    result = converter.convert("net.onnx", config=config)
+    config = Options.of(calib="calib.npz", **options)
+    result = converter.convert("net.onnx", options=config)
     result.save(place / output)
     return result, json.loads((place / output / "report.json").read_text())
 
@@ -154,8 +153,8 @@ def test_a_users_measure_is_kept_to(place):
     from converter.runtime.ort import run
 
     WANTED.append(run(open_session(load(place / "net.onnx")), x)["logits"])
-    config = ConvertConfig(calib="calib.npz", max_drop=0.05)
-    result = converter.convert("net.onnx", config=config, evaluate=evaluate)
+    config = Options.of(calib="calib.npz", max_drop=0.05)
+    result = converter.convert("net.onnx", options=config, evaluate=evaluate)
     after = result.comparison.networks[1]
     assert result.report.met is (after.drop_points.median <= 5.0)
 
@@ -166,41 +165,41 @@ WANTED = []
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_drop": 0.0}, "--max-drop must be above 0"),
-        ({"max_drop": 1.5}, "--max-drop must be above 0 and below 1"),
-        ({"max_error": -1.0}, "--max-error must be above 0"),
-        ({"max_macs": 1.0}, "--max-macs must be above 0 and below 1"),
-        ({"target_speedup": 1.0}, "--target-speedup must be above 1"),
+        ({"max_drop": 0.0}, "--max-drop. It must be above 0"),
+        ({"max_drop": 1.5}, "--max-drop. It must be above 0 and below 1"),
+        ({"max_error": -1.0}, "--max-error. It must be a number above 0"),
+        ({"max_macs": 1.0}, "--max-macs. It must be above 0 and below 1"),
+        ({"target_speedup": 1.0}, "--target-speedup. It must be above 1"),
         ({"target_speedup": 2.0, "form": ("spatial",)}, "leave out --form"),
         ({"max_macs": 0.5, "rank": ("0.5",)}, "--max-macs"),
     ],
 )
 def test_budgets_that_make_no_sense_are_refused(options, words):
     with pytest.raises(ConverterError, match=words):
-        ConvertConfig(**options)
+        Options.of(**options)
 
 
 def test_a_drop_without_inputs_cannot_be_judged(place):
     with pytest.raises(ConverterError, match="needs sample inputs; give --calib"):
-        converter.convert("net.onnx", config=ConvertConfig(max_drop=0.01))
+        converter.convert("net.onnx", options=Options.of(max_drop=0.01))
 
 
 def test_a_drop_without_classes_cannot_be_judged(place):
     make_net(place / "single.onnx", channels=(3, 16), size=32, classes=1)
-    config = ConvertConfig(max_drop=0.01, calib="calib.npz")
+    config = Options.of(max_drop=0.01, calib="calib.npz")
     with pytest.raises(ConverterError, match="--evaluate or --max-error"):
-        converter.convert("single.onnx", config=config)
+        converter.convert("single.onnx", options=config)
 
 
 def test_a_race_is_run_once_where_a_training_goes_on(place, monkeypatch, tmp_path):
     monkeypatch.setenv("FLATCONV_CACHE", str(tmp_path))
-    config = ConvertConfig(finetune=1)
+    config = Options.of(finetune=1)
     source = open_source("net.onnx", None, config, None)
     layers = list_layers(source, config)
     table = latency_table(source, layers, config, lambda stage, done: None)
     chosen = {"conv1": ("separable", (4,))}
     before = measured_speedup(source, layers, chosen, table, config)
-    resumed = replace(config, resume=True)
+    resumed = config.changed(resume=True)
     assert measured_speedup(source, layers, chosen, table, resumed) == before
     for other, how in ((chosen, config), ({"conv1": ("separable", (8,))}, resumed)):
         assert measured_speedup(source, layers, other, table, how) != before

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from networks_for_tests import SPLITTING_FORMS, make_conv
+from helpers import SPLITTING_FORMS, make_conv
 
 from converter.cache import cached_chain, cached_text, digest
 from converter.decomposition.form import decompose
@@ -105,9 +105,19 @@ def test_groups_make_another_entry(tmp_path):
 def test_content_tells_apart_what_lies_side_by_side():
     a, b = np.arange(4.0), np.arange(6.0)
     parts = [
-        (a, b), (b, a), ([a], b), ([a, b],), (np.concatenate([a, b]),), (a.reshape(2, 2), b),
-        (a.astype(np.float32), b), (a, b, None), (a, b, 1), (a, b, "1"), (a, b, 1.0), (a, [], b),
-    ]  # fmt: skip
+        (a, b),
+        (b, a),
+        ([a], b),
+        ([a, b],),
+        (np.concatenate([a, b]),),
+        (a.reshape(2, 2), b),
+        (a.astype(np.float32), b),
+        (a, b, None),
+        (a, b, 1),
+        (a, b, "1"),
+        (a, b, 1.0),
+        (a, [], b),
+    ]
     assert len({digest(*part) for part in parts}) == len(parts)
     assert digest(a, [b, "x"], 3) == digest(a.copy(), (b[::-1][::-1], "x"), 3)
 
@@ -189,10 +199,12 @@ def test_two_processes_share_a_cache(tmp_path):
     both = [
         subprocess.Popen(
             [sys.executable, "-c", TOGETHER, str(tmp_path)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     for process in both:
         process.stdin.write("go\n")
         process.stdin.flush()

@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import make_net, noise
+from helpers import FEW, compute, convolutions, difference, from_text, make_conv, make_net, noise
 from hypothesis import given
 from hypothesis import strategies as st
-from networks_for_tests import FEW, compute, convolutions, difference, from_text, make_conv
 
 from converter.data.data import from_arrays
 from converter.decomposition.conv import Conv
@@ -25,7 +24,7 @@ from converter.reconstruction.moments import (
     patch_count,
     patch_size,
     second_moments,
-)  # fmt: skip
+)
 
 
 def unit_filters(conv):
@@ -160,8 +159,10 @@ def test_moments_come_near_those_of_every_patch():
     seen = {"x": x, "a": compute([as_float64(layers[0].conv)], x.astype(np.float64))}
     seen["t"] = seen["a"].swapaxes(1, 2)
     assert {name: len(groups) for name, groups in found.items()} == {
-        "plain": 1, "up": 2, "linear": 1,
-    }  # fmt: skip
+        "plain": 1,
+        "up": 2,
+        "linear": 1,
+    }
     for layer in layers:
         for metric, wanted in zip(found[layer.name], brute_force(layer, seen[layer.source])):
             assert difference(metric.dense(), wanted) < 0.03

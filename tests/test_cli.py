@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import flatconv, make_net, noise, work_in
+from helpers import flatconv, make_net, noise, work_in
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -252,9 +252,12 @@ def linear(path, kind=TensorProto.FLOAT, words=False):
         outputs.append(helper.make_tensor_value_info("s", TensorProto.STRING, ["N"]))
     weights = noise(8, 4).astype(helper.tensor_dtype_to_np_dtype(kind))
     graph = helper.make_graph(
-        nodes, "linear", [helper.make_tensor_value_info("x", kind, ["N", 8])], outputs,
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("x", kind, ["N", 8])],
+        outputs,
         [numpy_helper.from_array(weights, "w")],
-    )  # fmt: skip
+    )
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
     return path
 
@@ -597,10 +600,14 @@ def test_an_interrupted_command_says_so_and_ends(tmp_path):
     )
     command = [sys.executable, "-m", "converter", "convert", "slow:build", "-o", "out"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
-from networks_for_tests import (
+from helpers import (
     FEW,
     SOME,
     compute,
@@ -17,6 +15,8 @@ from networks_for_tests import (
     input_for,
     make_conv,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

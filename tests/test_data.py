@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 from PIL import Image
 
 from converter.data.data import conform, from_arrays, random_data
@@ -14,7 +14,7 @@ from converter.data.images import Images
 from converter.data.readers import load
 from converter.errors import ConverterError
 from converter.models.export import find_callable
-from converter.options import ConvertConfig, parse_arguments, parse_shapes
+from converter.options import Options
 
 PLAIN = Images()
 
@@ -77,7 +77,7 @@ def test_an_input_named_y_is_not_the_labels(tmp_path):
 
 def test_uint8_images_are_scaled_and_normalised(tmp_path):
     x = pixels(4, 5, 6, 3)
-    images = Images.of(ConvertConfig(mean="0.5,0.25,0.125", std="0.5,1,2"))
+    images = Images.of(Options.of(mean="0.5,0.25,0.125", std="0.5,1,2"))
     found = everything(read(npz(tmp_path, x=x), images=images))["x"]
     wanted = (x / 255 - [0.5, 0.25, 0.125]) / [0.5, 1, 2]
     assert found.dtype == np.float32 and found.flags.c_contiguous
@@ -92,7 +92,7 @@ def test_one_mean_serves_all_channels(tmp_path):
 
 def test_blue_comes_first_after_normalising(tmp_path):
     x = pixels(2, 4, 4, 3)
-    images = Images.of(ConvertConfig(channels="bgr", mean="0.1,0.2,0.3"))
+    images = Images.of(Options.of(channels="bgr", mean="0.1,0.2,0.3"))
     found = everything(read(npz(tmp_path, x=x), images=images))["x"]
     wanted = (x / 255 - [0.1, 0.2, 0.3])[..., ::-1].transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -100,7 +100,7 @@ def test_blue_comes_first_after_normalising(tmp_path):
 
 def test_channels_stay_last_for_nhwc(tmp_path):
     x = pixels(2, 4, 5, 3)
-    images = Images.of(ConvertConfig(layout="nhwc"))
+    images = Images.of(Options.of(layout="nhwc"))
     found = everything(read(npz(tmp_path, x=x), images=images))["x"]
     np.testing.assert_allclose(found, x / 255, atol=1e-6)
 
@@ -212,7 +212,7 @@ def test_as_many_means_as_channels(tmp_path, option):
 
 def test_means_must_be_numbers():
     with pytest.raises(ConverterError, match=r"--mean '0\.5,half' must be numbers"):
-        Images.of(ConvertConfig(mean="0.5,half"))
+        Images.of(Options.of(mean="0.5,half"))
 
 
 # folders of images
@@ -633,44 +633,6 @@ def test_a_loader_that_cannot_be_read_is_refused(dataset, words):
 
 
 # --input-shape and --factory-args
-
-
-@pytest.mark.parametrize(
-    ("texts", "shapes"),
-    [
-        ([], [{}]),
-        (["1,3,32,32"], [{"x": (1, 3, 32, 32)}]),
-        (["mask:2,7", "5,3"], [{"mask": (2, 7), "x": (5, 3)}]),
-        (["1,3", "1,5"], [{"x": (1, 3)}, {"x": (1, 5)}]),
-        (["1,3", "x:1,5", "mask:1"], [{"x": (1, 3), "mask": (1,)}, {"x": (1, 5), "mask": (1,)}]),
-    ],
-)
-def test_input_shapes_are_read(texts, shapes):
-    assert parse_shapes(texts, ["x", "mask"]) == shapes
-
-
-@pytest.mark.parametrize("text", ["", "x:", "1,3,", "1x3", "1,-3", "0,3", "1.5,3"])
-def test_a_shape_must_be_positive_integers(text):
-    with pytest.raises(ConverterError, match=r"must be written \[NAME:\]1,3,32,32"):
-        parse_shapes([text], ["x"])
-
-
-def test_a_shape_of_an_unknown_input_is_refused():
-    with pytest.raises(ConverterError, match="no input 'z', only x, mask"):
-        parse_shapes(["z:1,3"], ["x", "mask"])
-
-
-def test_factory_arguments_are_read():
-    assert parse_arguments('{"width": 8, "norm": null}') == {"width": 8, "norm": None}
-    assert parse_arguments("{}") == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "match"), [("width=8", "is not JSON"), ("", "is not JSON"), ("[8]", "JSON object")]
-)
-def test_factory_arguments_must_be_a_json_object(text, match):
-    with pytest.raises(ConverterError, match=match):
-        parse_arguments(text)
 
 
 def test_what_is_held_out_is_changed_the_same_way_each_time(tmp_path):

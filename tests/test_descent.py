@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import flatconv, work_in
+from helpers import flatconv, work_in
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "pages" / "tutorials").glob("*.md"))
@@ -47,5 +47,5 @@ def test_the_pages_are_built(tmp_path):
     found = run(f"{command} {tmp_path / 'site'}", ROOT)
     assert found.returncode == 0, found.stderr
     reference = (tmp_path / "site" / "reference" / "index.html").read_text()
-    assert "converter.options.ConvertConfig" in reference
+    assert "converter.options.Options" in reference
     assert "target_speedup" in reference

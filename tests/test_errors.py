@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from networks_for_tests import from_text
+from helpers import from_text
 
 from converter.errors import MOST, first_line, lacks_memory, root_line
 

@@ -6,9 +6,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from networks_for_tests import (
+from helpers import (
     EXACT_FORMS,
     FEW,
     LITTLE,
@@ -20,6 +18,8 @@ from networks_for_tests import (
     input_for,
     make_conv,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from converter.decomposition.conv import PADDING_MODES, Chain, Conv, assemble
 from converter.decomposition.form import (

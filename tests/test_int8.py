@@ -9,10 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import flatconv, make_net, noise, work_in
+from helpers import FEW, difference, flatconv, from_text, make_net, noise, work_in
 from hypothesis import given
 from hypothesis import strategies as st
-from networks_for_tests import FEW, difference, from_text
 
 import converter
 from converter.commands import dry_run
@@ -22,7 +21,7 @@ from converter.evaluation.compare import Comparison, Figures
 from converter.evaluation.verify import notice
 from converter.graph.network import load, open_session
 from converter.graph.survey import count_macs
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.quantization import int8, quantize
 from converter.quantization.channel_equalization import equalize
 from converter.quantization.quantize import linear_steps, observed_ranges, quantized
@@ -137,7 +136,7 @@ def test_odd_graphs_are_quantized_as_far_as_they_can_be(body, count, tmp_path):
     weights = {"w": noise(8, 8, 3, 3), "g": noise(8, 4, 3, 3), "b": noise(8)}
     used = {name: array for name, array in weights.items() if f", {name}" in body}
     onnx.save(from_text(text, **used), tmp_path / "odd.onnx")
-    config, x = ConvertConfig(int8=True), noise(count, 8, 6, 6)
+    config, x = Options.of(int8=True), noise(count, 8, 6, 6)
     source = converter.pipeline.open_source(tmp_path / "odd.onnx", None, config, x)
     int8.check_int8(source)
     small = int8.as_int8(source.network, source, config)
@@ -226,18 +225,24 @@ def test_old_operator_sets_are_timed():
     network, _ = chain()
     old = onnx.version_converter.convert_version(ir.to_proto(network), 11)
     found = profile.measure(
-        old.SerializeToString(), "old", {"x": (1, 3, 6, 6)},
-        quantized=quantize.quantized_for_timing, others=False,
-    )  # fmt: skip
+        old.SerializeToString(),
+        "old",
+        {"x": (1, 3, 6, 6)},
+        quantized=quantize.quantized_for_timing,
+        others=False,
+    )
     assert len(found.layers) == 2
     assert all(layer.ms > 0 for layer in found.layers)
 
 
 def test_weights_in_a_file_of_their_own_are_timed(place):
     onnx.save(
-        onnx.load(place / "net.onnx"), place / "apart.onnx", save_as_external_data=True,
-        location="apart.data", size_threshold=1024,
-    )  # fmt: skip
+        onnx.load(place / "net.onnx"),
+        place / "apart.onnx",
+        save_as_external_data=True,
+        location="apart.data",
+        size_threshold=1024,
+    )
     arguments = ("--input-shape", "1,3,32,32", "--int8")
     status, _, err = flatconv("measure", "apart.onnx", "-o", "apart.json", *arguments)
     assert status == 0, err
@@ -245,8 +250,8 @@ def test_weights_in_a_file_of_their_own_are_timed(place):
 
 
 def test_a_budget_kept_by_steps_in_floating_point_is_told_as_kept(place):
-    config = ConvertConfig(calib="calib.npz", max_error=0.02, int8=True)
-    report = converter.convert("net.onnx", config=config).report.to_dict()
+    config = Options.of(calib="calib.npz", max_error=0.02, int8=True)
+    report = converter.convert("net.onnx", options=config).report.to_dict()
     assert report["met"]
     # int8 alone would break the budget: it is held against what of it keeps it, too.
     for name in ("original", "converted"):
@@ -259,7 +264,7 @@ def test_a_network_in_half_precision_is_refused(tmp_path):
     text = "net (float16[N, 3, 6, 6] x) => (float16[N, 3, 6, 6] y) { y = Conv (x, w) }"
     onnx.save(from_text(text, w=noise(3, 3, 1, 1).astype(np.float16)), tmp_path / "half.onnx")
     x = noise(8, 3, 6, 6).astype(np.float16)
-    config = ConvertConfig(form=("channel",), rank=("2",), int8=True)
+    config = Options.of(form=("channel",), rank=("2",), int8=True)
     with pytest.raises(ConverterError, match="float16 network cannot be quantized"):
         converter.convert(tmp_path / "half.onnx", None, config, calib=x)
     text = """net (float[N, 3, 6, 6] x) => (float[N, 3, 6, 6] y) {
@@ -271,7 +276,7 @@ def test_a_network_in_half_precision_is_refused(tmp_path):
 
 def test_a_dry_run_refuses_what_a_conversion_refuses(place):
     with pytest.raises(ConverterError, match="--int8 needs sample inputs"):
-        dry_run("net.onnx", ConvertConfig(int8=True, max_error=0.1))
+        dry_run("net.onnx", Options.of(int8=True, max_error=0.1))
 
 
 def test_data_that_cannot_be_read_is_not_blamed_on_the_quantizer():
@@ -328,8 +333,9 @@ def test_four_networks_are_delivered_and_told_of(by_hand, place):
     assert files <= {path.name for path in (place / "out").iterdir()}
     told = by_hand["int8"]
     assert [told[n]["name"] for n in ("original", "converted")] == [
-        "original, int8", "converted, int8"
-    ]  # fmt: skip
+        "original, int8",
+        "converted, int8",
+    ]
     assert told["gain"]["low"] <= told["gain"]["median"] <= told["gain"]["high"]
     for name in ("original", "converted"):
         assert told[name]["macs"] == by_hand[name]["macs"]
@@ -354,8 +360,8 @@ def test_the_int8_files_compute_nearly_the_same(by_hand, place):
 
 
 def test_a_budget_is_that_of_the_int8_network(place):
-    config = ConvertConfig(calib="calib.npz", max_error=0.2, int8=True)
-    result = converter.convert("net.onnx", config=config)
+    config = Options.of(calib="calib.npz", max_error=0.2, int8=True)
+    result = converter.convert("net.onnx", options=config)
     report = result.report.to_dict()
     assert report["met"]
     assert report["int8"]["converted"]["rel_output_error"] <= 0.2
@@ -374,12 +380,12 @@ def test_times_are_those_of_int8(place):
     assert found["int8"].float_ms > 0
     assert found["int8"].original_ms == found["int8"].float_ms
     assert all(layer.ms > 0 for layer in found["int8"].layers)
-    plan, _ = dry_run("net.onnx", ConvertConfig(latency=place / "int8.json", **options))
+    plan, _ = dry_run("net.onnx", Options.of(latency=place / "int8.json", **options))
     assert plan.choices
     with pytest.raises(ConverterError, match="Measure with --int8"):
-        dry_run("net.onnx", ConvertConfig(latency=place / "float.json", **options))
+        dry_run("net.onnx", Options.of(latency=place / "float.json", **options))
     with pytest.raises(ConverterError, match="Measure without --int8"):
-        dry_run("net.onnx", ConvertConfig(latency=place / "int8.json", calib="calib.npz"))
+        dry_run("net.onnx", Options.of(latency=place / "int8.json", calib="calib.npz"))
 
 
 def test_without_sample_inputs_there_is_no_int8(place):
@@ -401,8 +407,8 @@ def test_an_int8_folder_is_trained_further_and_quantized_again(place):
     options = {"calib": "calib.npz", "int8": True, "form": ("separable",), "rank": ("8",)}
     factory = {"input_shape": ("1,3,8,8",), "keep": ("fc",)}
     np.savez("small.npz", x=noise(200, 3, 8, 8, seed=4))
-    config = ConvertConfig(**(options | {"calib": "small.npz"} | factory))
-    result = converter.convert("toy:build", config=config)
+    config = Options.of(**(options | {"calib": "small.npz"} | factory))
+    result = converter.convert("toy:build", options=config)
     result.save("toy_out")
     (place / "small.npz").rename(place / "moved.npz")  # the images for the ranges are gone
     tuned = converter.finetune("toy_out", train="moved.npz", finetune=1)
@@ -411,7 +417,7 @@ def test_an_int8_folder_is_trained_further_and_quantized_again(place):
 
 
 def test_the_worst_steps_stay_in_floating_point_where_a_budget_needs_that(place):
-    config = ConvertConfig(calib="calib.npz", int8=True)
+    config = Options.of(calib="calib.npz", int8=True)
     source = converter.pipeline.open_source("net.onnx", None, config, noise(20, 3, 32, 32))
     data = source.calib
     wanted = outputs(source.network, data)

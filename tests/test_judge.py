@@ -6,8 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import make_net, noise
-from networks_for_tests import difference, from_text
+from helpers import difference, from_text, make_net, noise
 
 from converter.data.data import from_arrays
 from converter.errors import ConverterError

@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import noise
-from networks_for_tests import at_full_rank, difference
+from helpers import at_full_rank, difference, noise
 from torch import nn
 from torch.nn.utils import parametrizations
 

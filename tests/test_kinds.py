@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import noise
-from networks_for_tests import difference
+from helpers import difference, noise
 from torch import nn
 
 import converter
@@ -81,7 +80,7 @@ def convert(name, rank, calib=False):
     torch.manual_seed(0)
     model = build().eval()
     x = noise(64, *shape).cumsum(-1)
-    config = converter.ConvertConfig(form=form, rank=(rank,))
+    config = converter.Options.of(form=form, rank=(rank,))
     result = converter.convert(model, x[:1], config, calib=x if calib else None)
     assert set(result.plan.chosen()) == layers
     assert result.report.met

@@ -4,9 +4,9 @@ import ctypes
 import itertools
 
 import numpy as np
+from helpers import FEW
 from hypothesis import given
 from hypothesis import strategies as st
-from networks_for_tests import FEW
 
 from converter.search.knapsack import Limit, _muted, choose
 

@@ -4,7 +4,7 @@ import json
 
 import onnx
 import pytest
-from conftest import make_net
+from helpers import make_net
 
 from converter.errors import ConverterError
 from converter.graph import onnx_proto as light

@@ -7,10 +7,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import noise
+from helpers import FEW, SPLITTING_FORMS, difference, from_text, noise
 from hypothesis import given
 from hypothesis import strategies as st
-from networks_for_tests import FEW, SPLITTING_FORMS, difference, from_text
 from torch import nn
 
 from converter.decomposition.conv import Chain, Conv
@@ -24,7 +23,7 @@ from converter.graph.survey import count_macs, survey
 from converter.models import export as torch_export
 from converter.models import match as torch_network
 from converter.models.modules import read_module, to_modules
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.reconstruction.moments import choose_positions, cut_patches
 from converter.runtime.ort import run
 from converter.search.plan import make_plan
@@ -85,7 +84,7 @@ def test_it_does_not_stand_beside_convolutions():
         Chain((linear(bias=False), Conv(noise(6, 6, 1), None, (1,), ((0, 0),), (1,))))
 
 
-@pytest.mark.parametrize("turned", [0, 1])
+@pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("bias", [(), (6,), (1, 6), (1,)])
 def test_a_gemm_is_read_and_rewritten(transposed, bias):
     x = noise(3, 8)
@@ -265,7 +264,7 @@ def test_a_module_read_back_is_the_layer():
 
 def plan_for(weight, **options):
     _, layer = surveyed(MATMUL, noise(2, 5, weight.shape[0]), w=weight)
-    (choice,) = make_plan((layer,), ConvertConfig(**options), {}).choices
+    (choice,) = make_plan((layer,), Options.of(**options), {}).choices
     return choice
 
 
@@ -311,6 +310,6 @@ def test_by_default_it_is_converted_only_if_that_saves_enough():
     text = MATMUL.replace("8]", "48]")
     for weight, form in ((low, "channel"), (noise(48, 64), None)):
         _, layer = surveyed(text, noise(2, 5, 48), w=weight)
-        (choice,) = make_plan((layer,), ConvertConfig(), {}).choices
+        (choice,) = make_plan((layer,), Options(), {}).choices
         assert choice.form == form
     assert "no form saves 25% of its MACs" in choice.reason

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import make_net, noise
+from helpers import make_net, noise
 from onnx import TensorProto, helper, numpy_helper
 
 from converter.data.data import from_arrays

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers import SOME, difference
 from hypothesis import given
 from hypothesis import strategies as st
-from networks_for_tests import SOME, difference
 
 from converter.decomposition.metric import Metric
 

@@ -5,12 +5,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import flatconv, make_net, noise, work_in
+from helpers import flatconv, make_net, noise, work_in
 from PIL import Image
 from torch import nn
 
 import converter
-from converter import ConvertConfig, ConverterError, Plan
+from converter import ConverterError, Options, Plan
 from converter.data.data import from_arrays
 from converter.data.images import Images
 from converter.data.readers import load
@@ -19,7 +19,7 @@ from converter.models.source import open_source
 from converter.training.losses import Recipe
 from converter.training.train import tune
 
-CHANNEL = ConvertConfig(form=("channel",))
+CHANNEL = Options.of(form=("channel",))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(place):
-    config = ConvertConfig(form=("channel",), input_shape=("1,3,8,8",))
+    config = Options.of(form=("channel",), input_shape=("1,3,8,8",))
     converter.convert("toy:build", None, config).save("out")
     return place / "out"
 
@@ -62,7 +62,7 @@ def test_a_model_in_training_mode_is_converted_for_inference(place):  # pipeline
 
 
 def test_a_kept_layer_s_hash_survives_json(place):  # plan._read_choice
-    plan = converter.convert("net.onnx", None, ConvertConfig(form=("conv1=channel",))).plan
+    plan = converter.convert("net.onnx", None, Options.of(form=("conv1=channel",))).plan
     assert Plan.from_json(plan.to_json()) == plan
 
 
@@ -153,12 +153,12 @@ def test_tuning_with_odd_labels(out, labels):  # tune: int32 crashes, out of ran
 
 def test_tuning_on_calibration_arrays(place):  # config.__post_init__ refuses
     model = find_callable("toy:build", "")().eval()
-    config = ConvertConfig(form=("channel",), finetune=1)
+    config = Options.of(form=("channel",), finetune=1)
     converter.convert(model, None, config, calib=noise(64, 3, 8, 8))
 
 
 def test_several_shapes_after_tuning(place):  # pipeline.convert: export without free_axes
-    config = ConvertConfig(
+    config = Options.of(
         form=("channel",), input_shape=("1,3,8,8", "1,3,16,16"), finetune=1, train="data.npz"
     )
     converter.convert("toy:build", None, config)
@@ -202,7 +202,7 @@ def test_a_network_of_uint8_images(
     onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")
     x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "x.npz", x=x)
-    config = ConvertConfig(calib=str(tmp_path / "x.npz"), layout="nhwc")
+    config = Options.of(calib=str(tmp_path / "x.npz"), layout="nhwc")
     found = open_source(tmp_path / "net.onnx", None, config, None).calib.read(np.arange(4))["x"]
     np.testing.assert_array_equal(found, x)
 
@@ -232,12 +232,12 @@ def test_an_image_bomb(tmp_path):  # images.Images.open
 @pytest.mark.parametrize("options", [{"resize": -3}, {"crop": 0}, {"lr": float("inf")}])
 def test_options_out_of_range(options):  # config.__post_init__
     with pytest.raises(ConverterError):
-        ConvertConfig(**options)
+        Options.of(**options)
 
 
 def test_a_division_by_zero(tmp_path):  # config / images: --std 0 gives infinite inputs
     with pytest.raises(ConverterError):
-        Images.of(ConvertConfig(std="0"))
+        Images.of(Options.of(std="0"))
 
 
 def test_a_very_long_name(place):  # OSError from Path.exists

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
-from networks_for_tests import at_full_rank, difference, from_text, make_conv
+from helpers import at_full_rank, difference, from_text, make_conv
 from torch import nn
 
 from converter.decomposition.conv import Chain, Conv

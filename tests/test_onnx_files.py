@@ -6,11 +6,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import make_net, noise
-from networks_for_tests import at_full_rank, difference, from_text
+from helpers import at_full_rank, difference, from_text, make_net, noise
 
 import converter
-from converter import ConvertConfig, ConverterError
+from converter import ConverterError, Options
 from converter.data.data import from_arrays
 from converter.decomposition.forms import FORMS
 from converter.evaluation.check import check_graph, check_same
@@ -103,29 +102,70 @@ POISON = np.full_like(W, np.inf)
 ONE = np.ones(6, np.float32)
 REFUSED = [
     Refused("infinite", "y = Conv (x, w)", "The weight of layer w holds NaN", {"w": POISON}),
-    Refused("behind Cast", "v = Cast <to = 1> (h) y = Conv (x, v)",
-            "The weight of layer v holds NaN", {"h": POISON.astype(np.float16)}),
-    Refused("behind Div", "v = Div (w, z) y = Conv (x, v)", "The weight of layer v holds NaN",
-            {"w": W, "z": np.zeros((), np.float32)}),
-    Refused("transposed", "y = ConvTranspose (x, w)", "The weight of layer w holds NaN",
-            {"w": np.full((4, 6, 3, 3), np.nan, np.float32)}),
-    Refused("linear", "y = MatMul (x, w)", "The weight of layer w holds NaN",
-            {"w": np.full((8, 6), np.nan, np.float32)}),
-    Refused("a bias", "y = Conv (x, w, b)", "The bias of layer w holds NaN",
-            {"w": W, "b": np.nan * ONE}),
-    Refused("a computed bias", "c = Log (b) y = Conv (x, w, c)", "The bias of layer w holds NaN",
-            {"w": W, "b": -ONE}),
-    Refused("a negative variance", "a = Conv (x, w) y = BatchNormalization (a, g, g, g, v)",
-            "of layer w holds NaN", {"w": W, "g": ONE, "v": -2 * ONE}),
-    Refused("a shape that does not fit", "y = Conv (x, w)", "onnxruntime cannot",
-            {"w": noise(6, 5, 3, 3)}),
-    Refused("an unknown operator", "a = Conv (x, w) y = NoSuchThing (a)",
-            "onnxruntime cannot open the network", {"w": W}),
-    Refused("a weight of an unknown operator", "v = NoSuchThing (w) y = Conv (x, v)",
-            "onnxruntime cannot open the network", {"w": W}),
-    Refused("a name that is taken", "y = Conv (x, w)", "already has a tensor named 'w.0.weight'",
-            {"w": W, "w.0.weight": W}),
-]  # fmt: skip
+    Refused(
+        "behind Cast",
+        "v = Cast <to = 1> (h) y = Conv (x, v)",
+        "The weight of layer v holds NaN",
+        {"h": POISON.astype(np.float16)},
+    ),
+    Refused(
+        "behind Div",
+        "v = Div (w, z) y = Conv (x, v)",
+        "The weight of layer v holds NaN",
+        {"w": W, "z": np.zeros((), np.float32)},
+    ),
+    Refused(
+        "transposed",
+        "y = ConvTranspose (x, w)",
+        "The weight of layer w holds NaN",
+        {"w": np.full((4, 6, 3, 3), np.nan, np.float32)},
+    ),
+    Refused(
+        "linear",
+        "y = MatMul (x, w)",
+        "The weight of layer w holds NaN",
+        {"w": np.full((8, 6), np.nan, np.float32)},
+    ),
+    Refused(
+        "a bias", "y = Conv (x, w, b)", "The bias of layer w holds NaN", {"w": W, "b": np.nan * ONE}
+    ),
+    Refused(
+        "a computed bias",
+        "c = Log (b) y = Conv (x, w, c)",
+        "The bias of layer w holds NaN",
+        {"w": W, "b": -ONE},
+    ),
+    Refused(
+        "a negative variance",
+        "a = Conv (x, w) y = BatchNormalization (a, g, g, g, v)",
+        "of layer w holds NaN",
+        {"w": W, "g": ONE, "v": -2 * ONE},
+    ),
+    Refused(
+        "a shape that does not fit",
+        "y = Conv (x, w)",
+        "onnxruntime cannot",
+        {"w": noise(6, 5, 3, 3)},
+    ),
+    Refused(
+        "an unknown operator",
+        "a = Conv (x, w) y = NoSuchThing (a)",
+        "onnxruntime cannot open the network",
+        {"w": W},
+    ),
+    Refused(
+        "a weight of an unknown operator",
+        "v = NoSuchThing (w) y = Conv (x, v)",
+        "onnxruntime cannot open the network",
+        {"w": W},
+    ),
+    Refused(
+        "a name that is taken",
+        "y = Conv (x, w)",
+        "already has a tensor named 'w.0.weight'",
+        {"w": W, "w.0.weight": W},
+    ),
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*invalid value")
@@ -151,7 +191,7 @@ def test_an_input_of_an_impossible_size_is_refused(size, words, axis, tmp_path):
     proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
     onnx.save(proto, tmp_path / "net.onnx")
     with pytest.raises(ConverterError, match=words):
-        converter.convert(tmp_path / "net.onnx", None, ConvertConfig(form=("channel",)))
+        converter.convert(tmp_path / "net.onnx", None, Options.of(form=("channel",)))
 
 
 def test_a_weight_with_fewer_numbers_than_its_shape_says_is_refused(tmp_path):
@@ -159,7 +199,7 @@ def test_a_weight_with_fewer_numbers_than_its_shape_says_is_refused(tmp_path):
     proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-4]
     (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(ConverterError, match="is not a valid ONNX file"):
-        converter.convert(tmp_path / "net.onnx", None, ConvertConfig(form=("channel",)))
+        converter.convert(tmp_path / "net.onnx", None, Options.of(form=("channel",)))
 
 
 def test_statistics_of_another_shape_are_not_folded():
@@ -179,7 +219,7 @@ def test_a_network_without_inputs_is_refused(tmp_path):
     proto = from_text("g () => (float[6, 4, 3, 3] y) { y = Relu (w) }", w=W)
     onnx.save(proto, tmp_path / "net.onnx")
     with pytest.raises(ConverterError, match="has no inputs; there is nothing to feed it"):
-        converter.convert(tmp_path / "net.onnx", None, ConvertConfig(form=("channel",)))
+        converter.convert(tmp_path / "net.onnx", None, Options.of(form=("channel",)))
 
 
 # weights in files of their own
@@ -190,9 +230,12 @@ def apart(tmp_path):
     """A file whose weights are in another, and the same as one file."""
     make_net(tmp_path / "whole.onnx")
     onnx.save(
-        onnx.load(tmp_path / "whole.onnx"), tmp_path / "net.onnx", save_as_external_data=True,
-        location="weights.bin", size_threshold=0,
-    )  # fmt: skip
+        onnx.load(tmp_path / "whole.onnx"),
+        tmp_path / "net.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
     return tmp_path
 
 
@@ -255,8 +298,9 @@ def test_mapped_weights_give_the_same_moments_and_corrections(apart):
         chosen = {layer.name: (FORMS["channel"], (4,)) for layer in layers}
         chains, _ = correct(model, layers, chosen, data)
         moments = second_moments(model, layers, data)
-        found.append(([c.dense().kernel for c in chains.values()],
-                      [m.full for (m,) in moments.values()]))  # fmt: skip
+        found.append(
+            ([c.dense().kernel for c in chains.values()], [m.full for (m,) in moments.values()])
+        )
     for one, other in zip(*found):
         for a, b in zip(one, other):
             assert difference(a, b) < 1e-5

@@ -7,8 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from conftest import noise
-from networks_for_tests import EXACT_FORMS, at_full_rank, difference
+from helpers import EXACT_FORMS, at_full_rank, difference, noise
 
 from converter.decomposition.form import refusal
 from converter.decomposition.forms import FORMS
@@ -92,137 +91,312 @@ BRANCHES = """If (which) <
 >"""
 
 CONVERTED = [
-    Graph("over one axis", BODY_1D.format("y = Conv (x, w, b)"),
-          of(w=(6, 4, 3), b=(6,)), of(x=(2, 4, 9))),
+    Graph(
+        "over one axis",
+        BODY_1D.format("y = Conv (x, w, b)"),
+        of(w=(6, 4, 3), b=(6,)),
+        of(x=(2, 4, 9)),
+    ),
     Graph("over two axes", "y = Conv <pads = [1, 1, 1, 1], strides = [2, 1]> (x, w, b)"),
-    Graph("over three axes", BODY_3D.format("y = Conv (x, w)"),
-          of(w=(6, 4, 3, 2, 3)), of(x=(2, 4, 5, 6, 7))),
+    Graph(
+        "over three axes",
+        BODY_3D.format("y = Conv (x, w)"),
+        of(w=(6, 4, 3, 2, 3)),
+        of(x=(2, 4, 5, 6, 7)),
+    ),
     Graph("in groups", "y = Conv <group = 2> (x, w)", of(w=(6, 2, 3, 3))),
-    Graph("transposed", "y = ConvTranspose <strides = [2, 2], output_padding = [1, 0]> (x, w, b)",
-          of(w=(4, 6, 3, 3), b=(6,))),
-    Graph("transposed, over one axis", BODY_1D.format("y = ConvTranspose <strides = [2]> (x, w)"),
-          of(w=(4, 6, 3)), of(x=(2, 4, 9))),
-    Graph("transposed, SAME",
-          'y = ConvTranspose <auto_pad = "SAME_LOWER", strides = [2, 3]> (x, w)',
-          of(w=(4, 6, 3, 4))),
-    Graph("transposed, output_shape",
-          "y = ConvTranspose <strides = [2, 2], output_shape = [18, 16]> (x, w)",
-          of(w=(4, 6, 3, 3))),
+    Graph(
+        "transposed",
+        "y = ConvTranspose <strides = [2, 2], output_padding = [1, 0]> (x, w, b)",
+        of(w=(4, 6, 3, 3), b=(6,)),
+    ),
+    Graph(
+        "transposed, over one axis",
+        BODY_1D.format("y = ConvTranspose <strides = [2]> (x, w)"),
+        of(w=(4, 6, 3)),
+        of(x=(2, 4, 9)),
+    ),
+    Graph(
+        "transposed, SAME",
+        'y = ConvTranspose <auto_pad = "SAME_LOWER", strides = [2, 3]> (x, w)',
+        of(w=(4, 6, 3, 4)),
+    ),
+    Graph(
+        "transposed, output_shape",
+        "y = ConvTranspose <strides = [2, 2], output_shape = [18, 16]> (x, w)",
+        of(w=(4, 6, 3, 3)),
+    ),
     Graph("Gemm", ROWS.format("y = Gemm (x, w, b)"), LINEAR, of(x=(3, 8))),
-    Graph("Gemm, transB", ROWS.format("y = Gemm <transB = 1> (x, w, b)"),
-          of(w=(6, 8), b=(6,)), of(x=(3, 8))),
-    Graph("Gemm, alpha and beta", ROWS.format("y = Gemm <alpha = 0.5, beta = 2.0> (x, w, b)"),
-          LINEAR, of(x=(3, 8)), kinds="Gemm"),
-    Graph("Gemm, alpha, no bias", ROWS.format("y = Gemm <alpha = 0.5> (x, w)"),
-          of(w=(8, 6)), of(x=(3, 8)), kinds="Gemm"),
-    Graph("Gemm, a bias of one number", ROWS.format("y = Gemm (x, w, b)"),
-          of(w=(8, 6), b=(1,)), of(x=(3, 8))),
+    Graph(
+        "Gemm, transB",
+        ROWS.format("y = Gemm <transB = 1> (x, w, b)"),
+        of(w=(6, 8), b=(6,)),
+        of(x=(3, 8)),
+    ),
+    Graph(
+        "Gemm, alpha and beta",
+        ROWS.format("y = Gemm <alpha = 0.5, beta = 2.0> (x, w, b)"),
+        LINEAR,
+        of(x=(3, 8)),
+        kinds="Gemm",
+    ),
+    Graph(
+        "Gemm, alpha, no bias",
+        ROWS.format("y = Gemm <alpha = 0.5> (x, w)"),
+        of(w=(8, 6)),
+        of(x=(3, 8)),
+        kinds="Gemm",
+    ),
+    Graph(
+        "Gemm, a bias of one number",
+        ROWS.format("y = Gemm (x, w, b)"),
+        of(w=(8, 6), b=(1,)),
+        of(x=(3, 8)),
+    ),
     Graph("MatMul and Add", ROWS.format("h = MatMul (x, w) y = Add (h, b)"), LINEAR, of(x=(3, 8))),
-    Graph("MatMul of stacks", "g (float[N, 5, 8] x) => (float[N, 5, 6] y) { y = MatMul (x, w) }",
-          of(w=(8, 6)), of(x=(2, 5, 8))),
-    Graph("behind Constant",
-          "w = Constant <value = float[2, 4, 1, 1] w {1, 2, 3, 4, 5, 6, 7, 8}> () "
-          "y = Conv (x, w)", {}),
+    Graph(
+        "MatMul of stacks",
+        "g (float[N, 5, 8] x) => (float[N, 5, 6] y) { y = MatMul (x, w) }",
+        of(w=(8, 6)),
+        of(x=(2, 5, 8)),
+    ),
+    Graph(
+        "behind Constant",
+        "w = Constant <value = float[2, 4, 1, 1] w {1, 2, 3, 4, 5, 6, 7, 8}> () y = Conv (x, w)",
+        {},
+    ),
     Graph("behind Identity", "v = Identity (w) y = Conv (x, v, b)", kinds="Conv"),
-    Graph("behind Cast", "v = Cast <to = 1> (h) y = Conv (x, v)", {},
-          given=of(h=noise(6, 4, 3, 3).astype(np.float16)), kinds="Conv"),
-    Graph("behind Reshape", "v = Reshape (w, s) y = Conv (x, v)", of(w=(6, 36)),
-          given=of(s=np.array([6, 4, 3, 3])), kinds="Conv"),
-    Graph("behind Transpose", "v = Transpose <perm = [3, 2, 0, 1]> (w) y = Conv (x, v)",
-          of(w=(3, 3, 4, 6)), kinds="Conv"),
-    Graph("behind Squeeze and Unsqueeze", "a = Squeeze (w, k) v = Unsqueeze (a, k) y = Conv (x, v)",
-          of(w=(6, 4, 1, 3)), given=of(k=np.array([2])), kinds="Conv"),
-    Graph("behind DequantizeLinear", "v = DequantizeLinear (q, scale, zero) y = Conv (x, v, b)",
-          of(b=(6,)), given=of(q=INT8) | SCALE, kinds="Conv"),
+    Graph(
+        "behind Cast",
+        "v = Cast <to = 1> (h) y = Conv (x, v)",
+        {},
+        given=of(h=noise(6, 4, 3, 3).astype(np.float16)),
+        kinds="Conv",
+    ),
+    Graph(
+        "behind Reshape",
+        "v = Reshape (w, s) y = Conv (x, v)",
+        of(w=(6, 36)),
+        given=of(s=np.array([6, 4, 3, 3])),
+        kinds="Conv",
+    ),
+    Graph(
+        "behind Transpose",
+        "v = Transpose <perm = [3, 2, 0, 1]> (w) y = Conv (x, v)",
+        of(w=(3, 3, 4, 6)),
+        kinds="Conv",
+    ),
+    Graph(
+        "behind Squeeze and Unsqueeze",
+        "a = Squeeze (w, k) v = Unsqueeze (a, k) y = Conv (x, v)",
+        of(w=(6, 4, 1, 3)),
+        given=of(k=np.array([2])),
+        kinds="Conv",
+    ),
+    Graph(
+        "behind DequantizeLinear",
+        "v = DequantizeLinear (q, scale, zero) y = Conv (x, v, b)",
+        of(b=(6,)),
+        given=of(q=INT8) | SCALE,
+        kinds="Conv",
+    ),
     Graph("behind arithmetic", "v = Mul (w, w) c = Neg (b) y = Conv (x, v, c)", kinds="Conv"),
-    Graph("a linear weight behind Transpose", ROWS.format("v = Transpose (w) y = MatMul (x, v)"),
-          of(w=(6, 8)), of(x=(3, 8)), kinds="MatMul"),
+    Graph(
+        "a linear weight behind Transpose",
+        ROWS.format("v = Transpose (w) y = MatMul (x, v)"),
+        of(w=(6, 8)),
+        of(x=(3, 8)),
+        kinds="MatMul",
+    ),
     Graph("SAME_UPPER", 'y = Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w)'),
     Graph("SAME_LOWER", 'y = Conv <auto_pad = "SAME_LOWER", strides = [2, 2]> (x, w)'),
     Graph("VALID", 'y = Conv <auto_pad = "VALID", strides = [2, 2]> (x, w)'),
     Graph("NOTSET", 'y = Conv <auto_pad = "NOTSET", pads = [1, 0, 0, 2]> (x, w)'),
-    Graph("SAME, free sizes, no stride",
-          "g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { "
-          'y = Conv <auto_pad = "SAME_UPPER"> (x, w) }'),
-    Graph("a Pad in front", "p = Pad (x, pads) y = Conv <pads = [1, 1, 1, 1]> (p, w)",
-          given=of(pads=PADS_8), kinds="Conv"),
-    Graph("a Pad in front, with axes and value",
-          "p = Pad (x, pads, zero, axes) y = Conv (p, w)", kinds="Conv",
-          given=of(pads=np.array([2, 1, 0, 1]), zero=np.zeros((), np.float32), axes=np.array([-1,
-          2]))),
-    Graph("a Pad in front, opset 10",
-          "p = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (x) y = Conv (p, w)",
-          opset=10, kinds="Conv"),
-    Graph("a Pad whose pads are computed", "d = Add (pads, pads) p = Pad (x, d) y = Conv (p, w)",
-          given=of(pads=PADS_8), kinds="Conv"),
-    Graph("a Pad of two layers", "p = Pad (x, pads) a = Conv (p, w) c = Conv (p, v) y = Add (a, c)",
-          of(w=(6, 4, 3, 3), v=(6, 4, 3, 3)), given=of(pads=PADS_8), layers=2,
-          kinds="Conv Conv Add"),
-    Graph("a reflecting Pad stays", 'p = Pad <mode = "reflect"> (x, pads) y = Conv (p, w)',
-          given=of(pads=PADS_8), kinds="Pad Conv"),
-    Graph("a Pad of ones stays", "p = Pad (x, pads, one) y = Conv (p, w)", kinds="Pad Conv",
-          given=of(pads=PADS_8, one=np.ones((), np.float32))),
-    Graph("a Pad over channels stays", "p = Pad (x, pads) y = Conv (p, w)", of(w=(6, 5, 3, 3)),
-          given=of(pads=np.array([0, 1, 0, 0, 0, 0, 0, 0])), kinds="Pad Conv"),
-    Graph("a Pad that crops stays", "p = Pad (x, pads) y = Conv (p, w)", kinds="Pad Conv",
-          given=of(pads=np.array([0, 0, -1, 0, 0, 0, 0, 0]))),
-    Graph("a Pad that others use stays", "p = Pad (x, pads) a = Conv (p, w) r = GlobalMaxPool (p) "
-          "m = ReduceMax (r) y = Add (a, m)", given=of(pads=PADS_8),
-          kinds="Pad Conv GlobalMaxPool ReduceMax Add"),
-    Graph("BatchNormalization after Conv",
-          "a = Conv (x, w, b) y = BatchNormalization (a, gain, shift, mean, var)",
-          KERNEL | NORM, kinds="Conv"),
-    Graph("BatchNormalization after Conv without bias",
-          "a = Conv (x, w) y = BatchNormalization <epsilon = 0.1> (a, gain, shift, mean, var)",
-          of(w=(6, 4, 3, 3)) | NORM, kinds="Conv"),
-    Graph("BatchNormalization after ConvTranspose in groups",
-          "a = ConvTranspose <group = 2> (x, w, b) y = BatchNormalization (a, gain, shift, mean, "
-          "var)",
-          of(w=(4, 3, 3, 3), b=(6,)) | NORM, kinds="ConvTranspose"),
-    Graph("BatchNormalization after Gemm", ROWS.format(
-          "a = Gemm (x, w, b) y = BatchNormalization (a, gain, shift, mean, var)"),
-          LINEAR | NORM, of(x=(3, 8)), kinds="Gemm"),
-    Graph("BatchNormalization of what others use stays",
-          "a = Conv (x, w) n = BatchNormalization (a, gain, shift, mean, var) y = Add (a, n)",
-          KERNEL | NORM, kinds="Conv BatchNormalization Add"),
-    Graph("NHWC", NHWC.format("t = Transpose <perm = [0, 3, 1, 2]> (x) a = Conv (t, w, b) "
-          "y = Transpose <perm = [0, 2, 3, 1]> (a)"), feeds=of(x=(2, 9, 8, 4))),
-    Graph("NHWC with a Pad and a turned weight", NHWC.format(
-          "t = Transpose <perm = [0, 3, 1, 2]> (x) p = Pad (t, pads) "
-          "v = Transpose <perm = [3, 2, 0, 1]> (w) a = Conv (p, v) "
-          "n = BatchNormalization (a, gain, shift, mean, var) y = Transpose <perm = [0, 2, 3, 1]> "
-          "(n)"),
-          of(w=(3, 3, 4, 6)) | NORM, of(x=(2, 9, 8, 4)), given=of(pads=PADS_8),
-          kinds="Transpose Conv Transpose"),
+    Graph(
+        "SAME, free sizes, no stride",
+        "g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { "
+        'y = Conv <auto_pad = "SAME_UPPER"> (x, w) }',
+    ),
+    Graph(
+        "a Pad in front",
+        "p = Pad (x, pads) y = Conv <pads = [1, 1, 1, 1]> (p, w)",
+        given=of(pads=PADS_8),
+        kinds="Conv",
+    ),
+    Graph(
+        "a Pad in front, with axes and value",
+        "p = Pad (x, pads, zero, axes) y = Conv (p, w)",
+        kinds="Conv",
+        given=of(
+            pads=np.array([2, 1, 0, 1]), zero=np.zeros((), np.float32), axes=np.array([-1, 2])
+        ),
+    ),
+    Graph(
+        "a Pad in front, opset 10",
+        "p = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (x) y = Conv (p, w)",
+        opset=10,
+        kinds="Conv",
+    ),
+    Graph(
+        "a Pad whose pads are computed",
+        "d = Add (pads, pads) p = Pad (x, d) y = Conv (p, w)",
+        given=of(pads=PADS_8),
+        kinds="Conv",
+    ),
+    Graph(
+        "a Pad of two layers",
+        "p = Pad (x, pads) a = Conv (p, w) c = Conv (p, v) y = Add (a, c)",
+        of(w=(6, 4, 3, 3), v=(6, 4, 3, 3)),
+        given=of(pads=PADS_8),
+        layers=2,
+        kinds="Conv Conv Add",
+    ),
+    Graph(
+        "a reflecting Pad stays",
+        'p = Pad <mode = "reflect"> (x, pads) y = Conv (p, w)',
+        given=of(pads=PADS_8),
+        kinds="Pad Conv",
+    ),
+    Graph(
+        "a Pad of ones stays",
+        "p = Pad (x, pads, one) y = Conv (p, w)",
+        kinds="Pad Conv",
+        given=of(pads=PADS_8, one=np.ones((), np.float32)),
+    ),
+    Graph(
+        "a Pad over channels stays",
+        "p = Pad (x, pads) y = Conv (p, w)",
+        of(w=(6, 5, 3, 3)),
+        given=of(pads=np.array([0, 1, 0, 0, 0, 0, 0, 0])),
+        kinds="Pad Conv",
+    ),
+    Graph(
+        "a Pad that crops stays",
+        "p = Pad (x, pads) y = Conv (p, w)",
+        kinds="Pad Conv",
+        given=of(pads=np.array([0, 0, -1, 0, 0, 0, 0, 0])),
+    ),
+    Graph(
+        "a Pad that others use stays",
+        "p = Pad (x, pads) a = Conv (p, w) r = GlobalMaxPool (p) m = ReduceMax (r) y = Add (a, m)",
+        given=of(pads=PADS_8),
+        kinds="Pad Conv GlobalMaxPool ReduceMax Add",
+    ),
+    Graph(
+        "BatchNormalization after Conv",
+        "a = Conv (x, w, b) y = BatchNormalization (a, gain, shift, mean, var)",
+        KERNEL | NORM,
+        kinds="Conv",
+    ),
+    Graph(
+        "BatchNormalization after Conv without bias",
+        "a = Conv (x, w) y = BatchNormalization <epsilon = 0.1> (a, gain, shift, mean, var)",
+        of(w=(6, 4, 3, 3)) | NORM,
+        kinds="Conv",
+    ),
+    Graph(
+        "BatchNormalization after ConvTranspose in groups",
+        "a = ConvTranspose <group = 2> (x, w, b) y = BatchNormalization (a, gain, shift, mean, "
+        "var)",
+        of(w=(4, 3, 3, 3), b=(6,)) | NORM,
+        kinds="ConvTranspose",
+    ),
+    Graph(
+        "BatchNormalization after Gemm",
+        ROWS.format("a = Gemm (x, w, b) y = BatchNormalization (a, gain, shift, mean, var)"),
+        LINEAR | NORM,
+        of(x=(3, 8)),
+        kinds="Gemm",
+    ),
+    Graph(
+        "BatchNormalization of what others use stays",
+        "a = Conv (x, w) n = BatchNormalization (a, gain, shift, mean, var) y = Add (a, n)",
+        KERNEL | NORM,
+        kinds="Conv BatchNormalization Add",
+    ),
+    Graph(
+        "NHWC",
+        NHWC.format(
+            "t = Transpose <perm = [0, 3, 1, 2]> (x) a = Conv (t, w, b) "
+            "y = Transpose <perm = [0, 2, 3, 1]> (a)"
+        ),
+        feeds=of(x=(2, 9, 8, 4)),
+    ),
+    Graph(
+        "NHWC with a Pad and a turned weight",
+        NHWC.format(
+            "t = Transpose <perm = [0, 3, 1, 2]> (x) p = Pad (t, pads) "
+            "v = Transpose <perm = [3, 2, 0, 1]> (w) a = Conv (p, v) "
+            "n = BatchNormalization (a, gain, shift, mean, var) "
+            "y = Transpose <perm = [0, 2, 3, 1]> (n)"
+        ),
+        of(w=(3, 3, 4, 6)) | NORM,
+        of(x=(2, 9, 8, 4)),
+        given=of(pads=PADS_8),
+        kinds="Transpose Conv Transpose",
+    ),
     Graph("free sizes", "g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { y = Conv (x, w) }"),
-    Graph("a weight of two layers", "a = Conv <pads = [1, 1, 1, 1]> (x, w) y = Conv (a, w)",
-          of(w=(4, 4, 3, 3)), layers=2),
-    Graph("a weight of two layers, one normalized",
-          "a = Conv (x, w) n = BatchNormalization (a, gain, shift, mean, var) c = Conv (x, w) "
-          "y = Add (n, c)", of(w=(6, 4, 3, 3)) | NORM, layers=2, kinds="Conv Conv Add"),
-    Graph("a weight that is an output",
-          f"g ({IMAGE}) => ({RESULT}, float[6, 4, 3, 3] w) {{ y = Conv (x, w, b) }}"),
-    Graph("a computed weight that is an output",
-          f"g ({IMAGE}) => ({RESULT}, float[6, 4, 3, 3] v) {{ v = Neg (w) y = Conv (x, v, b) }}"),
-    Graph("a weight that is listed as an input",
-          f"g ({IMAGE}, float[6, 4, 3, 3] w) => ({RESULT}) {{ y = Conv (x, w) }}"),
-    Graph("a layer in a function", "y = own.block (x, w)", opset=19, kinds="Conv Relu",
-          functions="""
+    Graph(
+        "a weight of two layers",
+        "a = Conv <pads = [1, 1, 1, 1]> (x, w) y = Conv (a, w)",
+        of(w=(4, 4, 3, 3)),
+        layers=2,
+    ),
+    Graph(
+        "a weight of two layers, one normalized",
+        "a = Conv (x, w) n = BatchNormalization (a, gain, shift, mean, var) c = Conv (x, w) "
+        "y = Add (n, c)",
+        of(w=(6, 4, 3, 3)) | NORM,
+        layers=2,
+        kinds="Conv Conv Add",
+    ),
+    Graph(
+        "a weight that is an output",
+        f"g ({IMAGE}) => ({RESULT}, float[6, 4, 3, 3] w) {{ y = Conv (x, w, b) }}",
+    ),
+    Graph(
+        "a computed weight that is an output",
+        f"g ({IMAGE}) => ({RESULT}, float[6, 4, 3, 3] v) {{ v = Neg (w) y = Conv (x, v, b) }}",
+    ),
+    Graph(
+        "a weight that is listed as an input",
+        f"g ({IMAGE}, float[6, 4, 3, 3] w) => ({RESULT}) {{ y = Conv (x, w) }}",
+    ),
+    Graph(
+        "a layer in a function",
+        "y = own.block (x, w)",
+        opset=19,
+        kinds="Conv Relu",
+        functions="""
         <domain: "own", opset_import: ["" : 19]>
-        block (x, w) => (y) { a = Conv <pads = [1, 1, 1, 1]> (x, w) y = Relu (a) }"""),
-    Graph("a function that is called twice", "a = own.block (x, w) y = own.block (a, v)", SQUARE,
-          layers=2, kinds="Conv Conv", functions="""
+        block (x, w) => (y) { a = Conv <pads = [1, 1, 1, 1]> (x, w) y = Relu (a) }""",
+    ),
+    Graph(
+        "a function that is called twice",
+        "a = own.block (x, w) y = own.block (a, v)",
+        SQUARE,
+        layers=2,
+        kinds="Conv Conv",
+        functions="""
         <domain: "own", opset_import: ["" : 19]>
-        block (x, w) => (y) { y = Conv (x, w) }"""),
-    Graph("a layer that a subgraph uses", f"g ({IMAGE}, bool[1] which) => ({RESULT}) {{ "
-          f"a = Conv (x, w, b) y = {BRANCHES.format('z = Relu (a)')} }}",
-          feeds=of(x=(2, 4, 9, 8), which=(1,))),
-    Graph("two inputs", f"g ({IMAGE}, float[N, 4, 9, 8] second) => ({RESULT}) {{ "
-          "s = Add (x, second) y = Conv (s, w, b) }", feeds=of(x=(2, 4, 9, 8), second=(2, 4, 9,
-          8))),
-    Graph("a kernel of zeros", "y = Conv (x, w)", {}, given=of(w=np.zeros((6, 4, 3, 3),
-          np.float32))),
-]  # fmt: skip
+        block (x, w) => (y) { y = Conv (x, w) }""",
+    ),
+    Graph(
+        "a layer that a subgraph uses",
+        f"g ({IMAGE}, bool[1] which) => ({RESULT}) {{ "
+        f"a = Conv (x, w, b) y = {BRANCHES.format('z = Relu (a)')} }}",
+        feeds=of(x=(2, 4, 9, 8), which=(1,)),
+    ),
+    Graph(
+        "two inputs",
+        f"g ({IMAGE}, float[N, 4, 9, 8] second) => ({RESULT}) {{ "
+        "s = Add (x, second) y = Conv (s, w, b) }",
+        feeds=of(x=(2, 4, 9, 8), second=(2, 4, 9, 8)),
+    ),
+    Graph(
+        "a kernel of zeros", "y = Conv (x, w)", {}, given=of(w=np.zeros((6, 4, 3, 3), np.float32))
+    ),
+]
 
 FED = f"g ({IMAGE}, float[6, 4, 3, 3] w) => ({RESULT}) {{ y = Conv (x, w) }}"
 NOT_CONSTANT = "its weight is not a constant of the graph"
@@ -273,87 +447,244 @@ INNER = [
 
 KEPT = [
     Graph("a weight that is fed", FED, {}, of(x=(2, 4, 9, 8), w=(6, 4, 3, 3)), 0, NOT_CONSTANT),
-    *(Graph(f"{op}, a weight {how}", f"{made} y = {op} (x, u)", SQUARE, layers=0,
-          reason=NOT_CONSTANT)
-      for op in ("Conv", "ConvTranspose") for how, made in CHANGING.items()),
-    *(Graph(f"{op}, a weight that a subgraph chooses",
-            f"g ({IMAGE}, bool[1] which) => ({RESULT}) {{ {CHOSEN} y = {op} (x, c) }}", SQUARE,
-            BOTH, 0,
-            NOT_CONSTANT)
-      for op in ("Conv", "ConvTranspose")),
-    *(Graph(f"{op}, a weight of another's operator", f"u = own.half (w) y = {op} (x, u)", SQUARE,
-            layers=0, reason=NOT_CONSTANT, functions=HALF)
-      for op in ("Conv", "ConvTranspose")),
-    Graph("a bias made of what is fed", "m = ReduceMean <keepdims = 0> (x) c = Mul (b, m) "
-          "y = Conv (x, w, c)", layers=0, reason="its bias is not a constant of the graph"),
-    Graph("a linear bias made of what is fed", ROWS.format(
-          "m = ReduceMean <keepdims = 0> (x) c = Mul (b, m) y = Gemm (x, w, c)"), LINEAR,
-          of(x=(3, 8)), 0, "its bias is not a constant of the graph"),
-    Graph("a linear bias a row", ROWS.format("y = Gemm (x, w, b)"), of(w=(8, 6), b=(3, 6)),
-          of(x=(3, 8)), 0, "its bias is not one number per output"),
-    Graph("Gemm, alpha, bias made of what is fed", ROWS.format(
-          "m = ReduceMean <keepdims = 0> (x) c = Mul (b, m) y = Gemm <alpha = 0.5> (x, w, c)"),
-          LINEAR, of(x=(3, 8)), 0, "its bias is not a constant"),
-    Graph("Gemm, transA",
-          "g (float[8, N] x) => (float[N, 6] y) { y = Gemm <transA = 1> (x, w, b) }",
-          LINEAR, of(x=(8, 3)), 0, "its input is transposed (transA)"),
-    Graph("stacks of matrices", "g (float[2, 5, 8] x) => (float[2, 5, 6] y) { y = MatMul (x, w) }",
-          of(w=(2, 8, 6)), of(x=(2, 5, 8)), 0, "its weight is not a constant matrix"),
-    Graph("SAME, stride, free sizes", "g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { "
-          'y = Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w) }', layers=0,
-          reason="depends on an input size that is free"),
-    Graph("output_shape, free sizes", "g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { "
-          "y = ConvTranspose <output_shape = [18, 16], strides = [2, 2]> (x, w) }",
-          of(w=(4, 6, 3, 3)), layers=0, reason="depends on an input size that is free"),
-    Graph("output_shape beyond the output", "y = ConvTranspose <strides = [2, 2], "
-          "output_shape = [20, 18]> (x, w)", of(w=(4, 6, 3, 3)), layers=0,
-          reason="its output_shape is larger than what it computes"),
-    Graph("depthwise 1x1", "y = Conv <group = 4> (x, w)", of(w=(4, 1, 1, 1)), layers=0,
-          reason="it"),
-    *(Graph(f"{layer} in a branch", ANY.format(kind, ", bool[1] which", ONE_OF.format(kind, layer)),
-            weights, of(x=x, which=(1,)), 0, INSIDE)
-      for layer, kind, x, weights in INNER),
-    *(Graph(f"{layer} in a loop", ANY.format(kind, "", LOOP.format(kind, layer)), weights, of(x=x),
-          0,
-            INSIDE, given=of(times=np.array(2), go=np.array(True)))
-      for layer, kind, x, weights in INNER),
-    *(Graph(f"{layer} in a scan", ANY.format(kind, ", float[3, 1] rows", SCAN.format(kind, layer)),
-            weights, of(x=x, rows=(3, 1)), 0, INSIDE)
-      for layer, kind, x, weights in INNER),
-    *(Graph(f"{layer} in a function of another opset", ANY.format(kind, "", "y = own.block (x, w)"),
-            weights, of(x=x), 0, "it is inside the function block", functions=f"""
+    *(
+        Graph(
+            f"{op}, a weight {how}",
+            f"{made} y = {op} (x, u)",
+            SQUARE,
+            layers=0,
+            reason=NOT_CONSTANT,
+        )
+        for op in ("Conv", "ConvTranspose")
+        for how, made in CHANGING.items()
+    ),
+    *(
+        Graph(
+            f"{op}, a weight that a subgraph chooses",
+            f"g ({IMAGE}, bool[1] which) => ({RESULT}) {{ {CHOSEN} y = {op} (x, c) }}",
+            SQUARE,
+            BOTH,
+            0,
+            NOT_CONSTANT,
+        )
+        for op in ("Conv", "ConvTranspose")
+    ),
+    *(
+        Graph(
+            f"{op}, a weight of another's operator",
+            f"u = own.half (w) y = {op} (x, u)",
+            SQUARE,
+            layers=0,
+            reason=NOT_CONSTANT,
+            functions=HALF,
+        )
+        for op in ("Conv", "ConvTranspose")
+    ),
+    Graph(
+        "a bias made of what is fed",
+        "m = ReduceMean <keepdims = 0> (x) c = Mul (b, m) y = Conv (x, w, c)",
+        layers=0,
+        reason="its bias is not a constant of the graph",
+    ),
+    Graph(
+        "a linear bias made of what is fed",
+        ROWS.format("m = ReduceMean <keepdims = 0> (x) c = Mul (b, m) y = Gemm (x, w, c)"),
+        LINEAR,
+        of(x=(3, 8)),
+        0,
+        "its bias is not a constant of the graph",
+    ),
+    Graph(
+        "a linear bias a row",
+        ROWS.format("y = Gemm (x, w, b)"),
+        of(w=(8, 6), b=(3, 6)),
+        of(x=(3, 8)),
+        0,
+        "its bias is not one number per output",
+    ),
+    Graph(
+        "Gemm, alpha, bias made of what is fed",
+        ROWS.format(
+            "m = ReduceMean <keepdims = 0> (x) c = Mul (b, m) y = Gemm <alpha = 0.5> (x, w, c)"
+        ),
+        LINEAR,
+        of(x=(3, 8)),
+        0,
+        "its bias is not a constant",
+    ),
+    Graph(
+        "Gemm, transA",
+        "g (float[8, N] x) => (float[N, 6] y) { y = Gemm <transA = 1> (x, w, b) }",
+        LINEAR,
+        of(x=(8, 3)),
+        0,
+        "its input is transposed (transA)",
+    ),
+    Graph(
+        "stacks of matrices",
+        "g (float[2, 5, 8] x) => (float[2, 5, 6] y) { y = MatMul (x, w) }",
+        of(w=(2, 8, 6)),
+        of(x=(2, 5, 8)),
+        0,
+        "its weight is not a constant matrix",
+    ),
+    Graph(
+        "SAME, stride, free sizes",
+        "g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { "
+        'y = Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w) }',
+        layers=0,
+        reason="depends on an input size that is free",
+    ),
+    Graph(
+        "output_shape, free sizes",
+        "g (float[N, 4, H, W] x) => (float[N, 6, P, Q] y) { "
+        "y = ConvTranspose <output_shape = [18, 16], strides = [2, 2]> (x, w) }",
+        of(w=(4, 6, 3, 3)),
+        layers=0,
+        reason="depends on an input size that is free",
+    ),
+    Graph(
+        "output_shape beyond the output",
+        "y = ConvTranspose <strides = [2, 2], output_shape = [20, 18]> (x, w)",
+        of(w=(4, 6, 3, 3)),
+        layers=0,
+        reason="its output_shape is larger than what it computes",
+    ),
+    Graph(
+        "depthwise 1x1", "y = Conv <group = 4> (x, w)", of(w=(4, 1, 1, 1)), layers=0, reason="it"
+    ),
+    *(
+        Graph(
+            f"{layer} in a branch",
+            ANY.format(kind, ", bool[1] which", ONE_OF.format(kind, layer)),
+            weights,
+            of(x=x, which=(1,)),
+            0,
+            INSIDE,
+        )
+        for layer, kind, x, weights in INNER
+    ),
+    *(
+        Graph(
+            f"{layer} in a loop",
+            ANY.format(kind, "", LOOP.format(kind, layer)),
+            weights,
+            of(x=x),
+            0,
+            INSIDE,
+            given=of(times=np.array(2), go=np.array(True)),
+        )
+        for layer, kind, x, weights in INNER
+    ),
+    *(
+        Graph(
+            f"{layer} in a scan",
+            ANY.format(kind, ", float[3, 1] rows", SCAN.format(kind, layer)),
+            weights,
+            of(x=x, rows=(3, 1)),
+            0,
+            INSIDE,
+        )
+        for layer, kind, x, weights in INNER
+    ),
+    *(
+        Graph(
+            f"{layer} in a function of another opset",
+            ANY.format(kind, "", "y = own.block (x, w)"),
+            weights,
+            of(x=x),
+            0,
+            "it is inside the function block",
+            functions=f"""
         <domain: "own", opset_import: ["" : 18]>
-        block (s, w) => (y) {{ a = {layer} y = Relu (a) }}""")
-      for layer, kind, x, weights in INNER[:2]),
-    Graph("a branch in a branch", IN_A_BRANCH.format(BRANCHES.format(
-          "z = If (which) < then_branch = p () => (float[N, 6, P, Q] r) { r = Conv (x, w) }, "
-          "else_branch = q () => (float[N, 6, P, Q] r) { r = Relu (a) } >")), TWO, BOTH, 1, INSIDE),
-    Graph("in a function of another opset", "y = own.block (x, w)", layers=0,
-          reason="it is inside the function block", functions="""
+        block (s, w) => (y) {{ a = {layer} y = Relu (a) }}""",
+        )
+        for layer, kind, x, weights in INNER[:2]
+    ),
+    Graph(
+        "a branch in a branch",
+        IN_A_BRANCH.format(
+            BRANCHES.format(
+                "z = If (which) < then_branch = p () => (float[N, 6, P, Q] r) { r = Conv (x, w) }, "
+                "else_branch = q () => (float[N, 6, P, Q] r) { r = Relu (a) } >"
+            )
+        ),
+        TWO,
+        BOTH,
+        1,
+        INSIDE,
+    ),
+    Graph(
+        "in a function of another opset",
+        "y = own.block (x, w)",
+        layers=0,
+        reason="it is inside the function block",
+        functions="""
         <domain: "own", opset_import: ["" : 18]>
-        block (x, w) => (y) { a = Conv (x, w) y = Relu (a) }"""),
-    Graph("quantized activations and weights", "s = QuantizeLinear (x, scale, zero) "
-          "d = DequantizeLinear (s, scale, zero) v = DequantizeLinear (q, scale, zero) "
-          "y = Conv (d, v)", {}, layers=0, reason="it is quantized", given=of(q=INT8) | SCALE),
-    Graph("quantized matrices", ROWS.format("s = QuantizeLinear (x, scale, zero) "
-          "d = DequantizeLinear (s, scale, zero) v = DequantizeLinear (q, scale, zero) "
-          "y = MatMul (d, v)"), {}, of(x=(3, 8)), 0, "it is quantized",
-          given=of(q=INT8.reshape(-1)[:48].reshape(8, 6)) | SCALE),
-    Graph("ConvInteger", "s = QuantizeLinear (x, scale, zero) c = ConvInteger (s, q, zero) "
-          "y = Cast <to = 1> (c)", {}, layers=0, reason="it is quantized", given=of(q=INT8)
-          | SCALE),
-    Graph("MatMulInteger", ROWS.format("s = QuantizeLinear (x, scale, zero) "
-          "c = MatMulInteger (s, q, zero) y = Cast <to = 1> (c)"), {}, of(x=(3, 8)), 0,
-          "it is quantized", given=of(q=INT8.reshape(-1)[:48].reshape(8, 6)) | SCALE),
-    Graph("QLinearConv", "s = QuantizeLinear (x, scale, zero) "
-          "c = QLinearConv (s, scale, zero, q, scale, zero, scale, zero) "
-          "y = DequantizeLinear (c, scale, zero)", {}, layers=0, reason="it is quantized",
-          given=of(q=INT8) | SCALE),
-    Graph("after NonZero",
-          f"g ({IMAGE}) => (float[C, M] y) {{ i = NonZero (x) f = Cast <to = 1> (i) "
-          "t = Transpose (f) h = MatMul (t, w) y = Transpose (h) }", of(w=(4, 6)), layers=0,
-          reason="the shape of its input depends on the data"),
-]  # fmt: skip
+        block (x, w) => (y) { a = Conv (x, w) y = Relu (a) }""",
+    ),
+    Graph(
+        "quantized activations and weights",
+        "s = QuantizeLinear (x, scale, zero) "
+        "d = DequantizeLinear (s, scale, zero) v = DequantizeLinear (q, scale, zero) "
+        "y = Conv (d, v)",
+        {},
+        layers=0,
+        reason="it is quantized",
+        given=of(q=INT8) | SCALE,
+    ),
+    Graph(
+        "quantized matrices",
+        ROWS.format(
+            "s = QuantizeLinear (x, scale, zero) "
+            "d = DequantizeLinear (s, scale, zero) v = DequantizeLinear (q, scale, zero) "
+            "y = MatMul (d, v)"
+        ),
+        {},
+        of(x=(3, 8)),
+        0,
+        "it is quantized",
+        given=of(q=INT8.reshape(-1)[:48].reshape(8, 6)) | SCALE,
+    ),
+    Graph(
+        "ConvInteger",
+        "s = QuantizeLinear (x, scale, zero) c = ConvInteger (s, q, zero) y = Cast <to = 1> (c)",
+        {},
+        layers=0,
+        reason="it is quantized",
+        given=of(q=INT8) | SCALE,
+    ),
+    Graph(
+        "MatMulInteger",
+        ROWS.format(
+            "s = QuantizeLinear (x, scale, zero) "
+            "c = MatMulInteger (s, q, zero) y = Cast <to = 1> (c)"
+        ),
+        {},
+        of(x=(3, 8)),
+        0,
+        "it is quantized",
+        given=of(q=INT8.reshape(-1)[:48].reshape(8, 6)) | SCALE,
+    ),
+    Graph(
+        "QLinearConv",
+        "s = QuantizeLinear (x, scale, zero) "
+        "c = QLinearConv (s, scale, zero, q, scale, zero, scale, zero) "
+        "y = DequantizeLinear (c, scale, zero)",
+        {},
+        layers=0,
+        reason="it is quantized",
+        given=of(q=INT8) | SCALE,
+    ),
+    Graph(
+        "after NonZero",
+        f"g ({IMAGE}) => (float[C, M] y) {{ i = NonZero (x) f = Cast <to = 1> (i) "
+        "t = Transpose (f) h = MatMul (t, w) y = Transpose (h) }",
+        of(w=(4, 6)),
+        layers=0,
+        reason="the shape of its input depends on the data",
+    ),
+]
 
 
 def computed(model, feeds):

@@ -7,10 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from conftest import observe
-from hypothesis import given
-from hypothesis import strategies as st
-from networks_for_tests import (
+from helpers import (
     EXACT_FORMS,
     FEW,
     SOME,
@@ -21,7 +18,10 @@ from networks_for_tests import (
     from_text,
     input_for,
     make_conv,
+    observe,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from converter.decomposition.conv import PADDING_MODES

@@ -7,12 +7,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import FACTORY, flatconv, make_net, noise, observe
-from networks_for_tests import difference, from_text
+from helpers import FACTORY, difference, flatconv, from_text, make_net, noise, observe
 from PIL import Image
 
 import converter
-from converter import ConvertConfig, ConverterError
+from converter import ConverterError, Options
 from converter.commands import inspect
 from converter.graph.network import load, open_session
 from converter.graph.survey import survey
@@ -33,7 +32,7 @@ def saved(path, model):
 
 
 def converted(folder, model, **options):
-    result = converter.convert(model, None, ConvertConfig(**options))
+    result = converter.convert(model, None, Options.of(**options))
     result.save(folder)
     return result
 
@@ -117,7 +116,7 @@ def test_several_inputs_are_read_by_name(tmp_path):
     np.savez(tmp_path / "calib.npz", right=right, left=left)
     options = {"form": ("channel",), "rank": ("2",)}
     fitted = converted(tmp_path / "out", path, calib=str(tmp_path / "calib.npz"), **options)
-    blind = converter.convert(path, None, ConvertConfig(**options))
+    blind = converter.convert(path, None, Options.of(**options))
     np.savez(tmp_path / "one.npz", left=left)
     errors = []
     for result in (fitted, blind):
@@ -126,7 +125,7 @@ def test_several_inputs_are_read_by_name(tmp_path):
         errors.append(difference(found, wanted))
     assert errors[0] < 0.8 * errors[1]
     with pytest.raises(ConverterError, match="right"):
-        converter.convert(path, None, ConvertConfig(calib=str(tmp_path / "one.npz"), **options))
+        converter.convert(path, None, Options.of(calib=str(tmp_path / "one.npz"), **options))
 
 
 def test_a_folder_of_images_feeds_a_network_of_channels_last(tmp_path):
@@ -164,7 +163,7 @@ def test_both_exporters_of_torch_give_the_same_conversion(tmp_path):
         torch.onnx.export(
             model, (x,), path, dynamo=dynamo, input_names=["x"], verbose=False, **free
         )
-        results.append(converter.convert(path, None, ConvertConfig(form=("spatial",), rank=("4",))))
+        results.append(converter.convert(path, None, Options.of(form=("spatial",), rank=("4",))))
     first, second = (list(result.plan.chosen().values()) for result in results)
     assert first == second and len(first) >= 2
     feeds = {"x": noise(4, 3, 8, 8, seed=3)}
@@ -178,7 +177,7 @@ def test_the_torch_route_and_the_onnx_route_give_the_same_plan(tmp_path):
     names: dict = {}
     exec(FACTORY, names)
     x = noise(30, 3, 8, 8)
-    options = ConvertConfig(form=("separable",), rank=("6",), seed=3)
+    options = Options.of(form=("separable",), rank=("6",), seed=3)
     by_torch = converter.convert(names["build"]().eval(), None, options, calib=x)
     by_torch.save(tmp_path / "out")
     by_onnx = converter.convert(tmp_path / "out" / "original.onnx", None, options, calib=x)
@@ -196,12 +195,12 @@ def test_the_torch_route_and_the_onnx_route_give_the_same_plan(tmp_path):
 
 def test_inspection_times_other_forms_only_where_asked_or_known(tmp_path):
     path = make_net(tmp_path / "net.onnx", channels=(3, 8, 8), seed=11)
-    _, quick = inspect(path, ConvertConfig())
+    _, quick = inspect(path, Options())
     assert len(quick.layers) == 3 and all(layer.ms > 0 for layer in quick.layers)
     assert not any(layer.options for layer in quick.layers)
-    _, asked = inspect(path, ConvertConfig(), gains=True)
+    _, asked = inspect(path, Options(), gains=True)
     assert any(layer.options for layer in asked.layers)
-    _, known = inspect(path, ConvertConfig())
+    _, known = inspect(path, Options())
     assert known == asked
 
 
@@ -228,7 +227,7 @@ def test_a_file_that_is_read_differently_is_measured_in_normal_form(tmp_path):
     status, _, err = flatconv(*plan, tmp_path / "raw.json")
     assert status == 2
     assert "the layers differ. Measure the file that `flatconv inspect MODEL --normal FILE`" in err
-    layers, table = inspect(raw, ConvertConfig(latency=tmp_path / "read.json"))
+    layers, table = inspect(raw, Options.of(latency=tmp_path / "read.json"))
     assert [timed.output for timed in table.layers] == [layer.output for layer in layers] == ["z"]
     assert table.layers == LatencyTable.from_json((tmp_path / "read.json").read_text()).layers
 
@@ -248,7 +247,7 @@ def test_tuning_brings_an_onnx_network_nearer_to_its_original(trained):
     train = str(trained / "train.npz")
     path = trained / "net.onnx"
     plain = converted(trained / "out", path, **options)
-    tuned = converter.convert(path, None, ConvertConfig(finetune=6, train=train, **options))
+    tuned = converter.convert(path, None, Options.of(finetune=6, train=train, **options))
     again = converter.finetune(trained / "out", train=train, finetune=6)
     x = {"x": noise(50, 3, 8, 8, seed=5)}
     wanted = outputs(path, x)["logits"]
@@ -262,17 +261,20 @@ def test_tuning_brings_an_onnx_network_nearer_to_its_original(trained):
         assert result.model.graph.input == plain.model.graph.input
         assert [n.name for n in result.model.graph.node] == [n.name for n in plain.model.graph.node]
     again.save(trained / "out")
-    assert difference(
-        outputs(trained / "out" / "model.onnx", x)["logits"],
-        outputs(ir.from_proto(again.model), x)["logits"],
-    ) < 1e-6  # fmt: skip
+    assert (
+        difference(
+            outputs(trained / "out" / "model.onnx", x)["logits"],
+            outputs(ir.from_proto(again.model), x)["logits"],
+        )
+        < 1e-6
+    )
 
 
 def test_layers_of_an_onnx_network_are_reconstructed(trained):
     options = {"form": ("separable",), "rank": ("4",), "keep": ("fc",), "lr": 3e-3}
     train, path = str(trained / "train.npz"), trained / "net.onnx"
-    plain = converter.convert(path, None, ConvertConfig(**options))
-    distill = converter.convert(path, None, ConvertConfig(reconstruct=20, train=train, **options))
+    plain = converter.convert(path, None, Options.of(**options))
+    distill = converter.convert(path, None, Options.of(reconstruct=20, train=train, **options))
     network, x = load(path), {"x": noise(50, 3, 8, 8, seed=5)}
     names = [x.output for x in survey(network, {"x": x["x"][:1]}) if x.name in plain.plan.chosen()]
     wanted = observe(network, names, x)
@@ -286,7 +288,7 @@ def test_layers_of_an_onnx_network_are_reconstructed(trained):
 
 @pytest.mark.parametrize("form", ["flattened", "spatial", "tucker", "decoupled"])
 def test_a_torch_model_of_a_network_computes_the_same_and_gives_its_weights_back(form, trained):
-    result = converter.convert(trained / "net.onnx", None, ConvertConfig(form=(form,)))
+    result = converter.convert(trained / "net.onnx", None, Options.of(form=(form,)))
     network = ir.from_proto(result.model)
     module = torch_import.to_torch(network)
     x = noise(3, 3, 8, 8)
@@ -302,8 +304,9 @@ def test_a_torch_model_of_a_network_computes_the_same_and_gives_its_weights_back
 
 
 def test_an_operator_that_cannot_be_tuned_is_named(tmp_path):
-    proto = from_text("g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) { y = Conv (x, w) }",
-                      w=noise(6, 4, 3, 3))  # fmt: skip
+    proto = from_text(
+        "g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) { y = Conv (x, w) }", w=noise(6, 4, 3, 3)
+    )
     proto.graph.node[0].domain = "com.example"
     with pytest.raises(ConverterError, match="does not know the operator Conv of this network"):
         torch_import.to_torch(ir.from_proto(proto))
@@ -311,6 +314,6 @@ def test_an_operator_that_cannot_be_tuned_is_named(tmp_path):
 
 def test_without_the_package_the_command_to_install_it_is_told(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx2fx", None)
-    options = ConvertConfig(form=("channel",), finetune=1, train=str(trained / "train.npz"))
+    options = Options.of(form=("channel",), finetune=1, train=str(trained / "train.npz"))
     with pytest.raises(ConverterError, match=r"pip install 'flatconv\[onnx\]'"):
         converter.convert(trained / "net.onnx", None, options)

@@ -3,8 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import noise
-from networks_for_tests import from_text
+from helpers import from_text, noise
 
 import converter
 from converter.data.data import from_arrays
@@ -122,7 +121,7 @@ def test_a_comparison_says_where_it_was_made():
 def test_a_detector_is_converted_within_its_error(tmp_path):
     path = tmp_path / "detector.onnx"
     ir.save(detector(), path)
-    config = converter.ConvertConfig(max_error=0.3)
+    config = converter.Options.of(max_error=0.3)
     result = converter.convert(path, None, config, calib=noise(40, 3, 8, 8, seed=5))
     report = result.report.to_dict()
     assert report["compared"] == ["all", "table", "scores"]

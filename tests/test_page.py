@@ -51,16 +51,16 @@ def test_cells_are_sorted_by_numbers_not_by_how_they_are_written():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A page whose names would be code if they were not escaped."""
-    from conftest import make_net, noise
+    from helpers import make_net, noise
 
     import converter
-    from converter.options import ConvertConfig
+    from converter.options import Options
 
     folder = tmp_path_factory.mktemp("page")
     path = make_net(folder / "net.onnx", channels=(3, 16, 16))
     text = path.read_bytes().replace(b"conv1.weight", b"<b>1.weight<")
     path.write_bytes(text)
-    config = ConvertConfig(form=("channel",), rank=("4",))
+    config = Options.of(form=("channel",), rank=("4",))
     result = converter.convert(path, None, config, calib=noise(8, 3, 8, 8))
     result.save(folder / "out")
     return (folder / "out" / "report.html").read_text()

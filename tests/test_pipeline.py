@@ -15,11 +15,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from conftest import make_net, noise, work_in
+from helpers import make_net, noise, work_in
 from torch import nn
 
 import converter
-from converter import ConvertConfig, ConverterError
+from converter import ConverterError, Options
 from converter.commands import dry_run, export, inspect
 from converter.decomposition.form import decompose
 from converter.decomposition.forms import FORMS
@@ -57,7 +57,7 @@ def outputs(model, x):
 
 def converted(folder, model, example_input=None, **options):
     """Convert and save; give the result, the folder and its report."""
-    result = converter.convert(model, example_input, ConvertConfig(**options))
+    result = converter.convert(model, example_input, Options.of(**options))
     result.save(folder)
     report = json.loads((folder / "report.json").read_text())
     return SimpleNamespace(result=result, folder=folder, report=report)
@@ -174,13 +174,11 @@ def test_damaged_options_name_their_file(from_factory, tmp_path, recorded):
 
 
 def test_options_may_be_given_as_one_writes_them():
-    given = ConvertConfig(checkpoint="net.pth", form="spatial", rank=["0.5"], eval=Path("a.npz"))
-    meant = ConvertConfig(
-        checkpoint=Path("net.pth"), form=("spatial",), rank=("0.5",), eval="a.npz"
-    )
+    given = Options.of(checkpoint="net.pth", form="spatial", rank=["0.5"], eval=Path("a.npz"))
+    meant = Options.of(checkpoint=Path("net.pth"), form=("spatial",), rank=("0.5",), eval="a.npz")
     assert given == meant and hash(given) == hash(meant)
-    assert ConvertConfig(rank=0.5) == ConvertConfig(rank=("0.5",))
-    assert ConvertConfig(form="", rank=[""], plan="", checkpoint="") == ConvertConfig()
+    assert Options.of(rank=0.5) == Options.of(rank=("0.5",))
+    assert Options.of(form="", rank=[""], plan="", checkpoint="") == Options()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ def test_options_may_be_given_as_one_writes_them():
 )
 def test_one_form_that_is_none_is_named_whole(options):
     with pytest.raises(ConverterError, match=r"\bflat\b"):
-        check_options(ConvertConfig(**options))
+        check_options(Options.of(**options))
 
 
 @pytest.mark.parametrize(
@@ -206,8 +204,8 @@ def test_one_form_that_is_none_is_named_whole(options):
     ],
 )
 def test_options_come_back_from_json(options):
-    config = ConvertConfig(**options)
-    assert ConvertConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    config = Options.of(**options)
+    assert Options.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 def test_a_folder_that_is_no_output_is_refused(tmp_path):
@@ -432,7 +430,7 @@ def test_evaluate_takes_the_place_of_accuracy(place):
         seen.append(predict({"x": X})["logits"])
         return float(np.abs(seen[-1]).sum())
 
-    config = ConvertConfig(form=("conv1=channel",), rank=("4",))
+    config = Options.of(form=("conv1=channel",), rank=("4",))
     report = converter.convert("net.onnx", None, config, evaluate=evaluate).report.to_dict()
     scores = [float(np.abs(y).sum()) for y in seen]
     assert len(seen) == 2
@@ -479,7 +477,7 @@ def test_a_model_is_left_as_it_is(place, build):
     model = build(4).eval()
     model.conv2.train()
     before = copy.deepcopy(model)
-    converter.convert(model, torch.zeros(1, 3, 8, 8), ConvertConfig(rank=("2",)))
+    converter.convert(model, torch.zeros(1, 3, 8, 8), Options.of(rank=("2",)))
     assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
     for name, tensor in before.state_dict().items():
@@ -510,13 +508,13 @@ def test_a_precision_that_onnxruntime_lacks_is_refused(build, kind):
 def test_a_file_is_left_as_it_is(place, tmp_path):
     content = (place / "net.onnx").read_bytes()
     before = sorted(place.iterdir())
-    converter.convert("net.onnx", None, ConvertConfig(rank=("conv1=8",)))
+    converter.convert("net.onnx", None, Options.of(rank=("conv1=8",)))
     assert (place / "net.onnx").read_bytes() == content
     assert sorted(place.iterdir()) == before
 
 
 def test_full_rank_loses_nothing(place):
-    config = ConvertConfig(form=("channel", "conv1=flattened"), rank=("1.0", "conv1=144"))
+    config = Options.of(form=("channel", "conv1=flattened"), rank=("1.0", "conv1=144"))
     report = converter.convert("net.onnx", None, config).report
     assert report.comparison.networks[1].rel_output_error < 1e-5
     assert report.comparison.networks[1].agreement == 1.0
@@ -554,7 +552,7 @@ def test_nothing_is_converted_where_nothing_is_saved(from_onnx, tmp_path):
 
 
 def test_what_is_slower_is_obeyed_with_a_warning(place):
-    config = ConvertConfig(form=("conv1=flattened",), rank=("conv1=144",))
+    config = Options.of(form=("conv1=flattened",), rank=("conv1=144",))
     result = converter.convert("net.onnx", None, config)
     figures = result.comparison.networks
     assert list(result.plan.chosen()) == ["conv1"]
@@ -565,7 +563,7 @@ def test_what_is_slower_is_obeyed_with_a_warning(place):
 
 def test_a_dry_run_plans_the_same(place, from_onnx):
     before = sorted(place.iterdir())
-    config = ConvertConfig(form=("flattened",), calib="calib.npz", seed=5)
+    config = Options.of(form=("flattened",), calib="calib.npz", seed=5)
     plan, rows = dry_run("net.onnx", config)
     assert plan == from_onnx.result.plan
     untimed = {"latency_before_ms": None, "latency_after_ms": None}
@@ -577,13 +575,13 @@ def test_a_dry_run_plans_the_same(place, from_onnx):
 
 def test_what_is_too_large_to_be_timed_by_layer_is_converted_all_the_same(place, monkeypatch):
     monkeypatch.setattr(timing, "LARGEST_FILE", 100)
-    rows = converter.convert("net.onnx", None, ConvertConfig(form=("channel",))).report.layers
+    rows = converter.convert("net.onnx", None, Options.of(form=("channel",))).report.layers
     assert any(row.form for row in rows)
     assert all(row.latency_before_ms is row.latency_after_ms is None for row in rows)
 
 
 def test_inspecting_lists_the_layers(place):
-    layers, table = inspect("net.onnx", ConvertConfig())
+    layers, table = inspect("net.onnx", Options())
     assert [timed.output for timed in table.layers] == [x.output for x in layers]
     assert [(x.name, x.size, x.params, x.macs) for x in layers] == [
         ("conv0", (8, 8), 16 * 3 * 9 + 16, 64 * 16 * 3 * 9),
@@ -613,7 +611,7 @@ def test_a_model_without_a_factory_cannot_be_tuned_further(from_module):
 def test_what_is_used_last_is_checked_first(place, options, words):
     np.savez("large.npz", x=noise(4, 3, 9, 9))
     stages = []
-    config = ConvertConfig(**{"form": ("channel",), "input_shape": ("1,3,8,8",)} | options)
+    config = Options.of(**{"form": ("channel",), "input_shape": ("1,3,8,8",)} | options)
     with pytest.raises(ConverterError, match=words):
         converter.convert(
             "toy:build", None, config, progress=lambda stage, done: stages.append(stage)
@@ -626,7 +624,7 @@ def test_what_is_used_last_is_checked_first(place, options, words):
 @pytest.mark.parametrize("name", ["form", "rank", "only", "keep"])
 def test_a_plan_leaves_nothing_to_choose(name):
     with pytest.raises(ConverterError, match="--plan says what happens to each layer"):
-        ConvertConfig(plan=Path("plan.json"), **{name: ("conv1=8",)})
+        Options.of(plan=Path("plan.json"), **{name: ("conv1=8",)})
 
 
 @contextlib.contextmanager
@@ -690,9 +688,9 @@ def lesson(place):
 
 
 def test_reconstruction_alone_brings_the_outputs_closer(from_factory, lesson, place):
-    made = converter.convert("toy:build", None, ConvertConfig(
-        rank=("conv2=6",), reconstruct=10, **lesson
-    ))  # fmt: skip
+    made = converter.convert(
+        "toy:build", None, Options.of(rank=("conv2=6",), reconstruct=10, **lesson)
+    )
     test = noise(128, 3, 8, 8, seed=4)
     wanted = outputs(from_factory.folder / "original.onnx", test)
     before, after = (loss_of(m, test, wanted) for m in (from_factory.result.model, made.model))
@@ -703,13 +701,20 @@ def test_reconstruction_alone_brings_the_outputs_closer(from_factory, lesson, pl
 def test_a_network_is_converted_and_trained_in_steps(place):
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    ).eval()
     np.savez("wide.npz", x=noise(80, 3, 16, 16, seed=3))
     told = []
-    options = ConvertConfig(
+    options = Options.of(
         max_macs=0.4, schedule=2, finetune=2, calib="wide.npz", input_shape=("1,3,16,16",)
     )
     made = converter.convert(model, None, options, progress=lambda stage, done: told.append(stage))
@@ -733,18 +738,18 @@ def test_dense_twins_of_trained_chains_compute_what_they_do(from_factory, build)
 
 
 def test_steps_share_a_budget():
-    config = ConvertConfig(max_macs=0.25, max_drop=0.02, schedule=2, finetune=5, calib="c.npz")
+    config = Options.of(max_macs=0.25, max_drop=0.02, schedule=2, finetune=5, calib="c.npz")
     first, last = split_schedule(config)
     assert (first.max_macs, first.max_drop, first.finetune) == (0.5, 0.01, 2)
     assert (last.max_macs, last.max_drop, last.finetune) == (0.25, 0.02, 3)
     assert [increment(stage, config).max_drop for stage in (first, last)] == [0.01, 0.01]
     assert increment(last, config).max_macs == 0.25
-    assert split_schedule(replace(config, schedule=1)) == [replace(config, schedule=1)]
+    assert split_schedule(config.changed(schedule=1)) == [config.changed(schedule=1)]
 
 
 def test_an_interrupted_training_goes_on(lesson, place, monkeypatch, tmp_path):
     monkeypatch.setenv("FLATCONV_CACHE", str(tmp_path / "cache"))
-    options = ConvertConfig(rank=("conv2=6",), finetune=4, **lesson)
+    options = Options.of(rank=("conv2=6",), finetune=4, **lesson)
 
     def interrupt(stage, done):
         if stage == "fine-tuning" and done > 0.6:
@@ -754,9 +759,11 @@ def test_an_interrupted_training_goes_on(lesson, place, monkeypatch, tmp_path):
         converter.convert("toy:build", None, options, progress=interrupt)
     done = []
     resumed = converter.convert(
-        "toy:build", None, replace(options, resume=True),
+        "toy:build",
+        None,
+        replace(options, resume=True),
         progress=lambda stage, share: done.append(share) if stage == "fine-tuning" else None,
-    ).model.state_dict()  # fmt: skip
+    ).model.state_dict()
     whole = converter.convert("toy:build", None, replace(options, cache=False)).model.state_dict()
     assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
     assert min(done) > 0.4
@@ -782,9 +789,12 @@ def test_a_folder_keeps_its_budget(from_factory, lesson, budget, met, after, tmp
     folder = with_budget(from_factory, tmp_path / "out", budget=budget, met=met)
     steps = []
     made = converter.finetune(
-        folder, train="train.npz", finetune=1, cache=False,
+        folder,
+        train="train.npz",
+        finetune=1,
+        cache=False,
         progress=lambda stage, done: steps.append(done) if stage == "fine-tuning" else None,
-    )  # fmt: skip
+    )
     assert made.report.budget == budget and made.report.met is after
     assert max(steps) == 1  # what was asked for is trained, even where the budget is kept
     if not after:
@@ -834,9 +844,9 @@ def test_a_measure_of_the_user_says_whether_the_budget_is_kept(
     ],
 )
 def test_the_last_part_of_a_training_is_held_against_the_budget(options, budget, wanted):
-    found = phases(ConvertConfig(**options), budget)
+    found = phases(Options.of(**options), budget)
     assert [phase.name + "!" * (phase.enough is not None) for phase in found] == wanted
-    to_the_end = [phase.name for phase in phases(ConvertConfig(**options), budget, True)]
+    to_the_end = [phase.name for phase in phases(Options.of(**options), budget, True)]
     judged = "judging" in to_the_end
     assert judged == bool({"max_drop", "max_error"} & set(budget))
 
@@ -887,7 +897,7 @@ def test_a_loss_may_be_any_callable(lesson, place, name):
     with np.load("train.npz") as train:
         np.savez("columns.npz", x=train["x"], y=np.arange(400)[:, None] % 4)
     how = lesson | {"train": "columns.npz", "loss": f"losses:{name}"}
-    options = ConvertConfig(rank=("conv2=6",), finetune=1, **how)
+    options = Options.of(rank=("conv2=6",), finetune=1, **how)
     assert converter.convert("toy:build", None, options).plan.chosen()
 
 
@@ -910,9 +920,11 @@ def test_what_cannot_be_trained_is_refused_at_once(lesson, place, options, words
     stages = []
     with pytest.raises(ConverterError, match=words):
         converter.convert(
-            "toy:build", None, ConvertConfig(max_macs=0.9, finetune=1, **(lesson | options)),
+            "toy:build",
+            None,
+            Options.of(max_macs=0.9, finetune=1, **(lesson | options)),
             progress=lambda stage, done: stages.append(stage),
-        )  # fmt: skip
+        )
     assert set(stages) == {"loading"}
 
 
@@ -933,7 +945,7 @@ def test_an_original_that_has_changed_teaches_nothing(from_factory, lesson, plac
 
 
 def test_a_schedule_is_for_torch_models(place):
-    options = ConvertConfig(max_macs=0.5, schedule=2, finetune=2, calib="calib.npz")
+    options = Options.of(max_macs=0.5, schedule=2, finetune=2, calib="calib.npz")
     with pytest.raises(ConverterError, match="--schedule needs a torch model"):
         converter.convert(place / "net.onnx", None, options)
 
@@ -951,9 +963,9 @@ def test_a_schedule_is_for_torch_models(place):
 def test_held_out_outputs_say_whether_a_budget_is_kept(budget, off, kept):
     before = 5 * noise(300, 10)
     after = before + off * 5 * noise(300, 10, seed=1)
-    enough = budget_test(budget, ConvertConfig())
+    enough = budget_test(budget, Options())
     assert enough([before[:200], before[200:]], [after[:200], after[200:]], None) == kept
-    assert budget_test({"max_macs": 0.5}, ConvertConfig()) is None
+    assert budget_test({"max_macs": 0.5}, Options()) is None
 
 
 # checking
@@ -1093,7 +1105,7 @@ def test_only_an_interval_that_leaves_no_doubt_has_a_verdict(low, median, high, 
 
 def test_several_input_shapes_are_timed(tmp_path):
     path = make_net(tmp_path / "net.onnx", size="S")
-    config = ConvertConfig(input_shape=("2,3,8,8", "2,3,16,16"), rank=("conv1=8",))
+    config = Options.of(input_shape=("2,3,8,8", "2,3,16,16"), rank=("conv1=8",))
     comparison = converter.convert(path, None, config).comparison
     assert comparison.input_shapes == {"x": (2, 3, 8, 8)} and comparison.batch_size == 2
     (further,) = comparison.further

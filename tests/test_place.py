@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import flatconv, make_net, noise
+from helpers import flatconv, make_net, noise
 from torch import distributed
 
 from converter import ConverterError
@@ -78,7 +78,7 @@ def main():
         try:
             converter.convert("net.onnx")
         except converter.ConverterError as error:
-            assert "converter.assist" in str(error)
+            assert "converter.run_worker" in str(error)
 
 
 if __name__ == "__main__":
@@ -99,9 +99,12 @@ def launched(*command):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     launch += ["--num_processes", "2", "--main_process_port", "0"]
     process = subprocess.run(
-        [*launch, *map(str, command)], capture_output=True, text=True, timeout=300,
+        [*launch, *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
-    )  # fmt: skip
+    )
     return process.returncode, process.stderr
 
 

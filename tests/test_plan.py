@@ -11,7 +11,7 @@ from converter.decomposition.form import decompose, full_rank, relative_error
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph.survey import Layer
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.search.plan import MAX_WEIGHT_ERROR, MOST_MACS, Choice, Plan, make_plan
 from converter.search.weight_candidates import candidates
 
@@ -55,7 +55,7 @@ def layers():
 
 
 def plan_of(layers, **options):
-    return make_plan(layers, ConvertConfig(**options), SHAPES)
+    return make_plan(layers, Options.of(**options), SHAPES)
 
 
 def chosen(plan):
@@ -112,7 +112,7 @@ def test_two_stages_are_of_lvh_alone(layers):
     assert chosen(plan)["stem"] == ("lvh2", (16,))
     assert chosen(plan)["block1.conv1"] == ("separable", (16,))
     with pytest.raises(ConverterError, match="--stages is of --form lvh"):
-        ConvertConfig(form=("separable",), stages=2)
+        Options.of(form=("separable",), stages=2)
 
 
 def test_one_layer_is_chosen_by_its_name(layers):

@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import make_net, noise
-from networks_for_tests import difference, from_text
+from helpers import difference, from_text, make_net, noise
 
 import converter
 from converter.decomposition.form import decompose, skeleton
@@ -205,9 +204,12 @@ sys.exit(main(["measure", {str(path)!r}, "-o", "latency.json", "--batch-size", "
 """
     root = Path(converter.__file__).parent.parent
     ended = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(root)},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == 0, ended.stderr
     table = LatencyTable.from_json((tmp_path / "latency.json").read_text())
     assert table.input_shapes == {"x": (2, 16, 16, 16)}

@@ -7,8 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import flatconv, noise
-from networks_for_tests import difference
+from helpers import difference, flatconv, noise
 from torch import nn
 
 import converter
@@ -102,6 +101,6 @@ def test_a_missing_program_is_refused(name, tmp_path):
 
 
 def test_a_program_is_tuned_as_the_onnx_that_it_becomes(program):
-    config = converter.ConvertConfig(form=("channel",), finetune=1, trust_pickle=True)
+    config = converter.Options.of(form=("channel",), finetune=1, trust_pickle=True)
     result = converter.convert(program, None, config, calib=np.concatenate([X] * 10))
     assert result.plan.chosen() and all(row.rel_error is None for row in result.report.layers)

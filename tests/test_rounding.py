@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from converter.data.data import from_arrays
 from converter.models.from_onnx import to_torch
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.pipeline import open_source
 from converter.quantization.int8 import as_int8
 from converter.quantization.quantize import saturates
@@ -153,16 +153,21 @@ def linear_steps(inputs):
 
 
 MODELS = {
-    "alike": lambda: chain(0), "of many sizes": lambda: chain(2), "shared": Shared,
-    "three axes": Attending, "groups": grouped, "transposed": transposed,
+    "alike": lambda: chain(0),
+    "of many sizes": lambda: chain(2),
+    "shared": Shared,
+    "three axes": Attending,
+    "groups": grouped,
+    "transposed": transposed,
     "transposed, groups": transposed_in_groups,
-    "BatchNorm": normalised, "linear": linear,
-}  # fmt: skip
+    "BatchNorm": normalised,
+    "linear": linear,
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_error_is_that_of_int8(name):
-    model, config = MODELS[name]().eval(), ConvertConfig()
+    model, config = MODELS[name]().eval(), Options()
     x = torch.from_numpy(noise(64, 6, 8, 8, seed=1))
     wanted = run(model, x, rounding=False)
     source = open_source(model, None, config, x.numpy())
@@ -252,7 +257,7 @@ def test_what_rounding_loses_is_learnt_from():
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_what_becomes_int8_learns_with_its_rounding(int8):
-    found = phases(ConvertConfig(int8=int8, finetune=2, reconstruct=1), {"max_error": 0.1})
+    found = phases(Options.of(int8=int8, finetune=2, reconstruct=1), {"max_error": 0.1})
     assert [phase.name for phase in found][:2] == ["reconstructing", "fine-tuning"]
     assert all(phase.recipe.int8 == int8 for phase in found[:2])
     # What is judged is the network in floating point: its int8 is judged as it is.

@@ -150,8 +150,10 @@ def test_a_row_without_labels_is_judged_by_the_row_with_them(drop, met):
     alone = {"name": "b, no labels", "drop_points": 0.1, "target": "0.2 points", "met": True}
     target = "0.3 points more than with labels"
     assert bench_resnets.beside_labels([with_labels, without, alone]) == [
-        with_labels, without | {"target": target, "met": met}, alone,
-    ]  # fmt: skip
+        with_labels,
+        without | {"target": target, "met": met},
+        alone,
+    ]
 
 
 @pytest.mark.parametrize("page", bench_results.PAGES, ids=lambda page: page.stem)

@@ -4,10 +4,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import noise, observe
+from helpers import difference, from_text, noise, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks_for_tests import difference, from_text
 
 from converter.decomposition.form import decompose
 from converter.decomposition.forms import FORMS

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorly as tl
 import torch
+from helpers import FEW, SOME, difference
 from hypothesis import given
 from hypothesis import strategies as st
-from networks_for_tests import FEW, SOME, difference
 from tensorly.decomposition import parafac, partial_tucker
 
 from converter.decomposition.metric import Metric

@@ -9,11 +9,11 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
-from conftest import flatconv, make_net, noise
 from distributed import LocalCluster, Scheduler, SpecCluster, Worker
+from helpers import flatconv, make_net, noise
 
 import converter
-from converter import planning
+from converter import reconstruction
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
@@ -55,22 +55,22 @@ def test_others_solve_what_one_process_solves(where, form, rank, address, layers
 
 def test_a_search_goes_through_on_a_cluster(address, tmp_path):
     net = make_net(tmp_path / "net.onnx", CHANNELS)
-    config = converter.ConvertConfig(max_macs=0.6, cluster=address, cache=False)
-    result = converter.convert(net, config=config)
+    config = converter.Options.of(max_macs=0.6, cluster=address, cache=False)
+    result = converter.convert(net, options=config)
     assert len(result.plan.choices) == len(CHANNELS)
 
 
 def test_a_layer_that_a_cluster_refuses_is_named(address, tmp_path):
     net = make_net(tmp_path / "net.onnx", CHANNELS)
-    config = converter.ConvertConfig(cluster=address, cache=False, form=("fc=flattened",))
+    config = converter.Options.of(cluster=address, cache=False, form=("fc=flattened",))
     with pytest.raises(ConverterError, match="fc"):
-        converter.convert(net, config=config)
+        converter.convert(net, options=config)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "ftp://localhost:1"])
 def test_a_scheduler_that_is_not_there_is_refused_at_once(address, tmp_path, monkeypatch):
     net = make_net(tmp_path / "net.onnx", CHANNELS)
-    monkeypatch.setattr(planning.spread, "CONNECT_S", 1)
+    monkeypatch.setattr(reconstruction.parallel, "CONNECT_S", 1)
     status, _, err = flatconv("convert", net, "--cluster", address, "-o", tmp_path / "out")
     assert status == 2
     assert "cannot be reached" in err.replace("\n", " ")
@@ -103,10 +103,10 @@ def test_workers_have_one_thread_each(workers):
 
 
 def test_a_folder_is_trained_when_its_cluster_is_gone(workplace):
-    config = converter.ConvertConfig(
+    config = converter.Options.of(
         input_shape=("1,3,8,8",), form=("conv2=channel",), only=("conv2",)
     )
-    converter.convert("toy:build", config=config).save("out")
+    converter.convert("toy:build", options=config).save("out")
     told = json.loads(Path("out/source.json").read_text())
     told["config"]["cluster"] = "tcp://127.0.0.1:9"
     Path("out/source.json").write_text(json.dumps(told))

@@ -8,9 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
-from networks_for_tests import (
+from helpers import (
     EXACT_FORMS,
     FEW,
     LITTLE,
@@ -22,6 +20,8 @@ from networks_for_tests import (
     input_for,
     make_conv,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from converter.decomposition.conv import PADDING_MODES, Chain

@@ -8,10 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from conftest import noise
-from hypothesis import given
-from hypothesis import strategies as st
-from networks_for_tests import (
+from helpers import (
     EXACT_FORMS,
     FEW,
     LITTLE,
@@ -22,7 +19,10 @@ from networks_for_tests import (
     difference,
     from_text,
     make_conv,
+    noise,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from converter.decomposition.conv import Chain, assemble
@@ -139,9 +139,13 @@ def test_the_dense_kernel_is_what_the_steps_compute(name, conv):
 
 def test_two_transposed_steps_that_both_stride_are_composed():
     first = make_conv(
-        (3, 2, 3, 2), bias=False, stride=(2, 1), dilation=(1, 3), transposed=True,
+        (3, 2, 3, 2),
+        bias=False,
+        stride=(2, 1),
+        dilation=(1, 3),
+        transposed=True,
         output_padding=(1, 0),
-    )  # fmt: skip
+    )
     second = make_conv(
         (4, 3, 2, 3), seed=1, stride=(3, 2), dilation=(2, 1), transposed=True, output_padding=(0, 1)
     )
@@ -151,9 +155,12 @@ def test_two_transposed_steps_that_both_stride_are_composed():
 
 def test_pointwise_steps_are_plain():
     conv = make_conv(
-        (8, 4, 4, 4), stride=(2, 2), padding=((1, 1), (1, 1)), transposed=True,
+        (8, 4, 4, 4),
+        stride=(2, 2),
+        padding=((1, 1), (1, 1)),
+        transposed=True,
         output_padding=(1, 0),
-    )  # fmt: skip
+    )
     steps = decompose(conv, FORMS["flattened"], (6,)).steps
     assert [step.transposed for step in steps] == [False, True, True, False]
     assert [step.stride for step in steps] == [(1, 1), (2, 1), (1, 2), (1, 1)]
@@ -214,9 +221,12 @@ def test_patches_give_the_responses(conv, seed):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_last_step_is_solved_again(name, groups):
     conv = make_conv(
-        (8, 8 // groups, 4, 3), groups=groups, stride=(2, 2), padding=((1, 1), (1, 0)),
+        (8, 8 // groups, 4, 3),
+        groups=groups,
+        stride=(2, 2),
+        padding=((1, 1), (1, 0)),
         transposed=True,
-    )  # fmt: skip
+    )
     inputs = noise(9, 8, 7, 6).cumsum(1)
     at = choose_positions(conv, inputs.shape, 800, np.random.default_rng(0))
     metrics = [
@@ -233,9 +243,15 @@ def test_the_last_step_is_solved_again(name, groups):
 def test_a_module_read_back_is_the_convolution_it_was_made_of(conv):
     even = tuple((begin, begin) for begin, _ in conv.padding)
     conv = make_conv(
-        conv.kernel.shape, bias=False, groups=conv.groups, stride=conv.stride, padding=even,
-        dilation=conv.dilation, transposed=True, output_padding=conv.output_padding,
-    )  # fmt: skip
+        conv.kernel.shape,
+        bias=False,
+        groups=conv.groups,
+        stride=conv.stride,
+        padding=even,
+        dilation=conv.dilation,
+        transposed=True,
+        output_padding=conv.output_padding,
+    )
     (module,) = to_modules(Chain((conv,)))
     assert type(module) is MODULES[len(conv.k)]
     again, x = read_module(module), small_input(conv)

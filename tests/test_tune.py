@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from helpers import noise
 from torch import nn
 
 from converter.data.data import from_arrays
@@ -15,7 +15,7 @@ from converter.decomposition.conv import Chain, Conv
 from converter.errors import ConverterError
 from converter.models.modules import read_module, to_modules
 from converter.models.source import open_source
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.processes import process_group
 from converter.training.batches import Batches
 from converter.training.checkpoint import State, read_checkpoint
@@ -535,7 +535,7 @@ def test_what_bfloat16_cannot_teach_is_taught_in_float32(size, tmp_path, monkeyp
     second.weight.data = torch.cat([point.weight.data, point.weight.data], 1)
     second.bias.data = point.bias.data.clone()
     student.body = nn.Sequential(first, second)
-    config = ConvertConfig(finetune=2, lr=1e-2, train_batch=32, precision="bfloat16")
+    config = Options.of(finetune=2, lr=1e-2, train_batch=32, precision="bfloat16")
     source = replace(open_source(teacher, TEST, config, None), train=data())
     names = list[str]()
     tuned, _, _ = distill(

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers import SOME
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from networks_for_tests import SOME
 
 from converter.decomposition.solvers.varpro import (
     Plain,
@@ -16,7 +16,7 @@ from converter.decomposition.solvers.varpro import (
     contract,
     khatri_rao,
     minimise,
-)  # fmt: skip
+)
 
 SIZES = st.lists(st.integers(1, 4), min_size=2, max_size=4)
 

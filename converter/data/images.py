@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from converter.options import ConvertConfig, parse_numbers
+from converter.options import Options
 from converter.errors import ConverterError, first_line
 
 SHIFT = 8  # an image is shifted by up to one part in so many of its side
@@ -38,22 +38,16 @@ class Images:
     flip: bool = True
 
     @classmethod
-    def of(cls, config: ConvertConfig) -> Images:
-        """Take the image options of ``config``.
-
-        Raises:
-            ConverterError: When --mean or --std are not numbers, or --std has a 0.
-        """
-        if 0 in parse_numbers(config.std, "--std"):
-            raise ConverterError("--std must not be 0.")
+    def of(cls, options: Options) -> Images:
+        """Take the preprocessing that ``options`` ask for."""
         return cls(
-            mean=parse_numbers(config.mean, "--mean"),
-            std=parse_numbers(config.std, "--std"),
-            resize=config.resize,
-            crop=config.crop,
-            bgr=config.channels == "bgr",
-            nhwc=config.layout == "nhwc",
-            flip=config.augment == "flip",
+            mean=options.images.mean,
+            std=options.images.std,
+            resize=options.images.resize,
+            crop=options.images.crop,
+            bgr=options.images.channels == "bgr",
+            nhwc=options.images.layout == "nhwc",
+            flip=options.training.augment == "flip",
         )
 
     def prepare(self, images: np.ndarray) -> np.ndarray:

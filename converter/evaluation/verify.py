@@ -11,7 +11,7 @@ from torch import nn
 from converter.evaluation.compare import Comparison, Evaluate, Progress, compare_models, verdict
 from converter.graph import network as onnx_network
 from converter.models.source import Source
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.quantization.int8 import as_int8
 from converter.report.report import LayerRow, Report
 from converter.report.result import Result
@@ -55,7 +55,7 @@ class Conversion:
 def prove(
     source: Source,
     conversion: Conversion,
-    config: ConvertConfig,
+    options: Options,
     evaluate: Evaluate | None,
     command: str,
     progress: Progress,
@@ -69,7 +69,7 @@ def prove(
     networks = {"original": source.original, "converted": conversion.network}
     if conversion.int8 is not None:
         networks |= {
-            "original, int8": as_int8(source.network, source, config, conversion.lost),
+            "original, int8": as_int8(source.network, source, options, conversion.lost),
             "converted, int8": conversion.int8,
         }
     comparison = compare_models(
@@ -78,22 +78,27 @@ def prove(
         evaluate=evaluate,
         shapes=source.shapes,
         more_shapes=source.more_shapes,
-        threads=config.threads,
-        provider=config.provider,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        threads=options.timing.threads,
+        provider=options.timing.provider,
+        batch_size=options.timing.batch_size,
+        seed=options.resources.seed,
         progress=progress,
     )
     frontier = None
     if conversion.frontier:
         frontier = compare_models(
             {"original": source.original, **conversion.frontier},
-            data=source.eval or source.calib, evaluate=evaluate, shapes=source.shapes,
-            threads=config.threads, provider=config.provider, batch_size=config.batch_size,
-            seed=config.seed, progress=lambda stage, done: progress(f"frontier: {stage}", done),
-        )  # fmt: skip
+            data=source.eval or source.calib,
+            evaluate=evaluate,
+            shapes=source.shapes,
+            threads=options.timing.threads,
+            provider=options.timing.provider,
+            batch_size=options.timing.batch_size,
+            seed=options.resources.seed,
+            progress=lambda stage, done: progress(f"frontier: {stage}", done),
+        )
     problem = conversion.problem or conversion.missed
-    problem = problem or missed(comparison, conversion.budget, config.drop_type)
+    problem = problem or missed(comparison, conversion.budget, options.budget.drop_type)
     if comparison.networks[-1].drop_points is None:
         problem = problem or conversion.unproven
     told = notice(comparison, conversion.plan, source.calib is not None)
@@ -107,7 +112,7 @@ def prove(
         reason=problem or told,
         budget=conversion.budget,
         predicted_speedup=conversion.predicted_speedup,
-        seed=config.seed,
+        seed=options.resources.seed,
         command=command,
         frontier=frontier,
     )

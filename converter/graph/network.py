@@ -62,8 +62,13 @@ def load(path: Path, largest: int = LARGEST_FILE) -> ir.Model:
     except ConverterError:
         raise
     except (
-        DecodeError, onnx.checker.ValidationError, ValueError, KeyError, TypeError, RuntimeError,
-    ) as error:  # fmt: skip
+        DecodeError,
+        onnx.checker.ValidationError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+    ) as error:
         raise ConverterError(
             f"{path} is not a valid ONNX file (empty, truncated or of another kind): "
             f"{first_line(error)}"

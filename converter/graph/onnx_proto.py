@@ -74,9 +74,15 @@ FIELDS: dict[str, list[tuple[str, int, str]]] = {
     "Dimension": [("dim_value", 1, "int64"), ("dim_param", 2, "string")],
 }
 TYPES = {
-    1: np.float32, 10: np.float16, 11: np.float64, 7: np.int64, 6: np.int32, 2: np.uint8,
-    3: np.int8, 9: np.bool_,
-}  # fmt: skip
+    1: np.float32,
+    10: np.float16,
+    11: np.float64,
+    7: np.int64,
+    6: np.int32,
+    2: np.uint8,
+    3: np.int8,
+    9: np.bool_,
+}
 FLOATS = (1, 10, 11)
 NUMBERS = {np.dtype(kind): number for number, kind in TYPES.items()}
 FLOAT, INT, STRING, INTS = 1, 2, 3, 7  # AttributeProto.type

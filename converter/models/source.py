@@ -22,7 +22,7 @@ from converter.graph.canonicalize import canonicalize
 from converter.graph.network import Input
 from converter.models import export as torch_export
 from converter.models.checkpoint import sha256
-from converter.options import ConvertConfig, parse_arguments, parse_shapes
+from converter.options import Options, shapes_by_name
 from converter.processes import SINGLE_PROCESS, ProcessGroup
 
 CHECKED_EXAMPLES = 2
@@ -65,31 +65,42 @@ class Source:
 def open_source(
     model: nn.Module | str | Path,
     example_input: object,
-    config: ConvertConfig,
+    options: Options,
     calib: object,
 ) -> Source:
     """Load what the user named, export it if it is a torch model, and settle the input shapes.
 
     Raises:
-        ConverterError: When the model or any of the data that ``config`` names cannot be used.
+        ConverterError: When the model or any of the data that ``options`` names cannot be used.
     """
-    module, origin = _torch_model(model, config)
-    origin["config"] = config.to_json()
+    module, origin = _torch_model(model, options)
+    origin["options"] = options.to_json()
     if module is None:
-        network = _read_network(Path(str(model)), config.trust_pickle)
+        network = _read_network(Path(str(model)), options.model.trust_pickle)
         spec = onnx_network.inputs(network)
         if not spec:
             raise ConverterError(f"{model} has no inputs; there is nothing to feed it.")
-        shapes, more, calibration, spare = _settle(spec, example_input, config, calib)
-        train, scored = read_named_data(spec, config)
+        shapes, more, calibration, spare = _settle(spec, example_input, options, calib)
+        train, scored = read_named_data(spec, options)
         return Source(
-            network, canonicalize(network), None, spec, shapes, more, calibration, train, scored,
-            origin, spare,
-        )  # fmt: skip
+            network,
+            canonicalize(network),
+            None,
+            spec,
+            shapes,
+            more,
+            calibration,
+            train,
+            scored,
+            origin,
+            spare,
+        )
     dtype = _input_type(module)
     unknown = [Input(name, (), dtype) for name in torch_export.input_names(module)]
-    shapes, more, calibration, spare = _settle(unknown, example_input, config, calib)
-    noise = random_data(shapes, {item.name: item.dtype for item in unknown}, 2, config.seed)
+    shapes, more, calibration, spare = _settle(unknown, example_input, options, calib)
+    noise = random_data(
+        shapes, {item.name: item.dtype for item in unknown}, 2, options.resources.seed
+    )
     sample = calibration or noise
     feeds = sample.read(np.arange(2) % sample.count)
     network = torch_export.export(module, feeds, _varying(shapes, more))
@@ -98,11 +109,20 @@ def open_source(
         example_shapes(spec, other, None)
     if calibration is not None:
         calibration = _conformed(calibration, spec)
-    train, scored = read_named_data(spec, config)
+    train, scored = read_named_data(spec, options)
     return Source(
-        network, canonicalize(network), module, spec, shapes, more, calibration, train, scored,
-        origin, spare,
-    )  # fmt: skip
+        network,
+        canonicalize(network),
+        module,
+        spec,
+        shapes,
+        more,
+        calibration,
+        train,
+        scored,
+        origin,
+        spare,
+    )
 
 
 def examples(source: Source, seed: int, count: int) -> Arrays:
@@ -121,36 +141,34 @@ def samples(source: Source, seed: int) -> dict[str, Arrays]:
     return found
 
 
-def read_data(text: str, spec: Sequence[Input], config: ConvertConfig) -> Data:
+def read_data(text: str, spec: Sequence[Input], options: Options) -> Data:
     """Read data for the inputs ``spec``."""
     names = [item.name for item in spec]
-    data = load_data(text, names, Images.of(config), torch_export.find_callable, _bytes(spec))
+    data = load_data(text, names, Images.of(options), torch_export.find_callable, _bytes(spec))
     return _conformed(data, spec)
 
 
-def read_named_data(
-    spec: Sequence[Input], config: ConvertConfig
-) -> tuple[Data | None, Data | None]:
+def read_named_data(spec: Sequence[Input], options: Options) -> tuple[Data | None, Data | None]:
     """Read ``--train`` and ``--eval`` for the inputs ``spec``; None for what is not named.
 
     Where a network is to be trained, all of ``--calib`` stands in for ``--train``, unlabelled.
     """
-    named = config.train or (config.calib if config.trains else None)
-    train = read_data(named, spec, config) if named else None
-    if train is not None and config.augment == "none":
+    named = options.training.train or (options.data.calib if options.training.trains else None)
+    train = read_data(named, spec, options) if named else None
+    if train is not None and options.training.augment == "none":
         train = train.still()
-    if train is not None and not (config.train and config.labels):
+    if train is not None and not (options.training.train and options.training.labels):
         train = train.unlabelled()
-    return train, read_scored_data(config.eval, spec, config) if config.eval else None
+    return train, read_scored_data(options.data.eval, spec, options) if options.data.eval else None
 
 
-def read_scored_data(text: str, spec: Sequence[Input], config: ConvertConfig) -> Data:
+def read_scored_data(text: str, spec: Sequence[Input], options: Options) -> Data:
     """Read data to score on for the inputs ``spec``.
 
     Raises:
         ConverterError: When its labels are no classes.
     """
-    data = read_data(text, spec, config)
+    data = read_data(text, spec, options)
     if data.labels is None and data.lessons is not None:
         raise ConverterError(
             f"The labels y of {text} are not one class an example, as accuracy takes them; leave "
@@ -198,22 +216,24 @@ def example_shapes(
 
 
 def _torch_model(
-    model: nn.Module | str | Path, config: ConvertConfig
+    model: nn.Module | str | Path, options: Options
 ) -> tuple[nn.Module | None, dict[str, Any]]:
     """Build or read a torch model, and say how it is built again; None for ONNX and .pt2 files."""
     if isinstance(model, nn.Module):
         return torch_export.copied(model).cpu().eval(), {}
     path = Path(model)
     if ":" in str(model) and not path.exists():
-        arguments = parse_arguments(config.factory_args)
+        arguments = dict(options.model.factory_args)
         origin: dict[str, Any] = {"factory": str(model), "factory_args": arguments}
-        if config.checkpoint is not None and config.checkpoint.is_file():
-            origin["checkpoint"] = str(config.checkpoint.resolve())
-            origin["checkpoint_sha256"] = sha256(config.checkpoint)
-        built = torch_export.build(str(model), arguments, config.checkpoint, config.trust_pickle)
+        if options.model.checkpoint is not None and options.model.checkpoint.is_file():
+            origin["checkpoint"] = str(options.model.checkpoint.resolve())
+            origin["checkpoint_sha256"] = sha256(options.model.checkpoint)
+        built = torch_export.build(
+            str(model), arguments, options.model.checkpoint, options.model.trust_pickle
+        )
         return built, origin
     if path.suffix in (".pt", ".pth", ".th", ".tar"):
-        return torch_export.unpickle(path, config.trust_pickle), {}
+        return torch_export.unpickle(path, options.model.trust_pickle), {}
     return None, {}
 
 
@@ -237,7 +257,7 @@ def _read_network(path: Path, trust_pickle: bool) -> ir.Model:
 
 
 def _settle(
-    spec: Sequence[Input], example_input: object, config: ConvertConfig, calib: object
+    spec: Sequence[Input], example_input: object, options: Options, calib: object
 ) -> tuple[
     dict[str, tuple[int, ...]], tuple[dict[str, tuple[int, ...]], ...], Data | None, Data | None
 ]:
@@ -246,13 +266,13 @@ def _settle(
     A ``spec`` whose shapes are empty is that of a torch model, which says nothing of its inputs.
     """
     names = [item.name for item in spec]
-    given, *further = parse_shapes(config.input_shape, names)
+    given, *further = shapes_by_name(options.model.input_shape, names)
     data = None
     if calib is not None:
         data = from_arrays(_as_arrays(calib, names), "the given calibration inputs", names)
-    elif config.calib:
+    elif options.data.calib:
         find = torch_export.find_callable
-        data = load_data(config.calib, names, Images.of(config), find, _bytes(spec))
+        data = load_data(options.data.calib, names, Images.of(options), find, _bytes(spec))
     if example_input is not None:
         sample = from_arrays(_as_arrays(example_input, names), "the example input", names)
         given |= {n: (sample.count, *a.shape[1:]) for n, a in sample.read(np.arange(1)).items()}
@@ -265,7 +285,7 @@ def _settle(
         more = tuple(example_shapes(spec, other, None) for other in more)
     spare = None
     if data is not None:
-        data, spare = _conformed(data, spec).split_off(config.samples, config.seed)
+        data, spare = _conformed(data, spec).split_off(options.data.samples, options.resources.seed)
     return shapes, more, data, spare
 
 

@@ -12,7 +12,7 @@ from converter.evaluation.loss import LossEstimator
 from converter.graph.network import LARGEST_FILE, inputs, size
 from converter.graph.survey import QUANTIZED_LAYERS
 from converter.models.source import Source
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.quantization.channel_equalization import equalize
 from converter.quantization.quantize import linear_steps, observed_ranges, quantized
 from converter.search.find_plan import Found
@@ -23,7 +23,7 @@ EXAMPLES, BATCH, RANKED = 256, 16, 32
 def as_int8(
     network: ir.Model,
     source: Source,
-    config: ConvertConfig,
+    options: Options,
     lost: Callable[[ir.Model], float] | None = None,
 ) -> ir.Model:
     """Quantize a version of a network for the sample inputs.
@@ -31,7 +31,7 @@ def as_int8(
     Args:
         network: Left as it is.
         source: The original, with sample inputs.
-        config: Options.
+        options: Options.
         lost: Says what a network loses, as a share of what it may lose. Where int8 loses too much
             and ``network`` does not, those steps stay in floating point that err most alone, as
             few (1, 2, 4, ...) as keep the limit.
@@ -42,7 +42,7 @@ def as_int8(
     inputs_seen = source.calib or source.train
     assert inputs_seen is not None
     insisted = inputs(network)[0].shape[0]
-    data = inputs_seen.sample(EXAMPLES, config.seed).filled(insisted or 1)
+    data = inputs_seen.sample(EXAMPLES, options.resources.seed).filled(insisted or 1)
     batch = insisted or min(BATCH, data.count)
     data = data.take(np.arange(data.count - data.count % batch))  # whole batches
     network, ranges = equalize(network, observed_ranges(network, data, batch))
@@ -86,7 +86,7 @@ def check_int8(source: Source) -> None:
 
 
 def quantize_if_requested(
-    network: ir.Model, source: Source, found: Found, config: ConvertConfig
+    network: ir.Model, source: Source, found: Found, options: Options
 ) -> tuple[ir.Model | None, str | None]:
     """Quantize a network if that was asked for.
 
@@ -96,9 +96,9 @@ def quantize_if_requested(
     Raises:
         ConverterError: When onnxruntime cannot quantize the network.
     """
-    if not config.int8:
+    if not options.search.int8:
         return None, found.problem
-    int8 = as_int8(network, source, config, found.lost)
+    int8 = as_int8(network, source, options, found.lost)
     if found.lost is None:
         return int8, found.problem
     times = found.lost(int8)

@@ -86,16 +86,20 @@ def saturates() -> bool:
     """
     I, expected, largest = 64, 200, 255 * 127
     weights = {
-        "w": np.full((16, I, 1, 1), 127, np.int8), "zero": np.uint8(0), "none": np.int8(0),
-        "one": np.float32(1), "scale": np.float32(I * largest / expected),
-    }  # fmt: skip
+        "w": np.full((16, I, 1, 1), 127, np.int8),
+        "zero": np.uint8(0),
+        "none": np.int8(0),
+        "one": np.float32(1),
+        "scale": np.float32(I * largest / expected),
+    }
     names = ["x", "one", "zero", "w", "one", "none", "scale", "zero"]
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("QLinearConv", names, ["y"])], "probe",
+        [onnx.helper.make_node("QLinearConv", names, ["y"])],
+        "probe",
         [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, I, 4, 4])],
         [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, [1, 16, 4, 4])],
         [onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in weights.items()],
-    )  # fmt: skip
+    )
     opsets = [onnx.helper.make_opsetid("", OLDEST_OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     session = open_file(model.SerializeToString())
@@ -148,9 +152,17 @@ def _quantized(
     ]
     with _as_errors():
         quantizer = QDQQuantizer(
-            model, True, saturates(), QuantType.QInt8, QuantType.QUInt8,
-            TensorsData(CalibrationMethod.MinMax, dict(limits)), [], kept, KINDS, {},
-        )  # fmt: skip
+            model,
+            True,
+            saturates(),
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            TensorsData(CalibrationMethod.MinMax, dict(limits)),
+            [],
+            kept,
+            KINDS,
+            {},
+        )
         quantizer.quantize_model()
     found: onnx.ModelProto = quantizer.model.model
     return found

@@ -21,8 +21,10 @@ from converter.quantization.quantize import saturates
 from converter.training.losses import Run, Tensors
 
 TRANSPOSED = (
-    functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
-)  # fmt: skip
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+)
 CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d, *TRANSPOSED)
 PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 LEVELS = 255  # of activations

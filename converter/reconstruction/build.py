@@ -22,7 +22,7 @@ from converter.evaluation.compare import Progress
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import Layer
 from converter.models.source import Source
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.reconstruction.moments import second_moments
 from converter.reconstruction.refit import correct
 from converter.reconstruction.solve import solve_layers
@@ -52,20 +52,18 @@ class Realization:
     network: ir.Model
 
 
-def split(
-    source: Source, layers: Sequence[Layer], config: ConvertConfig
-) -> tuple[Data | None, Data]:
+def split(source: Source, layers: Sequence[Layer], options: Options) -> tuple[Data | None, Data]:
     """Part the sample inputs: to fit, and to judge; random ones to judge on without any."""
     if source.calib is None:
         dtypes = {item.name: item.dtype for item in source.inputs}
-        return None, random_data(source.shapes, dtypes, RANDOM_EXAMPLES, config.seed)
+        return None, random_data(source.shapes, dtypes, RANDOM_EXAMPLES, options.resources.seed)
     macs = sum(layer.macs for layer in layers)
     most = int(np.clip(JUDGE_MACS / max(macs, 1), *JUDGED))
     count = source.calib.count
     held = min(max(int(count * HELD_SHARE), 1), most)
     if source.spare is not None and source.spare.count >= held:
         return source.calib, source.spare.take(np.arange(min(source.spare.count, most)))
-    order = np.random.default_rng(config.seed).permutation(count)
+    order = np.random.default_rng(options.resources.seed).permutation(count)
     judged = source.calib.take(np.sort(order[:held]))
     fit = source.calib.take(np.sort(order[held:])) if held < count else source.calib
     return fit, judged
@@ -75,7 +73,7 @@ def coarse_metrics(
     names: Collection[str],
     source: Source,
     layers: Sequence[Layer],
-    config: ConvertConfig,
+    options: Options,
     progress: Progress,
 ) -> Metrics:
     """Estimate what layers see of the inputs to fit; shared, and nothing without any.
@@ -84,7 +82,7 @@ def coarse_metrics(
         names: Of the layers.
         source: The network and its sample inputs.
         layers: All of the network.
-        config: The options.
+        options: The options.
         progress: Called with a stage and the share of it that is done.
 
     Returns:
@@ -93,11 +91,13 @@ def coarse_metrics(
     Raises:
         ConverterError: When another process is gone.
     """
-    fit, _ = split(source, layers, config)
+    fit, _ = split(source, layers, options)
     if fit is None:
         return {}
     source.place.broadcast_task(partial(coarse_metrics, names))
-    return _moments(names, source, layers, fit, config.seed, config, progress, coarse=True)
+    return _moments(
+        names, source, layers, fit, options.resources.seed, options, progress, coarse=True
+    )
 
 
 def _moments(
@@ -106,24 +106,30 @@ def _moments(
     layers: Sequence[Layer],
     data: Data,
     seed: int,
-    config: ConvertConfig,
+    options: Options,
     progress: Progress,
     coarse: bool = False,
 ) -> Metrics:
     """Collect the second moments of what layers see of ``data``."""
     return second_moments(
-        source.network, [layer for layer in layers if layer.name in names], data,
-        seed=seed, batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
-        threads=torch.get_num_threads(), coarse=coarse, place=source.place,
+        source.network,
+        [layer for layer in layers if layer.name in names],
+        data,
+        seed=seed,
+        batch_size=source.inputs[0].shape[0],
+        memory=options.resources.memory * 2**30,
+        threads=torch.get_num_threads(),
+        coarse=coarse,
+        place=source.place,
         progress=lambda done: progress("calibrating", done),
-    )  # fmt: skip
+    )
 
 
 def build(
     plan: Plan,
     source: Source,
     layers: Sequence[Layer],
-    config: ConvertConfig,
+    options: Options,
     progress: Progress,
     *,
     whole: bool = True,
@@ -134,7 +140,7 @@ def build(
         plan: What to do.
         source: The network and its sample inputs.
         layers: All of the network.
-        config: The options.
+        options: The options.
         progress: Called with a stage and the share of it that is done.
         whole: Fit to all sample inputs, not only to those that do not judge.
 
@@ -142,9 +148,9 @@ def build(
         ConverterError: As ``solve``.
     """
     source.place.broadcast_task(partial(build, plan, whole=whole))
-    fit = source.calib if whole else split(source, layers, config)[0]
-    chains, errors = solve(replace(source, calib=fit), plan, layers, config, progress)
-    if config.trains:
+    fit = source.calib if whole else split(source, layers, options)[0]
+    chains, errors = solve(replace(source, calib=fit), plan, layers, options, progress)
+    if options.training.trains:
         chains = {name: chain.balanced() for name, chain in chains.items()}
     return Realization(plan, chains, errors, rewritten(source, layers, chains))
 
@@ -159,7 +165,7 @@ def solve(
     source: Source,
     plan: Plan,
     layers: Sequence[Layer],
-    config: ConvertConfig,
+    options: Options,
     progress: Progress,
 ) -> tuple[dict[str, Chain], dict[str, float]]:
     """Decompose every chosen layer, for what it sees of the sample inputs if there are any.
@@ -172,25 +178,37 @@ def solve(
         ConverterError: When a form does not fit a layer, or a process is gone or killed.
     """
     chosen = plan.chosen()
-    cache = config.cache_folder()
-    if source.calib is not None and config.correct and chosen:
+    cache = options.resources.cache_folder()
+    if source.calib is not None and options.search.correct and chosen:
         return correct(
-            source.network, layers, chosen, source.calib,
-            seed=plan.seed, device=config.device, cache=cache,
-            batch_size=source.inputs[0].shape[0], memory=config.memory * 2**30,
-            threads=torch.get_num_threads(), place=source.place,
+            source.network,
+            layers,
+            chosen,
+            source.calib,
+            seed=plan.seed,
+            device=options.resources.device,
+            cache=cache,
+            batch_size=source.inputs[0].shape[0],
+            memory=options.resources.memory * 2**30,
+            threads=torch.get_num_threads(),
+            place=source.place,
             progress=lambda done: progress("solving", done),
-        )  # fmt: skip
+        )
     metrics: Metrics = {}
     if source.calib is not None and chosen:
-        metrics = _moments(chosen, source, layers, source.calib, plan.seed, config, progress)
+        metrics = _moments(chosen, source, layers, source.calib, plan.seed, options, progress)
     if source.place.rank:
         return {}, {}
     chains = solve_layers(
-        layers, chosen, metrics,
-        seed=plan.seed, device=config.device, cache=cache, cluster=config.cluster,
+        layers,
+        chosen,
+        metrics,
+        seed=plan.seed,
+        device=options.resources.device,
+        cache=cache,
+        cluster=options.resources.cluster,
         progress=lambda done: progress("solving", done),
-    )  # fmt: skip
+    )
     convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
     errors = {
         name: relative_error(convs[name], chain, metrics.get(name))

@@ -27,7 +27,7 @@ from converter.reconstruction.moments import (
     fits,
     metric_of,
     patch_size,
-)  # fmt: skip
+)
 
 # Of the mean power of the inputs: how strongly the best kernel is held to the trained one. Where
 # no rank limits it and patches are fewer than ENOUGH for each weight, one half of them chooses
@@ -92,10 +92,15 @@ def correct(
     shares = list(place.shard(spans))
     inputs = [images.read(span) for span in shares]
     key = digest(
-        walk.model.SerializeToString(), *written(network),
+        walk.model.SerializeToString(),
+        *written(network),
         place.gather([digest(list(feeds.items())) for feeds in inputs]),
-        seed, device, memory, threads, batch_size,
-    )  # fmt: skip
+        seed,
+        device,
+        memory,
+        threads,
+        batch_size,
+    )
     chains: dict[str, Chain] = {}
     errors: dict[str, float] = {}
     original = converted = inputs
@@ -116,13 +121,20 @@ def correct(
                 original = advance(walk, n, original, threads)
                 converted = original if same else advance(walk, n, converted, threads, replaced)
             passed = number + 1
-            seen = place.gather([
-                look(
-                    layer, around[layer.output], before, now, len(span) / images.count, memory / 2,
-                    np.random.default_rng((seed, number, int(span[0]))),
-                )
-                for span, before, now in zip(shares, original, converted)
-            ])  # fmt: skip
+            seen = place.gather(
+                [
+                    look(
+                        layer,
+                        around[layer.output],
+                        before,
+                        now,
+                        len(span) / images.count,
+                        memory / 2,
+                        np.random.default_rng((seed, number, int(span[0]))),
+                    )
+                    for span, before, now in zip(shares, original, converted)
+                ]
+            )
             chain, error = place.broadcast(
                 functools.partial(_solve, layer, form, rank, seen, memory / 2, seed, device)
             )

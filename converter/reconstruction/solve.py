@@ -38,11 +38,17 @@ def solve_layer(
     if cache is None:
         return decompose(conv, form, rank, seed, metrics, start, device)
     key = digest(
-        conv.kernel, conv.groups, conv.transposed, form.name, rank, seed, device,
+        conv.kernel,
+        conv.groups,
+        conv.transposed,
+        form.name,
+        rank,
+        seed,
+        device,
         torch.get_num_threads(),
         [[metric.channels, metric.window, metric.full] for metric in metrics or ()],
         [step.kernel for step in start.steps] if start else None,
-    )  # fmt: skip
+    )
     return cached_chain(
         cache, key, conv, lambda: decompose(conv, form, rank, seed, metrics, start, device)
     )
@@ -77,11 +83,17 @@ def solve_layers(
     todo = [layer for layer in layers if layer.name in chosen]
     jobs = (
         partial(
-            _solve_named, layer, chosen[layer.name][0].name, chosen[layer.name][1],
-            metrics.get(layer.name), seed, device, cache,
+            _solve_named,
+            layer,
+            chosen[layer.name][0].name,
+            chosen[layer.name][1],
+            metrics.get(layer.name),
+            seed,
+            device,
+            cache,
         )
         for layer in todo
-    )  # fmt: skip
+    )
     widest = max((math.prod(l.conv.kernel.shape[1:]) for l in todo if l.conv), default=0)
     alone = cluster is None and (len(todo) <= FEW or widest > WIDE or device != "cpu")
     chains = {}

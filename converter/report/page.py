@@ -217,9 +217,16 @@ def _sorted_by(row: LayerRow) -> list[str | int | float]:
     """Give what each cell of a layer's row is sorted by."""
     rank = row.rank[0] if isinstance(row.rank, list) else row.rank
     values = (
-        row.name, row.form or "", rank, row.macs_before, row.macs_after, row.latency_before_ms,
-        row.latency_after_ms, row.rel_error, row.reason,
-    )  # fmt: skip
+        row.name,
+        row.form or "",
+        rank,
+        row.macs_before,
+        row.macs_after,
+        row.latency_before_ms,
+        row.latency_after_ms,
+        row.rel_error,
+        row.reason,
+    )
     return ["" if value is None else value for value in values]
 
 

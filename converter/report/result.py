@@ -24,17 +24,25 @@ from converter.graph import network as onnx_network
 from converter.graph.network import WEIGHTS_SUFFIX
 from converter.models import export as torch_export
 from converter.models import match as torch_network
-from converter.options import BUDGETS, ConvertConfig
+from converter.options import SUBJECTS, Options
 from converter.report.page import report_html
 from converter.report.report import LayerRow, Report
 from converter.search.plan import Plan, read_plan
 
 INT8_OUTPUTS = ("original.int8.onnx", "model.int8.onnx")
 OUTPUTS = (
-    "original.onnx", "model.onnx", *INT8_OUTPUTS, "plan.json", "report.json", "report.html",
-    "source.json", "model.safetensors", "model.pt2",
-    f"original.onnx{WEIGHTS_SUFFIX}", f"model.onnx{WEIGHTS_SUFFIX}",
-)  # fmt: skip
+    "original.onnx",
+    "model.onnx",
+    *INT8_OUTPUTS,
+    "plan.json",
+    "report.json",
+    "report.html",
+    "source.json",
+    "model.safetensors",
+    "model.pt2",
+    f"original.onnx{WEIGHTS_SUFFIX}",
+    f"model.onnx{WEIGHTS_SUFFIX}",
+)
 
 
 @dataclass(frozen=True)
@@ -168,15 +176,15 @@ def read_origin(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_config(folder: Path) -> ConvertConfig:
+def read_config(folder: Path) -> Options:
     """Read the options that an output folder was made with.
 
     Raises:
         ConverterError: When ``source.json`` is missing or damaged.
     """
-    recorded = read_origin(folder).get("config")
+    recorded = read_origin(folder).get("options")
     try:
-        return ConvertConfig.from_json(recorded)
+        return Options.from_json(recorded)
     except ConverterError as error:
         raise ConverterError(f"{folder / 'source.json'} is damaged. {error}") from None
 
@@ -199,7 +207,7 @@ def read_budget(folder: Path) -> dict[str, float]:
     """
     with _report(folder) as report:
         budget = {str(name): float(limit) for name, limit in report["budget"].items()}
-        if not budget.keys() <= set(BUDGETS):
+        if not all(SUBJECTS.get(name) == "budget" for name in budget):
             raise ValueError(f"there is no such budget as {', '.join(sorted(budget))}")
         return budget
 

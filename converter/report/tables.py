@@ -21,8 +21,16 @@ from converter.timing.latency import LatencyTable, LayerTimes
 from converter.timing.race import Interval
 
 LAYER_HEADINGS = (
-    "layer", "form", "rank", "MACs before", "after", "ms before", "after", "error", "note"
-)  # fmt: skip
+    "layer",
+    "form",
+    "rank",
+    "MACs before",
+    "after",
+    "ms before",
+    "after",
+    "error",
+    "note",
+)
 USEFUL_SHARE = 0.2  # of a layer's MACs; with less, few layers keep what they know
 
 

@@ -17,7 +17,7 @@ from converter.evaluation.loss import LossEstimator
 from converter.graph.network import open_session
 from converter.graph.survey import Layer
 from converter.models.source import Source
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.reconstruction.build import Realization, coarse_metrics, split
 from converter.reconstruction.moments import patch_count, patch_size
 from converter.reconstruction.refit import REFIT
@@ -84,7 +84,7 @@ Build = Callable[[Plan, bool], Realization]
 def find_plan(
     source: Source,
     layers: Sequence[Layer],
-    config: ConvertConfig,
+    options: Options,
     evaluate: Evaluate | None,
     build: Build,
     deployed: Callable[[ir.Model], ir.Model],
@@ -95,7 +95,7 @@ def find_plan(
     Args:
         source: The network and its sample inputs, a part of which only says what is lost.
         layers: Of the network.
-        config: The budget and the options.
+        options: The budget and the options.
         evaluate: The user's own measure, or None.
         build: Carries out a plan, fitted to all sample inputs or only to those that do not judge.
         deployed: Gives the version of a network that is to keep the budget.
@@ -104,18 +104,18 @@ def find_plan(
     Raises:
         ConverterError: When the budget cannot be judged on this network or these inputs.
     """
-    table = latency_table(source, layers, config, progress)
-    fit, held = split(source, layers, config)
+    table = latency_table(source, layers, options, progress)
+    fit, held = split(source, layers, options)
     judge = LossEstimator.of(source.network, held, torch.get_num_threads())
-    budget = config.budget or _default(judge)
+    budget = options.limits or _default(judge)
     _check(budget, judge, source, evaluate)
-    free = open_layers(layers, config)
+    free = open_layers(layers, options)
     names = [layer.name for layer in free]
-    metrics = coarse_metrics(names, source, layers, config, progress)
-    menus, probes = list_search_spaces(source, free, table, metrics, held, config, progress)
+    metrics = coarse_metrics(names, source, layers, options, progress)
+    menus, probes = list_search_spaces(source, free, table, metrics, held, options, progress)
     menu = menus[0]
     kept = menu.unchanged()
-    corrected = config.correct and fit is not None
+    corrected = options.search.correct and fit is not None
     most = _affordable(free)
     macs = sum(layer.macs for layer in layers)
 
@@ -133,7 +133,7 @@ def find_plan(
                 chosen[layer.name] = forms[layer.name]
             elif layer in free and corrected and chosen:
                 chosen[layer.name] = (REFIT, (1,))
-        return build(plan_of(layers, chosen, config, source.shapes), False)
+        return build(plan_of(layers, chosen, options, source.shapes), False)
 
     def refitted(solved: Realization) -> Realization:
         """Fit what was chosen to the examples that judged it, too."""
@@ -146,34 +146,42 @@ def find_plan(
 
     lost = None
     if {"max_drop", "max_error"} & set(budget):
-        lost = _lost(source, budget, config, judge, evaluate)
+        lost = _lost(source, budget, options, judge, evaluate)
     target, problem = budget.get("target_speedup"), None
     if menu.least_macs() > wanted(None).macs:
         least = (macs - total_macs(kept) + menu.least_macs()) / macs
         problem = f"No choice of forms leaves less than {least:.2f} of the MACs."
     if lost is not None:
-        room = 1 / (1 - WON_BACK) if config.trains else 1.0
+        room = 1 / (1 - WON_BACK) if options.training.trains else 1.0
 
         def value(solved: Realization) -> float:
             return lost(deployed(solved.network)) / room
 
         aim = CLOSELY if held.count >= MANY else ROUGHLY
         best, trials = close(
-            menu, wanted(target), _first(budget, probes), built, value, most, aim,
+            menu,
+            wanted(target),
+            _first(budget, probes),
+            built,
+            value,
+            most,
+            aim,
             lambda done: progress("searching", done),
-        )  # fmt: skip
+        )
         if best is not None and held.count >= MANY:
             best = improve(
                 menus[1:], wanted(target), best, built, value, min(most - len(trials), MOST_MORE)
             )
         choice, solved, missed = _outcome(menu, best, trials, built)
-        missed = None if config.trains else missed  # what is missed now may be won back
+        missed = None if options.training.trains else missed  # what is missed now may be won back
     elif target is not None:
         choice, speedup = reach(
-            menu, wanted, target,
-            lambda c: measured_speedup(source, layers, _forms(c), table, config),
+            menu,
+            wanted,
+            target,
+            lambda c: measured_speedup(source, layers, _forms(c), table, options),
             lambda done: progress("racing", done),
-        )  # fmt: skip
+        )
         solved, missed = built(choice), None
         if speedup < target and choice == menu.fastest():
             missed = (
@@ -186,7 +194,7 @@ def find_plan(
         )
         missed = None
     frontier = {}
-    if config.frontier:
+    if options.search.frontier:
         for speedup in np.geomspace(predicted(kept), predicted(menu.fastest()), POINTS + 1)[1:]:
             point = menu.min_loss(wanted(speedup)) or menu.fastest()
             frontier[f"for {speedup:.2f}x"] = deployed(built(point).network)
@@ -259,15 +267,15 @@ def _first(budget: Mapping[str, float], probes: Sensitivity) -> float:
 def _lost(
     source: Source,
     budget: Mapping[str, float],
-    config: ConvertConfig,
+    options: Options,
     judge: LossEstimator,
     evaluate: Evaluate | None,
 ) -> Callable[[ir.Model], float]:
     """Make the function that says what a network loses, as a share of what it may lose."""
-    relative = config.drop_type == "relative"
+    relative = options.budget.drop_type == "relative"
     before = None
     if evaluate is not None and "max_drop" in budget:
-        before = evaluated(evaluate, open_session(source.network, config.threads))
+        before = evaluated(evaluate, open_session(source.network, options.timing.threads))
 
     def lost(network: ir.Model) -> float:
         loss = judge.loss(network)
@@ -276,7 +284,7 @@ def _lost(
             shares.append(loss.output_error / budget["max_error"])
         if "max_drop" in budget and evaluate is not None and before is not None:
             allowed = budget["max_drop"] * (abs(before) if relative else 1.0)
-            after = evaluated(evaluate, open_session(network, config.threads))
+            after = evaluated(evaluate, open_session(network, options.timing.threads))
             shares.append((before - after) / allowed)
         elif "max_drop" in budget and loss.drop_high is not None:
             allowed = budget["max_drop"] * (judge.accuracy if relative else 1.0)

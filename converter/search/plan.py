@@ -23,7 +23,7 @@ from converter.decomposition.form import (
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
 from converter.graph.survey import Layer
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.search.weight_candidates import candidates
 
 VERSION = 1
@@ -124,21 +124,21 @@ class Plan:
 
 
 def make_plan(
-    layers: Sequence[Layer], config: ConvertConfig, input_shapes: Mapping[str, tuple[int, ...]]
+    layers: Sequence[Layer], options: Options, input_shapes: Mapping[str, tuple[int, ...]]
 ) -> Plan:
-    """Choose for every layer, as ``config`` says.
+    """Choose for every layer, as ``options`` says.
 
     Raises:
         ConverterError: When a form, rank, layer name or plan file does not fit the network.
     """
-    if config.plan is not None:
-        return replay(config.plan, layers, input_shapes)
+    if options.layers.plan is not None:
+        return replay(options.layers.plan, layers, input_shapes)
     names = [layer.name for layer in layers]
-    only = _matching(config.only, names, "--only")
-    keep = _matching(config.keep, names, "--keep")
+    only = _matching(options.layers.only, names, "--only")
+    keep = _matching(options.layers.keep, names, "--keep")
     linear = {layer.name for layer in layers if layer.conv is not None and not layer.conv.k}
-    forms, form = _by_layer(config.forms, names, "--form", linear)
-    ranks, rank = _by_layer(config.rank, names, "--rank", linear)
+    forms, form = _by_layer(options.layers.forms, names, "--form", linear)
+    ranks, rank = _by_layer(options.layers.rank, names, "--rank", linear)
     choices = []
     for layer in layers:
         choice = Choice(layer.name, kernel_sha256=_digest(layer.conv))
@@ -149,7 +149,7 @@ def make_plan(
             if named:
                 raise ConverterError(f"Layer {layer.name} cannot be converted: {layer.reason}.")
             choice = replace(choice, reason=layer.reason)
-        elif layer.name in keep or (config.only and layer.name not in only):
+        elif layer.name in keep or (options.layers.only and layer.name not in only):
             choice = replace(choice, reason="the user keeps it")
         elif (form or rank) and layer.name in linear and not named:
             reason = f"it is a linear layer; name it to convert it (--form {layer.name}=channel)"
@@ -161,23 +161,23 @@ def make_plan(
             if by_hand.reason and layer.name in ranks:
                 raise ConverterError(f"Layer {layer.name}: {by_hand.reason}; choose another rank.")
             choice = replace(by_hand, kernel_sha256=choice.kernel_sha256)
-        elif config.manual:
+        elif options.layers.manual:
             choice = replace(choice, reason="no form was chosen for it")
         else:
             choice = replace(_by_error(layer), kernel_sha256=choice.kernel_sha256)
         choices.append(choice)
-    return Plan(tuple(choices), dict(input_shapes), config.seed)
+    return Plan(tuple(choices), dict(input_shapes), options.resources.seed)
 
 
-def open_layers(layers: Sequence[Layer], config: ConvertConfig) -> list[Layer]:
+def open_layers(layers: Sequence[Layer], options: Options) -> list[Layer]:
     """List the layers that can be converted and that the user does not keep.
 
     Raises:
-        ConverterError: When ``config`` names a layer that is not there.
+        ConverterError: When ``options`` names a layer that is not there.
     """
     names = [layer.name for layer in layers]
-    only = _matching(config.only, names, "--only") if config.only else set(names)
-    keep = _matching(config.keep, names, "--keep")
+    only = _matching(options.layers.only, names, "--only") if options.layers.only else set(names)
+    keep = _matching(options.layers.keep, names, "--keep")
     return [
         layer
         for layer in layers
@@ -191,11 +191,11 @@ def open_layers(layers: Sequence[Layer], config: ConvertConfig) -> list[Layer]:
 def plan_of(
     layers: Sequence[Layer],
     chosen: Mapping[str, tuple[str, Rank]],
-    config: ConvertConfig,
+    options: Options,
     input_shapes: Mapping[str, tuple[int, ...]],
 ) -> Plan:
     """Write down what was chosen for some layers; the others are kept."""
-    free = {layer.name for layer in open_layers(layers, config)}
+    free = {layer.name for layer in open_layers(layers, options)}
     choices = []
     for layer in layers:
         choice = Choice(layer.name, kernel_sha256=_digest(layer.conv))
@@ -207,7 +207,7 @@ def plan_of(
         else:
             choice = replace(choice, reason=layer.reason or "the user keeps it")
         choices.append(choice)
-    return Plan(tuple(choices), dict(input_shapes), config.seed)
+    return Plan(tuple(choices), dict(input_shapes), options.resources.seed)
 
 
 def read_plan(path: Path) -> Plan:

@@ -11,7 +11,7 @@ from converter.data.data import Data
 from converter.evaluation.compare import Progress
 from converter.graph.survey import Layer
 from converter.models.source import Source
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.reconstruction.build import Metrics
 from converter.search.candidates import list_options
 from converter.search.search import SearchSpace
@@ -31,7 +31,7 @@ def list_search_spaces(
     table: LatencyTable,
     metrics: Metrics,
     held: Data,
-    config: ConvertConfig,
+    options: Options,
     progress: Progress,
 ) -> tuple[list[SearchSpace], Sensitivity]:
     """List what could be done with each layer and what it loses; one menu for each leaning.
@@ -44,7 +44,7 @@ def list_search_spaces(
         table: Their times.
         metrics: What each sees, by layer name.
         held: Inputs that say what is lost.
-        config: The options.
+        options: The options.
         progress: Called with a stage and the share of it that is done.
 
     Returns:
@@ -53,21 +53,30 @@ def list_search_spaces(
     Raises:
         ConverterError: When a worker is gone, or what the network gives is not finite.
     """
-    options = list_options(
-        layers, table, metrics,
-        seed=config.seed, cache=config.cache_folder(), cluster=config.cluster,
+    listed = list_options(
+        layers,
+        table,
+        metrics,
+        seed=options.resources.seed,
+        cache=options.resources.cache_folder(),
+        cluster=options.resources.cluster,
         progress=lambda done: progress("options", done),
-    )  # fmt: skip
-    todo = [layer for layer in layers if len(options.get(layer.name, ())) > 1]
+    )
+    todo = [layer for layer in layers if len(listed.get(layer.name, ())) > 1]
     probes = sensitivities(
-        source.network, todo, metrics, held, torch.get_num_threads(), seed=config.seed,
+        source.network,
+        todo,
+        metrics,
+        held,
+        torch.get_num_threads(),
+        seed=options.resources.seed,
         progress=lambda done: progress("probing", done),
-    )  # fmt: skip
+    )
     names = [layer.name for layer in todo]
-    leanings = LEANINGS if config.correct and metrics else (AS_PROBED,)
+    leanings = LEANINGS if options.search.correct and metrics else (AS_PROBED,)
     weights = [_weights(probes, names, *leaning) for leaning in leanings]
     return [
-        SearchSpace({name: options[name] for name in names}, w).sensible() for w in weights
+        SearchSpace({name: listed[name] for name in names}, w).sensible() for w in weights
     ], probes
 
 

@@ -29,8 +29,20 @@ from converter.graph.nodes import (
 from converter.runtime.ort import open_file, run
 
 PREFIX = "flatconv_"  # of the names that layers get
-FUSED = ("Relu", "Add", "Sum", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "PRelu",
-         "BatchNormalization", "Mul", "HardSwish")  # fmt: skip
+FUSED = (
+    "Relu",
+    "Add",
+    "Sum",
+    "Clip",
+    "LeakyRelu",
+    "Sigmoid",
+    "Tanh",
+    "HardSigmoid",
+    "PRelu",
+    "BatchNormalization",
+    "Mul",
+    "HardSwish",
+)
 
 
 @dataclass(frozen=True)

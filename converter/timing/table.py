@@ -20,7 +20,7 @@ from converter.graph.network import LARGEST_FILE, open_session, size, weights_fo
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import Layer
 from converter.models.source import Source
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.quantization.quantize import quantized_for_timing
 from converter.runtime.ort import cpu_model, open_file
 from converter.timing.latency import LatencyTable
@@ -34,7 +34,7 @@ RACE_S = 1.5
 def latency_table(
     source: Source,
     layers: Sequence[Layer],
-    config: ConvertConfig,
+    options: Options,
     progress: Callable[[str, float], None],
     others: bool = True,
 ) -> LatencyTable:
@@ -43,7 +43,7 @@ def latency_table(
     Args:
         source: The network.
         layers: Of the network.
-        config: Options.
+        options: Options.
         progress: Called with a stage and the share of it that is done.
         others: Whether other forms are timed too if they are not known yet.
 
@@ -55,30 +55,34 @@ def latency_table(
         for layer in layers
         if layer.conv is not None
     ]
-    if config.latency is not None:
+    if options.search.latency is not None:
         try:
-            table = LatencyTable.from_json(config.latency.read_text()).matched(places)
-            if config.int8 != (table.float_ms is not None):
-                way = "with" if config.int8 else "without"
+            table = LatencyTable.from_json(options.search.latency.read_text()).matched(places)
+            if options.search.int8 != (table.float_ms is not None):
+                way = "with" if options.search.int8 else "without"
                 raise ConverterError(f"Measure {way} --int8.")
             return table
         except (OSError, UnicodeDecodeError) as error:
-            raise ConverterError(f"{config.latency} cannot be read: {error}.") from None
+            raise ConverterError(f"{options.search.latency} cannot be read: {error}.") from None
         except ConverterError as error:
-            raise ConverterError(f"{config.latency} cannot be used. {error}") from None
+            raise ConverterError(f"{options.search.latency} cannot be used. {error}") from None
     network = ir.to_proto(source.network).SerializeToString()
     folder = weights_folder(source.network)
-    shapes = timed_shapes(source, config)
+    shapes = timed_shapes(source, options)
     key = digest(
-        light.skeleton(light.parse(network, "The network", folder)), sorted(shapes.items()),
-        cpu_model(), onnxruntime.__version__, config.threads, config.provider,
-        *(["int8"] if config.int8 else []),
-    )  # fmt: skip
+        light.skeleton(light.parse(network, "The network", folder)),
+        sorted(shapes.items()),
+        cpu_model(),
+        onnxruntime.__version__,
+        options.timing.threads,
+        options.timing.provider,
+        *(["int8"] if options.search.int8 else []),
+    )
 
     def taken(others: bool = True) -> str:
-        return _measured(source, config, progress, others=others).to_json()
+        return _measured(source, options, progress, others=others).to_json()
 
-    cache = config.cache_folder()
+    cache = options.resources.cache_folder()
     if not others:
         known = None if cache is None else load_text(cache, key)
         return LatencyTable.from_json(known or taken(others=False))
@@ -89,7 +93,7 @@ def chosen_times(
     source: Source,
     layers: Sequence[Layer],
     chosen: Mapping[str, tuple[str, Rank]],
-    config: ConvertConfig,
+    options: Options,
     progress: Callable[[str, float], None],
 ) -> LatencyTable | None:
     """Time the layers as they are, and those that are converted by hand in their forms.
@@ -98,7 +102,7 @@ def chosen_times(
         source: The network.
         layers: Of the network.
         chosen: Form and rank by layer name.
-        config: Options.
+        options: Options.
         progress: Called with a stage and the share of it that is done.
 
     Returns:
@@ -108,27 +112,31 @@ def chosen_times(
     if weights_folder(source.network) is None and size(source.network) >= LARGEST_FILE:
         return None  # no message is that large
     try:
-        return _measured(source, config, progress, only=only)
+        return _measured(source, options, progress, only=only)
     except ConverterError:
         return None
 
 
 def _measured(
-    source: Source, config: ConvertConfig, progress: Callable[[str, float], None], **how: Any
+    source: Source, options: Options, progress: Callable[[str, float], None], **how: Any
 ) -> LatencyTable:
     folder = weights_folder(source.network)
     return measure(
-        ir.to_proto(source.network).SerializeToString(), "The network",
-        timed_shapes(source, config), threads=config.threads, provider=config.provider,
+        ir.to_proto(source.network).SerializeToString(),
+        "The network",
+        timed_shapes(source, options),
+        threads=options.timing.threads,
+        provider=options.timing.provider,
         weights=folder,
-        quantized=partial(quantized_for_timing, weights=folder) if config.int8 else None,
-        progress=lambda done: progress("measuring", done), **how,
-    )  # fmt: skip
+        quantized=partial(quantized_for_timing, weights=folder) if options.search.int8 else None,
+        progress=lambda done: progress("measuring", done),
+        **how,
+    )
 
 
-def timed_shapes(source: Source, config: ConvertConfig) -> dict[str, tuple[int, ...]]:
+def timed_shapes(source: Source, options: Options) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs that are timed, with the batch size of ``--batch-size``."""
-    batch = source.inputs[0].shape[0] or config.batch_size
+    batch = source.inputs[0].shape[0] or options.timing.batch_size
     return {name: (batch or shape[0], *shape[1:]) for name, shape in source.shapes.items()}
 
 
@@ -137,31 +145,38 @@ def measured_speedup(
     layers: Sequence[Layer],
     chosen: Mapping[str, tuple[str, Rank]],
     table: LatencyTable,
-    config: ConvertConfig,
+    options: Options,
 ) -> float:
     """Race the network with some layers in other forms, zeros for weights, against the original.
 
-    With ``config.int8`` it is quantized, the original is not. A race is as noisy as the machine,
-    and another plan would have to be trained anew: ``config.resume`` believes one that was run.
+    With ``int8`` it is quantized, the original is not. A race is as noisy as the machine, and
+    another plan would have to be trained anew: with ``resume`` an earlier race counts.
 
     Args:
         source: The network.
         layers: Of the network.
         chosen: Form and rank by layer name.
         table: Times of the layers, by which the race is known again.
-        config: Options.
+        options: Options.
     """
-    if not chosen and not config.int8:
+    if not chosen and not options.search.int8:
         return 1.0
-    cache, shapes = config.cache_folder(), timed_shapes(source, config)
+    cache, shapes = options.resources.cache_folder(), timed_shapes(source, options)
     key = digest(
-        "race", table.to_json(), sorted(chosen.items()), sorted(shapes.items()), cpu_model(),
-        onnxruntime.__version__, config.threads, config.provider, config.int8,
-    )  # fmt: skip
-    known = load_text(cache, key) if cache is not None and config.resume else None
+        "race",
+        table.to_json(),
+        sorted(chosen.items()),
+        sorted(shapes.items()),
+        cpu_model(),
+        onnxruntime.__version__,
+        options.timing.threads,
+        options.timing.provider,
+        options.search.int8,
+    )
+    known = load_text(cache, key) if cache is not None and options.training.resume else None
     if known is not None:
         return float.fromhex(known)
-    speedup = _raced(source, layers, chosen, config)
+    speedup = _raced(source, layers, chosen, options)
     if cache is not None:
         store_text(cache, key, speedup.hex())
     return speedup
@@ -171,7 +186,7 @@ def _raced(
     source: Source,
     layers: Sequence[Layer],
     chosen: Mapping[str, tuple[str, Rank]],
-    config: ConvertConfig,
+    options: Options,
 ) -> float:
     chains = {}
     for layer in layers:
@@ -180,13 +195,16 @@ def _raced(
             chain = skeleton(layer.conv, find_form(form), rank)
             chains[layer.output] = (layer.name, chain)
     other = rewrite(source.network, chains)
-    sessions = [open_session(m, config.threads, config.provider) for m in (source.network, other)]
-    if config.int8:
+    sessions = [
+        open_session(m, options.timing.threads, options.timing.provider)
+        for m in (source.network, other)
+    ]
+    if options.search.int8:
         network = ir.to_proto(other).SerializeToString()
         network = quantized_for_timing(network, weights_folder(other))
-        sessions[1] = open_file(network, config.threads, config.provider)
+        sessions[1] = open_file(network, options.timing.threads, options.timing.provider)
     dtypes = {item.name: item.dtype for item in source.inputs}
-    shapes = timed_shapes(source, config)
+    shapes = timed_shapes(source, options)
     batch = next(iter(shapes.values()))[0]
-    feeds = random_data(shapes, dtypes, batch, config.seed).read(np.arange(batch))
+    feeds = random_data(shapes, dtypes, batch, options.resources.seed).read(np.arange(batch))
     return race(sessions, [feeds, feeds], budget_s=RACE_S).speedup[1].median

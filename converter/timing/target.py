@@ -10,7 +10,7 @@ from pathlib import Path
 
 from converter.errors import ConverterError
 from converter.graph import onnx_proto as light
-from converter.options import parse_shapes
+from converter.options import parse_input_shape, shapes_by_name
 from converter.runtime.ort import check_provider
 from converter.timing.latency import LatencyTable
 from converter.timing.profile import measure
@@ -32,7 +32,7 @@ def measure_file(
     Args:
         path: The file; its weights do not matter.
         output: Where to write the table, for ``--latency``.
-        input_shape: As ``ConvertConfig.input_shape``.
+        input_shape: As ``Options.input_shape``.
         threads: Of onnxruntime.
         provider: Its execution provider.
         batch_size: Examples a call, where the network takes any.
@@ -53,7 +53,7 @@ def measure_file(
     folder = Path(path).resolve().parent
     quantized = partial(_quantizer(), weights=folder) if int8 else None
     spec = light.inputs(light.parse(content, str(path), folder))
-    shapes, *_ = parse_shapes(input_shape, list(spec))
+    shapes, *_ = shapes_by_name([parse_input_shape(text) for text in input_shape], list(spec))
     if batch_size is not None:
         for name, (known, _) in spec.items():
             sizes = tuple(size for size in shapes.get(name, known)[1:] if size is not None)

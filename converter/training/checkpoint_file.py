@@ -15,14 +15,14 @@ from torch import nn
 from converter.cache import digest, entry_path
 from converter.data.data import Data
 from converter.models.export import find_callable
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.quantization.quantize import saturates
 
 FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0
 
 
 def checkpoint_path(
-    student: nn.Module, teacher: nn.Module, data: Data, config: ConvertConfig, *about: object
+    student: nn.Module, teacher: nn.Module, data: Data, options: Options, *about: object
 ) -> Path | None:
     """Name the file for the state of a training by all that it depends on; forget old ones.
 
@@ -30,13 +30,13 @@ def checkpoint_path(
         student: What is trained.
         teacher: And toward what.
         data: And on what.
-        config: Options, of which some count.
+        options: Options, of which some count.
         about: What else it depends on; nested tuples and lists of plain values.
 
     Returns:
         Its path, whether it is there or not; None where there is no cache.
     """
-    folder = config.cache_folder()
+    folder = options.resources.cache_folder()
     if folder is None:
         return None
     with contextlib.suppress(OSError):
@@ -46,11 +46,20 @@ def checkpoint_path(
     weights = [_array(t) for model in (student, teacher) for t in model.state_dict().values()]
     few, labels = data.lesson(np.arange(min(data.count, 4)))
     key = digest(
-        weights, list(few.values()), labels is None or [labels], data.source, data.count,
-        [] if data.labels is None else [data.labels], data.vary is None, *about, config.drop_type,
-        config.augment, config.loss and _code(config.loss), torch.__version__,
-        config.int8 and saturates(),
-    )  # fmt: skip
+        weights,
+        list(few.values()),
+        labels is None or [labels],
+        data.source,
+        data.count,
+        [] if data.labels is None else [data.labels],
+        data.vary is None,
+        *about,
+        options.budget.drop_type,
+        options.training.augment,
+        options.training.loss and _code(options.training.loss),
+        torch.__version__,
+        options.search.int8 and saturates(),
+    )
     return entry_path(folder / FOLDER, key, "safetensors")
 
 

@@ -22,7 +22,7 @@ from converter.models import export as torch_export
 from converter.models import from_onnx as torch_import
 from converter.models import match as torch_network
 from converter.models.source import Source, examples, free_axes, samples
-from converter.options import ConvertConfig
+from converter.options import Options
 from converter.reconstruction.build import rewritten
 from converter.training.checkpoint_file import checkpoint_path
 from converter.training.losses import Loss, Recipe, distillation, own_loss, reconstruction
@@ -57,7 +57,7 @@ def distill(
     original: Source,
     layers: Sequence[Layer],
     budget: Mapping[str, float],
-    config: ConvertConfig,
+    options: Options,
     progress: Progress,
     *,
     to_the_end: bool = False,
@@ -70,7 +70,7 @@ def distill(
         original: Where it came from; the teacher.
         layers: Those that were converted.
         budget: Training ends when it is kept.
-        config: The options.
+        options: The options.
         progress: Called with a stage and the share of it that is done.
         to_the_end: Whether training goes on where the budget is kept.
 
@@ -86,25 +86,25 @@ def distill(
     if data is None:
         raise ConverterError("There are no inputs to train on; give --train.")
     told = None
-    for phase in phases(config, budget, to_the_end):
+    for phase in phases(options, budget, to_the_end):
         if student is not None:
             assert original.module is not None
             names = [layer.name for layer in layers] if phase.features else []
             tuned = run_phase(
-                student, original.module, data, phase, names, budget, config, progress
+                student, original.module, data, phase, names, budget, options, progress
             )
             student = tuned.model
         else:
             outputs = [layer.output for layer in layers] if phase.features else []
             learner, master = (
-                trainable(with_outputs(n, outputs) if outputs else n, original, config)
+                trainable(with_outputs(n, outputs) if outputs else n, original, options)
                 for n in (network, original.network)
             )
-            tuned = run_phase(learner, master, data, phase, [], budget, config, progress)
+            tuned = run_phase(learner, master, data, phase, [], budget, options, progress)
             network = torch_import.with_weights(network, tuned.model)
         told = _doubt(tuned) if "max_drop" in budget else None
     if student is not None:
-        feeds, free = examples(original, config.seed, 1), free_axes(original.inputs)
+        feeds, free = examples(original, options.resources.seed, 1), free_axes(original.inputs)
         network = torch_export.export(student, feeds, free)
     return student, network, told
 
@@ -114,7 +114,7 @@ def distill_chains(
     budget: Mapping[str, float],
     source: Source,
     layers: Sequence[Layer],
-    config: ConvertConfig,
+    options: Options,
     progress: Progress,
     *,
     teacher: Source | None = None,
@@ -126,7 +126,7 @@ def distill_chains(
         budget: Training ends when it is kept.
         source: The network that the chains are of.
         layers: All of it.
-        config: The options.
+        options: The options.
         progress: Called with a stage and the share of it that is done.
         teacher: What to train it toward; ``source`` if left out.
 
@@ -140,50 +140,48 @@ def distill_chains(
     done = [layer for layer in layers if layer.name in chains]
     student = source.module and torch_network.apply(source.module, layers, chains)
     network = rewritten(source, layers, chains)
-    return distill(student, network, teacher or source, done, budget, config, progress)
+    return distill(student, network, teacher or source, done, budget, options, progress)
 
 
-def phases(
-    config: ConvertConfig, budget: Mapping[str, float], to_the_end: bool = False
-) -> list[Phase]:
+def phases(options: Options, budget: Mapping[str, float], to_the_end: bool = False) -> list[Phase]:
     """List the parts of the training that the options ask for.
 
     Outputs are held against the budget in the last of them. What int8 will lose is not seen there:
     for it, as where it is asked for, training goes on to its end.
     """
-    recipe = _recipe(config)
+    recipe = _recipe(options)
     found = []
-    if config.reconstruct:
-        first = replace(recipe, epochs=config.reconstruct)
+    if options.training.reconstruct:
+        first = replace(recipe, epochs=options.training.reconstruct)
         found.append(Phase("reconstructing", first, reconstruction, features=True))
-    enough, to_the_end = budget_test(budget, config), to_the_end or config.int8
-    if config.finetune:
+    enough, to_the_end = budget_test(budget, options), to_the_end or options.search.int8
+    if options.training.epochs:
         stop = None if to_the_end else enough
-        found.append(Phase("fine-tuning", recipe, _loss(config), enough=stop))
-    if enough is not None and (to_the_end or not config.finetune):
+        found.append(Phase("fine-tuning", recipe, _loss(options), enough=stop))
+    if enough is not None and (to_the_end or not options.training.epochs):
         judging = replace(recipe, epochs=0, int8=False)
         found.append(Phase("judging", judging, reconstruction, enough=enough))
     return found
 
 
-def _recipe(config: ConvertConfig) -> Recipe:
+def _recipe(options: Options) -> Recipe:
     return Recipe(
-        epochs=config.finetune,
-        lr=config.lr,
-        batch_size=config.train_batch,
-        accumulate=config.accumulate,
-        bfloat16=config.precision == "bfloat16",
-        int8=config.int8,
-        workers=config.workers,
-        seed=config.seed,
+        epochs=options.training.epochs,
+        lr=options.training.lr,
+        batch_size=options.training.train_batch,
+        accumulate=options.training.accumulate,
+        bfloat16=options.training.precision == "bfloat16",
+        int8=options.search.int8,
+        workers=options.training.workers,
+        seed=options.resources.seed,
     )
 
 
-def _loss(config: ConvertConfig) -> Loss:
-    return own_loss(config.loss) if config.loss else distillation
+def _loss(options: Options) -> Loss:
+    return own_loss(options.training.loss) if options.training.loss else distillation
 
 
-def check_trainable(source: Source, config: ConvertConfig) -> None:
+def check_trainable(source: Source, options: Options) -> None:
     """Refuse at once what cannot be trained: the original toward itself, on a few examples.
 
     Raises:
@@ -194,13 +192,13 @@ def check_trainable(source: Source, config: ConvertConfig) -> None:
         raise ConverterError("--finetune needs inputs to train on; give --train.")
     if source.train is None:
         data = data.unlabelled()
-    module = source.module or trainable(source.network, source, config)
+    module = source.module or trainable(source.network, source, options)
     some = np.arange(min(data.count, FEW + 2 * source.place.processes))
     if data.labels is not None:
         some = np.union1d(some, [data.labels.argmin(), data.labels.argmax()])
-    recipe = replace(_recipe(config), epochs=0)
-    loss = _loss(config) if config.finetune else reconstruction
-    tune(module, module, data.take(some), recipe, loss=loss, device=config.device)
+    recipe = replace(_recipe(options), epochs=0)
+    loss = _loss(options) if options.training.epochs else reconstruction
+    tune(module, module, data.take(some), recipe, loss=loss, device=options.resources.device)
 
 
 def _doubt(tuned: Trained) -> str | None:
@@ -215,14 +213,14 @@ def _doubt(tuned: Trained) -> str | None:
     return "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
 
 
-def trainable(network: ir.Model, source: Source, config: ConvertConfig) -> nn.Module:
+def trainable(network: ir.Model, source: Source, options: Options) -> nn.Module:
     """Give an ONNX network as a torch model that computes the same.
 
     Raises:
         ConverterError: When there is no such model.
     """
     module = torch_import.to_torch(network)
-    problem = check_torch_vs_onnx(module, network, samples(source, config.seed))
+    problem = check_torch_vs_onnx(module, network, samples(source, options.resources.seed))
     if problem:
         raise ConverterError(f"The network cannot be fine-tuned as ONNX. {problem}")
     return module
@@ -235,7 +233,7 @@ def run_phase(
     phase: Phase,
     features: Sequence[str],
     budget: Mapping[str, float],
-    config: ConvertConfig,
+    options: Options,
     progress: Progress,
 ) -> Trained:
     """Go through one part of a training; in float32 where nothing is learnt in bfloat16."""
@@ -244,16 +242,23 @@ def run_phase(
         about = phase.name, astuple(recipe), phase.enough is None, sorted(budget.items())
         name = phase.name if recipe == phase.recipe else f"{phase.name} in float32"
         return tune(
-            student, teacher, data, recipe, loss=phase.loss, features=features,
+            student,
+            teacher,
+            data,
+            recipe,
+            loss=phase.loss,
+            features=features,
             enough=phase.enough,
-            device=config.device, state=checkpoint_path(student, teacher, data, config, *about),
-            resume=config.resume, progress=lambda done: progress(name, done),
-        )  # fmt: skip
+            device=options.resources.device,
+            state=checkpoint_path(student, teacher, data, options, *about),
+            resume=options.training.resume,
+            progress=lambda done: progress(name, done),
+        )
 
     return train_with_fp32_fallback(attempt, phase.recipe)
 
 
-def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | None:
+def budget_test(budget: Mapping[str, float], options: Options) -> Enough | None:
     """Make the test of a budget on held-out outputs; None where there is none to keep."""
     most_drop, most_error = budget.get("max_drop"), budget.get("max_error")
     if most_drop is None and most_error is None:
@@ -275,5 +280,5 @@ def budget_test(budget: Mapping[str, float], config: ConvertConfig) -> Enough | 
         allowed = most_drop * (accuracy(rows, temperature) if relative else 1.0)
         return expected_drop(rows, after[0], temperature)[1] <= allowed
 
-    relative = config.drop_type == "relative"
+    relative = options.budget.drop_type == "relative"
     return enough

@@ -10,47 +10,54 @@ from converter.graph.canonicalize import canonicalize
 from converter.models import export as torch_export
 from converter.models import match as torch_network
 from converter.models.source import Source, examples, free_axes
-from converter.options import ConvertConfig
+from converter.options import Options
 
 
-def split_schedule(config: ConvertConfig) -> list[ConvertConfig]:
+def split_schedule(options: Options) -> list[Options]:
     """Give the options of each step of ``--schedule``: a part of the budget and of the epochs.
 
     What is left, of operations or time, falls by the same factor in every step.
     """
     found = []
-    for number in range(1, config.schedule + 1):
-        share = number / config.schedule
+    for number in range(1, options.training.schedule + 1):
+        share = number / options.training.schedule
         changes: dict[str, Any] = {
-            name: getattr(config, name) ** share
+            name: options.limits[name] ** share
             for name in ("target_speedup", "max_macs")
-            if name in config.budget
+            if name in options.limits
         }
         changes |= {
-            name: getattr(config, name) * share
+            name: options.limits[name] * share
             for name in ("max_drop", "max_error")
-            if name in config.budget
+            if name in options.limits
         }
-        for name in ("finetune", "reconstruct"):
-            done = [getattr(config, name) * n // config.schedule for n in (number - 1, number)]
+        for name in ("epochs", "reconstruct"):
+            done = [
+                getattr(options.training, name) * n // options.training.schedule
+                for n in (number - 1, number)
+            ]
             changes[name] = done[1] - done[0]
-        found.append(replace(config, schedule=1, **changes) if config.schedule > 1 else config)
+        found.append(
+            options.changed(schedule=1, **changes) if options.training.schedule > 1 else options
+        )
     return found
 
 
-def increment(stage: ConvertConfig, config: ConvertConfig) -> ConvertConfig:
+def increment(stage: Options, options: Options) -> Options:
     """Give the options of a search within a schedule: what it may lose more than was lost."""
-    if config.schedule == 1:
+    if options.training.schedule == 1:
         return stage
-    names = [name for name in ("max_drop", "max_error") if name in config.budget]
-    return replace(stage, **{name: getattr(config, name) / config.schedule for name in names})
+    names = [name for name in ("max_drop", "max_error") if name in options.limits]
+    return stage.changed(
+        **{name: options.limits[name] / options.training.schedule for name in names}
+    )
 
 
-def compose_chains(source: Source, conversion: Conversion, config: ConvertConfig) -> Source:
+def compose_chains(source: Source, conversion: Conversion, options: Options) -> Source:
     """Write a trained conversion as dense convolutions again, for the next step of a schedule."""
     if conversion.module is None or source.module is None or not conversion.plan.chosen():
         return source
     module = torch_network.dense(source.module, conversion.module, conversion.plan.chosen())
-    feeds, free = examples(source, config.seed, 1), free_axes(source.inputs)
+    feeds, free = examples(source, options.resources.seed, 1), free_axes(source.inputs)
     network = torch_export.export(module, feeds, free)
     return replace(source, module=module, original=network, network=canonicalize(network))

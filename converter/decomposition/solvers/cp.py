@@ -17,7 +17,7 @@ from converter.decomposition.solvers.varpro import (
     Weighted,
     balanced,
     minimise,
-)  # fmt: skip
+)
 
 PLAIN_STEPS, FIRST_STEPS, STEPS, WARM_STEPS, CG_STEPS = 19, 10, 30, 8, 10
 # Operations that a decomposition may take: under a full metric, whose products are the work, and
