@@ -1,45 +1,67 @@
 """flatconv: makes trained convolutional networks faster, and proves it in onnxruntime."""
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from converter.commands import compare
+    from converter.api import compare, convert, finetune, load, run_worker
+    from converter.decomposition.api import Decomposition, decompose
+    from converter.decomposition.forms import FORMS, register
     from converter.errors import ConverterError
-    from converter.options import Options
-    from converter.pipeline import convert, finetune, run_worker
-    from converter.report.result import Result, load
+    from converter.options import LayerForm, Options
+    from converter.report.result import Result
     from converter.search.plan import Plan
     from converter.timing.latency import LatencyTable
 
-HOMES = {
-    "Options": "options",
+try:
+    __version__ = version("flatconv")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "FORMS": "decomposition.forms",
     "ConverterError": "errors",
+    "Decomposition": "decomposition.api",
     "LatencyTable": "timing.latency",
+    "LayerForm": "options",
+    "Options": "options",
     "Plan": "search.plan",
     "Result": "report.result",
-    "run_worker": "pipeline",
-    "compare": "commands",
-    "convert": "pipeline",
-    "finetune": "pipeline",
-    "load": "report.result",
+    "compare": "api",
+    "convert": "api",
+    "decompose": "decomposition.api",
+    "finetune": "api",
+    "load": "api",
+    "register": "decomposition.forms",
+    "run_worker": "api",
 }
 __all__ = [
+    "FORMS",
     "ConverterError",
+    "Decomposition",
     "LatencyTable",
+    "LayerForm",
     "Options",
     "Plan",
     "Result",
     "compare",
     "convert",
+    "decompose",
     "finetune",
     "load",
+    "register",
     "run_worker",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: ``measure`` runs where torch is not."""
-    if name not in HOMES:
+    """Import a public name when it is used: torch takes seconds to import."""
+    if name not in _HOMES:
         raise AttributeError(f"module 'converter' has no attribute {name!r}")
-    return getattr(import_module(f"converter.{HOMES[name]}"), name)
+    return getattr(import_module(f"converter.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*__all__, "__version__"]

@@ -5,42 +5,36 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
+from converter.evaluation.score import Score, drop_interval, score
 from converter.graph.canonicalize import canonicalize
-from converter.graph.network import inputs, open_session, size
+from converter.graph.network import Input, inputs, open_session, size
 from converter.graph.outputs import comparison_outputs, with_outputs
 from converter.graph.survey import count_macs, count_params
 from converter.models.source import example_shapes
-from converter.runtime.ort import ExclusiveSession, Session, cpu_model, run
-from converter.timing.race import (
-    Interval,
-    Score,
-    drop_interval,
-    fixed_batch,
-    race,
-    renamed,
-    score,
-)
+from converter.processes import Resources
+from converter.runtime.ort import cpu_model, run
+from converter.runtime.runtime import ExclusiveSession, Runtime, Session
+from converter.timing.race import Interval, Race, fixed_batch, race, renamed
 
 Evaluate = Callable[[Callable[[Arrays], Arrays]], float]
-Progress = Callable[[str, float], None]
+Shapes = Mapping[str, tuple[int, ...]]
 SCORING_BATCH = 100
-TOGETHER_BYTES = 2 * 10**9  # of networks that are open at once
+MAX_OPEN_BYTES = 2 * 10**9  # of networks that are open at once
 RANDOM_EXAMPLES = 16
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one network; the last four are beside the first network.
+    """The measurements of one network; the last four are relative to the first network.
 
     Attributes:
         name: File or role.
@@ -48,7 +42,7 @@ class Figures:
         macs: Multiply-accumulates for one example.
         bytes: Size of the file.
         latency_ms: Time of one call.
-        accuracy: Share of correct labels, or what ``evaluate`` returned; None without either.
+        accuracy: Share of correct labels, or the user's measure; None without either.
         speedup: Latency of the first over this one's.
         drop_points: Percentage points of accuracy lost.
         agreement: Share of examples with the same largest output.
@@ -73,7 +67,7 @@ class Figures:
 
 
 def verdict(speedup: Interval) -> str:
-    """Say what a speedup means, as far as the interval allows."""
+    """Say what a speedup means, as far as its interval allows."""
     if speedup.low > 1:
         return f"{speedup.median:.2f}x faster"
     if speedup.high < 1:
@@ -83,22 +77,43 @@ def verdict(speedup: Interval) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """Latencies and speedups, one a network, at a further input shape."""
+    """Latencies and speedups by network, at a further input shape."""
 
-    input_shapes: Mapping[str, tuple[int, ...]]
-    latency_ms: tuple[Interval, ...]
-    speedup: tuple[Interval, ...]
+    input_shapes: Shapes
+    latency_ms: Mapping[str, Interval]
+    speedup: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions of a comparison.
+
+    Attributes:
+        runtime: What runs the networks when they are timed.
+        shapes: Input shapes for timing, by name; those of the data or the network if left out.
+        more_shapes: Further input shapes that are timed.
+        batch_size: Examples a call when timing; the first axis of ``shapes`` if left out.
+    """
+
+    runtime: Runtime
+    shapes: Shapes = field(default_factory=dict)
+    more_shapes: Sequence[Shapes] = ()
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of several networks, and the conditions they were measured under.
+    """Figures of several networks by name, and the conditions they were measured under.
 
-    ``gain`` is the speedup of the last network over the one before it. ``compared`` names the inner
-    values that were held against one another in place of outputs whose shape depends on the data.
+    Attributes:
+        networks: By name; the first is the reference.
+        gain: Speedup of the last network over the one before it.
+        further: At further input shapes.
+        compared: Inner values that were compared in place of outputs whose shape depends on the
+            data.
     """
 
-    networks: tuple[Figures, ...]
+    networks: Mapping[str, Figures]
     gain: Interval
     further: tuple[Timing, ...]
     data: str
@@ -107,118 +122,118 @@ class Comparison:
     threads: int
     provider: str
     batch_size: int
-    input_shapes: Mapping[str, tuple[int, ...]]
+    input_shapes: Shapes
     cpu: str
     versions: Mapping[str, str]
     compared: tuple[str, ...] = ()
 
+    def __getitem__(self, name: str) -> Figures:
+        """Return the figures of the network ``name``."""
+        return self.networks[name]
+
+    @property
+    def original(self) -> Figures:
+        """The reference: the original of a conversion."""
+        return next(iter(self.networks.values()))
+
+    @property
+    def converted(self) -> Figures:
+        """The converted network, in floating point."""
+        return self.networks["converted"]
+
+    @property
+    def original_int8(self) -> Figures | None:
+        """The original in int8, if that was asked for."""
+        return self.networks.get("original, int8")
+
+    @property
+    def converted_int8(self) -> Figures | None:
+        """The converted network in int8, if that was asked for."""
+        return self.networks.get("converted, int8")
+
+    @property
+    def shipped(self) -> Figures:
+        """The last network, which budgets are about."""
+        return list(self.networks.values())[-1]
+
+    @property
+    def others(self) -> list[Figures]:
+        """All networks but the reference."""
+        return list(self.networks.values())[1:]
+
 
 def compare_models(
     models: Mapping[str, ir.Model],
-    *,
+    conditions: Conditions,
+    resources: Resources,
     data: Data | None = None,
     evaluate: Evaluate | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    more_shapes: Sequence[Mapping[str, tuple[int, ...]]] = (),
-    threads: int = 1,
-    provider: str = "CPUExecutionProvider",
-    batch_size: int | None = None,
-    seed: int = 0,
-    progress: Progress = lambda stage, done: None,
 ) -> Comparison:
-    """Race networks in onnxruntime and score them on the same data.
+    """Race networks in a runtime and score them on the same data.
 
     Args:
-        models: By name, at least two; the first is what the others are held against.
+        models: By name, at least two; the others are compared with the first.
+        conditions: Runtime and input shapes.
+        resources: Seed of random inputs, and progress.
         data: Inputs, with labels for accuracy; random numbers without.
         evaluate: Higher is better; takes the place of the accuracy on ``data``.
-        shapes: Input shapes for timing, by name.
-        more_shapes: Further input shapes that are timed.
-        threads: Threads of onnxruntime.
-        provider: Its execution provider.
-        batch_size: Examples a call when timing; the first axis of ``shapes`` if left out.
-        seed: Of random inputs.
-        progress: Called with a stage and the share of it that is done.
 
     Raises:
         ConverterError: When the networks' inputs or outputs differ, or the data does not fit.
     """
-    specs = {name: inputs(model) for name, model in models.items()}
-    reference = next(iter(specs.values()))
-    for name, spec in specs.items():
-        if len(spec) != len(reference) or any(
-            a.dtype.kind != b.dtype.kind or not _alike(a.shape, b.shape)
-            for a, b in zip(spec, reference)
-        ):
-            raise ConverterError(f"{name} takes other inputs than {next(iter(specs))}.")
-    if len({len(model.graph.outputs) for model in models.values()}) > 1:
-        raise ConverterError("The networks differ in the number of their outputs.")
-    shapes = example_shapes(reference, shapes or {}, data)
-    dtypes = {i.name: i.dtype for i in reference}
-    distinct = {id(model): model for model in models.values()}
-    opened = _opened(distinct, threads, provider)
-    sessions = [opened[id(model)] for model in models.values()]
-    insisted = next((b for s in sessions if (b := fixed_batch(s))), None)
-    batch_size = insisted or batch_size or next(iter(shapes.values()))[0]
-    noise = random_data(shapes, dtypes, max(RANDOM_EXAMPLES, batch_size), seed)
+    spec = _shared_inputs(models)
+    shapes = example_shapes(spec, conditions.shapes, data)
+    dtypes = {item.name: item.dtype for item in spec}
+    sessions = _open_all(models, conditions.runtime)
+    insisted = next((b for s in sessions.values() if (b := fixed_batch(s))), None)
+    batch_size = insisted or conditions.batch_size or next(iter(shapes.values()))[0]
+    noise = random_data(shapes, dtypes, max(RANDOM_EXAMPLES, batch_size), resources.seed)
     examples = noise if data is None else conform(data, shapes, dtypes)
-    if insisted and examples.count < insisted:
-        examples = examples.take(np.arange(insisted) % examples.count)
-    if insisted and examples.count % insisted:
-        examples = examples.take(np.arange(examples.count - examples.count % insisted))
+    examples = _whole_batches(examples, insisted)
     feeds = examples.read(np.arange(batch_size) % examples.count)
-    outcome = race(
-        sessions, [renamed(feeds, s) for s in sessions], lambda done: progress("timing", done)
+    raced = _race_all(sessions, feeds, resources.stage("timing"))
+    further = [
+        _time_further(sessions, example_shapes(spec, other, None), dtypes, batch_size, resources)
+        for other in conditions.more_shapes
+    ]
+    scores, compared = _score_all(
+        models, sessions, examples, insisted, conditions.runtime, resources
     )
-    further = []
-    for number, other in enumerate(more_shapes):
-        full = example_shapes(reference, other, None)
-        noisy = random_data(full, dtypes, batch_size, seed).read(np.arange(batch_size))
-        timed = race(sessions, [renamed(noisy, s) for s in sessions])
-        sized = {name: (batch_size, *shape[1:]) for name, shape in full.items()}
-        further.append(Timing(sized, timed.latency_ms, timed.speedup))
-        progress("other shapes", (number + 1) / len(more_shapes))
-    first = next(iter(models.values()))
-    names, scored = comparison_outputs(first), sessions
-    compared = () if names == [str(value.name) for value in first.graph.outputs] else tuple(names)
-    if compared:
-        inner = {key: with_outputs(model, names) for key, model in distinct.items()}
-        others = _opened(inner, threads, provider)
-        scored = [others[id(model)] for model in models.values()]
-    scores = score(
-        scored, examples, insisted or SCORING_BATCH, lambda done: progress("scoring", done)
-    )
-    accuracies = [s.accuracy for s in scores]
+    accuracies = {name: s.accuracy for name, s in scores.items()}
     if evaluate is not None:
-        accuracies = [evaluated(evaluate, session) for session in sessions]
-    del opened, sessions, scored  # what counts opens others, and a network may be large
-    single = noise.read(np.arange(insisted or 1))
-    figures = [
-        Figures(
+        accuracies = {name: evaluated(evaluate, session) for name, session in sessions.items()}
+    sessions.clear()  # counting opens other sessions, and a network may be large
+    one = noise.read(np.arange(insisted or 1))
+    first = next(iter(models))
+    networks = {
+        name: Figures(
             name=name,
             params=count_params(model),
-            macs=_macs(
-                model, {i.name: x.astype(i.dtype) for i, x in zip(specs[name], single.values())}
-            ),
+            macs=_macs(model, one),
             bytes=size(model),
-            latency_ms=outcome.latency_ms[n],
-            accuracy=accuracies[n],
-            speedup=outcome.speedup[n],
-            drop_points=_drop(scores[0], scores[n], accuracies[0], accuracies[n], evaluate),
-            agreement=scores[n].agreement,
-            rel_output_error=scores[n].rel_output_error,
+            latency_ms=raced.latency_ms[number],
+            accuracy=accuracies[name],
+            speedup=raced.speedup[number],
+            drop_points=_drop(
+                scores[first].hits if evaluate is None else None,
+                scores[name].hits,
+                accuracies[first],
+                accuracies[name],
+            ),
+            agreement=scores[name].agreement,
+            rel_output_error=scores[name].rel_output_error,
         )
-        for n, (name, model) in enumerate(models.items())
-    ]
+        for number, (name, model) in enumerate(models.items())
+    }
     return Comparison(
-        networks=tuple(figures),
-        gain=outcome.gain,
+        networks=networks,
+        gain=raced.gain,
         further=tuple(further),
         data=examples.source,
         examples=examples.count,
-        rounds=outcome.rounds,
-        threads=threads,
-        provider=provider,
+        rounds=raced.rounds,
+        threads=conditions.runtime.threads,
+        provider=conditions.runtime.provider,
         batch_size=batch_size,
         input_shapes={name: (batch_size, *shape[1:]) for name, shape in shapes.items()},
         cpu=cpu_model(),
@@ -227,38 +242,113 @@ def compare_models(
     )
 
 
-def _opened(models: Mapping[int, ir.Model], threads: int, provider: str) -> dict[int, Session]:
-    """Open networks together, or in turns if that would take too much memory."""
-    openers = {key: partial(open_session, m, threads, provider) for key, m in models.items()}
-    if len(models) == 1 or sum(map(size, models.values())) < TOGETHER_BYTES:
-        return {key: opener() for key, opener in openers.items()}
-    open_now: dict[int, Any] = {}
-    return {key: ExclusiveSession(opener, open_now) for key, opener in openers.items()}
+def _shared_inputs(models: Mapping[str, ir.Model]) -> tuple[Input, ...]:
+    """Return the inputs of the first network, which all others take."""
+    specs = {name: inputs(model) for name, model in models.items()}
+    first, reference = next(iter(specs.items()))
+    for name, spec in specs.items():
+        if len(spec) != len(reference) or any(
+            a.dtype.kind != b.dtype.kind or not _compatible(a.shape, b.shape)
+            for a, b in zip(spec, reference)
+        ):
+            raise ConverterError(f"{name} takes other inputs than {first}.")
+    if len({len(model.graph.outputs) for model in models.values()}) > 1:
+        raise ConverterError("The networks differ in the number of their outputs.")
+    return reference
 
 
-def _alike(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
+def _compatible(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
     """Tell whether two shapes agree where both are fixed."""
     return len(one) == len(other) and all(
         a == b or a is None or b is None for a, b in zip(one, other)
     )
 
 
+def _open_all(models: Mapping[str, ir.Model], runtime: Runtime) -> dict[str, Session]:
+    """Open networks together, or one at a time if that would take too much memory.
+
+    A network that has several names is opened once.
+    """
+    distinct = {id(model): model for model in models.values()}
+    openers = {key: partial(open_session, m, runtime=runtime) for key, m in distinct.items()}
+    opened: dict[int, Session]
+    if len(distinct) == 1 or sum(map(size, distinct.values())) < MAX_OPEN_BYTES:
+        opened = {key: opener() for key, opener in openers.items()}
+    else:
+        open_now: dict[int, Session] = {}
+        opened = {key: ExclusiveSession(opener, open_now) for key, opener in openers.items()}
+    return {name: opened[id(model)] for name, model in models.items()}
+
+
+def _whole_batches(examples: Data, insisted: int | None) -> Data:
+    """Repeat or leave out examples, so that they fill batches of a fixed size."""
+    if insisted and examples.count < insisted:
+        return examples.take(np.arange(insisted) % examples.count)
+    return examples.take(np.arange(examples.count - examples.count % (insisted or 1)))
+
+
+def _race_all(
+    sessions: Mapping[str, Session], feeds: Arrays, progress: Callable[[float], None]
+) -> Race:
+    several = list(sessions.values())
+    return race(several, [renamed(feeds, session) for session in several], progress)
+
+
+def _time_further(
+    sessions: Mapping[str, Session],
+    shapes: Shapes,
+    dtypes: Mapping[str, np.dtype],
+    batch_size: int,
+    resources: Resources,
+) -> Timing:
+    noise = random_data(shapes, dtypes, batch_size, resources.seed)
+    raced = _race_all(sessions, noise.read(np.arange(batch_size)), resources.stage("other shapes"))
+    return Timing(
+        {name: (batch_size, *shape[1:]) for name, shape in shapes.items()},
+        dict(zip(sessions, raced.latency_ms, strict=True)),
+        dict(zip(sessions, raced.speedup, strict=True)),
+    )
+
+
+def _score_all(
+    models: Mapping[str, ir.Model],
+    sessions: Mapping[str, Session],
+    examples: Data,
+    insisted: int | None,
+    runtime: Runtime,
+    resources: Resources,
+) -> tuple[dict[str, Score], tuple[str, ...]]:
+    """Score networks by their outputs, or by inner values where an output's shape varies."""
+    first = next(iter(models.values()))
+    names = comparison_outputs(first)
+    compared: tuple[str, ...] = ()
+    if names != [str(value.name) for value in first.graph.outputs]:
+        compared = tuple(names)
+        distinct = {id(model): with_outputs(model, names) for model in models.values()}
+        inner = {name: distinct[id(model)] for name, model in models.items()}
+        sessions = _open_all(inner, runtime)
+    batch = insisted or SCORING_BATCH
+    scores = score(list(sessions.values()), examples, batch, resources.stage("scoring"))
+    return dict(zip(models, scores, strict=True)), compared
+
+
 def _macs(model: ir.Model, feeds: Arrays) -> int:
     """Count MACs as a conversion would; of an operator set too old for that, as it stands."""
+    own = {item.name: x.astype(item.dtype) for item, x in zip(inputs(model), feeds.values())}
     try:
-        return count_macs(canonicalize(model), feeds)
+        return count_macs(canonicalize(model), own)
     except ConverterError:
-        return count_macs(model, feeds)
+        return count_macs(model, own)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
+    """Return the versions of the packages that the figures depend on."""
     packages = ("flatconv", "onnxruntime", "onnx", "torch", "tensorly", "numpy")
     return {"python": platform.python_version(), **{name: version_of(name) for name in packages}}
 
 
 def version_of(package: str) -> str:
-    """Version of a package, which flatconv's own source tree need not be installed as."""
+    """Return the version of a package; flatconv's own source tree need not be installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -266,7 +356,11 @@ def version_of(package: str) -> str:
 
 
 def evaluated(evaluate: Evaluate, session: Session) -> float:
-    """Call the user's function on one network."""
+    """Call the user's function on one network.
+
+    Raises:
+        ConverterError: When it fails, or does not return a finite number.
+    """
     try:
         value = float(evaluate(partial(run, session)))
     except ConverterError:
@@ -279,15 +373,22 @@ def evaluated(evaluate: Evaluate, session: Session) -> float:
 
 
 def _drop(
-    first: Score,
-    other: Score,
+    hits_before: np.ndarray | None,
+    hits_after: np.ndarray | None,
     accuracy_before: float | None,
     accuracy_after: float | None,
-    evaluate: Evaluate | None,
 ) -> Interval | None:
-    if evaluate is None and first.hits is not None and other.hits is not None:
-        return drop_interval(first.hits, other.hits)
+    if hits_before is not None and hits_after is not None:
+        return drop_interval(hits_before, hits_after)
     if accuracy_before is None or accuracy_after is None:
         return None
     points = 100 * (accuracy_before - accuracy_after)
     return Interval(points, points, points)
+
+
+def renamed_networks(comparison: Comparison, names: Sequence[str]) -> Comparison:
+    """Return a comparison whose networks have other names, in the same order."""
+    networks = zip(names, comparison.networks.values(), strict=True)
+    return replace(
+        comparison, networks={name: replace(figures, name=name) for name, figures in networks}
+    )

@@ -3,6 +3,7 @@
 from converter.options.options import (
     SUBJECTS,
     Options,
+    check_inputs,
     check_ranges,
     check_together,
     panel,
@@ -43,6 +44,7 @@ __all__ = [
     "SearchOptions",
     "TimingOptions",
     "TrainOptions",
+    "check_inputs",
     "check_ranges",
     "check_together",
     "each_value",

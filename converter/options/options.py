@@ -186,6 +186,31 @@ def check_together(options: Options) -> None:
         )
 
 
+def check_inputs(options: Options, measured: bool) -> None:
+    """Check that there are the inputs that the options need, before anything is loaded.
+
+    Args:
+        options: Options of a conversion.
+        measured: Whether the user's own function measures accuracy.
+
+    Raises:
+        ConverterError: When there are none.
+    """
+    if options.data.calib is not None:
+        return
+    if options.budget.max_drop is not None and not measured:
+        raise ConverterError("--max-drop needs sample inputs; give --calib.")
+    if options.search.int8:
+        raise ConverterError("--int8 needs sample inputs; give --calib.")
+    if options.search.frontier and not options.limits:
+        raise ConverterError(
+            "--frontier needs a search; give --calib or a budget, and leave out --form, --rank "
+            "and --plan."
+        )
+    if options.training.trains and options.training.train is None:
+        raise ConverterError("--finetune needs inputs to train on; give --train.")
+
+
 def shapes_by_name(
     given: Sequence[InputShape], names: Sequence[str]
 ) -> list[dict[str, tuple[int, ...]]]:

@@ -1,4 +1,4 @@
-"""The same as a page: one HTML file that needs nothing from outside."""
+"""The report as a page: one HTML file that needs nothing from outside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from jinja2 import Environment
 
 from converter.evaluation.compare import Comparison
-from converter.report.report import LayerRow, Report
+from converter.report.layers import LayerRow
+from converter.report.report import Report
 from converter.report.tables import (
     LAYER_HEADINGS,
     conditions_line,
@@ -18,22 +19,22 @@ from converter.report.tables import (
     layer_cells,
     verdict_lines,
 )
-from converter.timing.profile import NodeTime
+from converter.runtime.ort_session import NodeTime
 
 FRONTIER_ROWS = 12  # height of its chart, in bars of the others
 LEFT = {"note", "operator", "node"}  # columns of words
 NODE_HEADINGS = ("network", "operator", "node", "ms")
 CONFIG = {"displayModeBar": False, "responsive": True}
 LONG = 28  # characters of a layer's name beside a bar
-MOST_KINDS = 7  # of nodes, each in a colour of its own
-MOST_NAMED = 24  # layers that a legend has room for
+MAX_KINDS = 7  # of nodes, each in a colour of its own
+MAX_NAMED = 24  # layers that a legend has room for
 GRID = "rgba(128,128,128,0.3)"  # to be seen on white and on black
 ENDS = "#888"  # of intervals, to be seen on either
 
 
 def report_html(report: Report) -> str:
     """Draw the report as one page that needs nothing from outside."""
-    where = " in int8" if len(report.comparison.networks) > 2 else ""
+    where = " in int8" if report.comparison.converted_int8 else ""
     return _page(
         report.comparison,
         title="flatconv report",
@@ -59,10 +60,10 @@ def comparison_html(
 
     Args:
         comparison: Of any number of networks.
-        nodes: What the nodes of each take, or nothing.
-        command: What made the comparison.
+        nodes: Times of the nodes of each network, or nothing.
+        command: The command that made the comparison.
     """
-    names = [network.name for network in comparison.networks]
+    names = list(comparison.networks)
     rows = [
         [(name, name), (node.operator,) * 2, (node.name,) * 2, (f"{node.ms:.4f}", node.ms)]
         for name, times in zip(names, nodes)
@@ -89,7 +90,7 @@ def _page(comparison: Comparison, charts: Sequence[go.Figure], **values: Any) ->
         Environment(autoescape=True)
         .from_string(source)
         .render(
-            names=[network.name for network in comparison.networks],
+            names=list(comparison.networks),
             rows=figure_rows(comparison),
             verdicts=verdict_lines(comparison),
             conditions=conditions_line(comparison),
@@ -101,7 +102,7 @@ def _page(comparison: Comparison, charts: Sequence[go.Figure], **values: Any) ->
 
 
 def _latency_chart(comparison: Comparison) -> go.Figure:
-    networks = comparison.networks
+    networks = list(comparison.networks.values())
     medians = [n.latency_ms.median for n in networks]
     bars = go.Bar(
         x=medians,
@@ -122,9 +123,9 @@ def _latency_chart(comparison: Comparison) -> go.Figure:
 
 
 def _frontier_chart(report: Report) -> go.Figure:
-    """Draw speedup over what is lost, of the networks for other budgets and of the one shipped."""
+    """Draw speedup over loss, of the networks for other budgets and of the shipped one."""
     assert report.frontier is not None
-    shipped = report.comparison.networks[-1]
+    shipped, points = report.comparison.shipped, list(report.frontier.networks.values())
     labelled = shipped.drop_points is not None
     chart = go.Figure(
         [
@@ -141,12 +142,12 @@ def _frontier_chart(report: Report) -> go.Figure:
                 name=name,
             )
             for networks, name, mode in (
-                (report.frontier.networks, "other budgets", "lines+markers"),
-                ((shipped,), "shipped", "markers"),
+                (points, "other budgets", "lines+markers"),
+                ([shipped], "shipped", "markers"),
             )
         ]
     )
-    chart = _styled(chart, "Speedup over what is lost (99 % intervals)", FRONTIER_ROWS)
+    chart = _styled(chart, "Speedup over loss (99 % intervals)", FRONTIER_ROWS)
     lost = "accuracy lost, percentage points" if labelled else "relative output error"
     return chart.update_layout(xaxis={"title": lost}, yaxis={"title": "speedup", "autorange": True})
 
@@ -168,11 +169,11 @@ def _time_chart(layers: Sequence[LayerRow], where: str = "") -> go.Figure:
         for row in layers
     ]
     chart = _styled(go.Figure(bars), f"Time of the layers{where}, ms (by their profile)", 4)
-    return chart.update_layout(barmode="stack", showlegend=len(layers) <= MOST_NAMED)
+    return chart.update_layout(barmode="stack", showlegend=len(layers) <= MAX_NAMED)
 
 
 def _node_chart(names: Sequence[str], nodes: Sequence[Sequence[NodeTime]]) -> go.Figure:
-    """Draw the time of each network as a bar, by kinds of operators, the slowest first."""
+    """Draw the time of each network as a bar, by kind of operator, the slowest first."""
     sums = [
         {
             kind: sum(node.ms for node in times if node.operator == kind)
@@ -180,10 +181,12 @@ def _node_chart(names: Sequence[str], nodes: Sequence[Sequence[NodeTime]]) -> go
         }
         for times in nodes
     ]
-    most = {kind: max(found.get(kind, 0.0) for found in sums) for kind in set().union(*sums)}
-    kinds = sorted(most, key=lambda kind: (-most[kind], kind))[:MOST_KINDS]
-    parts = {kind: [found.get(kind, 0.0) for found in sums] for kind in kinds}
-    parts["others"] = [sum(ms for kind, ms in found.items() if kind not in kinds) for found in sums]
+    largest = {kind: max(ms.get(kind, 0.0) for ms in sums) for kind in set().union(*sums)}
+    kinds = sorted(largest, key=lambda kind: (-largest[kind], kind))[:MAX_KINDS]
+    parts = {kind: [ms.get(kind, 0.0) for ms in sums] for kind in kinds}
+    parts["others"] = [
+        sum(ms for kind, ms in of_kind.items() if kind not in kinds) for of_kind in sums
+    ]
     bars = [
         go.Bar(
             x=ms,
@@ -200,7 +203,7 @@ def _node_chart(names: Sequence[str], nodes: Sequence[Sequence[NodeTime]]) -> go
 
 
 def _after_ms(row: LayerRow) -> float:
-    """Time of a layer after; one whose form was not timed counts as before."""
+    """Return a layer's time after; where its form was not timed, the time before."""
     after_ms = row.latency_after_ms
     return (row.latency_before_ms or 0.0) if after_ms is None else after_ms
 
@@ -214,7 +217,7 @@ def _error_chart(layers: Sequence[LayerRow]) -> go.Figure:
 
 
 def _sorted_by(row: LayerRow) -> list[str | int | float]:
-    """Give what each cell of a layer's row is sorted by."""
+    """Return the values that a layer's row is sorted by, one for each cell."""
     rank = row.rank[0] if isinstance(row.rank, list) else row.rank
     values = (
         row.name,
@@ -242,7 +245,7 @@ def _layer_chart(layers: Sequence[LayerRow]) -> go.Figure:
 
 
 def _named(chart: go.Figure, names: Sequence[str]) -> go.Figure:
-    """Name the bars by layers, of long names the end: on a phone it would be cut off."""
+    """Label bars by layer; of long names only the end, since a phone would cut it off."""
     short = [name if len(name) <= LONG else f"…{name[-LONG:]}" for name in names]
     return chart.update_yaxes(
         type="category", tickmode="array", tickvals=list(names), ticktext=short

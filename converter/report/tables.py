@@ -1,10 +1,9 @@
-"""The same on the terminal: one column a network, one row a layer."""
+"""Tables for the terminal: one column a network, one row a layer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import PurePath
 
@@ -14,9 +13,10 @@ from rich.text import Text
 
 from converter.decomposition.form import show_rank, skeleton
 from converter.decomposition.forms import find_form
-from converter.evaluation.compare import Comparison, verdict
+from converter.evaluation.compare import Comparison, Figures, renamed_networks, verdict
 from converter.graph.survey import Layer
-from converter.report.report import LayerRow
+from converter.report.layers import LayerRow
+from converter.report.report import Report
 from converter.timing.latency import LatencyTable, LayerTimes
 from converter.timing.race import Interval
 
@@ -25,33 +25,64 @@ LAYER_HEADINGS = (
     "form",
     "rank",
     "MACs before",
-    "after",
+    "MACs after",
     "ms before",
-    "after",
+    "ms after",
     "error",
     "note",
+)
+LAYER_COLUMNS = (
+    "layer",
+    "kernel",
+    "stride",
+    "groups",
+    "input",
+    "params",
+    "MACs",
+    "ms",
+    "share",
 )
 USEFUL_SHARE = 0.2  # of a layer's MACs; with less, few layers keep what they know
 
 
+def summary(report: Report) -> str:
+    """Say in a few lines what became of a network."""
+    comparison = report.comparison
+    after = comparison.shipped
+    parts = [after.verdict]
+    if after.drop_points is not None:
+        parts.append(f"{after.drop_points.median:.2f} points lost")
+    else:
+        parts.append(f"relative output error {after.rel_output_error:.2e}")
+    before = comparison.original
+    parts.append(f"{after.params / max(before.params, 1):.0%} of the parameters")
+    parts.append(f"{after.macs / max(before.macs, 1):.0%} of the MACs")
+    limits = ", ".join(f"{name} {limit:g}" for name, limit in report.budget.items())
+    if limits:
+        parts.append(f"budget {limits}: {'kept' if report.met else 'missed'}")
+    converted = sum(1 for choice in report.plan.choices if choice.form)
+    lines = [
+        " · ".join(parts),
+        f"{converted} of {len(report.plan.choices)} layers converted; {comparison.cpu}, "
+        f"{comparison.threads} thread(s), batch {comparison.batch_size}",
+    ]
+    return "\n".join([*lines, report.reason] if report.reason else lines)
+
+
 def without_shared_folders(comparison: Comparison) -> Comparison:
-    """Name networks, which are files, by what tells their paths apart."""
-    paths = [PurePath(network.name).parts for network in comparison.networks]
+    """Name networks, which are files, by the part of their paths that differs."""
+    paths = [PurePath(name).parts for name in comparison.networks]
     folders = zip(*(path[:-1] for path in paths))
     shared = len(list(takewhile(lambda names: len(set(names)) == 1, folders)))
-    named = tuple(
-        replace(network, name=str(PurePath(*path[shared:])))
-        for network, path in zip(comparison.networks, paths)
-    )
-    return replace(comparison, networks=named)
+    return renamed_networks(comparison, [str(PurePath(*path[shared:])) for path in paths])
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:
     """Draw networks side by side, one column each, with the conditions below."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("")
-    for network in comparison.networks:
-        table.add_column(Text(network.name), justify="right", overflow="fold")
+    for name in comparison.networks:
+        table.add_column(Text(name), justify="right", overflow="fold")
     for label, cells in figure_rows(comparison):
         table.add_row(label, *cells)
     note = Text(conditions_line(comparison), style="dim")
@@ -61,69 +92,64 @@ def comparison_table(comparison: Comparison) -> RenderableType:
 
 def verdict_lines(comparison: Comparison) -> list[str]:
     """Say of each network whether it is faster than the first; of the last, than the one before."""
-    first, *others = comparison.networks
-    found = [f"{other.name} against {first.name}: {other.verdict}" for other in others]
+    first, others = comparison.original, comparison.others
+    lines = [f"{other.name} against {first.name}: {other.verdict}" for other in others]
     if len(others) > 1:
-        *_, one, last = comparison.networks
-        found.append(f"{last.name} against {one.name}: {verdict(comparison.gain)}")
-    return found
+        one, last = others[-2:]
+        lines.append(f"{last.name} against {one.name}: {verdict(comparison.gain)}")
+    return lines
 
 
 def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Rows of the table: a label and one cell a network."""
-    networks = comparison.networks
+    """List the rows of the table: a label and one cell for each network."""
+    networks, others = list(comparison.networks.values()), comparison.others
     rows: list[tuple[str, list[str]]] = [
         ("parameters", [_count(n.params) for n in networks]),
         ("MACs", [_count(n.macs) for n in networks]),
         ("file size", [f"{n.bytes / 1e6:.2f} MB" for n in networks]),
         ("latency, ms", [_interval(n.latency_ms, 3) for n in networks]),
-        ("speedup", ["1", *(_interval(n.speedup, 2, "x") for n in networks[1:])]),
+        ("speedup", ["1", *(_interval(n.speedup, 2, "x") for n in others)]),
     ]
     for timing in comparison.further:
         where = f"at {_show_shapes(timing.input_shapes)}"
-        rows.append((f"latency {where}, ms", [_interval(i, 3) for i in timing.latency_ms]))
-        faster = [_interval(interval, 2, "x") for interval in timing.speedup[1:]]
+        rows.append((f"latency {where}, ms", [_interval(i, 3) for i in timing.latency_ms.values()]))
+        _, *faster = (_interval(interval, 2, "x") for interval in timing.speedup.values())
         rows.append((f"speedup {where}", ["1", *faster]))
-    if networks[0].accuracy is not None:
+    if comparison.original.accuracy is not None:
         rows.append(("accuracy", [f"{n.accuracy:.4f}" for n in networks]))
-        drops = [_interval(n.drop_points, 2) if n.drop_points else "" for n in networks[1:]]
+        drops = [_interval(n.drop_points, 2) if n.drop_points else "" for n in others]
         rows.append(("points lost", ["", *drops]))
-    if networks[0].agreement is not None:
-        rows.append(("agreement", ["", *(f"{n.agreement:.4f}" for n in networks[1:])]))
-    errors = ["", *(f"{n.rel_output_error:.2e}" for n in networks[1:])]
-    rows.append(("relative output error", errors))
+    if comparison.original.agreement is not None:
+        rows.append(("agreement", ["", *(f"{n.agreement:.4f}" for n in others)]))
+    rows.append(("relative output error", ["", *(f"{n.rel_output_error:.2e}" for n in others)]))
     return rows
 
 
 def frontier_table(frontier: Comparison) -> Table:
     """Draw one row for each network that was built for another budget."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("frontier", "MACs", "speedup", "points lost", "relative output error"):
-        table.add_column(heading, justify="left" if heading == "frontier" else "right")
-    for network in frontier.networks[1:]:
-        table.add_row(
-            network.name,
-            _count(network.macs),
-            _interval(network.speedup, 2, "x"),
-            _interval(network.drop_points, 2) if network.drop_points else "",
-            f"{network.rel_output_error:.2e}",
-        )
+    table = _table(
+        ("frontier", "MACs", "speedup", "points lost", "relative output error"), left=("frontier",)
+    )
+    for network in frontier.others:
+        table.add_row(network.name, _count(network.macs), *_gain_and_loss(network))
     return table
 
 
+def _gain_and_loss(network: Figures) -> tuple[str, str, str]:
+    drop = _interval(network.drop_points, 2) if network.drop_points else ""
+    return _interval(network.speedup, 2, "x"), drop, f"{network.rel_output_error:.2e}"
+
+
 def layer_table(layers: Sequence[LayerRow]) -> Table:
-    """Draw one row a layer."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in LAYER_HEADINGS:
-        right = heading not in ("layer", "form", "note")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    """Draw one row for each layer."""
+    table = _table(LAYER_HEADINGS, left=("layer", "form", "note"))
     for row in layers:
         table.add_row(*map(Text, layer_cells(row)))  # a name is no markup
     return table
 
 
 def layer_cells(row: LayerRow) -> list[str]:
-    """Write a layer's row."""
+    """Write the cells of a layer's row."""
     rank = [row.rank] if isinstance(row.rank, int) else row.rank
     return [
         row.name,
@@ -139,13 +165,12 @@ def layer_cells(row: LayerRow) -> list[str]:
 
 
 def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType:
-    """Draw a network's convolutions, one row each, with what each could gain if that is known."""
-    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    """Draw a network's layers, one row each, with what each could gain if that is known."""
+    drawn = _table(
+        (*LAYER_COLUMNS, "could take, ms", ""),
+        left=("layer", "kernel", "stride", "input", "could take, ms", ""),
+    )
     times = {layer.output: layer for layer in table.layers}
-    headings = ("layer", "kernel", "stride", "groups", "input", "params", "MACs", "ms", "share")
-    for heading in (*headings, "could take, ms", ""):
-        right = heading in ("groups", "params", "MACs", "ms", "share")
-        drawn.add_column(heading, justify="right" if right else "left", overflow="fold")
     for layer in layers:
         conv, timed = layer.conv, times.get(layer.output)
         drawn.add_row(
@@ -167,9 +192,7 @@ def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType
 
 def times_table(table: LatencyTable) -> RenderableType:
     """Draw the times of a network's layers, one row each."""
-    drawn = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("layer", "kernel", "ms", "share", "forms timed"):
-        drawn.add_column(heading, justify="right" if heading in ("ms", "share") else "left")
+    drawn = _table(("layer", "kernel", "ms", "share", "forms timed"), left=("layer", "kernel"))
     for layer in table.layers:
         drawn.add_row(
             Text(layer.output),
@@ -179,6 +202,13 @@ def times_table(table: LatencyTable) -> RenderableType:
             str(len(layer.options)),
         )
     return Group(drawn, Text(_table_line(table), style="dim"))
+
+
+def _table(headings: Sequence[str], left: Sequence[str]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
+    return table
 
 
 def _ms(ms: float | None) -> str:
@@ -205,7 +235,7 @@ def _table_line(table: LatencyTable) -> str:
     return (
         f"{table.cpu}; {table.threads} thread(s), {table.provider}; "
         f"{_show_shapes(table.input_shapes)}; onnxruntime {table.onnxruntime}, blocks of "
-        f"{table.block} channels; {table.ms:.3f} ms in all"
+        f"{table.block} channels; {table.ms:.3f} ms in all."
     )
 
 

@@ -1,9 +1,9 @@
-"""What could stand in for each layer: form and rank, with error, cost and time, as data."""
+"""``Candidate``: form and rank for a layer, with its error, cost and time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,22 +12,34 @@ import numpy as np
 
 from converter.cache import cached_text, digest
 from converter.decomposition.conv import Conv
-from converter.decomposition.form import Rank, estimate_errors, path, relative_error, skeleton
-from converter.decomposition.forms import find_form
+from converter.decomposition.form import (
+    Rank,
+    estimate_errors,
+    full_rank,
+    path,
+    rank_grid,
+    refusal,
+    relative_error,
+    skeleton,
+)
+from converter.decomposition.forms import FORMS, find_form
 from converter.decomposition.metric import Metric, mapped
 from converter.decomposition.ranks import unit
 from converter.graph.survey import Layer
-from converter.reconstruction.parallel import spread
+from converter.processes import Resources
+from converter.reconstruction.parallel import spread as parallel_map
 from converter.timing.latency import LatencyTable, LayerTimes
 
-# Where on the ladder of a form without closed errors ranks are solved, and how well.
+# Where on the rank grid of a form without closed errors ranks are solved, and how well.
 ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.4
 FINE = 12  # ranks between those timed
-LEAST_ERROR = 1e-3
+MIN_ERROR = 1e-3
+NODE_BYTES = 256  # of an ONNX file, for each step of a chain besides its weights
+BLOCK = 16  # channels that onnxruntime computes together on x86 with AVX-512
 
 
 @dataclass(frozen=True)
-class Option:
+class Candidate:
     """One thing to do with a layer: another form, or (form None) nothing.
 
     Attributes:
@@ -35,6 +47,7 @@ class Option:
         rank: Its rank.
         rel_error: Relative error of the layer's responses, estimated.
         macs: Multiply-accumulates for one example.
+        bytes: Of its weights in an ONNX file.
         ms: Time in the network.
     """
 
@@ -42,30 +55,25 @@ class Option:
     rank: Rank | None
     rel_error: float
     macs: int
+    bytes: int
     ms: float
 
 
-def list_options(
+def list_candidates(
     layers: Sequence[Layer],
     table: LatencyTable,
     metrics: Mapping[str, Sequence[Metric]],
-    *,
-    seed: int = 0,
-    cache: Path | None = None,
-    cluster: str | None = None,
-    progress: Callable[[float], None] = lambda done: None,
-) -> dict[str, list[Option]]:
-    """List what could be done with each layer; to do nothing comes first.
+    resources: Resources,
+) -> dict[str, list[Candidate]]:
+    """List the candidates of each layer; the first keeps the layer.
 
     Args:
         layers: Those that may be converted.
-        table: Their times; it says which forms and ranks there are.
-        metrics: What each layer sees; the Frobenius norm where left out.
-        seed: Of the solvers.
-        cache: Folder of earlier results, or None.
-        cluster: Where to solve them, as ``spread``.
-        progress: Called with the share done.
+        table: Their times, which say what forms and ranks there are.
+        metrics: Of each layer's inputs; the Frobenius norm where left out.
+        resources: Seed, cache and cluster.
     """
+    progress = resources.stage("options")
     times = {layer.output: layer for layer in table.layers}
     todo = [
         (layer, layer.conv, times[layer.output])
@@ -73,47 +81,80 @@ def list_options(
         if layer.conv is not None and layer.output in times
     ]
     jobs = (
-        partial(_errors, _whitened(conv, metrics.get(layer.name)), _ladders(timed), seed, cache)
+        partial(
+            _errors,
+            _whitened(conv, metrics.get(layer.name)),
+            _timed_ranks(timed),
+            resources.seed,
+            resources.cache,
+        )
         for layer, conv, timed in todo
     )
-    found = {}
-    solved = zip(spread(jobs, cluster), todo)
+    candidates = {}
+    solved = zip(parallel_map(jobs, resources.cluster), todo)
     for number, (curves, (layer, conv, timed)) in enumerate(solved):
-        found[layer.name] = [
-            Option(None, None, 0.0, layer.macs, timed.ms),
-            *(
-                Option(form, rank, error, macs, ms)
-                for form, curve in curves.items()
-                for rank, error in _between(conv, form, curve, table.block)
-                if (ms := timed.ms_of(form, rank)) is not None
-                and (macs := skeleton(conv, find_form(form), rank).macs(layer.size))
-            ),
+        kept = Candidate(None, None, 0.0, layer.macs, layer.params * conv.kernel.itemsize, timed.ms)
+        others = [
+            _candidate(layer, conv, form, rank, error, ms)
+            for form, curve in curves.items()
+            for rank, error in _between(conv, form, curve, table.block)
+            if (ms := timed.ms_of(form, rank)) is not None
         ]
+        candidates[layer.name] = [kept, *others]
         progress((number + 1) / len(todo))
-    return found
+    return candidates
 
 
-def _ladders(timed: LayerTimes) -> dict[str, list[Rank]]:
-    ladders: dict[str, list[Rank]] = {}
+def cheapest(layer: Layer, max_error: float) -> tuple[str, Rank, int] | None:
+    """Return form, rank and MACs of the cheapest chain by weight error alone.
+
+    Only forms whose error has a closed form are tried, at ranks that fill the runtime's blocks.
+
+    Args:
+        layer: A layer that can be converted.
+        max_error: Largest relative error of the weights (for tucker, of its upper bound).
+    """
+    assert layer.conv is not None
+    fitting: list[tuple[int, int, str, Rank]] = []
+    for order, form in enumerate(FORMS.values()):
+        error_at = None if refusal(form, layer.conv) else estimate_errors(layer.conv, form)
+        for rank in rank_grid(form, layer.conv, BLOCK) if error_at else ():
+            if rank != full_rank(form, layer.conv) and error_at and error_at(rank) <= max_error:
+                macs = skeleton(layer.conv, form, rank).macs(layer.size)
+                fitting.append((macs, order, form.name, rank))
+    if not fitting:
+        return None
+    macs, _, name, rank = min(fitting)
+    return name, rank, macs
+
+
+def _candidate(
+    layer: Layer, conv: Conv, form: str, rank: Rank, error: float, ms: float
+) -> Candidate:
+    chain = skeleton(conv, find_form(form), rank)
+    size = chain.params * conv.kernel.itemsize + NODE_BYTES * len(chain.steps)
+    return Candidate(form, rank, error, chain.macs(layer.size), size, ms)
+
+
+def _timed_ranks(timed: LayerTimes) -> dict[str, list[Rank]]:
+    ranks: dict[str, list[Rank]] = {}
     for option in timed.options:
-        ladders.setdefault(option.form, []).append(option.rank)
-    return ladders
+        ranks.setdefault(option.form, []).append(option.rank)
+    return ranks
 
 
 def _errors(
-    white: Conv, ladders: Mapping[str, list[Rank]], seed: int, cache: Path | None
+    white: Conv, ranks: Mapping[str, list[Rank]], seed: int, cache: Path | None
 ) -> dict[str, dict[Rank, float]]:
     """Estimate the relative error of each form at each rank timed."""
 
     def compute() -> str:
-        return json.dumps(
-            {name: _curve(white, name, ranks, seed) for name, ranks in ladders.items()}
-        )
+        return json.dumps({name: _curve(white, name, some, seed) for name, some in ranks.items()})
 
-    asked = sorted((name, *ranks) for name, ranks in ladders.items())
-    key = digest(white.kernel, white.groups, white.transposed, asked, seed) if cache else ""
+    wanted = sorted((name, *some) for name, some in ranks.items())
+    key = digest(white.kernel, white.groups, white.transposed, wanted, seed) if cache else ""
     errors = json.loads(cached_text(cache, key, compute))
-    return {form: dict(zip(ranks, errors[form])) for form, ranks in ladders.items()}
+    return {form: dict(zip(some, errors[form])) for form, some in ranks.items()}
 
 
 def _curve(conv: Conv, name: str, ranks: list[Rank], seed: int) -> list[float]:
@@ -123,7 +164,7 @@ def _curve(conv: Conv, name: str, ranks: list[Rank], seed: int) -> list[float]:
         return [float(error_at(rank)) for rank in ranks]
     chosen = sorted({round(share * (len(ranks) - 1)) for share in ANCHORS})
     chains = path(conv, form, [ranks[n] for n in chosen], seed, effort=EFFORT)
-    errors = [max(relative_error(conv, chains[ranks[n]]), LEAST_ERROR) for n in chosen]
+    errors = [max(relative_error(conv, chains[ranks[n]]), MIN_ERROR) for n in chosen]
     errors = list(np.minimum.accumulate(errors))
     # The error falls about exponentially with the rank, also behind the last one solved.
     anchors, logs = [ranks[n][0] for n in chosen], list(np.log(errors))
@@ -131,11 +172,11 @@ def _curve(conv: Conv, name: str, ranks: list[Rank], seed: int) -> list[float]:
         slope = (logs[-1] - logs[-2]) / (anchors[-1] - anchors[-2]) if len(chosen) > 1 else 0.0
         anchors.append(ranks[-1][0])
         logs.append(logs[-1] + slope * (anchors[-1] - anchors[-2]))
-    return [max(float(np.exp(np.interp(r, anchors, logs))), LEAST_ERROR) for (r,) in ranks]
+    return [max(float(np.exp(np.interp(r[0], anchors, logs))), MIN_ERROR) for r in ranks]
 
 
 def _whitened(conv: Conv, metrics: Sequence[Metric] | None) -> Conv:
-    """Give the kernel whose Frobenius error is that of the responses, in the Kronecker form."""
+    """Return the kernel whose Frobenius error is that of the responses, in the Kronecker form."""
     kernel = conv.kernel.astype(np.float64)
     if metrics is not None:
         window = tuple(size for size in conv.k if size > 1)
@@ -158,5 +199,5 @@ def _between(
     step = unit(conv, block)
     stride = max((knots[-1] - knots[0]) // (step * FINE), 1) * step
     wanted = sorted({*knots, *range(knots[0], knots[-1], stride)})
-    logs = np.log([max(curve[(rank,)], LEAST_ERROR) for rank in knots])
+    logs = np.log([max(curve[(rank,)], MIN_ERROR) for rank in knots])
     return [((rank,), float(np.exp(np.interp(rank, knots, logs)))) for rank in wanted]

@@ -48,16 +48,16 @@ def choose(goal: Sequence[np.ndarray], limits: Sequence[Limit]) -> list[int] | N
         rules.append(LinearConstraint(row[None] / scale, -np.inf, limit.most / scale))
     objective = np.concatenate(goal)
     with _muted():
-        found = milp(
+        solution = milp(
             objective / (np.abs(objective).max() or 1.0),
             integrality=np.ones(count),
             bounds=Bounds(0, 1),
             constraints=rules,
             options={"mip_rel_gap": GAP, "time_limit": LIMIT_S},
         )
-    if found.x is None:
+    if solution.x is None:
         return None
-    return [int(np.argmax(found.x[a:b])) for a, b in itertools.pairwise(starts)]
+    return [int(np.argmax(solution.x[a:b])) for a, b in itertools.pairwise(starts)]
 
 
 @contextlib.contextmanager

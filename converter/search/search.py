@@ -1,340 +1,225 @@
-"""Closing a budget: choose by the tables, build, look at what it really loses and takes, adjust."""
+"""The search: propose from the tables, build and measure, adjust what the tables are allowed.
+
+Losses of single layers do not add up, and times of single layers nearly do. So a trial is proposed
+from the tables under an allowance, its loss and its time are measured, and the allowance moves
+until the measured values come close to their limits from the right side.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from converter.search.candidates import Option
-from converter.search.knapsack import Limit, choose
+from converter.search.search_space import Assignment, SearchSpace
+from converter.search.speedup import reach_speedup
+from converter.search.trials import (
+    ROUGHLY,
+    Built,
+    Effort,
+    Limits,
+    Measures,
+    Outcome,
+    Trial,
+    walk,
+)
 
-Built = TypeVar("Built")
-Choice = dict[str, Option]
-
-STEP = 8.0  # largest factor between the budgets of two trials
-# Where no trial is within the limit, so many more aim at this share of it.
-MORE, LOWER_AIM = 3, 0.75
-# Networks raced to reach a speedup, predictions tried; how much more than wanted is enough for a
-# race of other minutes to reach it, too, and not worth a further race.
-RACES, AIMS, ENOUGH, CLOSE = 8, 16, 1.03, 1.06
-# What the tables take for slower may not be: so many options of single layers that lose less are
-# raced, of those that take at most so many times as long by the tables.
-SWAPS, DOUBT = 10, 1.5
-FASTER = 0.94  # share of the time that a further network must take
-# An option must save this share of its layer's time.
-LEAST_GAIN = 0.03
+STEP = 8.0  # largest factor between the loss allowances of two trials
+# Where no trial is within the limits, EXTRA_TRIALS more aim at LOWER_AIM of them.
+EXTRA_TRIALS, LOWER_AIM = 3, 0.75
+CONFLICT_TRIALS = 3  # networks to build for each limit where all together cannot be kept
+FASTER = 0.94  # share of the best network's time that another prior's network may take
 
 
-@dataclass(frozen=True)
-class Aim:
-    """Shares of what may be lost.
+def search(
+    spaces: Sequence[SearchSpace],
+    limits: Limits,
+    measures: Measures[Built],
+    effort: Effort,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Outcome[Built]:
+    """Search the best network that keeps every limit, measured.
 
-    Attributes:
-        at: What the next trial is to lose.
-        close: What is worth no further trial.
+    Where the loss is limited, the fastest one; else the one of the least loss. Where the limits
+    cannot all be kept, the search also finds the best value of each that the others allow.
+
+    Args:
+        spaces: The candidates under one prior each; the first leads, others may improve on it.
+        limits: What has to hold.
+        measures: How an assignment is built, scored and raced.
+        effort: How much may be built.
+        progress: Called with the share done.
     """
-
-    at: float
-    close: float
-
-
-CLOSELY, ROUGHLY = Aim(0.97, 0.94), Aim(0.87, 0.75)
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """What a choice must keep, by the tables.
-
-    Attributes:
-        ms: Most milliseconds that the layers may take together; infinite for no limit.
-        macs: Most multiply-accumulates of them.
-    """
-
-    ms: float = math.inf
-    macs: float = math.inf
+    outcome = _search(spaces, limits, measures, effort, progress)
+    if outcome.kept or len(limits.columns) < 2:
+        return outcome
+    fewer = Effort(min(effort.trials, CONFLICT_TRIALS), ROUGHLY)
+    others: list[Trial[Built]] = []
+    for column in limits.columns:
+        best = _search(spaces[:1], limits.without(column), measures, fewer, lambda done: None).best
+        if limits.speedup is not None and best.speedup is None:
+            best = _raced(best, limits.speedup, measures)
+        others.append(best)
+    kept = [trial for trial in others if trial.worst <= 1]
+    return Outcome(kept[0] if kept else outcome.best, (*outcome.trials, *others))
 
 
-@dataclass(frozen=True)
-class SearchSpace:
-    """Options of each layer with what the network loses by them.
+def _search(
+    spaces: Sequence[SearchSpace],
+    limits: Limits,
+    measures: Measures[Built],
+    effort: Effort,
+    progress: Callable[[float], None],
+) -> Outcome[Built]:
+    """Search once; the limits may turn out to contradict each other."""
+    first = spaces[0]
+    if limits.loss is None and limits.speedup is None:
+        return _least(spaces, limits, measures, effort)
+    if limits.loss is None:
+        raced = reach_speedup(first, limits, measures.speedup, progress)
+        best = _built(raced[0], measures)
+        return Outcome(best, (best, *raced[1:]))
+    trials = stay_within(first, limits, measures, effort, progress)
+    kept = [trial for trial in trials if trial.worst <= 1]
+    best = min(kept, key=lambda t: first.total(t.assignment, limits.goal), default=None)
+    if best is not None:
+        left = min(effort.improve, effort.trials - len(trials))
+        best = _improve(spaces[1:], limits, measures, best, left)
+    if limits.speedup is not None:
+        best, others = _hold_speedup(first, limits, measures, best, kept)
+        trials += others
+    return Outcome(best or min(trials, key=lambda trial: trial.worst), tuple(trials))
 
-    Attributes:
-        options: By layer name; the first is to do nothing.
-        weights: Loss per squared relative error, by layer name.
-    """
 
-    options: Mapping[str, Sequence[Option]]
-    weights: Mapping[str, float]
+def stay_within(
+    space: SearchSpace,
+    limits: Limits,
+    measures: Measures[Built],
+    effort: Effort,
+    progress: Callable[[float], None] = lambda done: None,
+) -> list[Trial[Built]]:
+    """Walk toward the fastest network that loses no more than it may."""
+    assert limits.loss is not None
+    fastest = space.least(limits.goal)
 
-    def sensible(self) -> SearchSpace:
-        """Leave out options that gain nothing, or that another beats in every respect."""
-        return SearchSpace(
-            {name: _undominated(options) for name, options in self.options.items()}, self.weights
+    def propose(allowance: float) -> Assignment | None:
+        return space.minimize(limits.goal, {"loss": allowance, **limits.sums}) or _nearest(
+            space, limits
         )
 
-    def unchanged(self) -> Choice:
-        """Choose to do nothing."""
-        return {name: options[0] for name, options in self.options.items()}
+    def measure(assignment: Assignment, allowance: float) -> Trial[Built]:
+        return _built(Trial(assignment, allowance), measures)
 
-    def fastest(self) -> Choice:
-        """Choose for time alone."""
-        return {n: min(o, key=lambda option: option.ms) for n, o in self.options.items()}
-
-    def least_macs(self) -> int:
-        """Fewest multiply-accumulates that the layers can take."""
-        return sum(min(o.macs for o in options) for options in self.options.values())
-
-    def min_latency(self, loss: float, wanted: Constraints) -> Choice | None:
-        """Choose the least time of those that lose at most ``loss``; None where there is none."""
-        limit = Limit([_column(self, n, "loss") for n in self.options], loss)
-        return self._chosen("ms", [limit, *self._limits(wanted)])
-
-    def min_loss(self, wanted: Constraints) -> Choice | None:
-        """Choose the least loss of those that keep to ``wanted``; None where there is none."""
-        return self._chosen("loss", self._limits(wanted))
-
-    def _limits(self, wanted: Constraints) -> list[Limit]:
-        bounds = {"ms": wanted.ms, "macs": wanted.macs}
-        return [
-            Limit([_column(self, n, what) for n in self.options], most)
-            for what, most in bounds.items()
-            if most < math.inf
-        ]
-
-    def _chosen(self, goal: str, limits: Sequence[Limit]) -> Choice | None:
-        numbers = choose([_column(self, n, goal) for n in self.options], limits)
-        if numbers is None:
-            return None
-        return {name: o[n] for (name, o), n in zip(self.options.items(), numbers)}
-
-
-@dataclass(frozen=True)
-class Trial(Generic[Built]):
-    """A network that was built.
-
-    Attributes:
-        choice: What was done to each layer.
-        built: The network.
-        value: What it really loses, as a share of what it may lose.
-        budget: The loss that the tables were allowed.
-    """
-
-    choice: Choice
-    built: Built
-    value: float
-    budget: float
-
-
-def close(
-    menu: SearchSpace,
-    wanted: Constraints,
-    first: float,
-    build: Callable[[Choice], Built],
-    value: Callable[[Built], float],
-    most: int,
-    aim: Aim = CLOSELY,
-    progress: Callable[[float], None] = lambda done: None,
-) -> tuple[Trial[Built] | None, list[Trial[Built]]]:
-    """Find the fastest network that loses no more than it may.
-
-    What single layers lose does not add up, so that the loss that the tables are allowed is
-    moved until what the network really loses comes close to the limit from below.
-
-    Args:
-        menu: What could be done.
-        wanted: What must hold besides.
-        first: The loss to begin with.
-        build: Makes a network of a choice.
-        value: Says what a network really loses, as a share of what it may lose.
-        most: How many networks may be built; some more where none of these is within the limit.
-        aim: How near the limit is near enough.
-        progress: Called with the share done.
-
-    Returns:
-        The fastest trial within the limit, or None; and all trials.
-    """
-    trials: list[Trial[Built]] = []
-    budget = first
-    for number in range(most + MORE):
-        if number >= most and any(trial.value <= 1 for trial in trials):
-            break
-        choice = menu.min_latency(budget, wanted)
-        if choice is None or any(trial.choice == choice for trial in trials):
-            break
-        built = build(choice)
-        trials.append(Trial(choice, built, value(built), budget))
-        progress(min((number + 1) / most, 1.0))
+    def advance(trials: Sequence[Trial[Built]]) -> float | None:
+        progress(min(len(trials) / effort.trials, 1.0))
         last = trials[-1]
-        at_the_end = choice == menu.fastest() and last.value <= 1
-        if aim.close <= last.value <= 1 or at_the_end:
-            break
-        budget = _next_budget(trials, aim.at if number + 1 < most else LOWER_AIM)
-    within = [trial for trial in trials if trial.value <= 1]
-    return min(within, key=lambda trial: total_ms(trial.choice), default=None), trials
+        if any(trial.assignment == last.assignment for trial in trials[:-1]):
+            return None
+        if len(trials) >= effort.trials and any(trial.worst <= 1 for trial in trials):
+            return None
+        at_the_end = last.assignment == fastest and last.worst <= 1
+        if effort.aim.close <= last.worst <= 1 or at_the_end:
+            return None
+        return _next_loss(trials, effort.aim.at if len(trials) < effort.trials else LOWER_AIM)
+
+    return walk(propose, measure, advance, limits.loss, effort.trials + EXTRA_TRIALS)
 
 
-def improve(
-    menus: Sequence[SearchSpace],
-    wanted: Constraints,
+def _improve(
+    spaces: Sequence[SearchSpace],
+    limits: Limits,
+    measures: Measures[Built],
     best: Trial[Built],
-    build: Callable[[Choice], Built],
-    value: Callable[[Built], float],
-    most: int,
+    max_built: int,
 ) -> Trial[Built]:
-    """Look for faster networks that lose no more than they may, by what other menus lose least by.
-
-    Args:
-        menus: What could be done, with other guesses of what is lost.
-        wanted: What must hold besides.
-        best: The fastest network so far.
-        build: Makes a network of a choice.
-        value: Says what a network really loses, as a share of what it may lose.
-        most: How many networks may be built.
-
-    Returns:
-        The fastest network.
-    """
-    todo = list(menus)
-    for _ in range(most):
+    """Look for faster networks that keep the limits, by what other priors lose least by."""
+    todo = list(spaces)
+    for _ in range(max_built):
         if not todo:
             break
-        ms = min(wanted.ms, FASTER * total_ms(best.choice))
-        choice = todo[0].min_loss(replace(wanted, ms=ms))
-        built = None if choice is None else build(choice)
-        if choice is not None and built is not None and (lost := value(built)) <= 1:
-            best = Trial(choice, built, lost, best.budget)
-        else:
-            todo = todo[1:]
+        ms = FASTER * todo[0].total(best.assignment, "ms")
+        assignment = todo[0].minimize("loss", {**limits.sums, "ms": ms})
+        if assignment is not None:
+            trial = _built(Trial(assignment, best.allowance), measures)
+            if trial.worst <= 1:
+                best = trial
+                continue
+        todo = todo[1:]
     return best
 
 
-def reach(
-    menu: SearchSpace,
-    wanted_ms: Callable[[float], Constraints],
-    target: float,
-    measured: Callable[[Choice], float],
-    progress: Callable[[float], None] = lambda done: None,
-) -> tuple[Choice, float]:
-    """Find the choice of least loss that is really as much faster as wanted, and hardly more.
-
-    Tables err, and what they predict is aimed higher or lower until a race is won by little. Then
-    single layers are given options that lose less, for as long as races are still won.
-
-    Args:
-        menu: What could be done.
-        wanted_ms: Gives what must hold for a speedup that the tables predict.
-        target: The speedup.
-        measured: Says how much faster a choice really is.
-        progress: Called with the share done.
+def _hold_speedup(
+    space: SearchSpace,
+    limits: Limits,
+    measures: Measures[Built],
+    best: Trial[Built] | None,
+    kept: Sequence[Trial[Built]],
+) -> tuple[Trial[Built] | None, list[Trial[Built]]]:
+    """Race the networks that lose little enough; if none is fast enough, come from the other side.
 
     Returns:
-        The choice, and what it was measured at; the fastest where the target is out of reach.
+        The network that keeps both limits, or comes nearest; and what was tried in addition.
     """
-    middle = math.sqrt(ENOUGH * CLOSE) * target
-    aim, too_low, sufficient = middle, 0.0, math.inf
-    raced: list[tuple[Choice, float]] = []
-    best: tuple[Choice, float] | None = None
-    for _ in range(AIMS):
-        choice = menu.min_loss(wanted_ms(aim)) or menu.fastest()
-        speedup = next((found for other, found in raced if other == choice), 0.0)
-        if not speedup:
-            if len(raced) == RACES:
-                break
-            speedup = measured(choice)
-            raced.append((choice, speedup))
-            progress(len(raced) / (RACES + SWAPS))
-        if speedup >= ENOUGH * target:
-            best, sufficient = (choice, speedup), aim
-        elif choice == menu.fastest():
-            break
-        else:
-            too_low = aim
-        if ENOUGH <= speedup / target <= CLOSE:
-            break
-        aim *= middle / speedup
-        if not too_low < aim < sufficient:  # then both are known
-            aim = math.sqrt(too_low * sufficient)
-    if best is None:
-        return max(raced, key=lambda race: race[1])
-    refused: list[tuple[str, Option]] = []
-    for number in range(SWAPS):
-        gentler = _gentler(menu, best[0], wanted_ms(target).macs)
-        swap = next((other for other in gentler if other not in refused), None)
-        if swap is None:
-            break
-        choice = {**best[0], swap[0]: swap[1]}
-        speedup = measured(choice)
-        progress((RACES + number + 1) / (RACES + SWAPS))
-        if speedup >= ENOUGH * target:
-            best = choice, speedup
-        else:
-            refused.append(swap)
-    return best
-
-
-def total_ms(choice: Choice) -> float:
-    """Time of the layers together, by the tables."""
-    return sum(option.ms for option in choice.values())
-
-
-def total_macs(choice: Choice) -> int:
-    """Multiply-accumulates of the layers together."""
-    return sum(option.macs for option in choice.values())
-
-
-def _next_budget(trials: Sequence[Trial[Built]], aim: float) -> float:
-    """Interpolate between the last trials on both sides of the limit, or step toward ``aim``."""
-    below = max((t for t in trials if t.value <= 1), key=lambda t: t.budget, default=None)
-    above = min((t for t in trials if t.value > 1), key=lambda t: t.budget, default=None)
-    if below is None or above is None or below.budget >= above.budget:
-        last = trials[-1]
-        return last.budget * float(np.clip(aim / max(last.value, 1e-9), 1 / STEP, STEP))
-    low, high = (math.log(max(t.value, 1e-3)) for t in (below, above))
-    share = float(np.clip((math.log(aim) - low) / max(high - low, 1e-9), 0.1, 0.9))
-    return float(below.budget ** (1 - share) * above.budget**share)
-
-
-def _gentler(menu: SearchSpace, choice: Choice, macs: float) -> list[tuple[str, Option]]:
-    """List other options of single layers that lose less, what gains most a millisecond first."""
-
-    def gain_per_ms(swap: tuple[str, Option]) -> float:
-        name, option = swap
-        gain = menu.weights[name] * (choice[name].rel_error ** 2 - option.rel_error**2)
-        return gain / max(option.ms - choice[name].ms, 1e-9)
-
-    room = macs - total_macs(choice)
-    swaps = [
-        (name, option)
-        for name, now in choice.items()
-        for option in menu.options[name]
-        if option.rel_error < now.rel_error
-        and option.ms <= DOUBT * now.ms
-        and option.macs - now.macs <= room
-    ]
-    return sorted(swaps, key=gain_per_ms, reverse=True)
-
-
-def _column(menu: SearchSpace, layer: str, what: str) -> np.ndarray:
-    options = menu.options[layer]
-    if what == "loss":
-        return menu.weights[layer] * np.array([option.rel_error**2 for option in options])
-    return np.array([getattr(option, what) for option in options], np.float64)
-
-
-def _undominated(options: Sequence[Option]) -> list[Option]:
-    keep, *others = options
-    most_ms = (1 - LEAST_GAIN) * keep.ms
-    kept = [keep]
-    for option in sorted(
-        (o for o in others if o.ms <= most_ms), key=lambda o: (o.rel_error, o.ms, o.macs)
+    assert limits.speedup is not None
+    tried: list[Trial[Built]] = []
+    others = [trial for trial in kept if best is None or trial.assignment != best.assignment]
+    for trial in ([best] if best else []) + sorted(
+        others, key=lambda trial: space.total(trial.assignment, "ms")
     ):
-        if not any(
-            k.rel_error <= option.rel_error and k.ms <= option.ms and k.macs <= option.macs
-            for k in kept
-        ):
-            kept.append(option)
-    return kept
+        tried.append(_raced(trial, limits.speedup, measures))
+        if tried[-1].worst <= 1:
+            return tried[-1], tried
+    swift = reach_speedup(space, replace(limits, goal="loss"), measures.speedup)[0]
+    tried.append(_built(swift, measures))
+    return min(tried, key=lambda trial: trial.worst), tried
+
+
+def _raced(trial: Trial[Built], target: float, measures: Measures[Built]) -> Trial[Built]:
+    speedup = measures.speedup(trial.assignment)
+    usage = {**trial.usage, "target_speedup": target / speedup}
+    return replace(trial, speedup=speedup, usage=usage)
+
+
+def _least(
+    spaces: Sequence[SearchSpace], limits: Limits, measures: Measures[Built], effort: Effort
+) -> Outcome[Built]:
+    """Build the best assignment of each prior, and take the network that really loses least."""
+    assignments: list[Assignment] = []
+    for space in spaces:
+        assignment = space.minimize(limits.goal, limits.sums) or _nearest(space, limits)
+        if assignment not in assignments:
+            assignments.append(assignment)
+    trials = [
+        _built(Trial(assignment, math.inf), measures) for assignment in assignments[: effort.trials]
+    ]
+    best = trials[0]
+    if len(trials) > 1:
+        errors = [measures.error(trial.network) for trial in trials if trial.network is not None]
+        best = min(zip(errors, trials, strict=True), key=lambda pair: pair[0])[1]
+    return Outcome(best, tuple(trials))
+
+
+def _built(trial: Trial[Built], measures: Measures[Built]) -> Trial[Built]:
+    """Build the network of a trial and measure what it uses of the limits."""
+    network = measures.build(trial.assignment)
+    return replace(trial, network=network, usage={**measures.usage(network), **trial.usage})
+
+
+def _nearest(space: SearchSpace, limits: Limits) -> Assignment:
+    """Return the assignment of the least loss that keeps the sums, or comes nearest to them."""
+    assignment = space.minimize("loss", limits.sums)
+    return assignment or space.least(next(iter(limits.sums), "ms"))
+
+
+def _next_loss(trials: Sequence[Trial[Built]], aim: float) -> float:
+    """Interpolate between the last trials on both sides of the limit, or step toward ``aim``."""
+    below = max((t for t in trials if t.worst <= 1), key=lambda t: t.allowance, default=None)
+    above = min((t for t in trials if t.worst > 1), key=lambda t: t.allowance, default=None)
+    if below is None or above is None or below.allowance >= above.allowance:
+        last = trials[-1]
+        return last.allowance * float(np.clip(aim / max(last.worst, 1e-9), 1 / STEP, STEP))
+    low, high = (math.log(max(trial.worst, 1e-3)) for trial in (below, above))
+    share = float(np.clip((math.log(aim) - low) / max(high - low, 1e-9), 0.1, 0.9))
+    return float(below.allowance ** (1 - share) * above.allowance**share)

@@ -1,92 +1,129 @@
-"""What could be done with each layer, what it takes, and what the network loses by it."""
+"""``SearchSpace``: the candidates of each layer, and the best assignment under limits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
+import numpy as np
 
-from converter.data.data import Data
-from converter.evaluation.compare import Progress
-from converter.graph.survey import Layer
-from converter.models.source import Source
-from converter.options import Options
-from converter.reconstruction.build import Metrics
-from converter.search.candidates import list_options
-from converter.search.search import SearchSpace
-from converter.search.sensitivity import Sensitivity, sensitivities
-from converter.timing.latency import LatencyTable
+from converter.search.budgets import Column
+from converter.search.candidates import Candidate
+from converter.search.knapsack import Limit, choose
 
-# Layers that are solved again make up for the errors of those before them. How much of what the
-# probes told is left then (a power of it), and how much more the last layer counts than the first
-# (the logarithm of it), differs between networks; where time allows, all of these are tried.
-LEANINGS = ((0.75, 1.0), (1.0, 2.0), (1.0, 1.0))
+Assignment = dict[str, Candidate]  # the candidate of each layer, by layer name
+MIN_GAIN = 0.03  # share of its layer's time that a candidate must save
+# A refit layer makes up for the errors of the layers before it. How much of a probe's loss is then
+# left (a power of it) and how much more the last layer counts than the first (the logarithm of
+# it) differ between networks. Where time allows, the search tries all of these priors.
+PRIORS = ((0.75, 1.0), (1.0, 2.0), (1.0, 1.0))
 AS_PROBED = (1.0, 0.0)
 
 
-def list_search_spaces(
-    source: Source,
-    layers: Sequence[Layer],
-    table: LatencyTable,
-    metrics: Metrics,
-    held: Data,
-    options: Options,
-    progress: Progress,
-) -> tuple[list[SearchSpace], Sensitivity]:
-    """List what could be done with each layer and what it loses; one menu for each leaning.
+@dataclass(frozen=True)
+class SearchSpace:
+    """The candidates of each layer, and what the network loses by their errors.
 
-    There is but one where no layer makes up for the errors of others.
+    Attributes:
+        candidates: By layer name; the first is the layer as it is.
+        weights: Loss (squared relative output error) per squared relative error of the layer, by
+            layer name.
+    """
+
+    candidates: Mapping[str, Sequence[Candidate]]
+    weights: Mapping[str, float]
+
+    def pruned(self, columns: Sequence[str] = ("rel_error", "ms", "macs")) -> SearchSpace:
+        """Leave out candidates that save no time, or that another beats in every column."""
+        return SearchSpace(
+            {name: _undominated(several, columns) for name, several in self.candidates.items()},
+            self.weights,
+        )
+
+    def unchanged(self) -> Assignment:
+        """Return the assignment that keeps every layer."""
+        return {name: several[0] for name, several in self.candidates.items()}
+
+    def least(self, column: Column) -> Assignment:
+        """Return the assignment of the least sum in a column; for ``ms``, the fastest."""
+        return {
+            name: min(several, key=lambda candidate: self._value(name, candidate, column))
+            for name, several in self.candidates.items()
+        }
+
+    def total(self, assignment: Assignment, column: Column) -> float:
+        """Sum a column over the layers of an assignment."""
+        return sum(self._value(name, candidate, column) for name, candidate in assignment.items())
+
+    def minimize(self, goal: Column, limits: Mapping[Column, float]) -> Assignment | None:
+        """Return the assignment of the least ``goal`` within limits; None where there is none.
+
+        Args:
+            goal: The column whose sum is minimized.
+            limits: Largest sum by column; infinite limits are left out.
+        """
+        rules = [
+            Limit([self._column(name, column) for name in self.candidates], most)
+            for column, most in limits.items()
+            if most < math.inf
+        ]
+        numbers = choose([self._column(name, goal) for name in self.candidates], rules)
+        if numbers is None:
+            return None
+        return {
+            name: several[number]
+            for (name, several), number in zip(self.candidates.items(), numbers, strict=True)
+        }
+
+    def _column(self, layer: str, column: Column) -> np.ndarray:
+        return np.array([self._value(layer, c, column) for c in self.candidates[layer]], np.float64)
+
+    def _value(self, layer: str, candidate: Candidate, column: Column) -> float:
+        if column == "loss":
+            return self.weights[layer] * candidate.rel_error**2
+        return float(getattr(candidate, column))
+
+
+def spaces_by_prior(
+    candidates: Mapping[str, Sequence[Candidate]],
+    weights: Mapping[str, float],
+    columns: Sequence[str],
+    refit: bool,
+) -> list[SearchSpace]:
+    """Make one search space for each prior of how losses add up; one alone without refitting.
 
     Args:
-        source: The network.
-        layers: Those that may be changed.
-        table: Their times.
-        metrics: What each sees, by layer name.
-        held: Inputs that say what is lost.
-        options: The options.
-        progress: Called with a stage and the share of it that is done.
-
-    Returns:
-        The menus, and what the probes told.
-
-    Raises:
-        ConverterError: When a worker is gone, or what the network gives is not finite.
+        candidates: By layer name, in graph order.
+        weights: Loss per squared relative error, by the probes.
+        columns: In which a candidate may be better than others.
+        refit: Whether layers are solved again for what the layers before them give.
     """
-    listed = list_options(
-        layers,
-        table,
-        metrics,
-        seed=options.resources.seed,
-        cache=options.resources.cache_folder(),
-        cluster=options.resources.cluster,
-        progress=lambda done: progress("options", done),
-    )
-    todo = [layer for layer in layers if len(listed.get(layer.name, ())) > 1]
-    probes = sensitivities(
-        source.network,
-        todo,
-        metrics,
-        held,
-        torch.get_num_threads(),
-        seed=options.resources.seed,
-        progress=lambda done: progress("probing", done),
-    )
-    names = [layer.name for layer in todo]
-    leanings = LEANINGS if options.search.correct and metrics else (AS_PROBED,)
-    weights = [_weights(probes, names, *leaning) for leaning in leanings]
     return [
-        SearchSpace({name: listed[name] for name in names}, w).sensible() for w in weights
-    ], probes
+        SearchSpace(candidates, _leaned(weights, list(candidates), *prior)).pruned(columns)
+        for prior in (PRIORS if refit else (AS_PROBED,))
+    ]
 
 
-def _weights(
-    probes: Sensitivity, names: Sequence[str], power: float, late: float
+def _leaned(
+    weights: Mapping[str, float], names: Sequence[str], power: float, late: float
 ) -> dict[str, float]:
-    """Lean what the probes told, in sum as it was; ``names`` are in graph order."""
+    """Apply a prior to probed weights, so that their sum stays; ``names`` are in graph order."""
     leaned = {
-        name: probes.weights[name] ** power * math.exp(late * number / len(names))
+        name: weights[name] ** power * math.exp(late * number / len(names))
         for number, name in enumerate(names)
     }
-    scale = sum(probes.weights[name] for name in names) / (sum(leaned.values()) or 1.0)
+    scale = sum(weights[name] for name in names) / (sum(leaned.values()) or 1.0)
     return {name: scale * weight for name, weight in leaned.items()}
+
+
+def _undominated(several: Sequence[Candidate], columns: Sequence[str]) -> list[Candidate]:
+    keep, *others = several
+    kept = [keep]
+    faster = [c for c in others if c.ms <= (1 - MIN_GAIN) * keep.ms]
+    for candidate in sorted(faster, key=lambda c: tuple(getattr(c, name) for name in columns)):
+        if not any(
+            all(getattr(k, name) <= getattr(candidate, name) for name in columns) for k in kept
+        ):
+            kept.append(candidate)
+    return kept

@@ -1,4 +1,4 @@
-"""How much the network's output minds an error of each layer."""
+"""How sensitive the network's output is to an error of each layer."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from converter.graph.network import open_session
 from converter.graph.outputs import with_outputs
 from converter.graph.rewrite import new_weights, with_weight_inputs
 from converter.graph.survey import Layer
+from converter.processes import Resources
 from converter.runtime.ort import run
 
-PROBE_ERROR, LEAST_ERROR = 0.2, 1e-6
-ALL = 1.0  # the output error of a probe that the network does not survive (float16 overflows)
-# Multiply-accumulates of all probes together (some 15 s); where that is less than FEWEST examples a
-# probe, as many of these as MOST_MACS allow, one at least: probes of n layers take n**2 work.
-PROBE_MACS, FEWEST, MOST_MACS = 4e11, 16, 4e12
-SESSIONS = 16  # that all probes share; to open one takes time in proportion to the layers, too
+PROBE_ERROR, MIN_ERROR = 0.2, 1e-6
+ALL = 1.0  # the output error of a probe that gives no finite outputs (float16 overflows)
+# Multiply-accumulates of all probes together (some 15 s). Where that is less than MIN_EXAMPLES for
+# each probe, as many of these as MAX_MACS allow, and at least one: n probes take n**2 work.
+PROBE_MACS, MIN_EXAMPLES, MAX_MACS = 4e11, 16, 4e12
+SESSIONS = 16  # shared by all probes, since opening one takes time in proportion to the layers
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the probes of all layers told.
+    """The results of the probes of all layers.
 
     Attributes:
         weights: Loss, that is squared relative output error, per squared relative error of a
@@ -47,56 +48,53 @@ def sensitivities(
     layers: Sequence[Layer],
     metrics: Mapping[str, Sequence[Metric]],
     data: Data,
-    threads: int,
-    *,
-    seed: int = 0,
-    progress: Callable[[float], None] = lambda done: None,
+    resources: Resources,
 ) -> Sensitivity:
-    """Probe each layer: what the network loses when it alone errs, per squared relative error.
+    """Probe each layer: the loss of the network when that layer alone errs.
 
-    Each probe gives a layer its kernel cut to a lower rank, the original otherwise.
+    Each probe cuts the kernel of one layer to a lower rank and leaves the others as they are.
 
     Args:
         network: The original.
         layers: Those to probe.
-        metrics: What each sees; the Frobenius norm where left out.
+        metrics: Of each layer's inputs; the Frobenius norm where left out.
         data: Inputs to probe on; as many are used as time allows.
-        threads: Of onnxruntime.
-        seed: Of the random direction of probes that have no other.
-        progress: Called with the share done.
+        resources: Threads, and the seed of probes in a random direction.
 
     Raises:
         ConverterError: When the network gives NaN or infinite values for ``data``.
     """
+    progress = resources.stage("probing")
     each = max(sum(layer.macs for layer in layers) * len(layers), 1)
-    count = max(PROBE_MACS / each, min(FEWEST, MOST_MACS / each), 1)
-    judge = LossEstimator.of(network, data.take(np.arange(min(int(count), data.count))), threads)
-    found, losses = {}, []
+    count = max(PROBE_MACS / each, min(MIN_EXAMPLES, MAX_MACS / each), 1)
+    few = data.take(np.arange(min(int(count), data.count)))
+    estimator = LossEstimator.of(network, few, resources.threads)
+    weights, losses = {}, []
     size = math.ceil(len(layers) / SESSIONS)
     for first in range(0, len(layers), size or 1):
         part = layers[first : first + size]
         convs = {layer.output: _biased(layer.conv) for layer in part if layer.conv is not None}
-        loss_of = _opened(network, convs, judge)
+        loss_of = _open(network, convs, estimator)
         for number, layer in enumerate(part, first):
             conv, metric = convs[layer.output], metrics.get(layer.name)
-            probe = _cut(conv, metric, np.random.default_rng((seed, number)))
+            probe = _cut(conv, metric, np.random.default_rng((resources.seed, number)))
             error = relative_error(conv, Chain((probe,)), metric)
             loss = loss_of(layer.output, probe)
             if not math.isfinite(loss.output_error):
                 loss = replace(loss, output_error=ALL)
-            found[layer.name] = loss.output_error**2 / max(error, LEAST_ERROR) ** 2
+            weights[layer.name] = loss.output_error**2 / max(error, MIN_ERROR) ** 2
             losses.append(loss)
             progress((number + 1) / len(layers))
     total = sum(loss.output_error**2 for loss in losses) or 1.0
-    return Sensitivity(found, sum(max(loss.drop or 0.0, 0.0) for loss in losses) / total)
+    return Sensitivity(weights, sum(max(loss.drop or 0.0, 0.0) for loss in losses) / total)
 
 
-def _opened(
-    network: ir.Model, convs: Mapping[str, Conv], judge: LossEstimator
+def _open(
+    network: ir.Model, convs: Mapping[str, Conv], estimator: LossEstimator
 ) -> Callable[[str, Conv], Loss]:
-    """Open a network whose convolutions ``convs`` can be others; give what says what it loses."""
+    """Open a network whose kernels are inputs; return the loss for one kernel replaced."""
     session = open_session(
-        with_outputs(with_weight_inputs(network, convs), judge.names), judge.threads
+        with_outputs(with_weight_inputs(network, convs), estimator.names), estimator.threads
     )
     nodes = {str(node.outputs[0].name): node for node in network.graph}
     usual: dict[str, np.ndarray] = {}
@@ -105,23 +103,23 @@ def _opened(
 
     def loss_of(output: str, probe: Conv) -> Loss:
         weights = usual | new_weights(nodes[output], probe)
-        return judge.lost(lambda feeds: run(session, {**feeds, **weights}))
+        return estimator.lost(lambda feeds: run(session, {**feeds, **weights}))
 
     return loss_of
 
 
 def _biased(conv: Conv) -> Conv:
-    """Give a convolution a bias, if it has none."""
+    """Add a zero bias to a convolution without one."""
     none = np.zeros(len(conv.kernel), conv.kernel.dtype)
     return conv if conv.bias is not None else replace(conv, bias=none)
 
 
 def _cut(conv: Conv, metrics: Sequence[Metric] | None, rng: np.random.Generator) -> Conv:
-    """Project a kernel on the directions of its outputs that hold the most of its responses.
+    """Project a kernel on the output directions that carry the most of its responses.
 
-    As many are kept as leave about ``PROBE_ERROR``; where that is none or all, random weights of
-    that error are added instead. The bias makes up for the mean of what is gone, as it does when
-    a layer is solved.
+    As many directions are kept as leave an error of about ``PROBE_ERROR``. Where that is none or
+    all of them, random weights of that error are added instead. The bias makes up for the mean of
+    the removed part, as it does when a layer is solved.
     """
     kernel = conv.kernel.astype(np.float64)
     parts, shifts = [], []

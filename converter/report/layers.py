@@ -1,0 +1,123 @@
+"""``LayerRow``: one layer before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from converter.decomposition.conv import Chain
+from converter.decomposition.form import cancellation
+from converter.graph.survey import Layer
+from converter.reconstruction.refit import REFIT
+from converter.search.choose import SearchResult
+from converter.timing.latency import LatencyTable
+
+MAX_CANCELLATION = 10.0
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer before and after.
+
+    Latencies are None where they were not measured, the error of a layer that is kept or trained.
+    """
+
+    name: str
+    form: str | None
+    rank: int | list[int] | None
+    macs_before: int
+    macs_after: int
+    rel_error: float | None
+    latency_before_ms: float | None
+    latency_after_ms: float | None
+    reason: str | None
+
+
+def layer_rows(
+    layers: Sequence[Layer], search: SearchResult, *, trained: bool = False
+) -> tuple[LayerRow, ...]:
+    """List all layers before and after.
+
+    Args:
+        layers: In graph order, as in the plan.
+        search: With the plan, the chains and the times of the layers.
+        trained: Whether the chains were trained since, so that their errors are not known.
+    """
+    realization, table = search.realization, search.table
+    times = {layer.output: layer for layer in table.layers} if table else {}
+    errors = {} if trained else realization.errors
+    rows = []
+    for layer, choice in zip(layers, search.plan.choices, strict=True):
+        chain = realization.chains.get(layer.name)
+        rank = list(choice.rank) if choice.rank else None
+        timed = times.get(layer.output)
+        before_ms = after_ms = timed.ms if timed else None
+        if timed and choice.form and choice.rank:
+            after_ms = timed.ms_of(choice.form, choice.rank)
+        rows.append(
+            LayerRow(
+                name=layer.name,
+                form=choice.form,
+                rank=rank[0] if rank and len(rank) == 1 else rank,
+                macs_before=layer.macs,
+                macs_after=chain.macs(layer.size) if chain else layer.macs,
+                rel_error=errors.get(layer.name),
+                latency_before_ms=before_ms,
+                latency_after_ms=after_ms,
+                reason=choice.reason or (_cancellation_note(chain) if chain else None),
+            )
+        )
+    return tuple(rows)
+
+
+def least_gaining(rows: Sequence[LayerRow]) -> Collection[str]:
+    """Name the half of the converted layers that gains least; all layers if that leaves none."""
+
+    def gain(row: LayerRow) -> tuple[float, int]:
+        before_ms, after_ms = row.latency_before_ms or 0.0, row.latency_after_ms or 0.0
+        return before_ms - after_ms, row.macs_before - row.macs_after
+
+    changed = [row for row in rows if row.form and row.form != REFIT]
+    if len(changed) < 2:
+        return {row.name for row in rows}
+    return {row.name for row in sorted(changed, key=gain)[: (len(changed) + 1) // 2]}
+
+
+def survey_dicts(layers: Sequence[Layer], table: LatencyTable) -> list[dict[str, Any]]:
+    """Return a network's layers as JSON values, with times and the forms that were timed."""
+    times = {layer.output: layer for layer in table.layers}
+    return [
+        {
+            "name": layer.name,
+            "kernel": list(layer.conv.kernel.shape) if layer.conv else None,
+            "stride": list(layer.conv.stride) if layer.conv else None,
+            "groups": layer.conv.groups if layer.conv else None,
+            "input_size": list(layer.size),
+            "params": layer.params,
+            "macs": layer.macs,
+            "latency_ms": times[layer.output].ms if layer.output in times else None,
+            "options": [asdict(o) for o in times[layer.output].options]
+            if layer.output in times and not layer.reason
+            else [],
+            "reason": layer.reason,
+        }
+        for layer in layers
+    ]
+
+
+def read_rows(documents: Sequence[Mapping[str, Any]]) -> tuple[LayerRow, ...]:
+    """Read rows that were written as JSON; the errors are those of earlier weights.
+
+    Raises:
+        TypeError: When a row has other fields.
+    """
+    return tuple(LayerRow(**(dict(document) | {"rel_error": None})) for document in documents)
+
+
+def _cancellation_note(chain: Chain) -> str | None:
+    """Warn of terms that cancel one another."""
+    times = cancellation(chain)
+    if times < MAX_CANCELLATION:
+        return None
+    return f"its terms cancel one another (together {times:.0f} times as large as their sum)"

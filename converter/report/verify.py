@@ -1,0 +1,175 @@
+"""The verification of a conversion: race, scores, budgets, and what the user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from torch import nn
+
+from converter.data.data import Data
+from converter.evaluation.compare import (
+    Comparison,
+    Conditions,
+    Evaluate,
+    compare_models,
+    verdict,
+)
+from converter.evaluation.status import Status, unless
+from converter.processes import Resources
+from converter.report.layers import LayerRow
+from converter.search.budgets import missed_sentence
+from converter.search.choose import SearchResult
+from converter.search.plan import Plan
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """A converted network before it is measured.
+
+    Attributes:
+        search: The plan, and what it was chosen by.
+        network: The converted network.
+        module: The converted torch model, or None for an ONNX input.
+        rows: Every layer before and after.
+        int8: The converted network, quantized, if that was asked for.
+        status: Of the checks, the search and the training.
+    """
+
+    search: SearchResult
+    network: ir.Model
+    module: nn.Module | None
+    rows: tuple[LayerRow, ...]
+    int8: ir.Model | None = None
+    status: Status = field(default_factory=Status)
+
+    @property
+    def plan(self) -> Plan:
+        """Form and rank of each layer."""
+        return self.search.plan
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A converted network and its measurements.
+
+    Attributes:
+        converted: The network.
+        comparison: Of original and converted network, and of both in int8 if asked for.
+        int8: The original and the converted network in int8, if asked for.
+        frontier: Comparison of networks for other budgets, or None.
+        status: Whether every check and budget was met, and what the user should know.
+    """
+
+    converted: ConvertedModel
+    comparison: Comparison
+    int8: tuple[ir.Model, ...]
+    frontier: Comparison | None
+    status: Status
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What networks are scored on.
+
+    Attributes:
+        data: Inputs, labelled for accuracy; None for random numbers.
+        evaluate: The user's own measure, or None.
+        calibrated: Whether layers were solved for sample inputs.
+    """
+
+    data: Data | None
+    evaluate: Evaluate | None
+    calibrated: bool
+
+
+def verify(
+    original: ir.Model,
+    converted: ConvertedModel,
+    scoring: Scoring,
+    conditions: Conditions,
+    resources: Resources,
+    original_int8: Callable[[], ir.Model],
+) -> Verified:
+    """Race the original and the converted network, and score them.
+
+    With int8, four networks race, and the budgets are those of the last. It is compared with the
+    int8 of the original, whose steps stay in floating point where the budget needs that.
+
+    Args:
+        original: As the user gave it, or as it was exported.
+        converted: The converted network.
+        scoring: Data or the user's measure.
+        conditions: Runtime and input shapes.
+        resources: Seed and progress.
+        original_int8: Quantizes the original; called where the converted network is quantized.
+    """
+    networks = {"original": original, "converted": converted.network}
+    if converted.int8 is not None:
+        networks |= {"original, int8": original_int8(), "converted, int8": converted.int8}
+    data, evaluate = scoring.data, scoring.evaluate
+    comparison = compare_models(networks, conditions, resources, data, evaluate)
+    frontier = None
+    if converted.search.frontier:
+        points = {"original": original, **converted.search.frontier}
+        at_first_shape = Conditions(
+            conditions.runtime, conditions.shapes, batch_size=conditions.batch_size
+        )
+        frontier = compare_models(points, at_first_shape, resources, data, evaluate)
+    return Verified(
+        converted=converted,
+        comparison=comparison,
+        int8=tuple(networks.values())[2:],
+        frontier=frontier,
+        status=_status(converted, comparison, scoring.calibrated),
+    )
+
+
+def _status(converted: ConvertedModel, comparison: Comparison, calibrated: bool) -> Status:
+    """Combine the checks, the budgets and the notice, the gravest first."""
+    missed = missed_sentence(
+        converted.search.budgets, comparison.original, comparison.shipped, comparison.data
+    )
+    told = notice(comparison, converted.plan, calibrated)
+    status = converted.status
+    if status.code == "unproven":  # a measured loss is the better judge
+        status = unless("missed", missed).then(
+            status if comparison.shipped.drop_points is None else Status()
+        )
+    else:
+        status = status.then(unless("missed", missed))
+    if not status.met and told and not converted.plan.chosen():
+        return Status(status.code, f"{status.sentence} {told}")
+    return status if not status.met else Status("met", told)
+
+
+def notice(comparison: Comparison, plan: Plan, calibrated: bool) -> str | None:
+    """Say what the user should know: no layer converted, slower by their own choice, no data."""
+    if not plan.chosen():
+        reasons = sorted({c.reason for c in plan.choices if c.reason})
+        why = "; ".join(reasons[:3]) or "there is no convolution"
+        return f"No layer was converted: {why}."
+    before_int8, after_int8 = comparison.original_int8, comparison.converted_int8
+    if comparison.gain.low <= 1:
+        slow, than = verdict(comparison.gain), " than the original's int8" if before_int8 else ""
+        return (
+            f"The network is not faster in onnxruntime{than} ({slow}); the chosen forms were kept."
+        )
+    in_float = comparison.converted.speedup
+    if after_int8 is not None and after_int8.speedup.high < in_float.low:
+        return (
+            f"In int8 the converted network is slower here ({after_int8.speedup.median:.2f} times "
+            f"as fast as the original) than in floating point ({in_float.median:.2f} times); "
+            "take model.onnx."
+        )
+    if not calibrated:
+        return "Layers were solved for their weights alone; give sample inputs with --calib."
+    return None
+
+
+def is_slower(verified: Verified) -> bool:
+    """Tell whether a sound network with converted layers is not measurably faster."""
+    converted = verified.converted
+    sound = converted.status.code != "unsound"
+    return bool(converted.plan.chosen()) and sound and verified.comparison.gain.low <= 1

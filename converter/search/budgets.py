@@ -1,0 +1,296 @@
+"""Budgets: what may be lost or must be gained, one class each.
+
+A budget says what it demands of the candidate table, what share of it a network uses, its part in
+a schedule, and its sentence in the verdict. To add one, write its class here, list it in
+``BUDGETS`` and give it a field in ``BudgetOptions``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal, Protocol, TypeVar
+
+from converter.evaluation.compare import Figures
+from converter.evaluation.loss import Loss
+from converter.options import BudgetOptions, option_text
+
+DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
+Column = Literal["loss", "ms", "macs", "bytes"]
+B = TypeVar("B", bound="Budget")
+
+
+@dataclass(frozen=True)
+class Original:
+    """The original network, which budgets are shares of.
+
+    Attributes:
+        ms: Latency by the latency table.
+        macs: Multiply-accumulates of all layers, for one example.
+        bytes: Size of the ONNX file.
+        accuracy: Expected accuracy, or the user's measure; None without classes or a measure.
+        drop_per_loss: Accuracy lost per squared relative output error, by the probes.
+    """
+
+    ms: float
+    macs: int
+    bytes: int
+    accuracy: float | None = None
+    drop_per_loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a network in the search; None where it was not measured.
+
+    Attributes:
+        loss: Estimated on the holdout inputs.
+        drop: Loss of the user's own measure.
+        speedup: Over the original, in a race.
+        macs: For one example.
+        bytes: Size of the ONNX file.
+    """
+
+    loss: Loss | None = None
+    drop: float | None = None
+    speedup: float | None = None
+    macs: int | None = None
+    bytes: int | None = None
+
+
+class Budget(Protocol):
+    """One limit that the converted network has to keep."""
+
+    option: ClassVar[str]
+    column: ClassVar[Column]
+
+    @property
+    def limit(self) -> float:
+        """The value of the option."""
+
+    def allowance(self, original: Original) -> float:
+        """Return what the whole network may sum to in ``column``; for the loss, a first guess."""
+
+    def usage(self, measured: Measured, original: Original) -> float:
+        """Return the share of the limit that a network uses; at most 1 keeps it, 0 if unknown."""
+
+    def step(self: B, number: int, count: int) -> B:
+        """Return the budget of step ``number`` (from 1) of a schedule of ``count`` steps."""
+
+    def achieved(self, before: Figures, after: Figures) -> float | None:
+        """Return the measured value that the limit is held against, or None without one."""
+
+    def value_at(self, usage: float) -> float:
+        """Return the value of which a share ``usage`` of the limit is used."""
+
+    def keeps(self, value: float) -> bool:
+        """Tell whether a measured value keeps the limit."""
+
+    def describe(self, value: float) -> str:
+        """Say a measured value in words."""
+
+
+@dataclass(frozen=True)
+class _AtMost:
+    """A limit that a value must not exceed; in a schedule, losses add up over the steps."""
+
+    limit: float
+
+    def step(self: A, number: int, count: int) -> A:
+        return replace(self, limit=self.limit * number / count)
+
+    def value_at(self, usage: float) -> float:
+        return self.limit * usage
+
+    def keeps(self, value: float) -> bool:
+        return value <= self.limit
+
+
+A = TypeVar("A", bound=_AtMost)
+
+
+@dataclass(frozen=True)
+class MaxDrop(_AtMost):
+    """Accuracy that may be lost, a fraction; relative to the original's if ``relative``."""
+
+    option: ClassVar[str] = "max_drop"
+    column: ClassVar[Column] = "loss"
+    relative: bool = False
+
+    def allowance(self, original: Original) -> float:
+        return self.limit / original.drop_per_loss if original.drop_per_loss > 0 else math.inf
+
+    def usage(self, measured: Measured, original: Original) -> float:
+        drop = measured.drop
+        if drop is None and measured.loss is not None:
+            drop = measured.loss.drop_high
+        scale = abs(original.accuracy or 1.0) if self.relative else 1.0
+        return 0.0 if drop is None else drop / (self.limit * scale)
+
+    def achieved(self, before: Figures, after: Figures) -> float | None:
+        if after.drop_points is None:
+            return None
+        scale = before.accuracy if self.relative and before.accuracy else 1.0
+        return after.drop_points.median / 100 / scale
+
+    def describe(self, value: float) -> str:
+        return f"it loses {value:.4f} of accuracy"
+
+
+@dataclass(frozen=True)
+class MaxError(_AtMost):
+    """Relative output error that may be made, of the worst output."""
+
+    option: ClassVar[str] = "max_error"
+    column: ClassVar[Column] = "loss"
+
+    def allowance(self, original: Original) -> float:
+        return self.limit**2
+
+    def usage(self, measured: Measured, original: Original) -> float:
+        return 0.0 if measured.loss is None else measured.loss.output_error / self.limit
+
+    def achieved(self, before: Figures, after: Figures) -> float | None:
+        return after.rel_output_error
+
+    def describe(self, value: float) -> str:
+        return f"its relative output error is {value:.3g}"
+
+
+@dataclass(frozen=True)
+class TargetSpeedup:
+    """How much faster the network must become."""
+
+    option: ClassVar[str] = "target_speedup"
+    column: ClassVar[Column] = "ms"
+    limit: float
+
+    def allowance(self, original: Original) -> float:
+        return original.ms / self.limit
+
+    def usage(self, measured: Measured, original: Original) -> float:
+        return 0.0 if measured.speedup is None else self.limit / measured.speedup
+
+    def step(self, number: int, count: int) -> TargetSpeedup:
+        return TargetSpeedup(self.limit ** (number / count))
+
+    def achieved(self, before: Figures, after: Figures) -> float | None:
+        return after.speedup.median
+
+    def value_at(self, usage: float) -> float:
+        return self.limit / usage
+
+    def keeps(self, value: float) -> bool:
+        return value >= self.limit
+
+    def describe(self, value: float) -> str:
+        return f"it is {value:.2f}x as fast"
+
+
+@dataclass(frozen=True)
+class MaxMacs(_AtMost):
+    """Share of the original's multiply-accumulates that may be left."""
+
+    option: ClassVar[str] = "max_macs"
+    column: ClassVar[Column] = "macs"
+
+    def allowance(self, original: Original) -> float:
+        return self.limit * original.macs
+
+    def usage(self, measured: Measured, original: Original) -> float:
+        left = measured.macs
+        return 0.0 if left is None else left / (self.limit * max(original.macs, 1))
+
+    def step(self, number: int, count: int) -> MaxMacs:
+        return MaxMacs(self.limit ** (number / count))
+
+    def achieved(self, before: Figures, after: Figures) -> float | None:
+        return after.macs / (before.macs or 1)
+
+    def describe(self, value: float) -> str:
+        return f"{value:.3f} of the MACs are left"
+
+
+@dataclass(frozen=True)
+class MaxBytes(_AtMost):
+    """Size of the ONNX file that may be left: a share of the original's, or bytes from 1 on."""
+
+    option: ClassVar[str] = "max_bytes"
+    column: ClassVar[Column] = "bytes"
+
+    def _most(self, whole: float) -> float:
+        return self.limit * whole if self.limit < 1 else self.limit
+
+    def allowance(self, original: Original) -> float:
+        return self._most(original.bytes)
+
+    def usage(self, measured: Measured, original: Original) -> float:
+        left = measured.bytes
+        return 0.0 if left is None else left / self._most(original.bytes)
+
+    def step(self, number: int, count: int) -> MaxBytes:
+        # A number of bytes is a share of a file whose size is not known here: it holds at the end.
+        if self.limit >= 1:
+            return self if number == count else MaxBytes(math.inf)
+        return MaxBytes(self.limit ** (number / count))
+
+    def achieved(self, before: Figures, after: Figures) -> float | None:
+        return after.bytes / (before.bytes or 1) if self.limit < 1 else float(after.bytes)
+
+    def describe(self, value: float) -> str:
+        size = f"{value:.3f} of the bytes" if self.limit < 1 else f"{value:.0f} bytes"
+        return f"{size} are left"
+
+
+BUDGETS: tuple[type[Budget], ...] = (MaxDrop, MaxError, TargetSpeedup, MaxMacs, MaxBytes)
+
+
+def budgets_of(options: BudgetOptions) -> tuple[Budget, ...]:
+    """List the budgets that options ask for."""
+    return make_budgets(
+        {b.option: v for b in BUDGETS if (v := getattr(options, b.option)) is not None},
+        relative=options.drop_type == "relative",
+    )
+
+
+def make_budgets(limits: Mapping[str, float], relative: bool = False) -> tuple[Budget, ...]:
+    """Make budgets from limits by option name, as a report records them.
+
+    Raises:
+        ValueError: When there is no such budget.
+    """
+    kinds = {budget.option: budget for budget in BUDGETS}
+    if unknown := sorted(limits.keys() - kinds.keys()):
+        raise ValueError(f"there is no budget {', '.join(unknown)}")
+    budgets = []
+    for option, limit in limits.items():
+        extra = {"relative": relative} if _has_relative(kinds[option]) else {}
+        budgets.append(kinds[option](limit, **extra))  # type: ignore[call-arg]
+    return tuple(budgets)
+
+
+def default_budget(classes: bool) -> Budget:
+    """Return the budget of a search that none was given for."""
+    return MaxDrop(DEFAULT_DROP) if classes else MaxError(DEFAULT_ERROR)
+
+
+def limits_of(budgets: Sequence[Budget]) -> dict[str, float]:
+    """Return the limits by option name, as a report records them."""
+    return {budget.option: budget.limit for budget in budgets}
+
+
+def missed_sentence(
+    budgets: Sequence[Budget], before: Figures, after: Figures, data: str
+) -> str | None:
+    """Say which budget a measured network misses, and by how much; None if it keeps all."""
+    for budget in budgets:
+        value = budget.achieved(before, after)
+        if value is not None and not budget.keeps(value):
+            name = f"{option_text(budget.option)} {budget.limit:g}"
+            return f"{name} is missed on {data}: {budget.describe(value)}."
+    return None
+
+
+def _has_relative(kind: type[Budget]) -> bool:
+    return any(item.name == "relative" for item in fields(kind))  # type: ignore[arg-type]

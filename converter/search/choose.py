@@ -1,0 +1,325 @@
+"""From budgets to a plan: times, errors and sensitivities of the layers, then the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.decomposition.form import Rank
+from converter.decomposition.metric import Metric
+from converter.errors import ConverterError
+from converter.evaluation.compare import Evaluate, evaluated
+from converter.evaluation.loss import LossEstimator
+from converter.evaluation.status import Status, unless
+from converter.graph.network import open_session, size
+from converter.graph.survey import Layer
+from converter.models.problem import Problem
+from converter.options import Options
+from converter.processes import Resources
+from converter.reconstruction.build import Realization
+from converter.reconstruction.moments import patch_count, patch_size
+from converter.reconstruction.refit import REFIT
+from converter.search.budgets import Budget, Measured, Original, budgets_of, default_budget
+from converter.search.candidates import list_candidates
+from converter.search.manual import open_layers
+from converter.search.misses import miss_sentence
+from converter.search.plan import Plan, plan_of
+from converter.search.search import search
+from converter.search.search_space import Assignment, SearchSpace, spaces_by_prior
+from converter.search.sensitivity import sensitivities
+from converter.search.trials import CLOSELY, ROUGHLY, Effort, Limits, Measures
+from converter.timing.latency import LatencyTable
+from converter.timing.table import latency_table, measured_speedup
+
+RECOVERED = 0.75  # share of a loss that fine-tuning undoes
+FRONTIER_POINTS = 6
+FIRST_LOSS = 0.01  # squared relative output error at which a search begins without a better guess
+# Networks to build for a budget: as many as take about SEARCH_S, if a layer takes LAYER_S and its
+# share of the arithmetic on second moments. This is an estimate, so that the result does not
+# depend on how busy the machine is.
+MAX_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 160.0, 1.0, 3e10
+MAX_IMPROVE = 4  # networks for other priors
+# With fewer holdout inputs, the luckiest of many networks would win, and no network comes closer
+# to a limit than the noise.
+MANY = 1024
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The end of a search, or of a choice by hand.
+
+    Attributes:
+        plan: Form and rank of each layer.
+        realization: The network that was built of it.
+        budgets: The limits that it was searched for; the default if none was given.
+        table: Times of the layers, or None.
+        predicted_speedup: By the table, or None.
+        status: Whether the search kept the budgets.
+        frontier: Networks for other budgets, by name.
+        loss_usage: A network -> the share that it uses of what may be lost; None where nothing
+            limits the loss.
+    """
+
+    plan: Plan
+    realization: Realization
+    budgets: tuple[Budget, ...] = ()
+    table: LatencyTable | None = None
+    predicted_speedup: float | None = None
+    status: Status = field(default_factory=Status)
+    frontier: Mapping[str, ir.Model] = field(default_factory=dict)
+    loss_usage: Callable[[ir.Model], float] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A search: the network, the options, and how a network is built.
+
+    Attributes:
+        problem: The network and its sample inputs.
+        options: Of the conversion.
+        resources: Threads, cache and so on.
+        evaluate: The user's own measure, or None.
+        metrics: Names of layers -> coarse second moments of their inputs, by name.
+        build: Realizes a plan, fitted to all sample inputs or only to those that do not judge.
+        deployed: Network -> the version of it that has to keep the budgets (int8, if asked for).
+    """
+
+    problem: Problem
+    options: Options
+    resources: Resources
+    evaluate: Evaluate | None
+    metrics: Callable[[Sequence[str]], Mapping[str, Sequence[Metric]]]
+    build: Callable[[Plan, bool], Realization]
+    deployed: Callable[[ir.Model], ir.Model]
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a search knows before its first trial.
+
+    Attributes:
+        task: The search.
+        free: Layers that may change.
+        table: Times of the layers.
+        estimator: Estimates the loss on the holdout inputs.
+        spaces: The candidates, under one prior each.
+        budgets: To keep.
+        original: What the budgets are shares of.
+    """
+
+    task: Task
+    free: Sequence[Layer]
+    table: LatencyTable
+    estimator: LossEstimator
+    spaces: Sequence[SearchSpace]
+    budgets: tuple[Budget, ...]
+    original: Original
+
+    def rest(self, column: str) -> float:
+        """Sum of a column over all that the search cannot change."""
+        wholes = {"ms": self.table.ms, "macs": self.original.macs, "bytes": self.original.bytes}
+        space = self.spaces[0]
+        return wholes[column] - space.total(space.unchanged(), column)  # type: ignore[arg-type]
+
+    def predicted_speedup(self, assignment: Assignment) -> float:
+        """Predict by the table how much faster an assignment is."""
+        return self.original.ms / (self.rest("ms") + self.spaces[0].total(assignment, "ms"))
+
+
+def choose_plan(task: Task) -> SearchResult:
+    """Choose forms and ranks by measured time, under budgets.
+
+    Raises:
+        ConverterError: When a budget cannot be judged on this network or these inputs.
+    """
+    setting = _prepare(task)
+    problem, resources, space = task.problem, task.resources, setting.spaces[0]
+    limits, many = _limits(setting), problem.holdout.count >= MANY
+    trials = _affordable(setting.free)
+    effort = Effort(trials, CLOSELY if many else ROUGHLY, MAX_IMPROVE if many else 0)
+    stage = "racing" if limits.loss is None and limits.speedup else "searching"
+    outcome = search(setting.spaces, limits, _measures(setting), effort, resources.stage(stage))
+    best = outcome.best
+    assert best.network is not None
+    realization, plan = best.network, _plan(setting, best.assignment)
+    if trials > 1 and problem.fit is not problem.calib and realization.chains:
+        realization = task.build(plan, True)  # fit to the inputs that judged, too
+    missed = None
+    if not outcome.kept and not (task.options.training.trains and limits.loss is not None):
+        missed = miss_sentence(outcome, setting.budgets, space, limits, setting.original)
+    judged = any(budget.column == "loss" for budget in setting.budgets)
+    return SearchResult(
+        plan=plan,
+        realization=realization,
+        budgets=setting.budgets,
+        table=setting.table,
+        predicted_speedup=setting.predicted_speedup(best.assignment),
+        status=unless("missed", missed),
+        frontier=_frontier(setting) if task.options.search.frontier else {},
+        loss_usage=partial(_loss_usage, setting) if judged else None,
+    )
+
+
+def _prepare(task: Task) -> _Setting:
+    """Time the layers, list candidates, probe sensitivities."""
+    problem, resources, options = task.problem, task.resources, task.options
+    table = latency_table(problem, options, resources)
+    estimator = LossEstimator.of(problem.network, problem.holdout, resources.threads)
+    budgets = budgets_of(options.budget) or (default_budget(estimator.classes),)
+    _check_judgeable(budgets, estimator, task)
+    free = open_layers(problem.layers, options.layers)
+    metrics = task.metrics([layer.name for layer in free])
+    candidates = list_candidates(free, table, metrics, resources)
+    todo = [layer for layer in free if len(candidates.get(layer.name, ())) > 1]
+    probes = sensitivities(problem.network, todo, metrics, problem.holdout, resources)
+    columns = ["rel_error", "ms", "macs"]
+    columns += ["bytes"] if any(budget.column == "bytes" for budget in budgets) else []
+    spaces = spaces_by_prior(
+        {layer.name: candidates[layer.name] for layer in todo},
+        probes.weights,
+        columns,
+        refit=options.search.correct and bool(metrics),
+    )
+    accuracy = estimator.accuracy if estimator.classes else None
+    if task.evaluate is not None and any(budget.option == "max_drop" for budget in budgets):
+        accuracy = evaluated(task.evaluate, open_session(problem.network, options.timing.threads))
+    macs = sum(layer.macs for layer in problem.layers)
+    original = Original(table.original_ms, macs, size(problem.network), accuracy, probes.drop)
+    return _Setting(task, free, table, estimator, spaces, budgets, original)
+
+
+def _check_judgeable(budgets: Sequence[Budget], estimator: LossEstimator, task: Task) -> None:
+    if task.evaluate is None and any(budget.option == "max_drop" for budget in budgets):
+        if not estimator.classes:
+            raise ConverterError(
+                "--max-drop needs an output of one vector of classes an example; give --evaluate "
+                "or --max-error."
+            )
+        if task.problem.calib is None:
+            raise ConverterError("--max-drop needs sample inputs; give --calib.")
+
+
+def _limits(setting: _Setting) -> Limits:
+    """Turn the budgets into limits of the search."""
+    original, ms = setting.original, setting.rest("ms")
+    losses = [b.allowance(original) for b in setting.budgets if b.column == "loss"]
+    first = min(losses, default=None)
+    return Limits(
+        loss=FIRST_LOSS if first == np.inf else first,
+        speedup=next((b.limit for b in setting.budgets if b.column == "ms"), None),
+        sums={
+            budget.column: budget.allowance(original) - setting.rest(budget.column)
+            for budget in setting.budgets
+            if budget.column in ("macs", "bytes")
+        },
+        ms_at=lambda speedup: original.ms / speedup - ms,
+        goal="loss" if first is None else "ms",
+    )
+
+
+def _measures(setting: _Setting) -> Measures[Realization]:
+    """Say how the search builds, scores and races an assignment."""
+    task = setting.task
+    won_back = 1 / (1 - RECOVERED) if task.options.training.trains else 1.0
+
+    def build(assignment: Assignment) -> Realization:
+        return task.build(_plan(setting, assignment), False)
+
+    def usage(realization: Realization) -> dict[str, float]:
+        measured = _measured(setting, task.deployed(realization.network), realization)
+        return {
+            budget.option: budget.usage(measured, setting.original)
+            / (won_back if budget.column == "loss" else 1.0)
+            for budget in setting.budgets
+            if budget.column != "ms"
+        }
+
+    def speedup(assignment: Assignment) -> float:
+        forms = _forms(assignment)
+        return measured_speedup(task.problem, forms, setting.table, task.options, task.resources)
+
+    def error(realization: Realization) -> float:
+        return setting.estimator.loss(task.deployed(realization.network)).output_error
+
+    return Measures(build, usage, speedup, error)
+
+
+def _measured(
+    setting: _Setting, network: ir.Model, realization: Realization | None = None
+) -> Measured:
+    """Measure what the budgets are about; the macs follow from the chains."""
+    columns = {budget.column for budget in setting.budgets}
+    evaluate, before = setting.task.evaluate, setting.original.accuracy
+    drop = None
+    if evaluate is not None and before is not None and "loss" in columns:
+        threads = setting.task.options.timing.threads
+        drop = before - evaluated(evaluate, open_session(network, threads))
+    macs = None
+    if realization is not None:
+        chains = realization.chains
+        macs = sum(
+            chains[layer.name].macs(layer.size) if layer.name in chains else layer.macs
+            for layer in setting.task.problem.layers
+        )
+    return Measured(
+        loss=setting.estimator.loss(network) if "loss" in columns else None,
+        drop=drop,
+        macs=macs,
+        bytes=size(network) if "bytes" in columns else None,
+    )
+
+
+def _loss_usage(setting: _Setting, network: ir.Model) -> float:
+    """Return the share that a network uses of what may be lost."""
+    measured = _measured(setting, network)
+    return max(
+        budget.usage(measured, setting.original)
+        for budget in setting.budgets
+        if budget.column == "loss"
+    )
+
+
+def _plan(setting: _Setting, assignment: Assignment) -> Plan:
+    """Write an assignment as a plan; layers behind a converted one are refit."""
+    task, forms = setting.task, _forms(assignment)
+    free = {layer.name for layer in setting.free}
+    refits = task.options.search.correct and task.problem.fit is not None
+    chosen: dict[str, tuple[str, Rank]] = {}
+    for layer in task.problem.layers:
+        if layer.name in forms:
+            chosen[layer.name] = forms[layer.name]
+        elif layer.name in free and refits and chosen:
+            chosen[layer.name] = (REFIT, (1,))
+    return plan_of(task.problem.layers, chosen, free, task.problem.shapes, task.resources.seed)
+
+
+def _forms(assignment: Assignment) -> dict[str, tuple[str, Rank]]:
+    """Form and rank of the layers that an assignment changes."""
+    return {name: (c.form, c.rank) for name, c in assignment.items() if c.form and c.rank}
+
+
+def _frontier(setting: _Setting) -> dict[str, ir.Model]:
+    """Build networks of the least loss for speedups up to the fastest."""
+    task, space = setting.task, setting.spaces[0]
+    fastest, limits = space.least("ms"), _limits(setting)
+    ends = (setting.predicted_speedup(space.unchanged()), setting.predicted_speedup(fastest))
+    networks: dict[str, ir.Model] = {}
+    for speedup in np.geomspace(*ends, FRONTIER_POINTS + 1)[1:]:
+        sums = {**limits.sums, "ms": limits.ms_at(float(speedup))}
+        assignment = space.minimize("loss", sums) or fastest
+        realization = task.build(_plan(setting, assignment), False)
+        networks[f"for {speedup:.2f}x"] = task.deployed(realization.network)
+        task.resources.progress("frontier", len(networks) / FRONTIER_POINTS)
+    return networks
+
+
+def _affordable(layers: Sequence[Layer]) -> int:
+    """Say how many networks a search may build."""
+    sizes = [patch_size(layer.conv) for layer in layers if layer.conv is not None]
+    work = sum(n**2 * patch_count(n, np.inf) for n in sizes)
+    each_s = LAYER_S * len(sizes) + work / WORK_PER_S
+    return int(np.clip(SEARCH_S / max(each_s, 1.0), 1, MAX_TRIALS))

@@ -1,0 +1,92 @@
+"""The sentence of a search that could not keep its budgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from converter.options import option_text
+from converter.search.budgets import Budget, Original
+from converter.search.search_space import SearchSpace
+from converter.search.trials import Built, Limits, Outcome
+
+COLUMNS = {"macs": "MACs", "bytes": "bytes"}
+
+
+def miss_sentence(
+    outcome: Outcome[Built],
+    budgets: Sequence[Budget],
+    space: SearchSpace,
+    limits: Limits,
+    original: Original,
+) -> str | None:
+    """Say which budget is in the way, and what the best of each would be.
+
+    Args:
+        outcome: Of a search that did not keep every limit.
+        budgets: Of the search.
+        space: The candidates.
+        limits: As the search had them.
+        original: What the budgets are shares of.
+
+    Returns:
+        The sentence, or None where only the final race can tell.
+    """
+    for budget in budgets:
+        sentence = _beyond_tables(budget, space, limits, original)
+        if sentence is not None:
+            return sentence
+    if len(budgets) > 1 and (sentence := _in_the_way(outcome, budgets)) is not None:
+        return sentence
+    target = next((budget for budget in budgets if budget.column == "ms"), None)
+    if target is not None and outcome.best.usage.get(target.option, 0.0) > 1:
+        if outcome.best.assignment != space.least("ms") or outcome.best.speedup is None:
+            return None
+        return (
+            f"A speedup of {target.limit:g}x is out of reach: with every layer in its fastest form "
+            f"the network is {outcome.best.speedup:.2f}x as fast ({_rest(original, space)})."
+        )
+    return f"The best network found loses {outcome.best.worst:.2f} times what it may."
+
+
+def _beyond_tables(
+    budget: Budget, space: SearchSpace, limits: Limits, original: Original
+) -> str | None:
+    """Say that even the least sum of a column is above its limit."""
+    column = budget.column
+    if column not in limits.sums:
+        return None
+    least = space.total(space.least(column), column)
+    if least <= limits.sums[column]:
+        return None
+    # The limit less the sum that the searched layers may take is the rest of the network.
+    whole = {"macs": original.macs, "bytes": original.bytes}[column]
+    left = budget.allowance(original) - limits.sums[column] + least
+    return (
+        f"No choice of forms leaves less than {left / max(whole, 1):.2f} of the {COLUMNS[column]}."
+    )
+
+
+def _in_the_way(outcome: Outcome[Built], budgets: Sequence[Budget]) -> str | None:
+    """For each budget whose absence lets the others be kept, say its best value then."""
+    parts = []
+    for budget in budgets:
+        others = {other.option for other in budgets} - {budget.option}
+        usages = [
+            trial.usage[budget.option]
+            for trial in outcome.trials
+            if budget.option in trial.usage
+            and all(trial.usage.get(option, math.inf) <= 1 for option in others)
+        ]
+        if usages:
+            best = budget.describe(budget.value_at(min(usages)))
+            name = f"{option_text(budget.option)} {budget.limit:g}"
+            parts.append(f"without {name} the others are kept, and at best {best}")
+    if not parts:
+        return None
+    return f"No network found keeps all budgets: {'; '.join(parts)}."
+
+
+def _rest(original: Original, space: SearchSpace) -> str:
+    share = 1 - space.total(space.unchanged(), "ms") / original.ms
+    return f"{max(share, 0):.0%} of its time is in what no form makes faster"
