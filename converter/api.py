@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import onnx
 from torch import nn
 
-from converter import commands, pipeline
+from converter import commands, pipeline, retrain
 from converter.errors import ConverterError
 from converter.evaluation.compare import Comparison, Evaluate
 from converter.evaluation.status import Status
@@ -157,7 +157,7 @@ def finetune(
     Raises:
         ConverterError: When the folder or the data cannot be used.
     """
-    result = pipeline.finetune(
+    result = retrain.finetune(
         result_or_folder,
         {**values, "epochs": epochs},
         evaluate=evaluate,

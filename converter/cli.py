@@ -154,13 +154,13 @@ def finetune(
         raise ConverterError("Give --epochs or --reconstruct, at least 1.")
     Options().changed(**{n: v for n, v in values.items() if n not in ("schedule", "resume")})
     folder = writable_folder(output or directory)
-    from converter import pipeline
+    from converter import retrain
     from converter.processes import is_first
     from converter.report.tables import comparison_table, layer_table
 
     score = _function(evaluate)
     with show_progress(quiet or json or not is_first()) as progress:
-        result = pipeline.finetune(
+        result = retrain.finetune(
             directory, values, evaluate=score, command=_command(), progress=progress
         )
         if result is None:

@@ -1,272 +1,171 @@
-"""The whole story: a network goes in, a faster one comes out, with the proof."""
+"""The story of a conversion: load, choose, realize, train, quantize, check, race, report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 from torch import nn
 
+from converter.decomposition.conv import Chain
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
 from converter.evaluation.check import check, check_graph, check_same, check_torch_vs_onnx
-from converter.evaluation.compare import Comparison, Evaluate, Progress, verdict
-from converter.evaluation.verify import Conversion, prove
-from converter.graph import network as onnx_network
-from converter.graph.canonicalize import canonicalize
+from converter.evaluation.compare import Conditions, Evaluate, verdict
+from converter.evaluation.status import Status, unless
 from converter.graph.survey import Layer, survey
-from converter.models import export as torch_export
 from converter.models import match as torch_network
-from converter.models.source import (
-    Source,
-    examples,
-    open_source,
-    read_data,
-    read_named_data,
-    samples,
+from converter.models.problem import Problem, make_problem
+from converter.models.source import Model, Source, examples, open_source, samples
+from converter.options import Options, check_inputs
+from converter.processes import (
+    TIMEOUT,
+    Progress,
+    Resources,
+    check_device,
+    no_progress,
+    process_group,
 )
-from converter.options import Options, shapes_by_name
-from converter.processes import check_device, process_group
-from converter.quantization.int8 import as_int8, check_int8, quantize_if_requested
-from converter.reconstruction.build import Realization, build
+from converter.quantization.int8 import check_int8
+from converter.reconstruction.moments import Metrics
 from converter.reconstruction.parallel import connected
-from converter.reconstruction.refit import REFIT
-from converter.report.report import LayerRow, layer_rows
-from converter.report.result import Result, load, read_budget, read_config, read_origin, read_rows
-from converter.runtime import ort as runtime
-from converter.search.find_plan import Found, find_plan
-from converter.search.plan import Plan, make_plan, read_plan
+from converter.reconstruction.realize import Realization, coarse_metrics, realize, with_chains
+from converter.report.layers import layer_rows, least_gaining
+from converter.report.report import Report
+from converter.report.result import Result
+from converter.report.verify import ConvertedModel, Scoring, Verified, is_slower, verify
+from converter.runtime.ort import OnnxRuntime
+from converter.search.budgets import Budget, budgets_of, limits_of
+from converter.search.choose import SearchResult, Task, choose_plan
+from converter.search.int8 import quantize
+from converter.search.manual import make_plan
+from converter.search.plan import Plan, read_plan
 from converter.timing.table import chosen_times
-from converter.training.distill import check_trainable, distill, distill_chains
-from converter.training.losses import own_loss
+from converter.training.distill import check_trainable, distill, phases
+from converter.training.losses import import_loss
 from converter.training.schedule import compose_chains, increment, split_schedule
 
-# The other processes wait while the first one searches and measures.
-TIMEOUT = timedelta(days=1)
+
+@dataclass(frozen=True)
+class Job:
+    """A conversion.
+
+    Attributes:
+        source: The network, the torch model behind it, and the data.
+        problem: The network, its layers, and its sample inputs split for a search.
+        options: Of the conversion.
+        resources: Threads, cache, progress and the other processes.
+        evaluate: The user's own measure, or None.
+    """
+
+    source: Source
+    problem: Problem
+    options: Options
+    resources: Resources
+    evaluate: Evaluate | None = None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of the network, in graph order."""
+        return self.problem.layers
+
+    def of(self, source: Source, options: Options) -> Job:
+        """Return the same job for another network and other options."""
+        layers = list_layers(source, options.resources.seed)
+        problem = make_problem(source, layers, options.resources.seed)
+        return replace(self, source=source, problem=problem, options=options)
 
 
 def convert(
-    model: nn.Module | str | Path,
-    example_input: object = None,
-    options: Options | None = None,
+    model: Model,
+    options: Options,
     *,
-    calib: object = None,
+    example_input: object = None,
     evaluate: Evaluate | None = None,
     command: str = "converter.convert",
-    progress: Progress = lambda stage, done: None,
+    progress: Progress = no_progress,
 ) -> Result:
     """Convert a trained network.
 
     Args:
-        model: A torch model (left as it is), the path of an .onnx file, or
-            ``package.module:factory`` (with ``options.model.checkpoint``).
-        example_input: An array or tensor (N, ...), or a dictionary of them; may be left out
-            where ``calib``, the configuration or the network itself says the shapes.
-        options: Options; the defaults if left out.
-        calib: Sample inputs, as ``example_input``; takes the place of ``options.data.calib``.
-        evaluate: ``evaluate(predict) -> float``, higher is better; ``predict`` takes and returns
-            dictionaries of arrays. Without it accuracy is measured on ``options.data.eval``.
+        model: A torch model, an ``onnx.ModelProto``, a path, or ``package.module:factory``.
+        options: Of the conversion.
+        example_input: Arrays (N, ...) that give the input shapes, or None.
+        evaluate: The user's own measure, or None.
         command: Written into the report.
         progress: Called with a stage and the share of it that is done.
 
-    Returns:
-        The converted network with its plan and its measured comparison.
-
     Raises:
         ConverterError: When the input or an option is wrong; nothing is written.
-
-    Note:
-        Of several processes (``accelerate launch``, torchrun), the first calls this and all others
-        ``run_worker``; where it raises, all of them have to end.
     """
     progress("loading", 0.0)
-    source, options = _opened(model, example_input, options, calib)
+    job = open_job(model, options, example_input, evaluate, progress)
     progress("loading", 1.0)
-    if source.place.rank:
-        raise ConverterError(
-            "Only the first process converts; call converter.run_worker in this one."
-        )
-    source.place.all_reduce_mean(0)  # nothing is timed while others still load
-    now, stages = source, split_schedule(options)
-    for stage in stages[:-1]:
-        layers = list_layers(now, stage)
-        found = decide(now, layers, increment(stage, options), evaluate, progress)
-        step = carried_out(
-            now, layers, found, source, stage.changed(int8=False), evaluate, progress
-        )
-        now = compose_chains(now, step, stage)
-    last = stages[-1]
-    layers = list_layers(now, last)
-    found = decide(now, layers, increment(last, options), evaluate, progress)
-    conversion = carried_out(now, layers, found, source, last, evaluate, progress)
-    result = prove(source, conversion, options, evaluate, command, progress)
-    while _withdrawable(conversion, options, result.comparison):
-        slow = verdict(result.comparison.gain)
-        than = " than the original's int8" if options.search.int8 else ""
-        plan = conversion.plan.reverted(
-            f"with it the network was no faster{than} ({slow})", _least_gain(conversion.rows)
-        )
-        solved = build(plan, now, layers, options, progress)
-        found = replace(found, solved=solved, predicted_speedup=None)
-        conversion = carried_out(now, layers, found, source, last, evaluate, progress)
-        result = prove(source, conversion, options, evaluate, command, progress)
-    source.place.broadcast_task(None)
-    return result
+    group = job.resources.group
+    if group.rank:
+        raise ConverterError("Only the first process converts; call converter.run_worker here.")
+    group.all_reduce_mean(0)  # nothing is timed while others still load
+    original, now = job.source, job
+    *first_steps, last = split_schedule(job.options)
+    for step in first_steps:
+        now = now.of(now.source, increment(step, job.options))
+        converted = finish(now.of(now.source, step.changed(int8=False)), choose(now), original)
+        now = now.of(compose_chains(now.source, converted.module, converted.plan), step)
+    now = now.of(now.source, last) if first_steps else now
+    search = choose(now.of(now.source, increment(last, job.options)) if first_steps else now)
+    converted = finish(now, search, original)
+    verified = measure(job, converted)
+    while not job.options.layers.manual and is_slower(verified):
+        search = without_least_gaining(now, search, verified)
+        converted = finish(now, search, original)
+        verified = measure(job, converted)
+    group.broadcast_task(None)
+    report = Report(verified, job.options.resources.seed, command)
+    return Result(report, original.original, original.origin, job.options, original.module)
 
 
-def run_worker(
-    model: nn.Module | str | Path,
-    example_input: object = None,
-    options: Options | None = None,
-    *,
-    calib: object = None,
-) -> None:
-    """Share the work of ``convert``, which the first process of ``accelerate launch`` runs.
-
-    Every other process calls this with the same arguments. Each runs the networks on its part of
-    the sample inputs, and trains where that is asked for; the first also searches, solves and
-    measures. Ends when ``convert`` does, before its result is saved.
-
-    Args:
-        model: As for ``convert``.
-        example_input: As for ``convert``.
-        options: As for ``convert``.
-        calib: As for ``convert``.
+def run_worker(model: Model, options: Options, example_input: object = None) -> None:
+    """Share the work of ``convert`` in a process other than the first.
 
     Raises:
         ConverterError: As ``convert``, or when another process is gone.
     """
-    source, options = _opened(model, example_input, options, calib)
-    layers = list_layers(source, options)
-    source.place.all_reduce_mean(0)
-    for task in source.place.tasks():
-        task(source, layers, options, lambda stage, done: None)
+    job = open_job(model, options, example_input)
+    job.resources.group.all_reduce_mean(0)
+    for task in job.resources.group.tasks():
+        task(job)
 
 
-def finetune(
-    directory: str | Path,
-    *,
+def open_job(
+    model: Model,
+    options: Options,
+    example_input: object = None,
     evaluate: Evaluate | None = None,
-    progress: Progress = lambda stage, done: None,
-    command: str = "converter.finetune",
-    **changes: Any,
-) -> Result | None:
-    """Train the network in an output folder further, toward its original.
-
-    Run by ``accelerate launch``, all processes train together; the first gives the result. All
-    epochs are trained, and the budget of the folder judged after them.
-
-    Args:
-        directory: What ``Result.save`` wrote, from an ONNX network or a torch model with a factory.
-        evaluate: As for ``convert``.
-        progress: Called with a stage and the share of it that is done.
-        command: Written into the report.
-        changes: Fields of ``Options`` other than those of the conversion: ``train``,
-            ``finetune`` and ``reconstruct`` (epochs), ``labels``, ``loss``, ``lr``,
-            ``train_batch``, ``accumulate``, ``precision``, ``augment``, ``workers``, ``eval``,
-            ``device``, ``seed``, ``resume``.
-
-    Returns:
-        The trained network, measured; None in every process but the first.
+    progress: Progress = no_progress,
+) -> Job:
+    """Load a network and its data, and refuse what could not be done with it.
 
     Raises:
-        ConverterError: When the folder or the data cannot be used.
+        ConverterError: When the model, the data or an option cannot be used.
     """
-    folder = Path(directory)
-    origin, plan = read_origin(folder), read_plan(folder / "plan.json")
-    student = load(folder)
-    if isinstance(student, nn.Module) and "factory" not in origin:
-        raise ConverterError(f"{folder} was not made from a factory; it cannot be fine-tuned.")
-    recorded = read_config(folder)
-    fresh: dict[str, Any] = {"plan": None, "cluster": None, "resume": False}
-    fresh |= {"finetune": 0, "reconstruct": 0, "schedule": 1}
-    options = check_options(recorded.changed(**(fresh | changes)))
-    network = onnx_network.load(folder / "original.onnx")
-    spec = onnx_network.inputs(network)
-    calib = None
-    if options.data.calib and (":" in options.data.calib or Path(options.data.calib).exists()):
-        calib = read_data(options.data.calib, spec, options).sample(
-            options.data.samples, options.resources.seed
-        )
-    shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in spec])
-    shapes = dict(plan.input_shapes) | shapes
-    further = tuple(shapes | other for other in more)
-    train, scored = read_named_data(spec, options)
-    module = student if isinstance(student, nn.Module) else None
-    source = Source(
-        network, canonicalize(network), None, spec, shapes, further, calib, train, scored, origin
-    )
-    if module is not None:
-        source = replace(source, module=original_model(folder, source, options))
-    layers = [l for l in list_layers(source, options) if l.name in plan.chosen()]
-    budget = read_budget(folder)
-    module, converted, unproven = distill(
-        module,
-        onnx_network.load(folder / "model.onnx"),
-        source,
-        layers,
-        _judged(budget, evaluate),
-        options,
-        progress,
-        to_the_end=True,
-    )
-    if process_group(options.resources.device).rank > 0:
-        return None
-    problem = check_graph(converted)
-    if module is not None:
-        problem = problem or check_torch_vs_onnx(
-            module, converted, samples(source, options.resources.seed)
-        )
-    rows = tuple(replace(row, rel_error=None) for row in read_rows(folder))
-    int8 = as_int8(converted, source, options) if options.search.int8 else None
-    if int8 is not None and "max_drop" in budget:
-        unproven = "Nothing says what of accuracy int8 loses; give labelled --eval."
-    conversion = Conversion(
-        plan, rows, converted, module, problem, budget=budget, unproven=unproven, int8=int8
-    )
-    return prove(source, conversion, options, evaluate, command, progress)
-
-
-def _opened(
-    model: nn.Module | str | Path,
-    example_input: object,
-    options: Options | None,
-    calib: object,
-) -> tuple[Source, Options]:
-    """Load what is to be converted, and refuse what could not be done with it."""
-    options = check_options(options or Options())
-    source = open_source(model, example_input, options, calib)
-    source = replace(source, place=process_group(options.resources.device, TIMEOUT))
+    check_inputs(options, evaluate is not None)
+    options = check_options(options)
+    source = open_source(model, example_input, options)
+    group = process_group(options.resources.device, TIMEOUT)
+    training = options.training
     if options.search.int8:
-        check_int8(source)
-    if options.training.schedule > 1 and options.training.trains and source.module is None:
+        check_int8(source.network, source.calib is not None)
+    if training.schedule > 1 and training.trains and source.module is None:
         raise ConverterError("--schedule needs a torch model, not an ONNX network.")
-    if options.training.schedule > 1 and source.place.processes > 1:
+    if training.schedule > 1 and group.size > 1:
         raise ConverterError("--schedule works in one process; leave out accelerate launch.")
-    if options.training.trains:
+    if training.trains:
         check_trainable(source, options)
-    return source, options
-
-
-def original_model(folder: Path, source: Source, options: Options) -> nn.Module:
-    """Build the original of an output folder again.
-
-    Raises:
-        ConverterError: When its factory or checkpoint is gone, or gives another model now.
-    """
-    origin = source.origin
-    checkpoint = Path(origin["checkpoint"]) if "checkpoint" in origin else None
-    module = torch_export.build(
-        origin["factory"], origin["factory_args"], checkpoint, options.model.trust_pickle
-    )
-    problem = check_torch_vs_onnx(module, source.original, samples(source, options.resources.seed))
-    if problem:
-        raise ConverterError(f"{folder}: its factory gives another model than it did. {problem}")
-    return module
+    layers = list_layers(source, options.resources.seed)
+    problem = make_problem(source, layers, options.resources.seed)
+    return Job(source, problem, options, Resources.of(options, group, progress), evaluate)
 
 
 def check_options(options: Options) -> Options:
@@ -280,141 +179,169 @@ def check_options(options: Options) -> Options:
     """
     for text in options.layers.form:
         find_form(text.rpartition("=")[2])
-    runtime.check_provider(options.timing.provider)
+    for wish in options.layers.layers.values():
+        if wish is not None:
+            find_form(wish.form)
+    OnnxRuntime.of(options.timing.threads, options.timing.provider)
     check_device(options.resources.device)
     if options.training.loss:
-        own_loss(options.training.loss)
+        import_loss(options.training.loss)
     if options.resources.cluster:
         with connected(options.resources.cluster):  # answers, and has workers
             pass
-    return (
-        options.changed(seed=read_plan(options.layers.plan).seed)
-        if options.layers.plan
-        else options
-    )
+    plan = options.layers.plan
+    return options if plan is None else options.changed(seed=read_plan(plan).seed)
 
 
-def list_layers(source: Source, options: Options) -> tuple[Layer, ...]:
+def list_layers(source: Source, seed: int) -> tuple[Layer, ...]:
     """List the convolutions and linear layers."""
-    feeds = examples(source, options.resources.seed, 1)
+    feeds = examples(source, seed, 1)
     layers = survey(source.network, feeds)
     if source.module is None:
         return layers
     return torch_network.match(source.module, layers, feeds)
 
 
-def decide(
-    source: Source,
-    layers: Sequence[Layer],
-    options: Options,
-    evaluate: Evaluate | None,
-    progress: Progress,
-) -> Found:
-    """Carry out the user's choices, or search for the best under a budget."""
-    if options.layers.manual or (not options.limits and source.calib is None):
+def choose(job: Job) -> SearchResult:
+    """Carry out the user's choices, or search for the best under budgets."""
+    options, group = job.options, job.resources.group
+    if options.layers.manual or (not options.limits and job.source.calib is None):
         if options.search.frontier:
             raise ConverterError(
                 "--frontier needs a search; give --calib or a budget, and leave out --form, --rank "
                 "and --plan."
             )
-        plan = make_plan(layers, options, source.shapes)
+        seed = options.resources.seed
+        plan = make_plan(job.layers, options.layers, job.source.shapes, seed)
         forms = {name: (form.name, rank) for name, (form, rank) in plan.chosen().items()}
-        times = chosen_times(source, layers, forms, options, progress)
-        return Found(build(plan, source, layers, options, progress), times)
-
-    def carry_out(plan: Plan, whole: bool) -> Realization:
-        return build(plan, source, layers, options, progress, whole=whole)
-
-    def deployed(network: ir.Model) -> ir.Model:
-        return as_int8(network, source, options) if options.search.int8 else network
-
-    return find_plan(source, layers, options, evaluate, carry_out, deployed, progress)
-
-
-def carried_out(
-    source: Source,
-    layers: Sequence[Layer],
-    found: Found,
-    teacher: Source,
-    options: Options,
-    evaluate: Evaluate | None,
-    progress: Progress,
-) -> Conversion:
-    """Check what was found, make its torch model, and train that toward ``teacher`` if asked to."""
-    plan, chains, errors = found.solved.plan, found.solved.chains, found.solved.errors
-    budget = options.limits or found.budget
-    if not chains:
-        rows = layer_rows(layers, plan, {}, {}, found.table)
-        int8, missed = quantize_if_requested(teacher.network, teacher, found, options)
-        return Conversion(
-            plan,
-            rows,
-            teacher.original,
-            teacher.module,
-            None,
-            missed,
-            budget,
-            frontier=found.frontier,
-            int8=int8,
-            lost=found.lost,
-        )
-    converted, module, unproven = found.solved.network, None, None
-    problem = check_same(source.original, source.network, samples(source, options.resources.seed))
-    problem = problem or check(
-        source.network, converted, layers, chains, samples(source, options.resources.seed)
+        times = chosen_times(job.problem, forms, options, job.resources)
+        realization = group.run_on_all(partial(_realize, plan, True), job)
+        return SearchResult(plan, realization, table=times)
+    task = Task(
+        problem=job.problem,
+        options=options,
+        resources=job.resources,
+        evaluate=job.evaluate,
+        metrics=lambda names: group.run_on_all(partial(_estimate, names), job),
+        build=lambda plan, whole: group.run_on_all(partial(_realize, plan, whole), job),
+        deployed=lambda network: (
+            quantize(network, job.source, options) if options.search.int8 else network
+        ),
     )
-    if options.training.trains:
-        errors = {}  # those of weights that are no more
-        judged = _judged(budget, evaluate)
-        module, converted, unproven = distill_chains(
-            chains, judged, source, layers, options, progress, teacher=teacher
-        )
-        problem = problem or check_graph(converted)
+    return choose_plan(task)
+
+
+def _realize(plan: Plan, whole: bool, job: Job) -> Realization:
+    """Solve the layers of a plan, for all sample inputs or only for those that do not judge."""
+    return realize(
+        job.problem.network,
+        job.layers,
+        plan.chosen(),
+        job.problem.calib if whole else job.problem.fit,
+        replace(job.resources, seed=plan.seed),
+        refit=job.options.search.correct,
+        balanced=job.options.training.trains,
+    )
+
+
+def _estimate(names: Collection[str], job: Job) -> Metrics:
+    """Estimate the second moments of layers' inputs, on the sample inputs that do not judge."""
+    named = [layer for layer in job.layers if layer.name in names]
+    return coarse_metrics(job.problem.network, named, job.problem.fit, job.resources)
+
+
+def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
+    """Check what was chosen, make its torch model, train both if asked to, and quantize.
+
+    Args:
+        job: The conversion.
+        search: The plan and the network that was built of it.
+        teacher: The original, which training goes toward; in a schedule not the network of
+            ``job``.
+    """
+    if budgets := budgets_of(job.options.budget):
+        search = replace(search, budgets=budgets)
+    if not search.realization.chains:
+        rows = layer_rows(job.layers, search)
+        int8, status = _quantize_if_requested(job, teacher.network, search)
+        return ConvertedModel(search, teacher.original, teacher.module, rows, int8, status)
+    seed, trains = job.options.resources.seed, job.options.training.trains
+    source, chains, network = job.source, search.realization.chains, search.realization.network
+    checked = samples(source, seed)
+    problem = check_same(source.original, source.network, checked)
+    problem = problem or check(source.network, network, job.layers, chains, checked)
+    module, unproven = None, None
+    if trains:
+        limits = trainable_limits(search.budgets, job.evaluate)
+        train = partial(_train, chains, limits, teacher if teacher is not source else None)
+        module, network, unproven = job.resources.group.run_on_all(train, job)
+        problem = problem or check_graph(network)
     elif source.module is not None:
-        module = torch_network.apply(source.module, layers, chains)
+        module = torch_network.apply(source.module, job.layers, chains)
     if module is not None:
-        problem = problem or check_torch_vs_onnx(
-            module, converted, samples(source, options.resources.seed)
-        )
-    # In a schedule the search judged beside an earlier stage.
-    found = found if source is teacher else replace(found, lost=None)
-    int8, missed = quantize_if_requested(converted, source, found, options)
-    return Conversion(
-        plan,
-        layer_rows(layers, plan, chains, errors, found.table),
-        converted,
-        module,
-        problem,
-        missed,
-        budget,
-        found.predicted_speedup,
-        found.frontier,
-        unproven,
-        int8,
-        found.lost,
+        problem = problem or check_torch_vs_onnx(module, network, checked)
+    if source is not teacher:  # the search judged beside an earlier step of the schedule
+        search = replace(search, loss_usage=None)
+    int8, status = _quantize_if_requested(job, network, search)
+    status = unless("unsound", problem).then(status).then(unless("unproven", unproven))
+    rows = layer_rows(job.layers, search, trained=trains)
+    return ConvertedModel(search, network, module, rows, int8, status)
+
+
+def _train(
+    chains: Mapping[str, Chain], limits: Mapping[str, float], teacher: Source | None, job: Job
+) -> tuple[nn.Module | None, ir.Model, str | None]:
+    """Put chains in the place of layers and train the network; all processes call this alike."""
+    source = job.source
+    student = source.module and torch_network.apply(source.module, job.layers, chains)
+    network = with_chains(source.network, job.layers, chains)
+    converted = [layer for layer in job.layers if layer.name in chains]
+    stages = phases(job.options, limits)
+    return distill(student, network, teacher or source, converted, stages, job.resources)
+
+
+def trainable_limits(budgets: Collection[Budget], evaluate: Evaluate | None) -> dict[str, float]:
+    """Return the limits that training can judge: none that the user's own measure judges."""
+    limits = limits_of(list(budgets))
+    return {} if evaluate is not None and "max_drop" in limits else limits
+
+
+def _quantize_if_requested(
+    job: Job, network: ir.Model, search: SearchResult
+) -> tuple[ir.Model | None, Status]:
+    """Quantize a network if that was asked for; the budgets are then those of int8."""
+    if not job.options.search.int8:
+        return None, search.status
+    int8 = quantize(network, job.source, job.options, search.loss_usage)
+    if search.loss_usage is None:
+        return int8, search.status
+    times = search.loss_usage(int8)
+    missed = f"The int8 network loses {times:.2f} times what it may." if times > 1 else None
+    return int8, unless("missed", missed)
+
+
+def measure(job: Job, converted: ConvertedModel) -> Verified:
+    """Race and score the original and the converted network."""
+    source, options = job.source, job.options
+    conditions = Conditions(
+        OnnxRuntime.of(options.timing.threads, options.timing.provider),
+        source.shapes,
+        source.more_shapes,
+        options.timing.batch_size,
     )
+    scoring = Scoring(source.eval or source.calib, job.evaluate, source.calib is not None)
+
+    def original_int8() -> ir.Model:
+        return quantize(source.network, source, options, converted.search.loss_usage)
+
+    return verify(source.original, converted, scoring, conditions, job.resources, original_int8)
 
 
-def _judged(budget: Mapping[str, float], evaluate: Evaluate | None) -> Mapping[str, float]:
-    """Give what training can judge of a budget: nothing of what a measure of the user's finds."""
-    return {} if evaluate is not None and "max_drop" in budget else budget
-
-
-def _withdrawable(conversion: Conversion, options: Options, comparison: Comparison) -> bool:
-    """Tell whether choices are to be taken back: ours, sound, and no faster."""
-    ours = bool(conversion.plan.chosen()) and not options.layers.manual
-    sound = conversion.problem is None
-    return ours and sound and comparison.gain.low <= 1
-
-
-def _least_gain(rows: Sequence[LayerRow]) -> set[str]:
-    """Name the half of the converted layers that gains least; all layers if that leaves none."""
-
-    def gain(row: LayerRow) -> tuple[float, int]:
-        before_ms, after_ms = row.latency_before_ms or 0.0, row.latency_after_ms or 0.0
-        return before_ms - after_ms, row.macs_before - row.macs_after
-
-    changed = [row for row in rows if row.form and row.form != REFIT]
-    if len(changed) < 2:
-        return {row.name for row in rows}
-    return {row.name for row in sorted(changed, key=gain)[: (len(changed) + 1) // 2]}
+def without_least_gaining(job: Job, search: SearchResult, verified: Verified) -> SearchResult:
+    """Revert the half of the converted layers that gains least."""
+    than = " than the original's int8" if job.options.search.int8 else ""
+    slow = verdict(verified.comparison.gain)
+    layers = least_gaining(verified.converted.rows)
+    plan = search.plan.reverted(f"with it the network was no faster{than} ({slow})", layers)
+    realization = job.resources.group.run_on_all(partial(_realize, plan, True), job)
+    return replace(search, plan=plan, realization=realization, predicted_speedup=None)

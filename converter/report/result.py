@@ -37,12 +37,14 @@ class Result:
         original: The original network.
         origin: How the torch model is built again, as JSON values.
         options: Of the conversion.
+        teacher: The original torch model, or None for an ONNX input.
     """
 
     report: Report = field(repr=False)
     original: ir.Model = field(repr=False)
     origin: Mapping[str, Any] = field(repr=False)
     options: Options = field(repr=False)
+    teacher: nn.Module | None = field(default=None, repr=False)
 
     @property
     def model(self) -> nn.Module | onnx.ModelProto:

@@ -1,0 +1,202 @@
+"""Fine-tuning of an earlier conversion: of its output folder, or of its result in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from torch import nn
+
+from converter.errors import ConverterError
+from converter.evaluation.check import check_graph, check_torch_vs_onnx
+from converter.evaluation.compare import Evaluate
+from converter.evaluation.status import unless
+from converter.graph import network as onnx_network
+from converter.graph.canonicalize import canonicalize
+from converter.models import export as torch_export
+from converter.models.datasets import read_data, read_named_data
+from converter.models.problem import make_problem
+from converter.models.source import Source, samples
+from converter.options import Options, shapes_by_name
+from converter.pipeline import Job, check_options, list_layers, measure, trainable_limits
+from converter.processes import TIMEOUT, Progress, Resources, no_progress, process_group
+from converter.reconstruction.realize import Realization
+from converter.report.folder import Record, read_record
+from converter.report.report import Report
+from converter.report.result import Result, load
+from converter.report.verify import ConvertedModel
+from converter.search.choose import SearchResult
+from converter.search.int8 import quantize
+from converter.search.plan import Plan, read_plan
+from converter.training.distill import distill, phases
+
+# Options of the conversion that a later training does not repeat.
+FRESH = {"plan": None, "cluster": None, "resume": False, "reconstruct": 0, "schedule": 1}
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier conversion.
+
+    Attributes:
+        record: Its origin, options, budgets and layers.
+        plan: Form and rank of each layer.
+        original: The original network.
+        network: The converted network.
+        module: The converted torch model, or None for an ONNX network.
+        teacher: The original torch model, or None for an ONNX network.
+    """
+
+    record: Record
+    plan: Plan
+    original: ir.Model
+    network: ir.Model
+    module: nn.Module | None
+    teacher: nn.Module | None
+
+    @classmethod
+    def of_result(cls, result: Result) -> Earlier:
+        """Take a conversion in memory."""
+        converted = result.report.verified.converted
+        record = Record(
+            result.origin, result.options, converted.search.budgets, result.report.layers
+        )
+        return cls(
+            record,
+            result.plan,
+            result.original,
+            converted.network,
+            converted.module,
+            result.teacher,
+        )
+
+    @classmethod
+    def of_folder(cls, folder: Path, trust_pickle: bool) -> Earlier:
+        """Read an output folder.
+
+        Raises:
+            ConverterError: When it is damaged, or its torch model cannot be built again.
+        """
+        record, plan = read_record(folder), read_plan(folder / "plan.json")
+        student = load(folder)
+        original = onnx_network.load(folder / "original.onnx")
+        network = onnx_network.load(folder / "model.onnx")
+        if not isinstance(student, nn.Module):
+            return cls(record, plan, original, network, None, None)
+        origin = record.origin
+        if "factory" not in origin:
+            raise ConverterError(
+                f"{folder} was not made from a factory; it cannot be fine-tuned. In Python, "
+                "fine-tune the result of the conversion."
+            )
+        checkpoint = Path(origin["checkpoint"]) if "checkpoint" in origin else None
+        teacher = torch_export.build(
+            origin["factory"], origin["factory_args"], checkpoint, trust_pickle
+        )
+        return cls(record, plan, original, network, student, teacher)
+
+
+def finetune(
+    result_or_folder: Result | str | Path,
+    values: Mapping[str, Any],
+    *,
+    evaluate: Evaluate | None = None,
+    command: str = "converter.finetune",
+    progress: Progress = no_progress,
+) -> Result | None:
+    """Train a converted network further, toward its original.
+
+    Args:
+        result_or_folder: The result of a conversion, or its output folder.
+        values: Options of training by name; others are those of the conversion.
+        evaluate: The user's own measure, or None.
+        command: Written into the report.
+        progress: Called with a stage and the share of it that is done.
+
+    Returns:
+        The trained network, measured; None in every process but the first.
+
+    Raises:
+        ConverterError: When the folder or the data cannot be used.
+    """
+    if isinstance(result_or_folder, Result):
+        earlier = Earlier.of_result(result_or_folder)
+    else:
+        trust = bool(values.get("trust_pickle", False))
+        earlier = Earlier.of_folder(Path(result_or_folder), trust)
+    options = check_options(earlier.record.options.changed(**{**FRESH, "epochs": 0, **values}))
+    job = _open(earlier, options, evaluate, progress)
+    if earlier.teacher is not None and not isinstance(result_or_folder, Result):
+        problem = check_torch_vs_onnx(
+            earlier.teacher, earlier.original, samples(job.source, options.resources.seed)
+        )
+        if problem:
+            raise ConverterError(
+                f"{result_or_folder}: its factory gives another model than it did. {problem}"
+            )
+    converted = _train(job, earlier)
+    if job.resources.group.rank > 0:
+        return None
+    report = Report(measure(job, converted), options.resources.seed, command)
+    record = earlier.record
+    return Result(report, earlier.original, record.origin, options, earlier.teacher)
+
+
+def _open(
+    earlier: Earlier, options: Options, evaluate: Evaluate | None, progress: Progress
+) -> Job:
+    """Read the data of a further training."""
+    inputs = onnx_network.inputs(earlier.original)
+    calib = None
+    named = options.data.calib
+    if named is not None and (
+        not isinstance(named, str) or ":" in named or Path(named).exists()
+    ):
+        calib = read_data(named, inputs, options)
+        calib = calib.sample(options.data.samples, options.resources.seed)
+    shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in inputs])
+    shapes = dict(earlier.plan.input_shapes) | shapes
+    train, scored = read_named_data(inputs, options)
+    source = Source(
+        original=earlier.original,
+        network=canonicalize(earlier.original),
+        module=earlier.teacher,
+        inputs=inputs,
+        shapes=shapes,
+        more_shapes=tuple(shapes | other for other in more),
+        calib=calib,
+        train=train,
+        eval=scored,
+        origin=dict(earlier.record.origin),
+    )
+    layers = list_layers(source, options.resources.seed)
+    group = process_group(options.resources.device, TIMEOUT)
+    problem = make_problem(source, layers, options.resources.seed)
+    return Job(source, problem, options, Resources.of(options, group, progress), evaluate)
+
+
+def _train(job: Job, earlier: Earlier) -> ConvertedModel:
+    """Train the converted network, and check and quantize the result."""
+    options, budgets, plan = job.options, earlier.record.budgets, earlier.plan
+    limits = trainable_limits(budgets, job.evaluate)
+    layers = [layer for layer in job.layers if layer.name in plan.chosen()]
+    stages = phases(options, limits, to_the_end=True)
+    module, network, unproven = distill(
+        earlier.module, earlier.network, job.source, layers, stages, job.resources
+    )
+    problem = check_graph(network)
+    if module is not None:
+        checked = samples(job.source, options.resources.seed)
+        problem = problem or check_torch_vs_onnx(module, network, checked)
+    int8 = None
+    if options.search.int8:
+        int8 = quantize(network, job.source, options)
+        if "max_drop" in limits:
+            unproven = "No measurement says how much accuracy int8 loses; give labelled --eval."
+    search = SearchResult(plan, Realization({}, {}, network), budgets)
+    rows = tuple(replace(row, rel_error=None) for row in earlier.record.layers)
+    status = unless("unsound", problem).then(unless("unproven", unproven))
+    return ConvertedModel(search, network, module, rows, int8, status)
