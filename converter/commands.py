@@ -14,7 +14,8 @@ from converter.evaluation.check import check_graph
 from converter.evaluation.compare import Comparison, Evaluate, Progress, compare_models
 from converter.graph import network as onnx_network
 from converter.graph.survey import Layer
-from converter.models.source import open_source, read_scored_data
+from converter.models.datasets import read_scored_data
+from converter.models.source import open_source
 from converter.options import Options, shapes_by_name
 from converter.pipeline import check_options, decide, list_layers
 from converter.quantization.int8 import check_int8
@@ -40,14 +41,13 @@ def dry_run(
         ConverterError: As ``converter.convert``.
     """
     options = check_options(options)
-    source = open_source(model, None, options, None)
+    source = open_source(model, None, options)
     if options.search.int8:
         check_int8(source)
     layers = list_layers(source, options)
     found = decide(source, layers, options, evaluate, progress)
-    solved = found.solved
-    rows = layer_rows(layers, solved.plan, solved.chains, solved.errors, found.table)
-    return solved.plan, rows
+    plan, realized = found.solved.plan, found.solved.realization
+    return plan, layer_rows(layers, plan, realized.chains, realized.errors, found.table)
 
 
 def inspect(
@@ -73,7 +73,7 @@ def inspect(
     """
     options = check_options(options)
     progress("loading", 0.0)
-    source = open_source(model, None, options, None)
+    source = open_source(model, None, options)
     layers = list_layers(source, options)
     progress("loading", 1.0)
     if normal is not None:
@@ -83,7 +83,7 @@ def inspect(
 
 def compare(
     *paths: str | Path,
-    data: str | None = None,
+    data: object = None,
     options: Options | None = None,
     progress: Progress = lambda stage, done: None,
 ) -> Comparison:
@@ -100,7 +100,7 @@ def compare(
         ConverterError: When a file cannot be read, or the networks take other inputs.
     """
     options = options or Options()
-    data = data or options.data.eval
+    data = options.data.eval if data is None else data
     if len(paths) < 2:
         raise ConverterError("Name at least two .onnx files to compare.")
     models = {str(path): onnx_network.load(Path(path)) for path in paths}
@@ -110,7 +110,7 @@ def compare(
     shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in spec])
     return compare_models(
         models,
-        data=read_scored_data(data, spec, options) if data else None,
+        data=None if data is None else read_scored_data(data, spec, options),
         shapes=shapes,
         more_shapes=[shapes | other for other in more],
         threads=options.timing.threads,

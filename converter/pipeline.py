@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 from torch import nn
@@ -21,24 +22,20 @@ from converter.graph.canonicalize import canonicalize
 from converter.graph.survey import Layer, survey
 from converter.models import export as torch_export
 from converter.models import match as torch_network
-from converter.models.source import (
-    Source,
-    examples,
-    open_source,
-    read_data,
-    read_named_data,
-    samples,
-)
+from converter.models.datasets import read_data, read_named_data
+from converter.models.problem import make_problem
+from converter.models.source import Model, Source, examples, open_source, samples
 from converter.options import Options, shapes_by_name
-from converter.processes import check_device, process_group
+from converter.processes import Resources, check_device, process_group
 from converter.quantization.int8 import as_int8, check_int8, quantize_if_requested
-from converter.reconstruction.build import Realization, build
+from converter.reconstruction.moments import Metrics
 from converter.reconstruction.parallel import connected
-from converter.reconstruction.refit import REFIT
+from converter.reconstruction.realize import coarse_metrics, realize
+from converter.reconstruction.regression import REFIT
 from converter.report.report import LayerRow, layer_rows
 from converter.report.result import Result, load, read_budget, read_config, read_origin, read_rows
 from converter.runtime import ort as runtime
-from converter.search.find_plan import Found, find_plan
+from converter.search.find_plan import Found, RealizedPlan, find_plan
 from converter.search.plan import Plan, make_plan, read_plan
 from converter.timing.table import chosen_times
 from converter.training.distill import check_trainable, distill, distill_chains
@@ -47,10 +44,11 @@ from converter.training.schedule import compose_chains, increment, split_schedul
 
 # The other processes wait while the first one searches and measures.
 TIMEOUT = timedelta(days=1)
+T = TypeVar("T")
 
 
 def convert(
-    model: nn.Module | str | Path,
+    model: Model,
     example_input: object = None,
     options: Options | None = None,
     *,
@@ -62,7 +60,7 @@ def convert(
     """Convert a trained network.
 
     Args:
-        model: A torch model (left as it is), the path of an .onnx file, or
+        model: A torch model (left as it is), an ONNX model, the path of an .onnx file, or
             ``package.module:factory`` (with ``options.model.checkpoint``).
         example_input: An array or tensor (N, ...), or a dictionary of them; may be left out
             where ``calib``, the configuration or the network itself says the shapes.
@@ -86,11 +84,12 @@ def convert(
     progress("loading", 0.0)
     source, options = _opened(model, example_input, options, calib)
     progress("loading", 1.0)
-    if source.place.rank:
+    group = process_group(options.resources.device)
+    if group.rank:
         raise ConverterError(
             "Only the first process converts; call converter.run_worker in this one."
         )
-    source.place.all_reduce_mean(0)  # nothing is timed while others still load
+    group.all_reduce_mean(0)  # nothing is timed while others still load
     now, stages = source, split_schedule(options)
     for stage in stages[:-1]:
         layers = list_layers(now, stage)
@@ -110,16 +109,16 @@ def convert(
         plan = conversion.plan.reverted(
             f"with it the network was no faster{than} ({slow})", _least_gain(conversion.rows)
         )
-        solved = build(plan, now, layers, options, progress)
+        solved = _on_all(partial(realize_plan, plan), now, layers, options, progress)
         found = replace(found, solved=solved, predicted_speedup=None)
         conversion = carried_out(now, layers, found, source, last, evaluate, progress)
         result = prove(source, conversion, options, evaluate, command, progress)
-    source.place.broadcast_task(None)
+    group.broadcast_task(None)
     return result
 
 
 def run_worker(
-    model: nn.Module | str | Path,
+    model: Model,
     example_input: object = None,
     options: Options | None = None,
     *,
@@ -142,8 +141,9 @@ def run_worker(
     """
     source, options = _opened(model, example_input, options, calib)
     layers = list_layers(source, options)
-    source.place.all_reduce_mean(0)
-    for task in source.place.tasks():
+    group = process_group(options.resources.device)
+    group.all_reduce_mean(0)
+    for task in group.tasks():
         task(source, layers, options, lambda stage, done: None)
 
 
@@ -188,10 +188,9 @@ def finetune(
     network = onnx_network.load(folder / "original.onnx")
     spec = onnx_network.inputs(network)
     calib = None
-    if options.data.calib and (":" in options.data.calib or Path(options.data.calib).exists()):
-        calib = read_data(options.data.calib, spec, options).sample(
-            options.data.samples, options.resources.seed
-        )
+    named = options.data.calib
+    if named is not None and (":" in str(named) or Path(str(named)).exists()):
+        calib = read_data(named, spec, options).sample(options.data.samples, options.resources.seed)
     shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in spec])
     shapes = dict(plan.input_shapes) | shapes
     further = tuple(shapes | other for other in more)
@@ -232,20 +231,21 @@ def finetune(
 
 
 def _opened(
-    model: nn.Module | str | Path,
+    model: Model,
     example_input: object,
     options: Options | None,
     calib: object,
 ) -> tuple[Source, Options]:
     """Load what is to be converted, and refuse what could not be done with it."""
     options = check_options(options or Options())
-    source = open_source(model, example_input, options, calib)
-    source = replace(source, place=process_group(options.resources.device, TIMEOUT))
+    options = options if calib is None else options.changed(calib=calib)
+    source = open_source(model, example_input, options)
+    group = process_group(options.resources.device, TIMEOUT)
     if options.search.int8:
         check_int8(source)
     if options.training.schedule > 1 and options.training.trains and source.module is None:
         raise ConverterError("--schedule needs a torch model, not an ONNX network.")
-    if options.training.schedule > 1 and source.place.processes > 1:
+    if options.training.schedule > 1 and group.processes > 1:
         raise ConverterError("--schedule works in one process; leave out accelerate launch.")
     if options.training.trains:
         check_trainable(source, options)
@@ -320,15 +320,68 @@ def decide(
         plan = make_plan(layers, options, source.shapes)
         forms = {name: (form.name, rank) for name, (form, rank) in plan.chosen().items()}
         times = chosen_times(source, layers, forms, options, progress)
-        return Found(build(plan, source, layers, options, progress), times)
+        return Found(_on_all(partial(realize_plan, plan), source, layers, options, progress), times)
 
-    def carry_out(plan: Plan, whole: bool) -> Realization:
-        return build(plan, source, layers, options, progress, whole=whole)
+    def build(plan: Plan, whole: bool) -> RealizedPlan:
+        task = partial(realize_plan, plan, whole=whole)
+        return _on_all(task, source, layers, options, progress)
+
+    def estimate(names: Collection[str]) -> Metrics:
+        return _on_all(partial(calibrate, names), source, layers, options, progress)
 
     def deployed(network: ir.Model) -> ir.Model:
         return as_int8(network, source, options) if options.search.int8 else network
 
-    return find_plan(source, layers, options, evaluate, carry_out, deployed, progress)
+    return find_plan(source, layers, options, evaluate, build, estimate, deployed, progress)
+
+
+def _on_all(
+    task: Callable[[Source, Sequence[Layer], Options, Progress], T],
+    source: Source,
+    layers: Sequence[Layer],
+    options: Options,
+    progress: Progress,
+) -> T:
+    """Run a task in all processes; the others call it with their own arguments (run_worker)."""
+    group = process_group(options.resources.device)
+    return group.run_on_all(task, source, layers, options, progress)
+
+
+def realize_plan(
+    plan: Plan,
+    source: Source,
+    layers: Sequence[Layer],
+    options: Options,
+    progress: Progress,
+    *,
+    whole: bool = True,
+) -> RealizedPlan:
+    """Solve the layers of a plan, for all sample inputs or only for those that do not judge."""
+    problem = make_problem(source, layers, options.resources.seed)
+    realization = realize(
+        source.network,
+        layers,
+        plan.chosen(),
+        problem.calib if whole else problem.fit,
+        Resources.of(options, process_group(options.resources.device), progress),
+        refit=options.search.correct,
+        balanced=options.training.trains,
+    )
+    return RealizedPlan(plan, realization)
+
+
+def calibrate(
+    names: Collection[str],
+    source: Source,
+    layers: Sequence[Layer],
+    options: Options,
+    progress: Progress,
+) -> Metrics:
+    """Estimate the inputs of layers on the sample inputs that do not judge."""
+    problem = make_problem(source, layers, options.resources.seed)
+    resources = Resources.of(options, process_group(options.resources.device), progress)
+    named = [layer for layer in layers if layer.name in names]
+    return coarse_metrics(source.network, named, problem.fit, resources)
 
 
 def carried_out(
@@ -341,7 +394,8 @@ def carried_out(
     progress: Progress,
 ) -> Conversion:
     """Check what was found, make its torch model, and train that toward ``teacher`` if asked to."""
-    plan, chains, errors = found.solved.plan, found.solved.chains, found.solved.errors
+    plan, realized = found.solved.plan, found.solved.realization
+    chains, errors = realized.chains, realized.errors
     budget = options.limits or found.budget
     if not chains:
         rows = layer_rows(layers, plan, {}, {}, found.table)
@@ -358,17 +412,16 @@ def carried_out(
             int8=int8,
             lost=found.lost,
         )
-    converted, module, unproven = found.solved.network, None, None
+    converted, module, unproven = realized.network, None, None
     problem = check_same(source.original, source.network, samples(source, options.resources.seed))
     problem = problem or check(
         source.network, converted, layers, chains, samples(source, options.resources.seed)
     )
     if options.training.trains:
         errors = {}  # those of weights that are no more
-        judged = _judged(budget, evaluate)
-        module, converted, unproven = distill_chains(
-            chains, judged, source, layers, options, progress, teacher=teacher
-        )
+        toward = None if teacher is source else teacher  # the others have their own source
+        task = partial(distill_chains, chains, _judged(budget, evaluate), teacher=toward)
+        module, converted, unproven = _on_all(task, source, layers, options, progress)
         problem = problem or check_graph(converted)
     elif source.module is not None:
         module = torch_network.apply(source.module, layers, chains)

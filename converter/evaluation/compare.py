@@ -19,7 +19,7 @@ from converter.graph.canonicalize import canonicalize
 from converter.graph.network import inputs, open_session, size
 from converter.graph.outputs import comparison_outputs, with_outputs
 from converter.graph.survey import count_macs, count_params
-from converter.models.source import example_shapes
+from converter.models.input_shapes import choose_shapes
 from converter.runtime.ort import ExclusiveSession, Session, cpu_model, run
 from converter.timing.race import (
     Interval,
@@ -153,7 +153,7 @@ def compare_models(
             raise ConverterError(f"{name} takes other inputs than {next(iter(specs))}.")
     if len({len(model.graph.outputs) for model in models.values()}) > 1:
         raise ConverterError("The networks differ in the number of their outputs.")
-    shapes = example_shapes(reference, shapes or {}, data)
+    shapes = choose_shapes(reference, shapes or {}, data)
     dtypes = {i.name: i.dtype for i in reference}
     distinct = {id(model): model for model in models.values()}
     opened = _opened(distinct, threads, provider)
@@ -172,7 +172,7 @@ def compare_models(
     )
     further = []
     for number, other in enumerate(more_shapes):
-        full = example_shapes(reference, other, None)
+        full = choose_shapes(reference, other, None)
         noisy = random_data(full, dtypes, batch_size, seed).read(np.arange(batch_size))
         timed = race(sessions, [renamed(noisy, s) for s in sessions])
         sized = {name: (batch_size, *shape[1:]) for name, shape in full.items()}

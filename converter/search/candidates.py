@@ -17,7 +17,7 @@ from converter.decomposition.forms import find_form
 from converter.decomposition.metric import Metric, mapped
 from converter.decomposition.ranks import unit
 from converter.graph.survey import Layer
-from converter.reconstruction.parallel import spread
+from converter.reconstruction.parallel import parallel_map
 from converter.timing.latency import LatencyTable, LayerTimes
 
 # Where on the ladder of a form without closed errors ranks are solved, and how well.
@@ -63,7 +63,7 @@ def list_options(
         metrics: What each layer sees; the Frobenius norm where left out.
         seed: Of the solvers.
         cache: Folder of earlier results, or None.
-        cluster: Where to solve them, as ``spread``.
+        cluster: Where to solve them, as ``parallel_map``.
         progress: Called with the share done.
     """
     times = {layer.output: layer for layer in table.layers}
@@ -77,7 +77,7 @@ def list_options(
         for layer, conv, timed in todo
     )
     found = {}
-    solved = zip(spread(jobs, cluster), todo)
+    solved = zip(parallel_map(jobs, cluster), todo)
     for number, (curves, (layer, conv, timed)) in enumerate(solved):
         found[layer.name] = [
             Option(None, None, 0.0, layer.macs, timed.ms),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,11 +16,12 @@ from converter.evaluation.compare import Evaluate, Progress, evaluated
 from converter.evaluation.loss import LossEstimator
 from converter.graph.network import open_session
 from converter.graph.survey import Layer
+from converter.models.problem import make_problem
 from converter.models.source import Source
 from converter.options import Options
-from converter.reconstruction.build import Realization, coarse_metrics, split
-from converter.reconstruction.moments import patch_count, patch_size
-from converter.reconstruction.refit import REFIT
+from converter.reconstruction.moments import Metrics, patch_count, patch_size
+from converter.reconstruction.realize import Realization
+from converter.reconstruction.regression import REFIT
 from converter.search.plan import Plan, open_layers, plan_of
 from converter.search.search import (
     CLOSELY,
@@ -55,6 +56,14 @@ MANY = 1024
 
 
 @dataclass(frozen=True)
+class RealizedPlan:
+    """A plan and what became of it."""
+
+    plan: Plan
+    realization: Realization
+
+
+@dataclass(frozen=True)
 class Found:
     """What a search ended with.
 
@@ -69,7 +78,7 @@ class Found:
             that.
     """
 
-    solved: Realization
+    solved: RealizedPlan
     table: LatencyTable | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
     predicted_speedup: float | None = None
@@ -78,7 +87,8 @@ class Found:
     lost: Callable[[ir.Model], float] | None = None
 
 
-Build = Callable[[Plan, bool], Realization]
+Build = Callable[[Plan, bool], RealizedPlan]
+Calibrate = Callable[[Collection[str]], Metrics]
 
 
 def find_plan(
@@ -87,6 +97,7 @@ def find_plan(
     options: Options,
     evaluate: Evaluate | None,
     build: Build,
+    calibrate: Calibrate,
     deployed: Callable[[ir.Model], ir.Model],
     progress: Progress,
 ) -> Found:
@@ -98,6 +109,7 @@ def find_plan(
         options: The budget and the options.
         evaluate: The user's own measure, or None.
         build: Carries out a plan, fitted to all sample inputs or only to those that do not judge.
+        calibrate: Estimates the inputs of layers, by their names, on the inputs to fit.
         deployed: Gives the version of a network that is to keep the budget.
         progress: Called with a stage and the share of it that is done.
 
@@ -105,13 +117,13 @@ def find_plan(
         ConverterError: When the budget cannot be judged on this network or these inputs.
     """
     table = latency_table(source, layers, options, progress)
-    fit, held = split(source, layers, options)
+    problem_data = make_problem(source, layers, options.resources.seed)
+    fit, held = problem_data.fit, problem_data.holdout
     judge = LossEstimator.of(source.network, held, torch.get_num_threads())
     budget = options.limits or _default(judge)
     _check(budget, judge, source, evaluate)
     free = open_layers(layers, options)
-    names = [layer.name for layer in free]
-    metrics = coarse_metrics(names, source, layers, options, progress)
+    metrics = calibrate([layer.name for layer in free])
     menus, probes = list_search_spaces(source, free, table, metrics, held, options, progress)
     menu = menus[0]
     kept = menu.unchanged()
@@ -125,7 +137,7 @@ def find_plan(
         share = budget.get("max_macs", math.inf)
         return Constraints(ms, share * macs - macs + total_macs(kept))
 
-    def built(choice: Choice) -> Realization:
+    def built(choice: Choice) -> RealizedPlan:
         forms = _forms(choice)
         chosen: dict[str, tuple[str, Rank]] = {}
         for layer in layers:
@@ -135,9 +147,9 @@ def find_plan(
                 chosen[layer.name] = (REFIT, (1,))
         return build(plan_of(layers, chosen, options, source.shapes), False)
 
-    def refitted(solved: Realization) -> Realization:
+    def refitted(solved: RealizedPlan) -> RealizedPlan:
         """Fit what was chosen to the examples that judged it, too."""
-        if most == 1 or fit is source.calib or not solved.chains:
+        if most == 1 or fit is source.calib or not solved.realization.chains:
             return solved
         return build(solved.plan, True)
 
@@ -154,8 +166,8 @@ def find_plan(
     if lost is not None:
         room = 1 / (1 - WON_BACK) if options.training.trains else 1.0
 
-        def value(solved: Realization) -> float:
-            return lost(deployed(solved.network)) / room
+        def value(solved: RealizedPlan) -> float:
+            return lost(deployed(solved.realization.network)) / room
 
         aim = CLOSELY if held.count >= MANY else ROUGHLY
         best, trials = close(
@@ -190,14 +202,18 @@ def find_plan(
             )
     else:
         choice, solved = _gentlest(
-            menus, wanted(None), most, built, lambda s: judge.loss(deployed(s.network)).output_error
+            menus,
+            wanted(None),
+            most,
+            built,
+            lambda s: judge.loss(deployed(s.realization.network)).output_error,
         )
         missed = None
     frontier = {}
     if options.search.frontier:
         for speedup in np.geomspace(predicted(kept), predicted(menu.fastest()), POINTS + 1)[1:]:
             point = menu.min_loss(wanted(speedup)) or menu.fastest()
-            frontier[f"for {speedup:.2f}x"] = deployed(built(point).network)
+            frontier[f"for {speedup:.2f}x"] = deployed(built(point).realization.network)
             progress("frontier", len(frontier) / POINTS)
     return Found(
         refitted(solved),
@@ -219,9 +235,9 @@ def _gentlest(
     menus: Sequence[SearchSpace],
     wanted: Constraints,
     most: int,
-    built: Callable[[Choice], Realization],
-    output_error: Callable[[Realization], float],
-) -> tuple[Choice, Realization]:
+    built: Callable[[Choice], RealizedPlan],
+    output_error: Callable[[RealizedPlan], float],
+) -> tuple[Choice, RealizedPlan]:
     """Build what each menu loses least by, and take the network that really loses least."""
     choices = [menu.min_loss(wanted) or menu.fastest() for menu in menus]
     distinct = [choice for n, choice in enumerate(choices) if choice not in choices[:n]]
@@ -296,10 +312,10 @@ def _lost(
 
 def _outcome(
     menu: SearchSpace,
-    best: Trial[Realization] | None,
-    trials: Sequence[Trial[Realization]],
-    built: Callable[[Choice], Realization],
-) -> tuple[Choice, Realization, str | None]:
+    best: Trial[RealizedPlan] | None,
+    trials: Sequence[Trial[RealizedPlan]],
+    built: Callable[[Choice], RealizedPlan],
+) -> tuple[Choice, RealizedPlan, str | None]:
     """Take the best trial; where none keeps the budget, the one that comes nearest."""
     if best is not None:
         return best.choice, best.built, None

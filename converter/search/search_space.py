@@ -12,7 +12,7 @@ from converter.evaluation.compare import Progress
 from converter.graph.survey import Layer
 from converter.models.source import Source
 from converter.options import Options
-from converter.reconstruction.build import Metrics
+from converter.reconstruction.moments import Metrics
 from converter.search.candidates import list_options
 from converter.search.search import SearchSpace
 from converter.search.sensitivity import Sensitivity, sensitivities

@@ -105,7 +105,7 @@ def _opened(
 
     def loss_of(output: str, probe: Conv) -> Loss:
         weights = usual | new_weights(nodes[output], probe)
-        return judge.lost(lambda feeds: run(session, {**feeds, **weights}))
+        return judge.loss_of(lambda feeds: run(session, {**feeds, **weights}))
 
     return loss_of
 
