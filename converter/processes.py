@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from converter.errors import ConverterError, first_line
+from converter.options import Options
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]  # a stage, and the share of it that is done
@@ -62,6 +63,16 @@ class ProcessGroup:
         """Give the other processes something to do; None where there is nothing more."""
         if self.rank == 0:
             self.broadcast(lambda: task)
+
+    def run_on_all(self, task: Callable[..., T], *args: object) -> T:
+        """Run a task in every process; the first calls this, the others run its ``tasks``.
+
+        Args:
+            task: Can be pickled; called with ``args`` here, in each other process with its own.
+            args: Not sent to the other processes.
+        """
+        self.broadcast_task(task)
+        return task(*args)
 
     def tasks(self) -> Iterator[Any]:
         """What the first process gives this one to do."""
@@ -145,6 +156,7 @@ class Resources:
         cluster: Address of a Dask scheduler that solves layers, or None for this machine's cores.
         group: The processes that share the work on sample inputs.
         progress: Called with a stage and the share of it that is done.
+        solver: What decomposes a kernel: "flatconv", "tensorly" or "tensorly+refine".
     """
 
     threads: int = 1
@@ -155,6 +167,31 @@ class Resources:
     cluster: str | None = None
     group: ProcessGroup = SINGLE_PROCESS
     progress: Progress = no_progress
+    solver: str = "flatconv"
+
+    @classmethod
+    def of(
+        cls,
+        options: Options,
+        group: ProcessGroup = SINGLE_PROCESS,
+        progress: Progress = no_progress,
+    ) -> Resources:
+        """Take the resources that ``options`` allow, with the threads that torch has now."""
+        return cls(
+            threads=torch.get_num_threads(),
+            device=options.resources.device,
+            memory_bytes=options.resources.memory * 2**30,
+            seed=options.resources.seed,
+            cache=options.resources.cache_folder(),
+            cluster=options.resources.cluster,
+            group=group,
+            progress=progress,
+            solver=options.search.solver,
+        )
+
+    def alone(self) -> Resources:
+        """Return the same for a task in one process that shows no progress; can be pickled."""
+        return replace(self, group=SINGLE_PROCESS, progress=no_progress)
 
     def stage(self, name: str) -> Callable[[float], None]:
         """Return what shows the progress of one stage."""

@@ -84,7 +84,7 @@ def asked_speedup(options: argparse.Namespace) -> float:
         if "target_speedup" in other and "cpu" not in other:
             return other["target_speedup"]
     config = sample_config(options)
-    source = open_source(SAMPLE_MODEL, None, config, None)
+    source = open_source(SAMPLE_MODEL, None, config)
     int8 = as_int8(source.network, source, config)
     raced = compare_models({"original": source.network, "int8": int8}, data=source.calib)
     return round(ASKED_GAIN * raced.networks[1].speedup.median, 2)

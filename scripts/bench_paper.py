@@ -39,7 +39,8 @@ from train_sample import load_split, save, train
 import converter
 from converter.evaluation.compare import compare_models
 from converter.models.export import export
-from converter.models.source import Source, examples, free_axes
+from converter.models.input_shapes import free_axes
+from converter.models.source import Source, examples
 from converter.pipeline import open_source
 from converter.training.losses import Recipe
 from converter.training.train import tune
@@ -185,7 +186,7 @@ def ablation(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, 
     }
     if changes.keys() <= done:
         return
-    source = open_source(MODEL, None, config(options, finetune=1), None)
+    source = open_source(MODEL, None, config(options, finetune=1))
     flattened = convert(options, keep=("linear",), **FLATTENED)[1].model
     for name, (change, how) in changes.items():
         if name not in done:

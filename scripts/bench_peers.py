@@ -168,7 +168,7 @@ def by_tool(
         command = [interpreter(tool), script, tool, "--model", model, "--share", share]
         command += ["--config", json.dumps(config.to_json()), "--out", folder]
         run([*command, "--made-of", made_of])
-    write(made(folder), open_source(model, None, config, None), folder / UNTUNED)
+    write(made(folder), open_source(model, None, config), folder / UNTUNED)
     return known(figures, made_of)
 
 
@@ -201,7 +201,7 @@ def peers(
     left: dict[str, float] = {}  # share of parameters that are not zero, where zeros are stored
     shares = by_flatconv(model, config, folder / "flatconv")
     plain = config.changed(target_speedup=None, max_macs=None)
-    source = open_source(model, None, plain, None)
+    source = open_source(model, None, plain)
     networks["flatconv"] = states(folder / "flatconv", source, epochs)
     for tool, title in TOOLS.items():
         share = shares["params" if tool == "l1" else "macs"]
@@ -269,7 +269,7 @@ def openvino(
     """Time and score original and flatconv's network, and their int8, in OpenVINO."""
     folder = place(name)
     by_flatconv(model, config, folder / "flatconv")
-    source = open_source(model, None, config.changed(target_speedup=None, max_macs=None), None)
+    source = open_source(model, None, config.changed(target_speedup=None, max_macs=None))
     ours = states(folder / "flatconv", source, epochs)["tuned" if epochs else "untuned"]
     assert source.calib is not None and source.eval is not None
     calib, scored = folder / "calib.npz", folder / "eval.npz"

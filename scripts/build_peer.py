@@ -347,7 +347,7 @@ def main() -> int:
     parser.add_argument("--made-of", default="", help="digest of what the network follows from")
     options = parser.parse_args()
     config = converter.Options.from_json(json.loads(options.config))
-    source = open_source(options.model, None, config, None)
+    source = open_source(options.model, None, config)
     assert source.module is not None
     example = torch.from_numpy(next(iter(examples(source, 0, 1).values())))
     torch.manual_seed(0)

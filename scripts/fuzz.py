@@ -243,7 +243,7 @@ def read_network(path: Path) -> None:
     from converter.pipeline import list_layers, open_source
 
     config = Options.of(cache=False)
-    list_layers(open_source(path, None, config, None), config)
+    list_layers(open_source(path, None, config), config)
 
 
 def values(rng: random.Random, depth: int = 0) -> Any:
@@ -339,11 +339,11 @@ def datasets(rng: random.Random, folder: Path) -> Path:
 def read_data(path: Path) -> None:
     """Read sample inputs as ``--calib`` does."""
     from converter.graph.network import Input
-    from converter.models import source
+    from converter.models import datasets
     from converter.options import Options
 
     spec = (Input("x", (None, 3, 8, 8), np.dtype(np.float32)),)
-    found = source.read_data(str(path), spec, Options())
+    found = datasets.read_data(str(path), spec, Options())
     found.read(np.arange(min(found.count, 4)))
 
 

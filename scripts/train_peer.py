@@ -17,7 +17,8 @@ from torch import nn
 
 from converter.graph import network as onnx_network
 from converter.models.export import export
-from converter.models.source import Source, examples, free_axes
+from converter.models.input_shapes import free_axes
+from converter.models.source import Source, examples
 from converter.training.losses import Recipe
 from converter.training.train import Trained, train_with_fp32_fallback, tune
 

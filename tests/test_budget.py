@@ -194,7 +194,7 @@ def test_a_drop_without_classes_cannot_be_judged(place):
 def test_a_race_is_run_once_where_a_training_goes_on(place, monkeypatch, tmp_path):
     monkeypatch.setenv("FLATCONV_CACHE", str(tmp_path))
     config = Options.of(finetune=1)
-    source = open_source("net.onnx", None, config, None)
+    source = open_source("net.onnx", None, config)
     layers = list_layers(source, config)
     table = latency_table(source, layers, config, lambda stage, done: None)
     chosen = {"conv1": ("separable", (4,))}

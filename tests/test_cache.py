@@ -12,6 +12,7 @@ from converter.cache import cached_chain, cached_text, digest
 from converter.decomposition.form import decompose
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
+from converter.processes import Resources
 from converter.reconstruction.solve import solve_layer
 
 CONV = make_conv((6, 5, 3, 3), dtype=np.float32, padding=((1, 1), (1, 1)))
@@ -41,7 +42,7 @@ def fail():
 def test_what_comes_from_the_cache_is_what_was_solved(name, metrics, tmp_path):
     rank = {"tucker": (3, 3), "lvh": (1,), "decoupled": (2,)}.get(name, (4,))
     solved, kept, again = (
-        solve_layer(CONV, FORMS[name], rank, metrics, cache=folder)
+        solve_layer(CONV, FORMS[name], rank, metrics, Resources(cache=folder))
         for folder in (None, tmp_path, tmp_path)
     )
     assert weights(solved) == weights(kept) == weights(again)
@@ -53,20 +54,20 @@ def test_what_comes_from_the_cache_is_what_was_solved(name, metrics, tmp_path):
 
 
 def test_the_second_solve_is_no_solve(tmp_path):
-    solve_layer(CONV, FORMS["flattened"], (4,), cache=tmp_path)
+    solve_layer(CONV, FORMS["flattened"], (4,), resources=Resources(cache=tmp_path))
     (path,) = entries(tmp_path)
     with np.load(path) as entry:
         arrays = dict(entry)
     arrays["0"] = 2 * arrays["0"]
     np.savez(path, **arrays)
-    found = solve_layer(CONV, FORMS["flattened"], (4,), cache=tmp_path)
+    found = solve_layer(CONV, FORMS["flattened"], (4,), resources=Resources(cache=tmp_path))
     assert np.array_equal(found.steps[0].kernel, arrays["0"])
 
 
 def test_geometry_and_bias_come_from_the_layer(tmp_path):
     one = replace(CONV, stride=(2, 1), padding=((0, 1), (2, 0)), bias=None)
     for conv in (CONV, one):
-        found = solve_layer(conv, FORMS["spatial"], (4,), cache=tmp_path)
+        found = solve_layer(conv, FORMS["spatial"], (4,), resources=Resources(cache=tmp_path))
         dense = found.dense()
         assert (dense.stride, dense.padding) == (conv.stride, conv.padding)
         assert (dense.bias is None) == (conv.bias is None)
@@ -75,6 +76,7 @@ def test_geometry_and_bias_come_from_the_layer(tmp_path):
 
 OTHERS = {
     "another seed": {"seed": 1},
+    "another solver": {"solver": "tensorly"},
     "another rank": {"rank": (5,)},
     "another form": {"form": FORMS["spatial"]},
     "another kernel": {"conv": replace(CONV, kernel=np.nextafter(CONV.kernel, np.float32(9)))},
@@ -82,15 +84,16 @@ OTHERS = {
     "a metric": {"metrics": [metric()]},
     "another metric": {"metrics": [metric(1)]},
     "a metric of factors": {"metrics": [metric(full=False)]},
-    "a start": {"start": decompose(CONV, FORMS["channel"], (3,)), "metrics": [metric()]},
-    "another start": {"start": decompose(CONV, FORMS["channel"], (2,)), "metrics": [metric()]},
 }
 
 
 def test_whatever_a_solve_depends_on_makes_another_entry(tmp_path):
     usual = {"conv": CONV, "form": FORMS["channel"], "rank": (4,)}
     for number, other in enumerate([{}, *OTHERS.values()]):
-        solve_layer(**(usual | other), cache=tmp_path)
+        settings = {name: other[name] for name in ("seed", "solver") if name in other}
+        layer = {name: value for name, value in other.items() if name not in settings}
+        resources = Resources(cache=tmp_path, **settings)
+        solve_layer(**(usual | layer), resources=resources)
         assert len(entries(tmp_path)) == number + 1
 
 
@@ -98,7 +101,12 @@ def test_groups_make_another_entry(tmp_path):
     kernel = np.random.default_rng(0).standard_normal((8, 4, 3, 3)).astype(np.float32)
     conv = replace(CONV, kernel=kernel, bias=None)
     for groups in (1, 2, 4):
-        solve_layer(replace(conv, groups=groups), FORMS["channel"], (4,), cache=tmp_path)
+        solve_layer(
+            replace(conv, groups=groups),
+            FORMS["channel"],
+            (4,),
+            resources=Resources(cache=tmp_path),
+        )
     assert len(entries(tmp_path)) == 3
 
 
@@ -146,10 +154,10 @@ def damage(path, how):
     "how", ["truncated", "one bit", "empty", "text", "another archive", "pickled", "a folder"]
 )
 def test_an_entry_that_is_damaged_is_solved_again(how, tmp_path):
-    wanted = solve_layer(CONV, FORMS["spatial"], (4,), cache=tmp_path)
+    wanted = solve_layer(CONV, FORMS["spatial"], (4,), resources=Resources(cache=tmp_path))
     (path,) = entries(tmp_path)
     damage(path, how)
-    found = solve_layer(CONV, FORMS["spatial"], (4,), cache=tmp_path)
+    found = solve_layer(CONV, FORMS["spatial"], (4,), resources=Resources(cache=tmp_path))
     assert weights(found) == weights(wanted)
     if how != "a folder":
         again = cached_chain(tmp_path, path.stem, CONV, fail)
@@ -158,19 +166,21 @@ def test_an_entry_that_is_damaged_is_solved_again(how, tmp_path):
 
 
 def test_an_entry_of_another_layer_is_solved_again(tmp_path):
-    solve_layer(make_conv((3, 2, 3, 3)), FORMS["spatial"], (4,), cache=tmp_path)
+    solve_layer(
+        make_conv((3, 2, 3, 3)), FORMS["spatial"], (4,), resources=Resources(cache=tmp_path)
+    )
     (other,) = entries(tmp_path)
-    wanted = solve_layer(CONV, FORMS["spatial"], (4,), cache=tmp_path)
+    wanted = solve_layer(CONV, FORMS["spatial"], (4,), resources=Resources(cache=tmp_path))
     (path,) = set(entries(tmp_path)) - {other}
     path.write_bytes(other.read_bytes())
-    found = solve_layer(CONV, FORMS["spatial"], (4,), cache=tmp_path)
+    found = solve_layer(CONV, FORMS["spatial"], (4,), resources=Resources(cache=tmp_path))
     assert weights(found) == weights(wanted)
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_folder_that_cannot_be_written_does_not_matter(name, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    found = solve_layer(CONV, FORMS["spatial"], (4,), cache=tmp_path / name)
+    found = solve_layer(CONV, FORMS["spatial"], (4,), resources=Resources(cache=tmp_path / name))
     assert weights(found) == weights(decompose(CONV, FORMS["spatial"], (4,)))
     assert entries(tmp_path) == [tmp_path / "file"]
 
@@ -187,10 +197,11 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, "tests")
-from test_cache import CONV, FORMS, solve_layer
+from test_cache import CONV, FORMS, Resources, solve_layer
 sys.stdin.readline()
+resources = Resources(cache=Path(sys.argv[1]))
 for rank in range(1, 21):
-    chain = solve_layer(CONV, FORMS["channel"], (rank % 6 + 1,), cache=Path(sys.argv[1]))
+    chain = solve_layer(CONV, FORMS["channel"], (rank % 6 + 1,), resources=resources)
     print([step.kernel.tobytes().hex() for step in chain.steps])
 """
 

@@ -1,4 +1,4 @@
-"""Second moments of what layers see: of the patches cut, in one pass, within memory."""
+"""Second moments of input patches: of the patches cut, in one pass, within memory."""
 
 from dataclasses import replace
 
@@ -14,17 +14,16 @@ from converter.decomposition.conv import Conv
 from converter.decomposition.metric import FLOOR, Metric
 from converter.graph.network import load
 from converter.graph.survey import survey
+from converter.processes import Resources
 from converter.reconstruction.moments import (
-    FEWEST_PATCHES,
-    Positions,
-    choose_positions,
-    cut_patches,
+    MIN_PATCHES,
     fits,
     metric_of,
     patch_count,
     patch_size,
     second_moments,
 )
+from converter.reconstruction.positions import Positions, choose_positions, cut_patches
 
 
 def unit_filters(conv):
@@ -182,7 +181,9 @@ def test_the_data_is_read_once_for_all_layers():
 
 def test_moments_are_seeded():
     model, layers, data = surveyed(count=600)
-    first, again, other = (second_moments(model, layers, data, seed=s) for s in (1, 1, 2))
+    first, again, other = (
+        second_moments(model, layers, data, Resources(seed=s)) for s in (1, 1, 2)
+    )
     for name in first:
         for one, two, three in zip(first[name], again[name], other[name]):
             assert one.full.tobytes() == two.full.tobytes()
@@ -196,7 +197,7 @@ def test_a_batch_size_that_the_network_insists_on_is_kept(tmp_path):
     x[8:] = np.nan  # of the last batch, which is incomplete
     data = from_arrays({"x": x}, "noise")
     layers = [layer for layer in survey(network, data.read(np.arange(4))) if layer.conv]
-    found = second_moments(network, layers, data, batch_size=4)
+    found = second_moments(network, layers, data)
     assert all(np.isfinite(m.dense()).all() for groups in found.values() for m in groups)
 
 
@@ -207,7 +208,7 @@ def test_a_batch_size_that_the_network_insists_on_is_kept(tmp_path):
 def test_the_widest_layers_get_factors_where_memory_is_short(memory, full):
     model, layers, data = surveyed()
     assert [patch_size(layer.conv) for layer in layers] == [12, 12, 6]
-    found = second_moments(model, layers, data, memory=memory)
+    found = second_moments(model, layers, data, Resources(memory_bytes=memory))
     assert {name for name, groups in found.items() if groups[0].full is not None} == full
     for groups in found.values():
         for metric in groups:
@@ -220,7 +221,7 @@ def test_the_moments_of_all_layers_share_the_memory(tmp_path):
     data = from_arrays({"x": noise(8, 3, 8, 8)}, "noise")
     layers = [layer for layer in survey(network, data.read(np.arange(1))) if layer.conv.k]
     memory = 4 * 8 * 36**2  # room to solve one layer of 36 entries
-    found = second_moments(network, layers, data, memory=memory)
+    found = second_moments(network, layers, data, Resources(memory_bytes=memory))
     full = [groups[0].full.nbytes for groups in found.values() if groups[0].full is not None]
     assert full == [8 * 27**2, *[8 * 36**2] * 3]
     assert sum(full) <= memory
@@ -229,7 +230,7 @@ def test_the_moments_of_all_layers_share_the_memory(tmp_path):
 @pytest.mark.parametrize("n", [9, 576, 4608, 40_000])
 def test_what_patches_and_moments_take_stays_within_memory(n):
     for memory in (2.0**22, 2.0**31):
-        few = 4 * n * FEWEST_PATCHES  # are taken whatever the memory
+        few = 4 * n * MIN_PATCHES  # are taken whatever the memory
         assert 4 * n * patch_count(n, memory) <= max(memory / 4, few)
         assert not fits(n, memory) or 4 * 8 * n**2 <= memory
 

@@ -1,4 +1,4 @@
-"""Correction between layers: it loses nothing at full rank, never makes it worse, and ships."""
+"""Refit layers: nothing is lost at full rank, the error never grows, the result is saved."""
 
 from dataclasses import replace
 
@@ -17,8 +17,10 @@ from converter.graph.consumers import Consumers, find_consumers
 from converter.graph.network import load
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
+from converter.processes import Resources
 from converter.reconstruction.moments import fits, patch_size, second_moments
-from converter.reconstruction.refit import HOLDS, _choose_hold, correct
+from converter.reconstruction.refit import refit_layers
+from converter.reconstruction.regression import KERNEL_RIDGES, choose_ridge
 from converter.reconstruction.solve import solve_layers
 
 RESIDUAL = """g (float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] y) {
@@ -138,11 +140,11 @@ def choose(layers, share, names=("channel",)):
     return chosen
 
 
-def corrected(model, layers, data, chosen, **options):
-    return correct(model, layers, chosen, data, **options)
+def refit(model, layers, data, chosen, **resources):
+    return refit_layers(model, layers, chosen, data, Resources(**resources))
 
 
-def uncorrected(model, layers, data, chosen):
+def solve_alone(model, layers, data, chosen):
     todo = [layer for layer in layers if layer.name in chosen]
     return solve_layers(layers, chosen, second_moments(model, todo, data))
 
@@ -160,7 +162,7 @@ def error(model, other, data):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_at_full_rank_it_changes_nothing(name, forms):
     model, layers, data = setting(name)
-    chains, errors = corrected(model, layers, data, choose(layers, 1, forms))
+    chains, errors = refit(model, layers, data, choose(layers, 1, forms))
     assert list(chains) == list(errors) == [layer.name for layer in layers]
     assert max(errors.values()) < 1e-4
     assert error(model, rewritten(model, layers, chains), data) < 1e-4
@@ -172,9 +174,9 @@ def test_at_full_rank_it_changes_nothing(name, forms):
 def test_it_makes_nothing_worse_on_what_it_has_seen(name, forms, share):
     model, layers, data = setting(name)
     chosen = choose(layers, share, forms)
-    chains, errors = corrected(model, layers, data, chosen)
+    chains, errors = refit(model, layers, data, chosen)
     after = error(model, rewritten(model, layers, chains), data)
-    before = error(model, rewritten(model, layers, uncorrected(model, layers, data, chosen)), data)
+    before = error(model, rewritten(model, layers, solve_alone(model, layers, data, chosen)), data)
     assert after <= before
     assert min(errors.values()) > 0 and max(errors.values()) < 1
 
@@ -182,9 +184,9 @@ def test_it_makes_nothing_worse_on_what_it_has_seen(name, forms, share):
 def test_it_makes_a_residual_network_much_better():
     model, layers, data = setting("residual")
     chosen = choose(layers, 0.4)
-    chains, _ = corrected(model, layers, data, chosen)
+    chains, _ = refit(model, layers, data, chosen)
     after = error(model, rewritten(model, layers, chains), data)
-    before = error(model, rewritten(model, layers, uncorrected(model, layers, data, chosen)), data)
+    before = error(model, rewritten(model, layers, solve_alone(model, layers, data, chosen)), data)
     assert after < 0.9 * before
 
 
@@ -199,9 +201,9 @@ def test_what_follows_an_error_makes_up_for_it():
     data = from_arrays({"x": smooth((4, 8, 8))}, "smooth")
     layers = survey(model, data.read(np.arange(2)))
     chosen = {"first": (FORMS["channel"], (2,))}
-    alone, _ = corrected(model, layers[:1], data, chosen)
+    alone, _ = refit(model, layers[:1], data, chosen)
     chosen["w1"] = (FORMS["channel"], (8,))
-    both, _ = corrected(model, layers, data, chosen)
+    both, _ = refit(model, layers, data, chosen)
     once, twice = (
         error(model, rewritten(model, layers[:n], chains), data)
         for n, chains in ((1, alone), (2, both))
@@ -212,7 +214,7 @@ def test_what_follows_an_error_makes_up_for_it():
 def test_layers_that_are_not_chosen_are_left_alone():
     model, layers, data = setting("residual")
     chosen = {layers[1].name: choose(layers, 0.4)[layers[1].name]}
-    chains, errors = corrected(model, layers, data, chosen)
+    chains, errors = refit(model, layers, data, chosen)
     assert list(chains) == list(errors) == [layers[1].name]
 
 
@@ -229,7 +231,7 @@ def bytes_of(chains):
 def test_the_same_seed_gives_the_same_bytes():
     model, layers, data = setting("pooled")
     chosen = choose(layers, 0.4)
-    (one, _), (two, _) = (corrected(model, layers, data, chosen, seed=1) for _ in range(2))
+    (one, _), (two, _) = (refit(model, layers, data, chosen, seed=1) for _ in range(2))
     assert bytes_of(one) == bytes_of(two)
 
 
@@ -237,8 +239,7 @@ def test_what_was_solved_before_comes_from_the_cache(tmp_path):
     model, layers, data = setting("residual")
     chosen = choose(layers, 0.4)
     first, second, alone = (
-        corrected(model, layers, data, chosen, cache=folder)
-        for folder in (tmp_path, tmp_path, None)
+        refit(model, layers, data, chosen, cache=folder) for folder in (tmp_path, tmp_path, None)
     )
     assert bytes_of(first[0]) == bytes_of(second[0]) == bytes_of(alone[0])
     assert first[1] == second[1] == alone[1]
@@ -246,26 +247,31 @@ def test_what_was_solved_before_comes_from_the_cache(tmp_path):
     assert len(entries) == len(chosen)
     last = layers[-1].name
     other = chosen | {last: (FORMS["channel"], choose(layers, 0.8)[last][1])}
-    kept, fresh = (
-        corrected(model, layers, data, other, cache=folder) for folder in (tmp_path, None)
-    )
+    kept, fresh = (refit(model, layers, data, other, cache=folder) for folder in (tmp_path, None))
     assert len(set(tmp_path.rglob("*.npz")) - entries) == 1
     assert bytes_of(kept[0]) == bytes_of(fresh[0])
 
 
 @pytest.mark.parametrize(
-    "changed", [{"seed": 1}, {"memory": 2.0**24}, {"data": "other"}, {"network": "other"}]
+    "changed",
+    [
+        {"seed": 1},
+        {"memory_bytes": 2.0**24},
+        {"solver": "tensorly"},
+        {"data": "other"},
+        {"network": "other"},
+    ],
 )
 def test_what_a_correction_depends_on_makes_other_entries(changed, tmp_path):
     model, layers, data = setting("residual")
     chosen = choose(layers, 0.4)
-    corrected(model, layers, data, chosen, cache=tmp_path)
+    refit(model, layers, data, chosen, cache=tmp_path)
     count = len(list(tmp_path.rglob("*.npz")))
     if changed.pop("data", None):
         data = data.take(np.arange(data.count - 1))
     if changed.pop("network", None):
         model, layers, _ = setting("residual", w1=WEIGHTS["w1"] * 2)
-    corrected(model, layers, data, chosen, cache=tmp_path, **changed)
+    refit(model, layers, data, chosen, cache=tmp_path, **changed)
     assert len(list(tmp_path.rglob("*.npz"))) == 2 * count
 
 
@@ -273,10 +279,10 @@ def test_what_a_correction_depends_on_makes_other_entries(changed, tmp_path):
 def test_with_little_memory_layers_are_solved_under_factors(name):
     model, layers, data = setting(name)
     assert not any(fits(patch_size(layer.conv), 5000.0 / 2) for layer in layers)
-    chains, errors = correct(model, layers, choose(layers, 0.5), data, memory=5000.0)
+    chains, errors = refit(model, layers, data, choose(layers, 0.5), memory_bytes=5000.0)
     assert max(errors.values()) < 1
     assert error(model, rewritten(model, layers, chains), data) < 1
-    chains, _ = correct(model, layers, choose(layers, 1), data, memory=2000.0)
+    chains, _ = refit(model, layers, data, choose(layers, 1), memory_bytes=2000.0)
     assert error(model, rewritten(model, layers, chains), data) < 0.02
 
 
@@ -287,7 +293,7 @@ def test_a_batch_size_that_the_network_insists_on_is_kept(tmp_path):
     x[8:] = np.nan  # of the last batch, which is incomplete
     data = from_arrays({"x": x}, "noise")
     layers = [layer for layer in survey(network, data.read(np.arange(4))) if layer.conv.k]
-    chains, errors = corrected(network, layers, data, choose(layers, 0.5), batch_size=4)
+    chains, errors = refit(network, layers, data, choose(layers, 0.5))
     assert len(chains) == 2
     assert all(np.isfinite(found) for found in errors.values())
     assert all(np.isfinite(array).all() for array in map(np.frombuffer, bytes_of(chains)))
@@ -300,9 +306,9 @@ def test_fewer_examples_than_the_batch_are_repeated(tmp_path):
     few, same = (from_arrays({"x": array}, "noise") for array in (x, x[[0, 1, 2, 0]]))
     layers = [la for la in survey(network, same.read(np.arange(4))) if la.conv.k]
     chosen = choose(layers, 0.5)
-    one, two = (corrected(network, layers, data, chosen, batch_size=4)[0] for data in (few, same))
+    one, two = (refit(network, layers, data, chosen)[0] for data in (few, same))
     assert bytes_of(one) == bytes_of(two)
-    one, two = (second_moments(network, layers, data, batch_size=4) for data in (few, same))
+    one, two = (second_moments(network, layers, data) for data in (few, same))
     for name in one:
         assert np.array_equal(one[name][0].full, two[name][0].full)
 
@@ -311,7 +317,7 @@ def test_fewer_examples_than_the_batch_are_repeated(tmp_path):
 def test_activations_that_are_always_zero_do_no_harm(name):
     bias = np.full(8, -1e3, np.float32)
     model, layers, data = setting(name, b0=bias, **({"s0": -abs(WEIGHTS["s0"])}))
-    chains, errors = corrected(model, layers, data, choose(layers, 0.4))
+    chains, errors = refit(model, layers, data, choose(layers, 0.4))
     assert all(np.isfinite(step.kernel).all() for c in chains.values() for step in c.steps)
     assert all(np.isfinite(found) for found in errors.values())
     assert error(model, rewritten(model, layers, chains), data) < 1
@@ -320,7 +326,7 @@ def test_activations_that_are_always_zero_do_no_harm(name):
 def test_inputs_that_are_all_zero_do_no_harm():
     model, layers, _ = setting("residual")
     data = from_arrays({"x": np.zeros((8, 4, 8, 8), np.float32)}, "zeros")
-    chains, errors = corrected(model, layers, data, choose(layers, 0.4))
+    chains, errors = refit(model, layers, data, choose(layers, 0.4))
     assert all(np.isfinite(found) for found in errors.values())
     assert all(np.isfinite(step.kernel).all() for c in chains.values() for step in c.steps)
     assert error(model, rewritten(model, layers, chains), data) < 0.2
@@ -332,8 +338,8 @@ def test_inputs_of_few_dimensions_are_solved_for(kind):
     x = np.ones((8, 4, 8, 8), np.float32) if kind == "constant" else noise(8, 1, 8, 8)
     data = from_arrays({"x": np.broadcast_to(x, (8, 4, 8, 8)).copy()}, "few dimensions")
     chosen = choose(layers, 0.5)
-    plain = uncorrected(model, layers, data, chosen)
-    for chains in (plain, corrected(model, layers, data, chosen)[0]):
+    plain = solve_alone(model, layers, data, chosen)
+    for chains in (plain, refit(model, layers, data, chosen)[0]):
         assert error(model, rewritten(model, layers, chains), data) < 0.5
 
 
@@ -523,11 +529,13 @@ def test_few_examples_hold_a_layer_that_no_rank_limits_to_what_it_was():
     few = rng.standard_normal((1, 50, 40)).astype(np.float32)
     noisy = few[0] @ weights[0].T + 5 * rng.standard_normal((50, 3))
     changed = few[0] @ (2 * weights[0]).T
-    assert _choose_hold(few, noisy, weights) >= 10  # noise is not learnt
-    assert _choose_hold(np.tile(few, (1, 8, 1)), np.tile(changed, (8, 1)), weights) == HOLDS[0]
+    assert choose_ridge(few, noisy, weights) >= 10  # noise is not learnt
+    assert (
+        choose_ridge(np.tile(few, (1, 8, 1)), np.tile(changed, (8, 1)), weights) == KERNEL_RIDGES[0]
+    )
 
 
 def test_an_input_that_never_changes_holds_nothing():
     weights = np.ones((1, 2, 30))
     still = np.zeros((1, 60, 30), np.float32)
-    assert _choose_hold(still, np.ones((60, 2)), weights) in HOLDS
+    assert choose_ridge(still, np.ones((60, 2)), weights) in KERNEL_RIDGES

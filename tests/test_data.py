@@ -9,18 +9,18 @@ import torch
 from helpers import noise
 from PIL import Image
 
+from converter.data import readers
 from converter.data.data import conform, from_arrays, random_data
-from converter.data.images import Images
-from converter.data.readers import load
+from converter.data.images import Preprocessing
 from converter.errors import ConverterError
 from converter.models.export import find_callable
 from converter.options import Options
 
-PLAIN = Images()
+PLAIN = Preprocessing()
 
 
 def read(source, names=("x",), images=PLAIN):
-    return load(str(source), names, images, find_callable)
+    return readers.read(str(source), names, images, find_callable)
 
 
 def everything(data):
@@ -77,7 +77,7 @@ def test_an_input_named_y_is_not_the_labels(tmp_path):
 
 def test_uint8_images_are_scaled_and_normalised(tmp_path):
     x = pixels(4, 5, 6, 3)
-    images = Images.of(Options.of(mean="0.5,0.25,0.125", std="0.5,1,2"))
+    images = Preprocessing.of(Options.of(mean="0.5,0.25,0.125", std="0.5,1,2"))
     found = everything(read(npz(tmp_path, x=x), images=images))["x"]
     wanted = (x / 255 - [0.5, 0.25, 0.125]) / [0.5, 1, 2]
     assert found.dtype == np.float32 and found.flags.c_contiguous
@@ -86,13 +86,15 @@ def test_uint8_images_are_scaled_and_normalised(tmp_path):
 
 def test_one_mean_serves_all_channels(tmp_path):
     x = pixels(2, 4, 4, 3)
-    found = everything(read(npz(tmp_path, x=x), images=Images(mean=(0.5,), std=(0.25,))))["x"]
+    found = everything(read(npz(tmp_path, x=x), images=Preprocessing(mean=(0.5,), std=(0.25,))))[
+        "x"
+    ]
     np.testing.assert_allclose(found, (x / 255 - 0.5).transpose(0, 3, 1, 2) / 0.25, atol=1e-6)
 
 
 def test_blue_comes_first_after_normalising(tmp_path):
     x = pixels(2, 4, 4, 3)
-    images = Images.of(Options.of(channels="bgr", mean="0.1,0.2,0.3"))
+    images = Preprocessing.of(Options.of(channels="bgr", mean="0.1,0.2,0.3"))
     found = everything(read(npz(tmp_path, x=x), images=images))["x"]
     wanted = (x / 255 - [0.1, 0.2, 0.3])[..., ::-1].transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -100,13 +102,13 @@ def test_blue_comes_first_after_normalising(tmp_path):
 
 def test_channels_stay_last_for_nhwc(tmp_path):
     x = pixels(2, 4, 5, 3)
-    images = Images.of(Options.of(layout="nhwc"))
+    images = Preprocessing.of(Options.of(layout="nhwc"))
     found = everything(read(npz(tmp_path, x=x), images=images))["x"]
     np.testing.assert_allclose(found, x / 255, atol=1e-6)
 
 
 def test_float_arrays_are_left_as_they_are(tmp_path):
-    images = Images(mean=(0.5,), std=(0.25,), bgr=True, nhwc=True)
+    images = Preprocessing(mean=(0.5,), std=(0.25,), bgr=True, nhwc=True)
     found = everything(read(npz(tmp_path, x=noise(2, 3, 4, 4)), images=images))["x"]
     np.testing.assert_array_equal(found, noise(2, 3, 4, 4))
 
@@ -185,34 +187,34 @@ def test_labels_that_are_no_classes_come_with_their_examples(tmp_path, labels):
         read(npz(tmp_path, x=x, y=labels)), {"x": (None, 3, 4, 4)}, {"x": np.dtype(np.float16)}
     )
     assert data.labels is None
-    feeds, told = data.take(np.array([2, 0])).lesson(np.arange(2), np.random.default_rng(0))
+    feeds, told = data.take(np.array([2, 0])).batch(np.arange(2), np.random.default_rng(0))
     np.testing.assert_array_equal(told, labels[[2, 0]])
     # Shifted images would no longer show what such labels say.
     np.testing.assert_array_equal(feeds["x"], data.read(np.array([2, 0]))["x"])
-    feeds, told = data.unlabelled().lesson(np.arange(3), np.random.default_rng(0))
+    feeds, told = data.unlabelled().batch(np.arange(3), np.random.default_rng(0))
     assert told is None and not np.array_equal(feeds["x"], everything(data)["x"])
 
 
 def test_classes_come_with_examples_that_are_changed(tmp_path):
     data = read(npz(tmp_path, x=pixels(3, 4, 4, 3), y=np.array([2, 0, 1])))
-    feeds, told = data.take(np.array([2, 0])).lesson(np.arange(2), np.random.default_rng(0))
+    feeds, told = data.take(np.array([2, 0])).batch(np.arange(2), np.random.default_rng(0))
     np.testing.assert_array_equal(told, [1, 2])
     assert not np.array_equal(feeds["x"], data.read(np.array([2, 0]))["x"])
-    feeds, told = data.still().lesson(np.arange(3), np.random.default_rng(0))
+    feeds, told = data.without_augmentation().batch(np.arange(3), np.random.default_rng(0))
     np.testing.assert_array_equal(feeds["x"], everything(data)["x"])
     np.testing.assert_array_equal(told, [2, 0, 1])
 
 
 @pytest.mark.parametrize("option", ["mean", "std"])
 def test_as_many_means_as_channels(tmp_path, option):
-    data = read(npz(tmp_path, x=pixels(2, 4, 4, 3)), images=Images(**{option: (0.5, 0.5)}))
+    data = read(npz(tmp_path, x=pixels(2, 4, 4, 3)), images=Preprocessing(**{option: (0.5, 0.5)}))
     with pytest.raises(ConverterError, match=f"--{option} has 2 values; the images have 3"):
         everything(data)
 
 
 def test_means_must_be_numbers():
-    with pytest.raises(ConverterError, match=r"--mean '0\.5,half' must be numbers"):
-        Images.of(Options.of(mean="0.5,half"))
+    with pytest.raises(ConverterError, match=r"Invalid value '0\.5,half' for --mean"):
+        Preprocessing.of(Options.of(mean="0.5,half"))
 
 
 # folders of images
@@ -245,20 +247,20 @@ def test_grey_images_become_rgb(tmp_path):
 
 def test_the_middle_is_cut_out(by_class):
     folder, shown = by_class
-    found = everything(read(folder, images=Images(crop=2)))["x"]
+    found = everything(read(folder, images=Preprocessing(crop=2)))["x"]
     np.testing.assert_allclose(found[2], shown[0, 1:3, 2:4].transpose(2, 0, 1) / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize(("crop", "size"), [(None, (8, 12)), (8, (8, 8))])
 def test_the_short_side_is_resized(by_class, crop, size):
     folder, _ = by_class
-    found = everything(read(folder, images=Images(resize=8, crop=crop)))["x"]
+    found = everything(read(folder, images=Preprocessing(resize=8, crop=crop)))["x"]
     assert found.shape == (3, 3, *size)
 
 
 def test_resizing_keeps_a_flat_colour(tmp_path):
     Image.new("RGB", (9, 5), (255, 102, 0)).save(tmp_path / "a.png")
-    found = everything(read(tmp_path, images=Images(resize=4, crop=4)))["x"]
+    found = everything(read(tmp_path, images=Preprocessing(resize=4, crop=4)))["x"]
     wanted = np.broadcast_to(np.array([1, 0.4, 0]).reshape(3, 1, 1), (3, 4, 4))
     np.testing.assert_allclose(found[0], wanted, atol=1e-6)
 
@@ -312,6 +314,16 @@ def a_list():
 def tuples():
     yield np.zeros((2, 4)), 1
 
+def numbers():
+    yield 3
+
+def sizes():
+    yield np.zeros((2, 4))
+    yield np.zeros((2, 5))
+
+def raises():
+    raise RuntimeError("no disk")
+
 def other():
     yield {"image": np.zeros((2, 4))}
 """
@@ -329,6 +341,11 @@ def test_a_generator_s_batches_are_joined(generators):
     np.testing.assert_array_equal(data.labels, [0, 0, 1, 1, 2, 2])
 
 
+def test_a_function_may_return_a_list_of_batches(generators):
+    data = read("generators:a_list")
+    assert data.count == 2 and data.labels is None
+
+
 def test_a_generator_need_not_give_labels(generators):
     data = read("generators:unlabelled")
     assert data.labels is None
@@ -339,9 +356,11 @@ def test_a_generator_need_not_give_labels(generators):
     ("name", "match"),
     [
         ("nothing", "yields nothing"),
-        ("a_list", "must be a generator"),
-        ("tuples", "must yield dictionaries with the inputs x"),
-        ("other", "must yield dictionaries with the inputs x"),
+        ("tuples", "batches that differ"),
+        ("other", "has arrays image; it lacks the network's input 'x'"),
+        ("numbers", "must be a list of batches .* not of int"),
+        ("sizes", "batches that differ"),
+        ("raises", "failed: RuntimeError: no disk"),
         ("missing", "no callable named 'missing'"),
     ],
 )
@@ -431,7 +450,7 @@ def test_data_of_another_shape_is_refused(shape):
 
 
 def pictures(tmp_path, count=6):
-    """Images whose columns tell where they were: brighter to the right."""
+    """Preprocessing whose columns tell where they were: brighter to the right."""
     x = np.broadcast_to((np.arange(16) * 10).astype(np.uint8), (count, 16, 16))[..., None]
     np.savez(tmp_path / "pictures.npz", x=np.repeat(x, 3, axis=3))
     return str(tmp_path / "pictures.npz")
@@ -439,9 +458,9 @@ def pictures(tmp_path, count=6):
 
 @pytest.mark.parametrize("augment", ["flip", "shift"])
 def test_images_are_shifted_and_flipped(augment, tmp_path):
-    data = read(pictures(tmp_path, 200), images=Images(flip=augment == "flip"))
+    data = read(pictures(tmp_path, 200), images=Preprocessing(flip=augment == "flip"))
     plain = data.read(np.arange(200))["x"]
-    moved = data.lesson(np.arange(200), np.random.default_rng(0))[0]["x"]
+    moved = data.batch(np.arange(200), np.random.default_rng(0))[0]["x"]
     assert moved.shape == plain.shape and moved.dtype == plain.dtype
     slopes = moved[:, 0, 0, 12] - moved[:, 0, 0, 4]
     assert (np.any(slopes < 0)) == (augment == "flip")
@@ -452,7 +471,7 @@ def test_images_are_shifted_and_flipped(augment, tmp_path):
 def test_augmentation_is_seeded(tmp_path):
     data = read(pictures(tmp_path)).take(np.array([4, 1]))
     one, again, other = (
-        data.lesson(np.arange(2), np.random.default_rng(seed))[0]["x"] for seed in (0, 0, 1)
+        data.batch(np.arange(2), np.random.default_rng(seed))[0]["x"] for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
@@ -460,7 +479,7 @@ def test_augmentation_is_seeded(tmp_path):
 
 def test_numbers_are_not_augmented():
     data = from_arrays({"x": noise(3, 3, 8, 8)}, "numbers")
-    same = data.lesson(np.arange(3), np.random.default_rng(0))[0]["x"]
+    same = data.batch(np.arange(3), np.random.default_rng(0))[0]["x"]
     np.testing.assert_array_equal(same, data.read(np.arange(3))["x"])
 
 
@@ -468,9 +487,9 @@ def test_parts_of_image_files_are_of_the_size_that_is_wanted(tmp_path):
     for n in range(3):
         array = np.random.default_rng(n).integers(0, 256, (40, 60, 3), np.uint8)
         Image.fromarray(array).save(tmp_path / f"{n}.png")
-    data = read(tmp_path, images=Images(resize=32, crop=24))
+    data = read(tmp_path, images=Preprocessing(resize=32, crop=24))
     rng = np.random.default_rng(0)
-    parts = [data.lesson(np.arange(3), rng)[0]["x"] for _ in range(2)]
+    parts = [data.batch(np.arange(3), rng)[0]["x"] for _ in range(2)]
     assert parts[0].shape == data.read(np.arange(3))["x"].shape == (3, 3, 24, 24)
     assert not np.array_equal(*parts)
 
@@ -481,9 +500,9 @@ def test_image_files_that_are_not_cut_are_shifted(by_class, flip):
     shown = np.arange(1, 16 * 16 + 1).reshape(16, 16)
     for path in folder.rglob("*.png"):
         Image.fromarray(np.repeat(shown[..., None], 3, 2).astype(np.uint8)).save(path)
-    data = read(folder, images=Images(flip=flip))
+    data = read(folder, images=Preprocessing(flip=flip))
     plain = data.read(np.arange(1))["x"][0]
-    seen = [data.lesson(np.arange(1), np.random.default_rng(n))[0]["x"][0] for n in range(30)]
+    seen = [data.batch(np.arange(1), np.random.default_rng(n))[0]["x"][0] for n in range(30)]
     assert all(x.shape == plain.shape for x in seen)
     middles = {float(x[0, 8, 8]) for x in seen}
     assert len(middles) > 8  # five rows and columns to be shifted to
@@ -515,7 +534,7 @@ LOADERS = {
 
 
 def load_from(loader):
-    return load("made:up", ["x"], Images(), lambda spec, what: loader)
+    return readers.read("made:up", ["x"], Preprocessing(), lambda spec, what: loader)
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -557,7 +576,7 @@ def mixed(examples):
 def test_what_a_collate_function_changes_at_random_is_seeded_with_its_labels():
     data = load_from(lambda: torch.utils.data.DataLoader(Squares(), collate_fn=mixed))
     indices, state = np.arange(4), torch.random.get_rng_state()
-    one, same, other = (data.lesson(indices, np.random.default_rng(n)) for n in (3, 3, 5))
+    one, same, other = (data.batch(indices, np.random.default_rng(n)) for n in (3, 3, 5))
     assert torch.equal(state, torch.random.get_rng_state())
     for (feeds, labels), equal in ((same, True), (other, False)):
         assert np.array_equal(one[0]["x"], feeds["x"]) == equal
@@ -574,11 +593,14 @@ def test_masks_of_a_loader_are_changed_with_their_images():
     data = load_from(lambda: torch.utils.data.DataLoader(Masks()))
     assert data.labels is None
     data = conform(data, {"x": (None, 2, 2)}, {"x": np.dtype(np.float32)})
-    seen = [data.lesson(np.array([4, 1]), np.random.default_rng(n)) for n in range(2)]
+    seen = [data.batch(np.array([4, 1]), np.random.default_rng(n)) for n in range(2)]
     for feeds, labels in seen:
         np.testing.assert_array_equal(labels, feeds["x"] > np.array([4.5, 1.5])[:, None, None])
     assert not np.array_equal(seen[0][0]["x"], seen[1][0]["x"])
-    still, never = (data.still().lesson(np.array([4, 1]), np.random.default_rng(n)) for n in (0, 1))
+    still, never = (
+        data.without_augmentation().batch(np.array([4, 1]), np.random.default_rng(n))
+        for n in (0, 1)
+    )
     np.testing.assert_array_equal(still[0]["x"], never[0]["x"])
 
 
@@ -595,7 +617,7 @@ def test_what_a_dataset_changes_at_random_is_seeded():
     plain, again = (data.read(indices)["x"] for _ in range(2))
     np.testing.assert_array_equal(plain, again)
     one, same, other = (
-        data.lesson(indices, np.random.default_rng(seed))[0]["x"] for seed in (0, 0, 1)
+        data.batch(indices, np.random.default_rng(seed))[0]["x"] for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one, other) and not np.allclose(one, plain)
@@ -619,7 +641,7 @@ class Broken(Squares):
     ("dataset", "words"),
     [
         (Stream(), "not a stream"),
-        (Squares(0), "examples by number"),
+        (Squares(0), "yields nothing"),
         (Broken(), "failed: KeyError"),
         ([{"z": np.zeros(3)}], "must give the inputs x"),
         ([(np.zeros(3), "cat")], "must be numbers for each of 1 examples"),
@@ -637,13 +659,13 @@ def test_a_loader_that_cannot_be_read_is_refused(dataset, words):
 
 def test_what_is_held_out_is_changed_the_same_way_each_time(tmp_path):
     plain = read(npz(tmp_path, x=pixels(6, 8, 8, 3)))
-    varied = plain.varied(3)
+    varied = plain.augmented(3)
     first, again = (varied.read(np.arange(4))["x"] for _ in range(2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, plain.read(np.arange(4))["x"])
-    assert not np.array_equal(first, plain.varied(4).read(np.arange(4))["x"])
+    assert not np.array_equal(first, plain.augmented(4).read(np.arange(4))["x"])
 
 
 def test_what_cannot_be_changed_is_held_out_as_it_is():
     data = from_arrays({"x": np.ones((4, 3), np.float32)}, "ones")
-    np.testing.assert_array_equal(data.varied(0).read(np.arange(4))["x"], np.ones((4, 3)))
+    np.testing.assert_array_equal(data.augmented(0).read(np.arange(4))["x"], np.ones((4, 3)))

@@ -11,9 +11,9 @@ from torch import nn
 
 import converter
 from converter import ConverterError, Options, Plan
+from converter.data import readers
 from converter.data.data import from_arrays
-from converter.data.images import Images
-from converter.data.readers import load
+from converter.data.images import Preprocessing
 from converter.models.export import find_callable
 from converter.models.source import open_source
 from converter.training.losses import Recipe
@@ -77,7 +77,7 @@ def test_negative_seed(place):
 @pytest.mark.parametrize("name", ["sizes", "raises"])
 def test_generators_that_fail(place, name):  # readers._from_function
     with pytest.raises(ConverterError):
-        load(f"odd:{name}", ["x"], Images(), find_callable)
+        readers.read(f"odd:{name}", ["x"], Preprocessing(), find_callable)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "none"])
@@ -110,7 +110,7 @@ def test_an_npy_named_npz(place):  # readers._from_npz
     np.save("a.npy", noise(3, 3, 8, 8))
     (place / "a.npy").rename("npy.npz")
     with pytest.raises(ConverterError):
-        load("npy.npz", ["x"], Images(), find_callable)
+        readers.read("npy.npz", ["x"], Preprocessing(), find_callable)
 
 
 def test_a_damaged_compressed_npz(place):  # readers._from_npz
@@ -119,7 +119,7 @@ def test_a_damaged_compressed_npz(place):  # readers._from_npz
     content[200:260] = bytes(60)
     (place / "comp.npz").write_bytes(content)
     with pytest.raises(ConverterError):
-        load("comp.npz", ["x"], Images(), find_callable)
+        readers.read("comp.npz", ["x"], Preprocessing(), find_callable)
 
 
 def test_words_for_numbers(place):  # data.conform
@@ -203,7 +203,7 @@ def test_a_network_of_uint8_images(
     x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "x.npz", x=x)
     config = Options.of(calib=str(tmp_path / "x.npz"), layout="nhwc")
-    found = open_source(tmp_path / "net.onnx", None, config, None).calib.read(np.arange(4))["x"]
+    found = open_source(tmp_path / "net.onnx", None, config).calib.read(np.arange(4))["x"]
     np.testing.assert_array_equal(found, x)
 
 
@@ -223,10 +223,10 @@ def test_a_module_with_a_length(place):  # pipeline.prove: `conversion.module or
     assert isinstance(result.model, nn.Module)
 
 
-def test_an_image_bomb(tmp_path):  # images.Images.open
+def test_an_image_bomb(tmp_path):  # images.Preprocessing.open
     Image.new("1", (20000, 20000)).save(tmp_path / "a.png")
     with pytest.raises(ConverterError):
-        Images().open(tmp_path / "a.png")
+        Preprocessing().read_file(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("options", [{"resize": -3}, {"crop": 0}, {"lr": float("inf")}])
@@ -237,7 +237,7 @@ def test_options_out_of_range(options):  # config.__post_init__
 
 def test_a_division_by_zero(tmp_path):  # config / images: --std 0 gives infinite inputs
     with pytest.raises(ConverterError):
-        Images.of(Options.of(std="0"))
+        Preprocessing.of(Options.of(std="0"))
 
 
 def test_a_very_long_name(place):  # OSError from Path.exists

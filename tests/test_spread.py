@@ -18,7 +18,8 @@ from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
 from converter.graph.survey import survey
-from converter.reconstruction.parallel import spread
+from converter.processes import Resources
+from converter.reconstruction.parallel import parallel_map
 from converter.reconstruction.solve import solve_layer, solve_layers
 
 CHANNELS = (3, 8, 8, 8, 8, 8)
@@ -44,7 +45,7 @@ def test_others_solve_what_one_process_solves(where, form, rank, address, layers
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
     chosen = {layer.name: (FORMS[form], rank) for layer in layers if layer.conv.k}
     cluster = address if where == "a cluster" else None
-    chains = solve_layers(layers, chosen, {}, cluster=cluster)
+    chains = solve_layers(layers, chosen, {}, Resources(cluster=cluster))
     assert list(chains) == list(chosen)
     for layer in layers:
         if layer.name in chosen:
@@ -80,7 +81,7 @@ def test_a_scheduler_that_is_not_there_is_refused_at_once(address, tmp_path, mon
 def test_a_process_that_is_killed_is_told_in_one_sentence(monkeypatch):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
     with pytest.raises(ConverterError, match="lack of memory"):
-        list(spread(2 * [partial(os._exit, 1)]))
+        list(parallel_map(2 * [partial(os._exit, 1)]))
 
 
 def test_a_worker_of_a_cluster_that_is_killed_is_told_too():
@@ -89,7 +90,7 @@ def test_a_worker_of_a_cluster_that_is_killed_is_told_too():
         LocalCluster(1, threads_per_worker=1, dashboard_address=None) as cluster,
         pytest.raises(ConverterError, match="lack of memory"),
     ):
-        list(spread(2 * [partial(os._exit, 1)], cluster.scheduler_address))
+        list(parallel_map(2 * [partial(os._exit, 1)], cluster.scheduler_address))
 
 
 @pytest.mark.parametrize("workers", [{}, {0: {"cls": Worker, "options": {"nthreads": 2}}}])
@@ -99,7 +100,7 @@ def test_workers_have_one_thread_each(workers):
         SpecCluster(workers, scheduler) as cluster,
         pytest.raises(ConverterError, match="workers of one thread each"),
     ):
-        list(spread([], cluster.scheduler_address))
+        list(parallel_map([], cluster.scheduler_address))
 
 
 def test_a_folder_is_trained_when_its_cluster_is_gone(workplace):
@@ -108,7 +109,7 @@ def test_a_folder_is_trained_when_its_cluster_is_gone(workplace):
     )
     converter.convert("toy:build", options=config).save("out")
     told = json.loads(Path("out/source.json").read_text())
-    told["config"]["cluster"] = "tcp://127.0.0.1:9"
+    told["options"]["cluster"] = "tcp://127.0.0.1:9"
     Path("out/source.json").write_text(json.dumps(told))
     x = {"x": noise(64, 3, 8, 8)}
     np.savez("train.npz", **x)
@@ -118,4 +119,4 @@ def test_a_folder_is_trained_when_its_cluster_is_gone(workplace):
 def test_without_dask_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ConverterError, match="flatconv\\[cluster\\]"):
-        list(spread([], "tcp://a:1"))
+        list(parallel_map([], "tcp://a:1"))

@@ -536,7 +536,7 @@ def test_what_bfloat16_cannot_teach_is_taught_in_float32(size, tmp_path, monkeyp
     second.bias.data = point.bias.data.clone()
     student.body = nn.Sequential(first, second)
     config = Options.of(finetune=2, lr=1e-2, train_batch=32, precision="bfloat16")
-    source = replace(open_source(teacher, TEST, config, None), train=data())
+    source = replace(open_source(teacher, TEST, config), train=data())
     names = list[str]()
     tuned, _, _ = distill(
         student, source.network, source, [], {}, config, lambda name, done: names.append(name)

@@ -23,62 +23,67 @@ class Data:
         read: Indices (n,) -> arrays (n, ...) by input name, ready for the network.
         labels: Classes, (count,) integers, or None.
         source: What the user named.
-        vary: As ``read``, of examples changed at random by a generator; None where there is no
-            way to change them that keeps what they show.
-        lessons: Indices (n,) and a generator, if they are to be changed at random -> inputs, and
-            labels (n, ...) that are read with them or are no classes; None where none are.
+        augment: As ``read``, with random changes drawn from a generator; None if there are no
+            changes that keep the meaning of an example.
+        load_batch: Indices (n,) and a generator (None for no random changes) -> inputs and labels
+            (n, ...). Set if labels are read together with the inputs, or are not classes.
     """
 
     count: int
     read: Callable[[np.ndarray], Arrays]
     labels: np.ndarray | None
     source: str
-    vary: Callable[[np.ndarray, np.random.Generator], Arrays] | None = None
-    lessons: LoadBatch | None = None
+    augment: Callable[[np.ndarray, np.random.Generator], Arrays] | None = None
+    load_batch: LoadBatch | None = None
 
-    def lesson(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
-        """Read examples (n, ...), with ``rng`` changed at random where they can be; and labels."""
-        if self.lessons is not None:
-            return self.lessons(indices, rng)
-        feeds = self.read(indices) if rng is None or self.vary is None else self.vary(indices, rng)
+    def batch(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
+        """Read inputs (n, ...) and their labels; with ``rng``, augmented if that is possible."""
+        if self.load_batch is not None:
+            return self.load_batch(indices, rng)
+        if rng is None or self.augment is None:
+            feeds = self.read(indices)
+        else:
+            feeds = self.augment(indices, rng)
         return feeds, None if self.labels is None else self.labels[indices]
 
-    def varied(self, seed: int) -> Data:
-        """Change examples at random, the same way whenever the same are read together."""
+    def augmented(self, seed: int) -> Data:
+        """Augment every read; the same indices always give the same arrays."""
 
-        def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
-            return self.lesson(indices, np.random.default_rng((seed, int(indices[0]))))
+        def load_batch(indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
+            return self.batch(indices, np.random.default_rng((seed, int(indices[0]))))
 
-        return replace(self, read=lambda indices: lesson(indices, None)[0], lessons=lesson)
+        return replace(
+            self, read=lambda indices: load_batch(indices, None)[0], load_batch=load_batch
+        )
 
-    def still(self) -> Data:
-        """Change nothing at random."""
-        lessons = self.lessons
-        unchanged = None if lessons is None else lambda indices, rng: lessons(indices, None)
-        return replace(self, vary=None, lessons=unchanged)
+    def without_augmentation(self) -> Data:
+        """Return the same data without random changes."""
+        load_batch = self.load_batch
+        plain = None if load_batch is None else lambda indices, rng: load_batch(indices, None)
+        return replace(self, augment=None, load_batch=plain)
 
     def unlabelled(self) -> Data:
-        """Forget all labels."""
-        return replace(self, labels=None, lessons=None)
+        """Return the same data without labels."""
+        return replace(self, labels=None, load_batch=None)
 
     def labelled(self, labels: np.ndarray) -> Data:
-        """Add labels (N, ...); only those that are classes hold of examples that are changed.
+        """Add labels (N, ...). Labels that are not classes switch augmentation off.
 
         Raises:
-            ConverterError: When they are no numbers, or not as many as there are examples.
+            ConverterError: When they are not numbers, or not as many as there are examples.
         """
         if are_classes(labels, self.count, self.source):
             return replace(self, labels=labels)
-        return replace(self, lessons=lambda indices, rng: (self.read(indices), labels[indices]))
+        return replace(self, load_batch=lambda indices, rng: (self.read(indices), labels[indices]))
 
-    def spans(self, size: int) -> Iterator[np.ndarray]:
+    def batch_indices(self, size: int) -> Iterator[np.ndarray]:
         """Iterate over the indices of batches, in order; the last may have fewer than ``size``."""
         for start in range(0, self.count, size):
             yield np.arange(start, min(start + size, self.count))
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Iterate over (indices, arrays), in order."""
-        for indices in self.spans(size):
+        for indices in self.batch_indices(size):
             yield indices, self.read(indices)
 
     def sample(self, count: int, seed: int) -> Data:
@@ -86,40 +91,53 @@ class Data:
         return self.split_off(count, seed)[0]
 
     def split_off(self, count: int, seed: int) -> tuple[Data, Data | None]:
-        """Part off ``count`` examples at random; the second part is None where none is left."""
+        """Split into ``count`` random examples and the rest; the rest is None if it is empty."""
         if count >= self.count:
             return self, None
         order = np.random.default_rng(seed).permutation(self.count)
         return self.take(np.sort(order[:count])), self.take(order[count:])
 
-    def filled(self, count: int) -> Data:
+    def repeated_to(self, count: int) -> Data:
         """Repeat the examples until there are ``count``."""
         return self.take(np.arange(count) % self.count) if count > self.count else self
 
-    def take(self, picked: np.ndarray) -> Data:
-        """Restrict to the examples ``picked``."""
-        labels = None if self.labels is None else self.labels[picked]
-        read, vary, lessons = self.read, self.vary, self.lessons
+    def whole_batches(self, size: int | None) -> Data:
+        """Repeat the examples to fill one batch, and drop an incomplete last batch.
+
+        Args:
+            size: The batch size that the network has fixed; None keeps all examples.
+        """
+        if size is None:
+            return self
+        data = self.repeated_to(size)
+        return data.take(np.arange(data.count - data.count % size))
+
+    def take(self, chosen: np.ndarray) -> Data:
+        """Restrict to the examples with the indices ``chosen``."""
+        labels = None if self.labels is None else self.labels[chosen]
+        read, augment, load_batch = self.read, self.augment, self.load_batch
         return replace(
             self,
-            count=len(picked),
+            count=len(chosen),
             labels=labels,
-            read=lambda indices: read(picked[indices]),
-            vary=None if vary is None else lambda indices, rng: vary(picked[indices], rng),
-            lessons=None if lessons is None else lambda indices, rng: lessons(picked[indices], rng),
+            read=lambda indices: read(chosen[indices]),
+            augment=None if augment is None else lambda indices, rng: augment(chosen[indices], rng),
+            load_batch=None
+            if load_batch is None
+            else lambda indices, rng: load_batch(chosen[indices], rng),
         )
 
 
 def random_data(
     shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, np.dtype], count: int, seed: int
 ) -> Data:
-    """Make ``count`` random examples: normal floats; zeros where the type is not a float.
+    """Make ``count`` random examples: normal floats; zeros for types that are not floats.
 
     Args:
-        shapes: By input name; the first axis is the batch's and not used.
+        shapes: By input name; the first axis is the batch axis and not used.
         dtypes: By input name.
         count: Number of examples.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
     """
 
     def read(indices: np.ndarray) -> Arrays:
@@ -142,15 +160,15 @@ def random_data(
 def conform(
     data: Data, shapes: Mapping[str, Sequence[int | None]], dtypes: Mapping[str, np.dtype]
 ) -> Data:
-    """Check data against a network's inputs and cast it to their types.
+    """Check data against the inputs of a network and cast it to their types.
 
     Args:
-        data: What was read.
-        shapes: By input name; None where a size is free. The first axis is the batch's.
+        data: The data as it was read.
+        shapes: By input name; None for a free size. The first axis is the batch axis.
         dtypes: By input name.
 
     Raises:
-        ConverterError: When an input's shape does not fit.
+        ConverterError: When the shape of an input does not fit.
     """
     first = data.read(np.arange(1))
     for name, shape in shapes.items():
@@ -163,51 +181,51 @@ def conform(
                 f"Data {data.source} has examples of shape {','.join(map(str, got))} for input "
                 f"{name!r}; the network takes {wanted}."
             )
-    read, vary, lessons = data.read, data.vary, data.lessons
+    read, augment, load_batch = data.read, data.augment, data.load_batch
 
     def cast(arrays: Arrays) -> Arrays:
         if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays.values()):
             raise ConverterError(f"Data {data.source} holds NaN or infinite values.")
         return {name: array.astype(dtypes[name], copy=False) for name, array in arrays.items()}
 
-    def lesson(indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
-        assert lessons is not None
-        feeds, labels = lessons(indices, rng)
+    def cast_batch(indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        assert load_batch is not None
+        feeds, labels = load_batch(indices, rng)
         return cast(feeds), labels
 
     return replace(
         data,
         read=lambda indices: cast(read(indices)),
-        vary=None if vary is None else lambda indices, rng: cast(vary(indices, rng)),
-        lessons=None if lessons is None else lesson,
+        augment=None if augment is None else lambda indices, rng: cast(augment(indices, rng)),
+        load_batch=None if load_batch is None else cast_batch,
     )
 
 
 def from_arrays(
     arrays: Mapping[str, np.ndarray], source: str, names: Sequence[str] | None = None
 ) -> Data:
-    """Wrap arrays (N, ...) by input name; ``y``, if there and no input, is the labels.
+    """Wrap arrays (N, ...) by input name; ``y``, unless it is an input, holds the labels.
 
     Args:
         arrays: By input name.
-        source: Words that say what they are.
-        names: The network's inputs; whatever is there if left out.
+        source: A description for messages.
+        names: The network's inputs; the names of ``arrays`` if left out.
 
     Raises:
         ConverterError: When an input is missing or unknown, or the arrays do not fit together.
     """
-    found = {name: np.asarray(array) for name, array in arrays.items()}
-    labels = found.pop("y", None) if "y" not in (names or ()) else None
-    names = list(found) if names is None else names
-    if not found or set(found) != set(names):
+    inputs = {name: np.asarray(array) for name, array in arrays.items()}
+    labels = inputs.pop("y", None) if "y" not in (names or ()) else None
+    names = list(inputs) if names is None else names
+    if not inputs or set(inputs) != set(names):
         raise ConverterError(
             f"{source} must have the network's inputs {', '.join(names)}, not "
-            f"{', '.join(sorted(found)) or 'none'}."
+            f"{', '.join(sorted(inputs)) or 'none'}."
         )
-    found = {name: found[name] for name in names}
-    check_arrays(found, source)
-    count = len(found[names[0]])
-    data = Data(count, lambda indices: {n: a[indices] for n, a in found.items()}, None, source)
+    inputs = {name: inputs[name] for name in names}
+    check_arrays(inputs, source)
+    count = len(inputs[names[0]])
+    data = Data(count, lambda indices: {n: a[indices] for n, a in inputs.items()}, None, source)
     return data if labels is None else data.labelled(labels)
 
 
@@ -215,7 +233,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
     """Check arrays (N, ...) by input name.
 
     Raises:
-        ConverterError: When one holds no numbers, or there are not as many examples of each.
+        ConverterError: When an array does not hold numbers, or their numbers of examples differ.
     """
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":
@@ -226,10 +244,10 @@ def check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
 
 
 def are_classes(labels: np.ndarray, count: int, source: str) -> bool:
-    """Tell whether labels of ``count`` examples are one integer each.
+    """Return whether the labels of ``count`` examples are one integer each.
 
     Raises:
-        ConverterError: When they are no numbers, or not as many as there are examples.
+        ConverterError: When they are not numbers, or not as many as there are examples.
     """
     if labels.dtype.kind not in "fiub" or not labels.ndim or len(labels) != count:
         raise ConverterError(

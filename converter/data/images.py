@@ -1,4 +1,4 @@
-"""How uint8 images become a network's input."""
+"""Preprocessing and augmentation of uint8 images."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from converter.options import Options
 from converter.errors import ConverterError, first_line
+from converter.options import Options
 
-SHIFT = 8  # an image is shifted by up to one part in so many of its side
-AREAS, SHAPE = (0.35, 1.0), 4 / 3  # of the part of an image file that is looked at
+SHIFT = 8  # an image is shifted by up to its side divided by this
+# Area and aspect ratio of a random crop (Szegedy et al., arXiv 1409.4842).
+CROP_AREA, CROP_ASPECT = (0.35, 1.0), 4 / 3
 
 
 @dataclass(frozen=True)
-class Images:
-    """How uint8 images become a network's input.
+class Preprocessing:
+    """How uint8 images become the input of a network.
 
     Attributes:
         mean: Per channel, subtracted after scaling to 0..1.
@@ -26,7 +27,7 @@ class Images:
         crop: Side of the square cut from the middle, image files only.
         bgr: Whether the network takes blue first.
         nhwc: Whether the network takes channels last.
-        flip: Whether an image still shows the same when it is flipped.
+        flip: Whether augmentation may flip an image horizontally.
     """
 
     mean: tuple[float, ...] = ()
@@ -38,8 +39,8 @@ class Images:
     flip: bool = True
 
     @classmethod
-    def of(cls, options: Options) -> Images:
-        """Take the preprocessing that ``options`` ask for."""
+    def of(cls, options: Options) -> Preprocessing:
+        """Return the preprocessing that ``options`` describe."""
         return cls(
             mean=options.images.mean,
             std=options.images.std,
@@ -51,7 +52,11 @@ class Images:
         )
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
-        """Turn uint8 RGB images (N, H, W, C) into float32 (N, C, H, W), or (N, H, W, C)."""
+        """Turn uint8 RGB images (N, H, W, C) into float32 (N, C, H, W), or (N, H, W, C).
+
+        Raises:
+            ConverterError: When ``mean`` or ``std`` do not fit the number of channels.
+        """
         for name, values in (("--mean", self.mean), ("--std", self.std)):
             if values and len(values) not in (1, images.shape[-1]):
                 raise ConverterError(
@@ -66,7 +71,7 @@ class Images:
             x = x[..., ::-1]
         return np.ascontiguousarray(x if self.nhwc else x.transpose(0, 3, 1, 2))
 
-    def moved(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def shifted_and_flipped(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Shift images (N, H, W, C) by up to an eighth at random, and flip half of them."""
         count, height, width, _ = images.shape
         rows, columns = (
@@ -76,21 +81,29 @@ class Images:
         if self.flip:
             columns = np.where(rng.random((count, 1)) < 0.5, columns[:, ::-1], columns)
         rows, columns = _reflected(rows, height), _reflected(columns, width)
-        every = np.arange(count)[:, None, None]
-        found: np.ndarray = images[every, rows[:, :, None], columns[:, None, :]]
-        return found
+        numbers = np.arange(count)[:, None, None]
+        return np.asarray(images[numbers, rows[:, :, None], columns[:, None, :]])
 
-    def open(self, path: Path, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Read an image file as uint8 (H, W, 3); with ``rng`` a part of it, or shifted; flipped."""
+    def read_file(self, path: Path, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Read an image file as uint8 (H, W, 3).
+
+        Args:
+            path: The file.
+            rng: Generator of a random crop (with ``crop``) or shift, and of flips; None for the
+                plain image.
+
+        Raises:
+            ConverterError: When Pillow cannot read the file.
+        """
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
         except Exception as error:  # Pillow raises many classes on damaged files
             raise ConverterError(f"Image {path} cannot be read: {first_line(error)}") from None
         if rng is not None and self.crop:
-            image = _random_part(image, rng).resize((self.crop,) * 2, Image.Resampling.BILINEAR)
-            part = np.asarray(image)
-            return part[:, ::-1] if self.flip and rng.random() < 0.5 else part
+            crop = _random_crop(image, rng).resize((self.crop,) * 2, Image.Resampling.BILINEAR)
+            pixels = np.asarray(crop)
+            return pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels
         if self.resize:
             scale = self.resize / min(image.size)
             width, height = (max(round(n * scale), 1) for n in image.size)
@@ -98,21 +111,21 @@ class Images:
         if self.crop:
             left, top = ((n - self.crop) // 2 for n in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
-        found = np.asarray(image)
-        return found if rng is None else self.moved(found[None], rng)[0]
+        pixels = np.asarray(image)
+        return pixels if rng is None else self.shifted_and_flipped(pixels[None], rng)[0]
 
 
 def _reflected(indices: np.ndarray, size: int) -> np.ndarray:
-    """Reflect what is outside of 0..size-1 at the border."""
+    """Reflect indices outside of 0..size-1 at the border."""
     indices = np.abs(indices)
     return np.where(indices < size, indices, 2 * (size - 1) - indices)
 
 
-def _random_part(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut out a rectangle of random area and shape (Szegedy et al., arXiv 1409.4842)."""
+def _random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Cut out a rectangle of random area and aspect ratio."""
     width, height = image.size
-    area = rng.uniform(*AREAS) * width * height
-    shape = float(np.exp(rng.uniform(-np.log(SHAPE), np.log(SHAPE))))
-    w, h = min(round((area * shape) ** 0.5), width), min(round((area / shape) ** 0.5), height)
+    area = rng.uniform(*CROP_AREA) * width * height
+    aspect = float(np.exp(rng.uniform(-np.log(CROP_ASPECT), np.log(CROP_ASPECT))))
+    w, h = min(round((area * aspect) ** 0.5), width), min(round((area / aspect) ** 0.5), height)
     left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
     return image.crop((int(left), int(top), int(left) + max(w, 1), int(top) + max(h, 1)))

@@ -1,4 +1,4 @@
-"""Whether a rewritten network computes what its chains say, and where it began to differ."""
+"""Checks that a rewritten network computes the same as its chains, layer by layer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from converter.graph.survey import Layer
 from converter.models.export import flat_outputs, forward
 from converter.runtime.ort import run
 
-# Relative difference of two computations of the same network, by the type of what they give.
+# Relative difference between two computations of the same network, by the type of the output.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6, "float16": 3e-2}
-# Whole numbers come of rounding or of an argmax, where a hair decides: a percent may differ.
-WHOLE_TOLERANCE = 1e-2
+# Integers come from rounding or argmax, where rounding errors decide ties: a percent may differ.
+INTEGER_TOLERANCE = 1e-2
 
 
 def check(
@@ -33,30 +33,32 @@ def check(
     chains: Mapping[str, Chain],
     samples: Mapping[str, Arrays],
 ) -> str | None:
-    """Hold a rewritten network against the original with each chain's dense kernel in its place.
+    """Compare a rewritten network with the original that has the dense kernels of its chains.
 
     Args:
         original: The network before.
         converted: The network after.
         layers: The layers of the original, in graph order.
-        chains: What replaced them, by layer name.
-        samples: Inputs, by the words that say what they are.
+        chains: The chains in place of layers, by layer name.
+        samples: Inputs, by a description of them.
 
     Returns:
-        The sentence that names the layer where the two first differ, or None.
+        A sentence that names the first layer where the two differ, or None.
     """
     problem = check_graph(converted)
     if problem:
         return problem
     replaced = [layer for layer in layers if layer.name in chains]
     outputs = [str(value.name) for value in original.graph.outputs]
-    places = {layer.output: f"layer {layer.name}" for layer in replaced}
-    names = [*places, *(name for name in outputs if name not in places)]
-    wanted = list(observe_batches(_dense(original, replaced, chains), names, samples.values()))
-    found = observe_batches(converted, names, samples.values())
-    for what, expected in zip(samples, wanted):
+    titles = {layer.output: f"layer {layer.name}" for layer in replaced}
+    names = [*titles, *(name for name in outputs if name not in titles)]
+    expected_batches = list(
+        observe_batches(_dense(original, replaced, chains), names, samples.values())
+    )
+    converted_batches = observe_batches(converted, names, samples.values())
+    for what, expected in zip(samples, expected_batches):
         try:
-            got = next(found)
+            got = next(converted_batches)
         except ConverterError as failure:
             return f"The rewritten network does not run on {what}: {failure}"
         for name in (n for n in names if _numeric(expected[n])):
@@ -64,13 +66,13 @@ def check(
             if not error <= tolerance(expected[name]):
                 return (
                     f"The rewritten network differs from its own dense kernels by {error:.1e} on "
-                    f"{what}, beginning at {places.get(name, f'output {name}')}."
+                    f"{what}, beginning at {titles.get(name, f'output {name}')}."
                 )
     return None
 
 
 def _dense(original: ir.Model, replaced: Sequence[Layer], chains: Mapping[str, Chain]) -> ir.Model:
-    """Put each chain's dense kernel in the place of its layer."""
+    """Return the original with the dense kernel of each chain in its layer."""
     dense = {
         layer.output: replace(
             layer.conv,
@@ -87,10 +89,10 @@ def _dense(original: ir.Model, replaced: Sequence[Layer], chains: Mapping[str, C
 
 
 def check_same(original: ir.Model, network: ir.Model, samples: Mapping[str, Arrays]) -> str | None:
-    """Hold a network in normal form against what it was made of, by outputs of fixed shape.
+    """Compare a canonical network with the network as it was read, by outputs of fixed shape.
 
     Returns:
-        The sentence that says by how much they differ, or None.
+        A sentence that says by how much they differ, or None.
     """
     unstable = varying(original)
     for what, feeds in samples.items():
@@ -106,9 +108,9 @@ def check_same(original: ir.Model, network: ir.Model, samples: Mapping[str, Arra
 
 
 def check_graph(model: ir.Model) -> str | None:
-    """Run ONNX's checker with full shape inference; return what it found, or None.
+    """Run ONNX's checker with full shape inference; return a sentence, or None if it passes.
 
-    Weights in files of their own are checked as inputs of their types and shapes.
+    External weights are checked as inputs of their types and shapes.
     """
     try:
         onnx.checker.check_model(ir.to_proto(without_files(model)), full_check=True)
@@ -118,15 +120,15 @@ def check_graph(model: ir.Model) -> str | None:
 
 
 def _numeric(value: object) -> bool:
-    """Tell an array of numbers from strings, sequences and maps."""
+    """Return whether a value is an array of numbers, not strings, a sequence or a map."""
     return isinstance(value, np.ndarray) and value.dtype.kind not in "OSU"
 
 
 def difference(expected: np.ndarray, got: np.ndarray) -> float:
-    """Relative difference |got - expected| / |expected|; infinite where shapes differ.
+    """Return the relative difference |got - expected| / |expected|; infinite if shapes differ.
 
-    Of whole numbers, if it is less, the share that differs, one of them let pass: class indices
-    say nothing by their distance.
+    For integers, the share of elements that differ counts if it is less, because the distance
+    between class indices has no meaning. One differing element is ignored.
     """
     if expected.shape != got.shape:
         return float("inf")
@@ -138,17 +140,17 @@ def difference(expected: np.ndarray, got: np.ndarray) -> float:
 
 
 def tolerance(array: np.ndarray) -> float:
-    """Say how large the relative difference from ``array`` may be."""
-    return TOLERANCE.get(array.dtype.name, WHOLE_TOLERANCE)
+    """Return the largest relative difference from ``array`` that passes."""
+    return TOLERANCE.get(array.dtype.name, INTEGER_TOLERANCE)
 
 
 def check_torch_vs_onnx(
     module: nn.Module, network: ir.Model, samples: Mapping[str, Arrays]
 ) -> str | None:
-    """Hold the converted torch model against the converted ONNX network.
+    """Compare a torch model with the ONNX network of the same weights.
 
     Returns:
-        The sentence that says by how much they differ, or None.
+        A sentence that says by how much they differ, or None.
     """
     session = open_session(network)
     for what, feeds in samples.items():
@@ -157,7 +159,7 @@ def check_torch_vs_onnx(
             error = difference(expected.numpy(), got)
             if not error <= tolerance(got):
                 return (
-                    f"The converted torch model and its ONNX twin differ by {error:.1e} on {what}, "
-                    f"at output {name}."
+                    f"The converted torch model and its ONNX network differ by {error:.1e} on "
+                    f"{what}, at output {name}."
                 )
     return None

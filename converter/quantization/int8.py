@@ -42,7 +42,7 @@ def as_int8(
     inputs_seen = source.calib or source.train
     assert inputs_seen is not None
     insisted = inputs(network)[0].shape[0]
-    data = inputs_seen.sample(EXAMPLES, options.resources.seed).filled(insisted or 1)
+    data = inputs_seen.sample(EXAMPLES, options.resources.seed).repeated_to(insisted or 1)
     batch = insisted or min(BATCH, data.count)
     data = data.take(np.arange(data.count - data.count % batch))  # whole batches
     network, ranges = equalize(network, observed_ranges(network, data, batch))

@@ -1,4 +1,4 @@
-"""A layer as it is seen in the original network, and in the one that is being converted."""
+"""Samples of a layer: its inputs in the converted network, its outputs in the original."""
 
 from __future__ import annotations
 
@@ -11,97 +11,104 @@ import numpy as np
 from converter.data.data import Arrays
 from converter.graph.consumers import Consumers
 from converter.graph.survey import Layer
-from converter.reconstruction.moments import (
-    choose_positions,
-    cut_patches,
-    patch_count,
-    patch_size,
-)
+from converter.reconstruction.moments import patch_count, patch_size
+from converter.reconstruction.positions import choose_positions, cut_patches
 
 
 @dataclass(frozen=True)
 class LayerSample:
-    """A layer at positions chosen at random, in the original and in the converted network.
+    """A layer at random positions, in the original and in the converted network.
 
     Attributes:
-        patches: (groups, P, n), what the converted part gives it.
-        target: (P, O), what it should give: the original's output, or its sum with the shortcut
+        patches: (groups, P, n), its input patches in the converted network.
+        target: (P, O), its output in the original network. With a shortcut: the original's sum
             less the converted shortcut.
         shortcut: (P, O), the converted shortcut, or zeros.
-        around: What follows the sum of both; P are whole windows of its pooling.
+        consumers: What follows the sum of both; the P positions are whole windows of its pooling.
     """
 
     patches: np.ndarray
     target: np.ndarray
     shortcut: np.ndarray
-    around: Consumers
+    consumers: Consumers
 
     @classmethod
-    def of(cls, parts: Sequence[LayerSample]) -> LayerSample:
-        """Put what was seen of all batches together."""
+    def concatenated(cls, parts: Sequence[LayerSample]) -> LayerSample:
+        """Concatenate the samples of all batches."""
         return cls(
             np.concatenate([part.patches for part in parts], axis=1),
             np.concatenate([part.target for part in parts]),
             np.concatenate([part.shortcut for part in parts]),
-            parts[0].around,
+            parts[0].consumers,
         )
 
-    def one_sided(self, response: np.ndarray) -> np.ndarray:
-        """The target, but where it does not come through, a response that does not, either."""
+    @property
+    def one_sided(self) -> bool:
+        """Whether a ReLU or a max pooling masks a part of the output."""
+        return self.consumers.rectified or math.prod(self.consumers.pool) > 1
+
+    def one_sided_target(self, response: np.ndarray) -> np.ndarray:
+        """Return the target, relaxed where ReLU and pooling mask the original's output.
+
+        There a response that is masked, too, is its own target. A response that is not masked
+        has the bound of the mask as its target.
+
+        Args:
+            response: (P, O), the output of the converted layer.
+        """
         wanted, got = self.target + self.shortcut, response + self.shortcut
-        ceiling = np.repeat(self._passed(wanted), math.prod(self.around.pool), axis=0)
-        passed = np.where(wanted >= ceiling, wanted, np.minimum(got, ceiling))
-        found: np.ndarray = passed - self.shortcut
-        return found
+        bound = np.repeat(self._after_consumers(wanted), math.prod(self.consumers.pool), axis=0)
+        target = np.where(wanted >= bound, wanted, np.minimum(got, bound))
+        return np.asarray(target - self.shortcut)
 
     def error(self, response: np.ndarray) -> float:
-        """Relative error of a response, after ReLU and pooling where they follow."""
-        wanted = self._passed(self.target + self.shortcut)
-        got = self._passed(response + self.shortcut)
+        """Return the relative error of a response (P, O), after ReLU and pooling if they follow."""
+        wanted = self._after_consumers(self.target + self.shortcut)
+        got = self._after_consumers(response + self.shortcut)
         return float(np.linalg.norm(got - wanted) / (np.linalg.norm(wanted) or 1.0))
 
-    def _passed(self, sums: np.ndarray) -> np.ndarray:
-        """What comes through ReLU and pooling: (P / window, O)."""
-        windows = sums.reshape(-1, math.prod(self.around.pool), sums.shape[1]).max(1)
-        found: np.ndarray = np.maximum(windows, 0) if self.around.rectified else windows
-        return found
+    def _after_consumers(self, sums: np.ndarray) -> np.ndarray:
+        """Apply pooling and ReLU: (P, O) -> (P / window, O)."""
+        pooled = sums.reshape(-1, math.prod(self.consumers.pool), sums.shape[1]).max(1)
+        return np.asarray(np.maximum(pooled, 0) if self.consumers.rectified else pooled)
 
 
-def look(
+def sample_layer(
     layer: Layer,
-    around: Consumers,
+    consumers: Consumers,
     original: Arrays,
     converted: Arrays,
     share: float,
-    memory: float,
+    memory_bytes: float,
     rng: np.random.Generator,
 ) -> LayerSample:
-    """Look at a layer at random positions of a batch.
+    """Sample a layer at random positions of a batch.
 
     Args:
         layer: A convolution or linear layer.
-        around: What follows it.
-        original: What the original network gives, by tensor name: (N, C, *size).
-        converted: The same of the converted one; the same object where nothing differs yet.
-        share: Of all sample inputs that are in this batch.
-        memory: Bytes that the patches of all batches may take, roughly.
-        rng: Of the positions.
+        consumers: What follows it.
+        original: Tensors of the original network by name: (N, C, *size).
+        converted: The same of the converted network; the same object as long as nothing differs.
+        share: Share of all sample inputs that this batch has.
+        memory_bytes: Memory for the patches of all batches, roughly.
+        rng: Generator of the positions.
     """
     conv = layer.conv
     assert conv is not None
     inputs = original[layer.source]
-    count = math.ceil(patch_count(patch_size(conv), memory) * share)
-    at = choose_positions(conv, inputs.shape, count, rng, around.pool)
-    wished = cut_patches(inputs, conv, at)
-    given = wished if converted is original else cut_patches(converted[layer.source], conv, at)
+    count = math.ceil(patch_count(patch_size(conv), memory_bytes) * share)
+    positions = choose_positions(conv, inputs.shape, count, rng, consumers.pool)
+    patches = cut_patches(inputs, conv, positions)
     weights = np.split(conv.kernel.astype(np.float32), conv.groups)
     target = np.concatenate(
-        [part @ w.reshape(len(w), -1).T for part, w in zip(wished, weights)], axis=1
+        [part @ w.reshape(len(w), -1).T for part, w in zip(patches, weights)], axis=1
     )  # (P, O)
     if conv.bias is not None:
         target = target + conv.bias.astype(np.float32)
+    if converted is not original:
+        patches = cut_patches(converted[layer.source], conv, positions)
     shortcut = np.zeros_like(target)
-    if around.added in original and original[around.added].ndim == inputs.ndim:
-        shortcut = at.read(converted[around.added]).astype(np.float32)
-        target = target + at.read(original[around.added]) - shortcut
-    return LayerSample(given, target, shortcut, around)
+    if consumers.added in original and original[consumers.added].ndim == inputs.ndim:
+        shortcut = positions.read(converted[consumers.added]).astype(np.float32)
+        target = target + positions.read(original[consumers.added]) - shortcut
+    return LayerSample(patches, target, shortcut, consumers)

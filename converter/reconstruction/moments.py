@@ -1,10 +1,10 @@
-"""What a layer really sees: the second moments of its input patches on sample data."""
+"""Second moments of the input patches of layers, on sample data."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,121 +13,39 @@ import onnx_ir as ir
 from converter.data.data import Arrays, Data
 from converter.decomposition.conv import Conv
 from converter.decomposition.metric import FLOOR, Metric
-from converter.graph.network import LARGEST_BATCH, observe_batches, observe_shapes
+from converter.graph.network import LARGEST_BATCH, inputs, observe_batches, observe_shapes
 from converter.graph.survey import Layer
-from converter.processes import SINGLE_PROCESS, ProcessGroup
+from converter.processes import Resources
+from converter.reconstruction.positions import choose_positions, cut_patches
 
-IMAGES = 256
-# Patches: as many as this much arithmetic buys (multiplications), within bounds, so that a narrow
-# layer is known well and a wide one in seconds.
-WORK, FEWEST_PER_WEIGHT, MOST_PATCHES = 2.5e11, 4, 40_000
-FEWEST_PATCHES = 1024
-BYTES = 4  # of a number that a layer takes
+MAX_IMAGES = 256
+# The number of patches is what PATCH_WORK multiplications allow, within bounds: a narrow layer is
+# sampled well, a wide one in seconds.
+PATCH_WORK, MIN_PER_WEIGHT, MAX_PATCHES = 2.5e11, 4, 40_000
+MIN_PATCHES = 1024
+FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 # Copies of a full matrix of second moments (float64) that are alive while a layer is solved.
 COPIES = 4
+Metrics = dict[str, tuple[Metric, ...]]
 
 
-@dataclass(frozen=True)
-class Positions:
-    """Where a layer was looked at.
+def patch_size(conv: Conv) -> int:
+    """Return the number of entries n = I/groups * prod(k) of an input patch of one group."""
+    return conv.I // conv.groups * math.prod(conv.k)
 
-    Attributes:
-        images: (P,) indices into the batch; of a linear layer into all rows of its inputs.
-        outputs: (P,) positions of the output, one array for each axis.
+
+def patch_count(n: int, memory_bytes: float) -> int:
+    """Return how many patches of ``n`` entries to sample, within a quarter of the memory.
+
+    ``MIN_PATCHES`` are sampled whatever the memory: fewer give no usable moments.
     """
-
-    images: np.ndarray
-    outputs: tuple[np.ndarray, ...]
-
-    def read(self, values: np.ndarray) -> np.ndarray:
-        """Read a tensor (N, C, *output size), or (..., C), at the positions: (P, C)."""
-        if not self.outputs:
-            return np.asarray(values.reshape(-1, values.shape[-1])[self.images])
-        where: tuple[np.ndarray | slice, ...] = (self.images, slice(None), *self.outputs)
-        return np.asarray(values[where])
+    wanted = min(max(PATCH_WORK / n**2, MIN_PER_WEIGHT * n), MAX_PATCHES)
+    return max(int(min(wanted, memory_bytes / (4 * FLOAT32_BYTES * n))), MIN_PATCHES)
 
 
-def choose_positions(
-    conv: Conv,
-    shape: Sequence[int],
-    count: int,
-    rng: np.random.Generator,
-    window: tuple[int, ...] | None = None,
-) -> Positions:
-    """Choose output positions at random, with repetition; all of them, once, if there are no more.
-
-    Args:
-        conv: The layer.
-        shape: (N, I, *size) of its input; (..., I) of a linear layer's.
-        count: How many, at least; whole windows are chosen.
-        rng: Of the choice.
-        window: Positions come in windows of this size, one after the other; single if left out.
-    """
-    window = window or (1,) * len(conv.k)
-    area = math.prod(window)
-    if conv.k:
-        tiles = [size // w for size, w in zip(conv.output_size(shape[2:]), window)]
-        grid = (shape[0], *tiles)
-    else:
-        grid = (math.prod(shape[:-1]),)
-    wanted, there = -(-count // area), math.prod(grid)
-    chosen = rng.integers(0, there, wanted) if wanted < there else np.arange(there)
-    images, *corners = np.unravel_index(chosen, grid)
-    outputs = [
-        (corner[:, None] * window[axis] + np.indices(window)[axis].ravel()).ravel()
-        for axis, corner in enumerate(corners)
-    ]
-    return Positions(np.repeat(images, area), tuple(outputs))
-
-
-def cut_patches(inputs: np.ndarray, conv: Conv, at: Positions) -> np.ndarray:
-    """Cut the patches that a layer sees.
-
-    Args:
-        inputs: (N, I, *size); of a linear layer (..., I).
-        conv: Zero padding; a transposed one sees its inputs with zeros between them.
-        at: Positions of its output.
-
-    Returns:
-        (groups, P, I/groups * prod(k)), float32, in the order of the kernel's entries.
-    """
-    if not conv.k:
-        inputs = inputs.reshape(-1, conv.I)
-    axes, count = len(conv.k), len(at.images)
-    places, inside = [], np.ones(())
-    for axis, chosen in enumerate(at.outputs):
-        start, stride = chosen[:, None], conv.stride[axis]
-        taps = conv.dilation[axis] * np.arange(conv.k[axis])
-        if conv.transposed:
-            place = start + conv.padding[axis][0] - taps  # (P, K), among the zeros
-            inserted, place = place % stride != 0, place // stride
-        else:
-            place = start * stride - conv.padding[axis][0] + taps
-            inserted = np.zeros(place.shape, bool)
-        shape = [count, *[1] * axes]
-        shape[1 + axis] = conv.k[axis]
-        size = inputs.shape[2 + axis]
-        inside = inside * ((place >= 0) & (place < size) & ~inserted).reshape(shape)
-        places.append(place.clip(0, size - 1).reshape(shape))
-    last = np.moveaxis(inputs, 1, -1)  # (N, *size, I)
-    where = (at.images.reshape(-1, *[1] * axes), *places)
-    patches = last[where] * inside[..., None].astype(np.float32)  # (P, *k, I)
-    by_channel = np.moveaxis(patches, -1, 1).reshape(count, conv.groups, -1)
-    return np.ascontiguousarray(by_channel.swapaxes(0, 1), np.float32)
-
-
-def patch_count(n: int, memory: float) -> int:
-    """Say how many patches of ``n`` entries to look at, within a quarter of ``memory`` bytes.
-
-    Fewer than ``FEWEST_PATCHES`` would say nothing, whatever the memory.
-    """
-    wanted = min(max(WORK / n**2, FEWEST_PER_WEIGHT * n), MOST_PATCHES)
-    return max(int(min(wanted, memory / (4 * 4 * n))), FEWEST_PATCHES)
-
-
-def fits(n: int, memory: float) -> bool:
-    """Say whether the full second moments of ``n`` entries can be worked with."""
-    return COPIES * 8 * n**2 <= memory
+def fits(n: int, memory_bytes: float) -> bool:
+    """Return whether there is memory to work with the full second moments of ``n`` entries."""
+    return COPIES * FLOAT64_BYTES * n**2 <= memory_bytes
 
 
 def metric_of(patches: np.ndarray, I: int, full: bool, floor: float) -> Metric:
@@ -140,103 +58,93 @@ def second_moments(
     network: ir.Model,
     layers: Sequence[Layer],
     data: Data,
+    resources: Resources = Resources(),
     *,
-    batch_size: int | None = None,
-    seed: int = 0,
-    memory: float = 2.0**31,
-    threads: int = 1,
     coarse: bool = False,
-    place: ProcessGroup = SINGLE_PROCESS,
-    progress: Callable[[float], None] = lambda done: None,
-) -> dict[str, tuple[Metric, ...]]:
-    """Estimate what every layer sees, in one pass over the data.
+) -> Metrics:
+    """Estimate the second moments of the input patches of every layer.
 
-    In several passes, each for some of the layers, where the inputs of all of them take too much
-    memory even for one example.
+    One pass over the data serves all layers whose inputs fit into the memory together. All
+    processes of ``resources.group`` call this with the same arguments and share the batches.
 
     Args:
         network: The original network.
-        layers: Its convolutions to look at.
-        data: Sample inputs; at most ``IMAGES`` of them are used.
-        batch_size: The batch size that the network insists on, or None.
-        seed: Of the choice of images and positions.
-        memory: Bytes that the moments of all layers may take; the largest get their Kronecker
-            form where that would be more.
-        threads: Of onnxruntime.
-        coarse: For estimates: Kronecker forms for all layers, of moments about the mean, since
-            a bias makes up for what the mean does.
-        place: Several processes share the batches; all call this with the same arguments.
-        progress: Called with the share done.
+        layers: Its convolutions to sample.
+        data: Sample inputs; at most ``MAX_IMAGES`` of them are used.
+        resources: The moments of all layers share the memory; the largest layers get their
+            Kronecker form if it is short.
+        coarse: For estimates: Kronecker forms for all layers, of moments about the mean, because
+            a bias corrects for the mean.
 
     Returns:
         By layer name, a metric for each group; nothing in processes other than the first.
     """
-    least = batch_size or 1
-    images = data.sample(max(IMAGES, least), seed).filled(least)
-    if images.count % least:
-        images = images.take(np.arange(images.count - images.count % least))
+    memory, batch_size = resources.memory_bytes, inputs(network)[0].shape[0]
+    count = max(MAX_IMAGES, batch_size or 1)
+    images = data.sample(count, resources.seed).whole_batches(batch_size)
     convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
-    full = set() if coarse else _those_that_fit(convs, memory)
-    sums: dict[str, _Totals] = {}
-    groups = _groups(network, layers, images.read(np.arange(least)), memory / 4)
-    for number, (group, size) in enumerate(groups):
-        spans = list(place.shard(images.spans(batch_size or size)))
+    full = set() if coarse else _fitting_in_full(convs, memory)
+    totals: dict[str, _Totals] = {}
+    first = images.read(np.arange(batch_size or 1))
+    passes = _split_into_passes(network, layers, first, memory / 4)
+    report = resources.stage("calibrating")
+    for number, (group, size) in enumerate(passes):
+        batches = list(resources.group.shard(images.batch_indices(batch_size or size)))
         names = list(dict.fromkeys(layer.source for layer in group))
-        passes = observe_batches(network, names, map(images.read, spans), threads)
-        for span, seen in zip(spans, passes):
-            rng = np.random.default_rng((seed, int(span[0])))
+        observed = observe_batches(network, names, map(images.read, batches), resources.threads)
+        for indices, tensors in zip(batches, observed):
+            rng = np.random.default_rng((resources.seed, int(indices[0])))
             for layer in group:
-                conv, inputs = convs[layer.name], seen[layer.source]
-                wanted = patch_count(patch_size(conv), memory) * len(inputs) / images.count
-                at = choose_positions(conv, inputs.shape, math.ceil(wanted), rng)
-                I, in_full = conv.I // conv.groups, layer.name in full
-                found = tuple(  # in float64: float32 errs by more than the metric's floor
-                    tuple(_sums(part.astype(np.float64), I, in_full, coarse))
-                    for part in cut_patches(inputs, conv, at)
-                )
-                more = _Totals(found, len(at.images))
-                before = sums.get(layer.name)
-                sums[layer.name] = more if before is None else before.added(more)
-            progress((number + (int(span[-1]) + 1) / images.count) / len(groups))
+                conv, values = convs[layer.name], tensors[layer.source]
+                wanted = patch_count(patch_size(conv), memory) * len(values) / images.count
+                positions = choose_positions(conv, values.shape, math.ceil(wanted), rng)
+                patches = cut_patches(values, conv, positions)
+                more = _Totals.of(patches, conv, layer.name in full, coarse)
+                known = totals.get(layer.name)
+                totals[layer.name] = more if known is None else known.plus(more)
+            report((number + (int(indices[-1]) + 1) / images.count) / len(passes))
     metrics = {}
     for name, conv in convs.items():
-        parts = place.gather([sums.pop(name)] if name in sums else [])
+        parts = resources.group.gather([totals.pop(name)] if name in totals else [])
         if parts:
-            means = functools.reduce(_Totals.added, parts).means()
+            means = functools.reduce(_Totals.plus, parts).means()
             metrics[name] = tuple(_metric(mean, conv.I // conv.groups) for mean in means)
     return metrics
 
 
 @dataclass(frozen=True)
 class _Totals:
-    """Sums over ``count`` patches, as ``_sums`` gives them, of each group."""
+    """Sums over ``count`` patches, as ``_sums`` returns them, of each group."""
 
     groups: tuple[tuple[np.ndarray, ...], ...]
     count: int
 
-    def added(self, other: _Totals) -> _Totals:
-        """Sum over the patches of both."""
+    @classmethod
+    def of(cls, patches: np.ndarray, conv: Conv, full: bool, coarse: bool) -> _Totals:
+        """Sum over patches (groups, P, n); in float64: float32 errs by more than the floor."""
+        sums = (
+            _sums(part.astype(np.float64), conv.I // conv.groups, full, coarse) for part in patches
+        )
+        return cls(tuple(map(tuple, sums)), patches.shape[1])
+
+    def plus(self, other: _Totals) -> _Totals:
+        """Return the sums over the patches of both."""
         pairs = zip(self.groups, other.groups)
-        together = tuple(tuple(a + b for a, b in zip(old, new)) for old, new in pairs)
-        return _Totals(together, self.count + other.count)
+        sums = tuple(tuple(a + b for a, b in zip(mine, more)) for mine, more in pairs)
+        return _Totals(sums, self.count + other.count)
 
     def means(self) -> list[list[np.ndarray]]:
-        """Means over the patches."""
+        """Return the means over the patches."""
         return [[total / self.count for total in group] for group in self.groups]
 
 
-def patch_size(conv: Conv) -> int:
-    """Entries n = I/groups * prod(k) of one input patch of one group."""
-    return conv.I // conv.groups * math.prod(conv.k)
-
-
-def _groups(
-    network: ir.Model, layers: Sequence[Layer], feeds: Arrays, memory: float
+def _split_into_passes(
+    network: ir.Model, layers: Sequence[Layer], feeds: Arrays, memory_bytes: float
 ) -> list[tuple[list[Layer], int]]:
-    """Part layers, in order, so that the inputs of each part together fit into memory.
+    """Split layers, in order, so that the inputs of each part together fit into memory.
 
     Returns:
-        The parts, each with the examples that may run together.
+        The parts, each with the number of examples that may run together.
     """
     names = list(dict.fromkeys(layer.source for layer in layers))
     shapes = observe_shapes(network, names, feeds)
@@ -244,23 +152,23 @@ def _groups(
     groups: list[list[Layer]] = []
     sizes: list[dict[str, int]] = []  # bytes of the inputs of each part, for ``feeds``
     for layer in layers:
-        own = {layer.source: BYTES * math.prod(shapes[layer.source])}
-        if groups and sum((sizes[-1] | own).values()) <= memory:
+        own = {layer.source: FLOAT32_BYTES * math.prod(shapes[layer.source])}
+        if groups and sum((sizes[-1] | own).values()) <= memory_bytes:
             groups[-1].append(layer)
             sizes[-1] |= own
         else:
             groups.append([layer])
             sizes.append(own)
-    fitting = [int(memory * count / max(sum(size.values()), 1)) for size in sizes]
+    fitting = [int(memory_bytes * count / max(sum(size.values()), 1)) for size in sizes]
     return list(zip(groups, (min(max(n, 1), LARGEST_BATCH) for n in fitting)))
 
 
-def _those_that_fit(convs: Mapping[str, Conv], memory: float) -> set[str]:
+def _fitting_in_full(convs: Mapping[str, Conv], memory_bytes: float) -> set[str]:
     """Choose the layers whose full moments fit into memory together, the smallest first."""
-    chosen, left = set(), memory
+    chosen, left = set(), memory_bytes
     for name, conv in sorted(convs.items(), key=lambda item: patch_size(item[1])):
-        left -= 8 * conv.groups * patch_size(conv) ** 2
-        if left >= 0 and fits(patch_size(conv), memory):
+        left -= FLOAT64_BYTES * conv.groups * patch_size(conv) ** 2
+        if left >= 0 and fits(patch_size(conv), memory_bytes):
             chosen.add(name)
     return chosen
 
@@ -272,28 +180,28 @@ def _sums(patches: np.ndarray, I: int, full: bool, mean: bool = False) -> list[n
     """
     last = [patches.sum(0)] if mean else []
     if full:
-        return [_squares(patches), *last]
+        return [_gram(patches), *last]
     blocks = patches.reshape(len(patches), I, -1)
-    channels = _squares(blocks.transpose(0, 2, 1).reshape(-1, I))
-    window = _squares(blocks.reshape(len(patches) * I, -1))
+    channels = _gram(blocks.transpose(0, 2, 1).reshape(-1, I))
+    window = _gram(blocks.reshape(len(patches) * I, -1))
     return [channels / blocks.shape[2], window, *last]
 
 
-def _squares(rows: np.ndarray) -> np.ndarray:
-    """X^T X; products in the type of the rows, sums in float64."""
+def _gram(rows: np.ndarray) -> np.ndarray:
+    """Return X^T X; products in the type of the rows, sums in float64."""
     total = np.zeros((rows.shape[1],) * 2)
     for part in np.array_split(rows, max(len(rows) // 8192, 1)):
         total += part.T @ part
     return total
 
 
-def _metric(found: Sequence[np.ndarray], I: int, floor: float = FLOOR) -> Metric:
-    """Make a metric of means that ``_sums`` gave; about the mean patch where that is there."""
-    if len(found) == 1:
-        return Metric.of(found[0], I, floor)
-    channels, window, *means = found
+def _metric(moments: Sequence[np.ndarray], I: int, floor: float = FLOOR) -> Metric:
+    """Make a metric of the means of ``_sums``; about the mean patch if that is given."""
+    if len(moments) == 1:
+        return Metric.of(moments[0], I, floor)
+    channels, window, *means = moments
     if not means:
         return Metric.kronecker(channels, window, floor)
-    still_channels, still_window = _sums(means[0][None], I, full=False)
-    metric = Metric.kronecker(channels - still_channels, window - still_window, floor)
+    mean_channels, mean_window = _sums(means[0][None], I, full=False)
+    metric = Metric.kronecker(channels - mean_channels, window - mean_window, floor)
     return replace(metric, mean=means[0])

@@ -22,7 +22,7 @@ KILLED = (
 )
 
 
-def spread(
+def parallel_map(
     jobs: Iterable[Callable[[], T]], cluster: str | None = None, alone: bool = False
 ) -> Iterator[T]:
     """Run jobs in processes of one thread each, and give what they return, in order.

@@ -1,11 +1,10 @@
-"""The chosen layers as chains: solved on all cores, or taken from the cache."""
+"""Layers solved independently of one another, or taken from the cache."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -16,11 +15,35 @@ from converter.decomposition.forms import find_form
 from converter.decomposition.metric import Metric
 from converter.errors import ConverterError
 from converter.graph.survey import Layer
-from converter.reconstruction.parallel import spread
+from converter.processes import Resources
+from converter.reconstruction.parallel import parallel_map
 
-# Processes pay off for many narrow layers; few layers do not outweigh their start, and wide ones
-# keep all cores busy by themselves, with one copy of their moments in memory.
-FEW, WIDE = 4, 1200
+# Several processes pay off for many narrow layers. Few layers do not outweigh the start of the
+# processes, and wide layers use all cores by themselves, with one copy of the moments in memory.
+MAX_SERIAL_LAYERS, MAX_PARALLEL_WIDTH = 4, 1200
+
+
+def run_solver(
+    conv: Conv,
+    form: Form,
+    rank: Rank,
+    resources: Resources,
+    metrics: Sequence[Metric] | None = None,
+    start: Chain | None = None,
+    effort: float = 1.0,
+) -> Chain:
+    """Decompose a layer with the solver, the seed and the device of ``resources``.
+
+    Args:
+        conv: The layer.
+        form: The form of the chain.
+        rank: Over all groups.
+        resources: Seed and device.
+        metrics: One for each group; the Frobenius norm if left out.
+        start: A chain of the same form and rank to start from, or None.
+        effort: Share of the usual work of an iterative solver.
+    """
+    return decompose(conv, form, rank, resources.seed, metrics, start, resources.device, effort)
 
 
 def solve_layer(
@@ -28,54 +51,40 @@ def solve_layer(
     form: Form,
     rank: Rank,
     metrics: Sequence[Metric] | None = None,
-    start: Chain | None = None,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    cache: Path | None = None,
+    resources: Resources = Resources(),
 ) -> Chain:
-    """Solve one layer as ``decompose``, or take the same result from the cache."""
-    if cache is None:
-        return decompose(conv, form, rank, seed, metrics, start, device)
+    """Solve one layer as ``run_solver``, or take the same result from the cache."""
+    solve = partial(run_solver, conv, form, rank, resources, metrics)
+    if resources.cache is None:
+        return solve()
     key = digest(
         conv.kernel,
         conv.groups,
         conv.transposed,
         form.name,
         rank,
-        seed,
-        device,
+        resources.seed,
+        resources.device,
+        resources.solver,
         torch.get_num_threads(),
         [[metric.channels, metric.window, metric.full] for metric in metrics or ()],
-        [step.kernel for step in start.steps] if start else None,
     )
-    return cached_chain(
-        cache, key, conv, lambda: decompose(conv, form, rank, seed, metrics, start, device)
-    )
+    return cached_chain(resources.cache, key, conv, solve)
 
 
 def solve_layers(
     layers: Sequence[Layer],
     chosen: Mapping[str, tuple[Form, Rank]],
     metrics: Mapping[str, Sequence[Metric]],
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    cache: Path | None = None,
-    cluster: str | None = None,
-    progress: Callable[[float], None] = lambda done: None,
+    resources: Resources = Resources(),
 ) -> dict[str, Chain]:
-    """Solve layers independently of one another, one a core.
+    """Solve layers independently of one another, one on each core.
 
     Args:
-        layers: Of the network.
+        layers: Layers of the network.
         chosen: Form and rank by layer name.
         metrics: By layer name; layers left out are solved in the Frobenius norm.
-        seed: Of the solvers.
-        device: torch device of the iterative solvers.
-        cache: Folder of earlier results, or None.
-        cluster: Where to solve them, as ``spread``.
-        progress: Called with the share done.
+        resources: Cluster, cache, seed and device.
 
     Raises:
         ConverterError: When a form does not fit a layer; it names the layer.
@@ -88,18 +97,18 @@ def solve_layers(
             chosen[layer.name][0].name,
             chosen[layer.name][1],
             metrics.get(layer.name),
-            seed,
-            device,
-            cache,
+            resources.alone(),
         )
         for layer in todo
     )
-    widest = max((math.prod(l.conv.kernel.shape[1:]) for l in todo if l.conv), default=0)
-    alone = cluster is None and (len(todo) <= FEW or widest > WIDE or device != "cpu")
-    chains = {}
-    for chain, layer in zip(spread(jobs, cluster, alone), todo):
+    width = max((math.prod(l.conv.kernel.shape[1:]) for l in todo if l.conv), default=0)
+    serial = resources.cluster is None and (
+        len(todo) <= MAX_SERIAL_LAYERS or width > MAX_PARALLEL_WIDTH or resources.device != "cpu"
+    )
+    chains, report = {}, resources.stage("solving")
+    for chain, layer in zip(parallel_map(jobs, resources.cluster, serial), todo):
         chains[layer.name] = chain
-        progress(len(chains) / len(todo))
+        report(len(chains) / len(todo))
     return chains
 
 
@@ -108,16 +117,12 @@ def _solve_named(
     form: str,
     rank: Rank,
     metrics: Sequence[Metric] | None,
-    seed: int,
-    device: str,
-    cache: Path | None,
+    resources: Resources,
 ) -> Chain:
-    """Solve one layer in a process of its own, where forms go by name."""
+    """Solve one layer in a process of its own, which gets the form by name."""
     if layer.conv is None:
         raise ConverterError(f"Layer {layer.name} cannot be converted.")
     try:
-        return solve_layer(
-            layer.conv, find_form(form), rank, metrics, seed=seed, device=device, cache=cache
-        )
+        return solve_layer(layer.conv, find_form(form), rank, metrics, resources)
     except ConverterError as error:
         raise ConverterError(f"Layer {layer.name}: {error}") from None

@@ -85,7 +85,7 @@ class Batches(Dataset[Any]):
         parts: list[Part] = []
         for part in np.array_split(own, min(self.recipe.accumulate, len(own))):
             rng = np.random.default_rng((self.recipe.seed, epoch, int(part[0])))
-            inputs, labels = tensors(self.data.lesson(part, rng))
+            inputs, labels = tensors(self.data.batch(part, rng))
             parts.append((inputs, labels, len(part) / len(own)))
         return parts
 

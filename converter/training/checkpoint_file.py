@@ -44,7 +44,7 @@ def checkpoint_path(
             if time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink()
     weights = [_array(t) for model in (student, teacher) for t in model.state_dict().values()]
-    few, labels = data.lesson(np.arange(min(data.count, 4)))
+    few, labels = data.batch(np.arange(min(data.count, 4)))
     key = digest(
         weights,
         list(few.values()),
@@ -52,7 +52,7 @@ def checkpoint_path(
         data.source,
         data.count,
         [] if data.labels is None else [data.labels],
-        data.vary is None,
+        data.augment is None,
         *about,
         options.budget.drop_type,
         options.training.augment,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -21,9 +20,11 @@ from converter.graph.survey import Layer
 from converter.models import export as torch_export
 from converter.models import from_onnx as torch_import
 from converter.models import match as torch_network
-from converter.models.source import Source, examples, free_axes, samples
+from converter.models.input_shapes import free_axes
+from converter.models.source import Source, examples, samples
 from converter.options import Options
-from converter.reconstruction.build import rewritten
+from converter.processes import process_group
+from converter.reconstruction.realize import with_chains
 from converter.training.checkpoint_file import checkpoint_path
 from converter.training.losses import Loss, Recipe, distillation, own_loss, reconstruction
 from converter.training.train import Enough, Trained, train_with_fp32_fallback, tune
@@ -119,7 +120,7 @@ def distill_chains(
     *,
     teacher: Source | None = None,
 ) -> tuple[nn.Module | None, ir.Model, str | None]:
-    """Put chains in the place of layers, and train the network; shared.
+    """Put chains in the place of layers, and train the network; all processes call this alike.
 
     Args:
         chains: By layer name.
@@ -136,10 +137,9 @@ def distill_chains(
     Raises:
         ConverterError: As ``distill``.
     """
-    source.place.broadcast_task(partial(distill_chains, chains, budget))
     done = [layer for layer in layers if layer.name in chains]
     student = source.module and torch_network.apply(source.module, layers, chains)
-    network = rewritten(source, layers, chains)
+    network = with_chains(source.network, layers, chains)
     return distill(student, network, teacher or source, done, budget, options, progress)
 
 
@@ -193,7 +193,8 @@ def check_trainable(source: Source, options: Options) -> None:
     if source.train is None:
         data = data.unlabelled()
     module = source.module or trainable(source.network, source, options)
-    some = np.arange(min(data.count, FEW + 2 * source.place.processes))
+    processes = process_group(options.resources.device).processes
+    some = np.arange(min(data.count, FEW + 2 * processes))
     if data.labels is not None:
         some = np.union1d(some, [data.labels.argmin(), data.labels.argmax()])
     recipe = replace(_recipe(options), epochs=0)

@@ -11,7 +11,8 @@ from torch import nn
 from converter.graph.canonicalize import canonicalize
 from converter.models import export as torch_export
 from converter.models import match as torch_network
-from converter.models.source import Source, examples, free_axes
+from converter.models.input_shapes import free_axes
+from converter.models.source import Source, examples
 from converter.options import Options
 from converter.search.budgets import budgets_of
 from converter.search.plan import Plan

@@ -137,7 +137,7 @@ def tune(
     if enough is not None:
         each += 2 * sum(4 * output[:1].numel() for output in outputs if output.ndim)
     held, train = split_off(data, each, recipe.seed)
-    held = held.varied(recipe.seed)
+    held = held.augmented(recipe.seed)
     if loss is distillation:
         _check_labels(outputs[0], data)
 
@@ -161,7 +161,7 @@ def tune(
         # Batches of about the same size: none is of one example, which some losses cannot do with.
         parts = max(min(math.ceil(held.count / size), held.count // 2), 1)
         for indices in np.array_split(np.arange(held.count), parts):
-            feeds, labels = tensors(held.lesson(indices))
+            feeds, labels = tensors(held.batch(indices))
             inputs = _moved(feeds, place.device, layout)
             labels = None if labels is None else labels.to(place.device)
             outputs, outputs_wanted = answer(inputs), wanted(inputs)
@@ -277,7 +277,7 @@ def _tried(
 
 def _check_labels(output: torch.Tensor, data: Data) -> None:
     labels = data.labels
-    if labels is None and data.lessons is None:
+    if labels is None and data.load_batch is None:
         return
     fit = labels is not None and output.ndim == 2
     if not fit or labels is None or not 0 <= labels.min() <= labels.max() < output.shape[1]:

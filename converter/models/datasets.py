@@ -1,0 +1,74 @@
+"""The data that options name, read for the inputs of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from converter.data.data import Data, conform
+from converter.data.images import Preprocessing
+from converter.data.readers import read
+from converter.errors import ConverterError
+from converter.graph.network import Input
+from converter.models.export import find_callable
+from converter.options import Options
+
+
+def read_data(source: object, inputs: Sequence[Input], options: Options) -> Data:
+    """Read data for the inputs of a network, cast to their types.
+
+    Args:
+        source: A name (.npz, folder, ``module:function``), arrays, batches or a DataLoader.
+        inputs: The network's inputs.
+        options: Of preprocessing.
+
+    Raises:
+        ConverterError: When the data cannot be read, or does not fit the inputs.
+    """
+    return conformed(read_unchecked(source, inputs, options), inputs)
+
+
+def read_unchecked(source: object, inputs: Sequence[Input], options: Options) -> Data:
+    """Read data whose shapes are not checked: those of a torch model are not known beforehand."""
+    names = [item.name for item in inputs]
+    raw_inputs = {item.name for item in inputs if item.dtype == np.uint8}
+    return read(source, names, Preprocessing.of(options), find_callable, raw_inputs)
+
+
+def conformed(data: Data, inputs: Sequence[Input]) -> Data:
+    """Check data against the shapes of the inputs, and cast it to their types."""
+    return conform(data, {i.name: i.shape for i in inputs}, {i.name: i.dtype for i in inputs})
+
+
+def read_named_data(inputs: Sequence[Input], options: Options) -> tuple[Data | None, Data | None]:
+    """Read the training and the evaluation data of the options; None for data not given.
+
+    For training without ``--train``, all of ``--calib`` is used, unlabelled.
+    """
+    named = options.training.train
+    labelled = named is not None and options.training.labels
+    if named is None and options.training.trains:
+        named = options.data.calib
+    train = None if named is None else read_data(named, inputs, options)
+    if train is not None and options.training.augment == "none":
+        train = train.without_augmentation()
+    if train is not None and not labelled:
+        train = train.unlabelled()
+    evaluated = options.data.eval
+    return train, None if evaluated is None else read_scored_data(evaluated, inputs, options)
+
+
+def read_scored_data(source: object, inputs: Sequence[Input], options: Options) -> Data:
+    """Read data to measure accuracy on.
+
+    Raises:
+        ConverterError: As ``read_data``, or when its labels are not classes.
+    """
+    data = read_data(source, inputs, options)
+    if data.labels is None and data.load_batch is not None:
+        raise ConverterError(
+            f"The labels y of {data.source} are not one class an example, as accuracy takes them; "
+            "leave them out, or score a conversion by --evaluate without --eval."
+        )
+    return data

@@ -1,0 +1,96 @@
+"""The shapes of a network's inputs: given by the user, by data, or by the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from converter.data.data import Data
+from converter.errors import ConverterError
+from converter.graph.network import Input
+
+MAX_INPUT_SIZE = 2**30  # numbers
+Shapes = dict[str, tuple[int, ...]]
+
+
+def choose_shapes(
+    inputs: Sequence[Input], given: Mapping[str, tuple[int, ...]], data: Data | None
+) -> Shapes:
+    """Choose the shape of every input: as given, else of the data, else of the network.
+
+    Args:
+        inputs: The network's inputs.
+        given: Shapes by input name, with the batch axis.
+        data: Sample inputs, or None.
+
+    Raises:
+        ConverterError: When a size stays free or contradicts the network.
+    """
+    sample = {} if data is None else data.read(np.arange(1))
+    shapes = {}
+    for item in inputs:
+        wanted = _text(item.shape)
+        shape = given.get(item.name)
+        if shape is None and item.name in sample:
+            shape = sample[item.name].shape
+        if shape is None:
+            if None in item.shape[1:]:
+                raise ConverterError(
+                    f"Input {item.name!r} has free sizes ({wanted}); give --input-shape "
+                    f"{item.name}:... or data."
+                )
+            shape = tuple(n or 1 for n in item.shape)
+        fits = len(shape) == len(item.shape) and all(
+            want in (None, got) for want, got in zip(item.shape[1:], shape[1:])
+        )
+        if not fits:
+            raise ConverterError(f"Input {item.name!r} takes shape {wanted}, not {_text(shape)}.")
+        whole = (item.shape[0] or shape[0], *shape[1:]) if item.shape else shape
+        if math.prod(whole) > MAX_INPUT_SIZE:
+            raise ConverterError(
+                f"Input {item.name!r} of shape {_text(whole)} is too large to be made."
+            )
+        shapes[item.name] = shape
+    return shapes
+
+
+def with_known_rank(
+    inputs: Sequence[Input], given: Mapping[str, tuple[int, ...]], data: Data | None
+) -> list[Input]:
+    """Give a torch model's inputs, which have no shape, as many free axes as is known of them.
+
+    Raises:
+        ConverterError: When neither ``given`` nor ``data`` has the shape of an input.
+    """
+    sample = {} if data is None else data.read(np.arange(1))
+    ranks = {name: array.ndim for name, array in sample.items()}
+    ranks |= {name: len(shape) for name, shape in given.items()}
+    for item in inputs:
+        if item.name not in ranks:
+            raise ConverterError(
+                f"The shape of input {item.name!r} is not known; give "
+                f"--input-shape {item.name}:1,3,32,32."
+            )
+    return [replace(item, shape=(None,) * ranks[item.name]) for item in inputs]
+
+
+def dynamic_axes(
+    shapes: Mapping[str, tuple[int, ...]], more: Sequence[Mapping[str, tuple[int, ...]]]
+) -> dict[str, set[int]]:
+    """List the axes of each input whose size differs between shapes, and always the batch axis."""
+    return {
+        name: {0} | {n for other in more for n, size in enumerate(other[name]) if size != shape[n]}
+        for name, shape in shapes.items()
+    }
+
+
+def free_axes(inputs: Sequence[Input]) -> dict[str, list[int]]:
+    """List the axes of each input whose size is free."""
+    return {item.name: [n for n, size in enumerate(item.shape) if size is None] for item in inputs}
+
+
+def _text(shape: Sequence[int | None]) -> str:
+    return ",".join("?" if n is None else str(n) for n in shape)

@@ -1,0 +1,77 @@
+"""What is solved and searched: the network, its layers, and inputs to fit and to judge on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.data.data import Data, random_data
+from converter.graph.network import Input
+from converter.graph.survey import Layer
+from converter.models.source import Source
+
+HOLDOUT_SHARE = 0.4  # of the sample inputs
+HOLDOUT_MACS, MIN_HOLDOUT, MAX_HOLDOUT = 1e12, 64, 8192  # 1e12 take some 20 s
+RANDOM_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network to convert, with its sample inputs split for a search.
+
+    Attributes:
+        network: The canonical network.
+        layers: Its convolutions and linear layers, in graph order.
+        inputs: Its inputs.
+        shapes: The shapes that it is run with, by input name.
+        calib: All sample inputs, or None.
+        fit: Sample inputs to solve layers for during a search, or None.
+        holdout: Inputs that only judge networks; random ones without sample inputs.
+    """
+
+    network: ir.Model
+    layers: tuple[Layer, ...]
+    inputs: tuple[Input, ...]
+    shapes: dict[str, tuple[int, ...]]
+    calib: Data | None
+    fit: Data | None
+    holdout: Data
+
+    @property
+    def batch_size(self) -> int | None:
+        """The batch size that the network has fixed, or None."""
+        return self.inputs[0].shape[0]
+
+
+def make_problem(source: Source, layers: Sequence[Layer], seed: int) -> Problem:
+    """Split the sample inputs of a network.
+
+    Args:
+        source: The network and its sample inputs.
+        layers: All layers of the network.
+        seed: Seed of the split and of random inputs.
+    """
+    fit, holdout = _split(source, layers, seed)
+    return Problem(
+        source.network, tuple(layers), source.inputs, source.shapes, source.calib, fit, holdout
+    )
+
+
+def _split(source: Source, layers: Sequence[Layer], seed: int) -> tuple[Data | None, Data]:
+    """Return inputs to fit and to judge; inputs beyond ``--samples`` judge if there are enough."""
+    if source.calib is None:
+        dtypes = {item.name: item.dtype for item in source.inputs}
+        return None, random_data(source.shapes, dtypes, RANDOM_EXAMPLES, seed)
+    macs = sum(layer.macs for layer in layers)
+    limit = int(np.clip(HOLDOUT_MACS / max(macs, 1), MIN_HOLDOUT, MAX_HOLDOUT))
+    count = source.calib.count
+    holdout = min(max(int(count * HOLDOUT_SHARE), 1), limit)
+    unused = source.unused_calib
+    if unused is not None and unused.count >= holdout:
+        return source.calib, unused.take(np.arange(min(unused.count, limit)))
+    order = np.random.default_rng(seed).permutation(count)
+    fit = source.calib.take(np.sort(order[holdout:])) if holdout < count else source.calib
+    return fit, source.calib.take(np.sort(order[:holdout]))

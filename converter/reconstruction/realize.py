@@ -1,0 +1,116 @@
+"""Chosen forms and ranks made real: chains, their errors, the rewritten network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from converter.data.data import Data
+from converter.decomposition.conv import Chain
+from converter.decomposition.form import Form, Rank, relative_error
+from converter.graph.rewrite import rewrite
+from converter.graph.survey import Layer
+from converter.processes import Resources
+from converter.reconstruction.moments import Metrics, second_moments
+from converter.reconstruction.refit import refit_layers
+from converter.reconstruction.solve import solve_layers
+
+
+@dataclass(frozen=True)
+class Realization:
+    """Chains in place of layers.
+
+    Attributes:
+        chains: By layer name.
+        errors: Relative errors of the responses, by layer name; of the weights without data.
+        network: The rewritten network.
+    """
+
+    chains: dict[str, Chain]
+    errors: dict[str, float]
+    network: ir.Model
+
+
+def realize(
+    network: ir.Model,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[Form, Rank]],
+    data: Data | None,
+    resources: Resources,
+    *,
+    refit: bool = True,
+    balanced: bool = False,
+) -> Realization:
+    """Decompose the chosen layers and put their chains into the network.
+
+    All processes of ``resources.group`` call this with the same arguments. With ``refit`` false,
+    the result is complete in the first process only.
+
+    Args:
+        network: The canonical network.
+        layers: All of its layers, in graph order.
+        chosen: Form and rank by layer name.
+        data: Sample inputs to solve for; None to solve for the weights alone.
+        resources: Memory, cache, cluster, seed.
+        refit: Solve each layer for the inputs that the converted layers before it produce.
+        balanced: Balance the norms of the steps of each chain, for training.
+
+    Raises:
+        ConverterError: When a form does not fit a layer, or a process is gone or killed.
+    """
+    if data is not None and refit and chosen:
+        chains, errors = refit_layers(network, layers, chosen, data, resources)
+    else:
+        chains, errors = _solve_independently(network, layers, chosen, data, resources)
+    if balanced:
+        chains = {name: chain.balanced() for name, chain in chains.items()}
+    return Realization(chains, errors, with_chains(network, layers, chains))
+
+
+def with_chains(
+    network: ir.Model, layers: Sequence[Layer], chains: Mapping[str, Chain]
+) -> ir.Model:
+    """Return a copy of a network with chains in place of layers."""
+    by_output = {l.output: (l.name, chains[l.name]) for l in layers if l.name in chains}
+    return rewrite(network, by_output)
+
+
+def coarse_metrics(
+    network: ir.Model, layers: Sequence[Layer], data: Data | None, resources: Resources
+) -> Metrics:
+    """Estimate the inputs of layers for a search: ``second_moments`` with ``coarse``.
+
+    All processes of ``resources.group`` call this with the same arguments.
+
+    Args:
+        network: The canonical network.
+        layers: The layers to estimate.
+        data: Sample inputs, or None for no metrics.
+        resources: Memory and seed.
+    """
+    return {} if data is None else second_moments(network, layers, data, resources, coarse=True)
+
+
+def _solve_independently(
+    network: ir.Model,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[Form, Rank]],
+    data: Data | None,
+    resources: Resources,
+) -> tuple[dict[str, Chain], dict[str, float]]:
+    """Solve each layer for its inputs in the original network, or for its weights alone."""
+    todo = [layer for layer in layers if layer.name in chosen]
+    metrics: Metrics = {}
+    if data is not None and chosen:
+        metrics = second_moments(network, todo, data, resources)
+    if resources.group.rank:
+        return {}, {}
+    chains = solve_layers(todo, chosen, metrics, resources)
+    errors = {
+        layer.name: relative_error(layer.conv, chains[layer.name], metrics.get(layer.name))
+        for layer in todo
+        if layer.conv is not None
+    }
+    return chains, errors

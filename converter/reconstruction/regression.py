@@ -1,0 +1,203 @@
+"""A layer solved for a sample of its inputs and of the outputs wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from converter.decomposition.conv import Chain, Conv, assemble
+from converter.decomposition.form import Form, Rank
+from converter.decomposition.metric import Metric
+from converter.graph.survey import Layer
+from converter.processes import Resources
+from converter.reconstruction.last_step import LastStep
+from converter.reconstruction.layer_sample import LayerSample
+from converter.reconstruction.moments import fits, metric_of, patch_size
+from converter.reconstruction.solve import run_solver
+
+REFIT = "dense"  # the form of a layer that keeps its shape and corrects the errors before it
+# Ridge toward the trained kernel, relative to the mean power of the inputs. For a dense refit with
+# few patches for each weight, it is chosen by cross-validation.
+KERNEL_RIDGE, KERNEL_RIDGES = 1e-3, (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+ENOUGH_PATCHES = 16  # for each weight
+# Rounds in which the one-sided targets follow the responses; the last of each solves all steps.
+ROUNDS, FITS_PER_ROUND = 2, 3
+FIRST_EFFORT = 0.5  # of the solver before those rounds
+
+
+@dataclass(frozen=True)
+class KernelRegression:
+    """Least squares from the patches of a layer to its outputs, with a ridge.
+
+    Attributes:
+        conv: The trained layer.
+        means: (groups, n), the mean patches.
+        patches: (groups, P, n), less their means.
+        metrics: Second moments of the patches, with the ridge; one for each group.
+        ridges: Weight l of the distance to the trained kernel, for each group; empty if the full
+            moments do not fit into memory.
+        roots: Cholesky factors of the metrics; empty if the full moments do not fit.
+    """
+
+    conv: Conv
+    means: np.ndarray
+    patches: np.ndarray
+    metrics: list[Metric]
+    ridges: list[float]
+    roots: list[tuple[np.ndarray, bool]]
+
+    @classmethod
+    def of(
+        cls, conv: Conv, sample: LayerSample, memory_bytes: float, unrestricted: bool
+    ) -> KernelRegression:
+        """Prepare the least squares of a layer.
+
+        Args:
+            conv: The trained layer.
+            sample: Its sample.
+            memory_bytes: Memory for the moments.
+            unrestricted: Whether no rank limits the kernel.
+        """
+        means = sample.patches.mean(1, dtype=np.float64)  # (groups, n)
+        patches = sample.patches - means[:, None].astype(np.float32)
+        full = fits(patch_size(conv), memory_bytes)
+        ridge = KERNEL_RIDGE
+        if full and unrestricted and patches.shape[1] < ENOUGH_PATCHES * patch_size(conv):
+            weights = conv.kernel.astype(np.float64).reshape(conv.groups, -1, patch_size(conv))
+            ridge = choose_ridge(patches, sample.target - sample.target.mean(0), weights)
+        metrics = [metric_of(part, conv.I // conv.groups, full, ridge) for part in patches]
+        moments = [metric.full for metric in metrics if metric.full is not None]
+        return cls(
+            conv,
+            means,
+            patches,
+            metrics,
+            [float(np.trace(S) / len(S) * ridge / (1 + ridge)) for S in moments],
+            [cho_factor(S) for S in moments],
+        )
+
+    def best_kernel(self, target: np.ndarray) -> Conv:
+        """Return the layer with the kernel that is best for a target (P, O), without bias.
+
+        W* = (E[y x^T] + l W) (E[x x^T] + l I)^-1 for the trained kernel W; W itself if the full
+        moments do not fit into memory.
+        """
+        conv = replace(self.conv, bias=None)
+        if not self.roots:
+            return conv
+        weights = conv.kernel.astype(np.float64).reshape(conv.groups, -1, patch_size(conv))
+        rows = np.split((target - target.mean(0)).T, conv.groups)  # (O/groups, P)
+        kernels = [
+            cho_solve(root, (row @ part / len(target) + ridge * weight).T).T
+            for row, part, ridge, weight, root in zip(
+                rows, self.patches, self.ridges, weights, self.roots
+            )
+        ]
+        return replace(conv, kernel=np.concatenate(kernels).reshape(conv.kernel.shape))
+
+    def response(self, chain: Chain) -> np.ndarray:
+        """Return the output (P, O) of a chain on the patches, without bias."""
+        kernel = chain.dense().kernel.reshape(self.conv.groups, -1, self.patches.shape[2])
+        weights = kernel.astype(np.float32)
+        return np.concatenate([part @ w.T for part, w in zip(self.patches, weights)], axis=1)
+
+    def with_bias(self, chain: Chain, target: np.ndarray) -> Chain:
+        """Give a chain the geometry of the layer, and the bias that meets the mean target."""
+        conv = self.conv
+        kernel = chain.dense().kernel.reshape(conv.groups, -1, patch_size(conv))
+        shift = np.einsum("gon,gn->go", kernel, self.means).reshape(-1)
+        bias = (target.mean(0, dtype=np.float64) - shift).astype(conv.kernel.dtype)
+        steps = assemble(conv, [(step.kernel, step.groups) for step in chain.steps])
+        return steps.with_bias(bias)
+
+
+def solve_for_sample(
+    layer: Layer, form: Form, rank: Rank, sample: LayerSample, resources: Resources
+) -> tuple[Chain, float]:
+    """Solve one layer for its sample.
+
+    Args:
+        layer: The trained layer.
+        form: The form of its chain.
+        rank: Over all groups.
+        sample: Its inputs, and the outputs wanted.
+        resources: Memory for the moments, seed and device.
+
+    Returns:
+        The chain with its bias, and the relative error of its response.
+    """
+    conv = layer.conv
+    assert conv is not None
+    regression = KernelRegression.of(conv, sample, resources.memory_bytes, form.name == REFIT)
+    one_sided = bool(regression.roots) and sample.one_sided
+
+    def solve(target: np.ndarray, start: Chain | None = None, effort: float = 1.0) -> Chain:
+        kernel, metrics = regression.best_kernel(target), regression.metrics
+        return run_solver(kernel, form, rank, resources, metrics, start, effort)
+
+    target = sample.target
+    chain = solve(target, effort=FIRST_EFFORT if one_sided else 1.0)
+    response = regression.response(chain)
+    if one_sided:
+        chain, response, target = _solve_one_sided(regression, sample, chain, response, solve)
+    if not regression.roots:
+        scale = _channel_scale(response, target - target.mean(0))
+        chain, response = chain.scaled(scale), response * scale.astype(np.float32)
+    return regression.with_bias(chain, target), sample.error(response + target.mean(0))
+
+
+def _solve_one_sided(
+    regression: KernelRegression,
+    sample: LayerSample,
+    chain: Chain,
+    response: np.ndarray,
+    solve: Callable[[np.ndarray, Chain], Chain],
+) -> tuple[Chain, np.ndarray, np.ndarray]:
+    """Alternate between one-sided targets and their least squares (arXiv 1505.06798, 3.2).
+
+    Returns:
+        The chain, its response (P, O) without bias, and its target (P, O).
+    """
+    target = sample.target
+    for number in range(ROUNDS * FITS_PER_ROUND):
+        target = sample.one_sided_target(response + target.mean(0))
+        if len(chain.steps) == 1 or number % FITS_PER_ROUND == FITS_PER_ROUND - 1:
+            chain = solve(target, chain)
+            response = regression.response(chain)
+        else:
+            if number % FITS_PER_ROUND == 0:
+                last = LastStep.of(regression.conv, chain, regression.patches, regression.ridges)
+            chain, response = last.fit(target)
+    return chain, response, target
+
+
+def choose_ridge(patches: np.ndarray, target: np.ndarray, weights: np.ndarray) -> float:
+    """Choose the one of ``KERNEL_RIDGES`` with which half of the patches predicts the rest best.
+
+    Args:
+        patches: (groups, P, n), image by image, so that the halves are of different images.
+        target: (P, O).
+        weights: (groups, O/groups, n), the trained kernel.
+    """
+    half = patches.shape[1] // 2
+    errors = np.zeros(len(KERNEL_RIDGES))
+    for part, W, rows in zip(patches, weights, np.split(target, len(patches), axis=1)):
+        residual = rows - part @ W.T.astype(np.float32)  # of the trained kernel
+        gram = (part[:half].T @ part[:half]).astype(np.float64)
+        wanted = part[:half].T @ residual[:half]
+        power = np.trace(gram) / len(gram) or 1.0  # inputs that are always 0 have none
+        for number, ridge in enumerate(KERNEL_RIDGES):
+            change = cho_solve(cho_factor(gram + ridge * power * np.eye(len(gram))), wanted)
+            error = residual[half:] - part[half:] @ change.astype(np.float32)
+            errors[number] += np.square(error, dtype=np.float64).sum()
+    return KERNEL_RIDGES[int(errors.argmin())]
+
+
+def _channel_scale(response: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the least-squares scale (O,) of each channel."""
+    power = np.square(response).sum(0, dtype=np.float64)
+    along = (response * target).sum(0, dtype=np.float64)
+    return np.asarray(np.divide(along, power, out=np.ones_like(power), where=power > 0))
