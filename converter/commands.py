@@ -42,7 +42,7 @@ def dry_run(
     options = check_options(options)
     source = open_source(model, None, options, None)
     if options.search.int8:
-        check_int8(source)
+        check_int8(source.network, source.calib is not None)
     layers = list_layers(source, options)
     found = decide(source, layers, options, evaluate, progress)
     solved = found.solved

@@ -15,7 +15,7 @@ from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
 from converter.evaluation.check import check, check_graph, check_same, check_torch_vs_onnx
 from converter.evaluation.compare import Comparison, Evaluate, Progress, verdict
-from converter.evaluation.verify import Conversion, prove
+from converter.evaluation.verify import Conversion, as_int8, prove
 from converter.graph import network as onnx_network
 from converter.graph.canonicalize import canonicalize
 from converter.graph.survey import Layer, survey
@@ -31,7 +31,7 @@ from converter.models.source import (
 )
 from converter.options import Options, shapes_by_name
 from converter.processes import check_device, process_group
-from converter.quantization.int8 import as_int8, check_int8, quantize_if_requested
+from converter.quantization.int8 import check_int8
 from converter.reconstruction.build import Realization, build
 from converter.reconstruction.parallel import connected
 from converter.reconstruction.refit import REFIT
@@ -242,7 +242,7 @@ def _opened(
     source = open_source(model, example_input, options, calib)
     source = replace(source, place=process_group(options.resources.device, TIMEOUT))
     if options.search.int8:
-        check_int8(source)
+        check_int8(source.network, source.calib is not None)
     if options.training.schedule > 1 and options.training.trains and source.module is None:
         raise ConverterError("--schedule needs a torch model, not an ONNX network.")
     if options.training.schedule > 1 and source.place.processes > 1:
@@ -250,6 +250,26 @@ def _opened(
     if options.training.trains:
         check_trainable(source, options)
     return source, options
+
+
+def quantize_if_requested(
+    network: ir.Model, source: Source, found: Found, options: Options
+) -> tuple[ir.Model | None, str | None]:
+    """Quantize a network if ``--int8`` is set.
+
+    Returns:
+        The int8 network, or None; and the sentence why the budget is missed, or None.
+
+    Raises:
+        ConverterError: When onnxruntime cannot quantize the network.
+    """
+    if not options.search.int8:
+        return None, found.problem
+    int8 = as_int8(network, source, options, found.lost)
+    if found.lost is None:
+        return int8, found.problem
+    times = found.lost(int8)
+    return int8, f"The int8 network loses {times:.2f} times what it may." if times > 1 else None
 
 
 def original_model(folder: Path, source: Source, options: Options) -> nn.Module:

@@ -221,17 +221,17 @@ def test_inner_tensors_are_observed(two_layers):
 def test_observing_leaves_the_graph_as_it_is(two_layers):
     before = ir.to_proto(two_layers).SerializeToString(deterministic=True)
     observe(two_layers, ["a"], {"x": X})
-    onnx_network.observe_shapes(two_layers, ["a"], {"x": X})
+    onnx_network.compute_shapes(two_layers, ["a"], {"x": X})
     assert ir.to_proto(two_layers).SerializeToString(deterministic=True) == before
 
 
 def test_shapes_are_observed(two_layers):
-    found = onnx_network.observe_shapes(two_layers, ["x", "a", "y"], {"x": X})
+    found = onnx_network.compute_shapes(two_layers, ["x", "a", "y"], {"x": X})
     assert found == {"x": (2, 4, 9, 8), "a": (2, 6, 9, 8), "y": (2, 5, 4, 7)}
 
 
 def test_the_free_batch_axis_gets_its_name(two_layers):
-    named = onnx_network.free_batch(two_layers)
+    named = onnx_network.name_batch_axis(two_layers)
     assert [str(dim) for dim in named.graph.inputs[0].shape] == ["batch", "4", "9", "8"]
     assert [str(dim) for dim in two_layers.graph.inputs[0].shape] == ["N", "4", "9", "8"]
     assert difference(outputs(named, X)["y"], outputs(two_layers, X)["y"]) < 1e-5

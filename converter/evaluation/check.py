@@ -13,8 +13,9 @@ from torch import nn
 from converter.data.data import Arrays
 from converter.decomposition.conv import Chain
 from converter.errors import ConverterError, first_line
-from converter.graph.network import observe_batches, open_session, without_files
-from converter.graph.outputs import varying
+from converter.graph.external import externals_as_inputs
+from converter.graph.network import compute_values, open_session
+from converter.graph.outputs import data_dependent_shapes
 from converter.graph.rewrite import replace_weights
 from converter.graph.survey import Layer
 from converter.models.export import flat_outputs, forward
@@ -52,8 +53,8 @@ def check(
     outputs = [str(value.name) for value in original.graph.outputs]
     places = {layer.output: f"layer {layer.name}" for layer in replaced}
     names = [*places, *(name for name in outputs if name not in places)]
-    wanted = list(observe_batches(_dense(original, replaced, chains), names, samples.values()))
-    found = observe_batches(converted, names, samples.values())
+    wanted = list(compute_values(_dense(original, replaced, chains), names, samples.values()))
+    found = compute_values(converted, names, samples.values())
     for what, expected in zip(samples, wanted):
         try:
             got = next(found)
@@ -92,7 +93,7 @@ def check_same(original: ir.Model, network: ir.Model, samples: Mapping[str, Arra
     Returns:
         The sentence that says by how much they differ, or None.
     """
-    unstable = varying(original)
+    unstable = data_dependent_shapes(original)
     for what, feeds in samples.items():
         expected, got = (run(open_session(model), feeds) for model in (original, network))
         for name in (n for n in expected if n not in unstable and _numeric(expected[n])):
@@ -111,7 +112,7 @@ def check_graph(model: ir.Model) -> str | None:
     Weights in files of their own are checked as inputs of their types and shapes.
     """
     try:
-        onnx.checker.check_model(ir.to_proto(without_files(model)), full_check=True)
+        onnx.checker.check_model(ir.to_proto(externals_as_inputs(model)), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return f"The rewritten network is not valid ONNX: {first_line(error)}"
     return None

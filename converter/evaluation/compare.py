@@ -16,7 +16,7 @@ import onnx_ir as ir
 from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
 from converter.graph.canonicalize import canonicalize
-from converter.graph.network import inputs, open_session, size
+from converter.graph.network import inputs, nbytes, open_session
 from converter.graph.outputs import comparison_outputs, with_outputs
 from converter.graph.survey import count_macs, count_params
 from converter.models.source import example_shapes
@@ -200,7 +200,7 @@ def compare_models(
             macs=_macs(
                 model, {i.name: x.astype(i.dtype) for i, x in zip(specs[name], single.values())}
             ),
-            bytes=size(model),
+            bytes=nbytes(model),
             latency_ms=outcome.latency_ms[n],
             accuracy=accuracies[n],
             speedup=outcome.speedup[n],
@@ -230,7 +230,7 @@ def compare_models(
 def _opened(models: Mapping[int, ir.Model], threads: int, provider: str) -> dict[int, Session]:
     """Open networks together, or in turns if that would take too much memory."""
     openers = {key: partial(open_session, m, threads, provider) for key, m in models.items()}
-    if len(models) == 1 or sum(map(size, models.values())) < TOGETHER_BYTES:
+    if len(models) == 1 or sum(map(nbytes, models.values())) < TOGETHER_BYTES:
         return {key: opener() for key, opener in openers.items()}
     open_now: dict[int, Any] = {}
     return {key: ExclusiveSession(opener, open_now) for key, opener in openers.items()}

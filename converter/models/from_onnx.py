@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 from torch import nn
 
 from converter.errors import ConverterError, root_line
-from converter.graph.network import LARGEST_FILE, size, standard
+from converter.graph.network import MAX_FILE_BYTES, in_onnx_domain, nbytes
 from converter.graph.nodes import CONVOLUTIONS, PRODUCTS
 
 # Which inputs of which operators are trained, if they are constants: kernels, biases, scales.
@@ -35,7 +35,7 @@ def to_torch(network: ir.Model) -> nn.Module:
         raise ConverterError(
             "Fine-tuning an ONNX network needs onnx2fx; pip install 'flatconv[onnx]'."
         ) from None
-    if size(network) >= LARGEST_FILE:
+    if nbytes(network) >= MAX_FILE_BYTES:
         raise ConverterError("A network of 2 GB or more cannot be fine-tuned as ONNX.")
     copy = network.clone()
     common.RemoveInitializersFromInputsPass()(copy)
@@ -75,7 +75,7 @@ def _trained(network: ir.Model) -> dict[str, ir.Value]:
     values = {
         node.inputs[place]: None
         for node in network.graph
-        if standard(node) and node.op_type in TRAINED
+        if in_onnx_domain(node) and node.op_type in TRAINED
         for place in TRAINED[node.op_type]
         if place < len(node.inputs)
     }

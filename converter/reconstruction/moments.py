@@ -13,7 +13,7 @@ import onnx_ir as ir
 from converter.data.data import Arrays, Data
 from converter.decomposition.conv import Conv
 from converter.decomposition.metric import FLOOR, Metric
-from converter.graph.network import LARGEST_BATCH, observe_batches, observe_shapes
+from converter.graph.network import MAX_BATCH, compute_shapes, compute_values
 from converter.graph.survey import Layer
 from converter.processes import SINGLE_PROCESS, ProcessGroup
 
@@ -182,7 +182,7 @@ def second_moments(
     for number, (group, size) in enumerate(groups):
         spans = list(place.shard(images.spans(batch_size or size)))
         names = list(dict.fromkeys(layer.source for layer in group))
-        passes = observe_batches(network, names, map(images.read, spans), threads)
+        passes = compute_values(network, names, map(images.read, spans), threads)
         for span, seen in zip(spans, passes):
             rng = np.random.default_rng((seed, int(span[0])))
             for layer in group:
@@ -239,7 +239,7 @@ def _groups(
         The parts, each with the examples that may run together.
     """
     names = list(dict.fromkeys(layer.source for layer in layers))
-    shapes = observe_shapes(network, names, feeds)
+    shapes = compute_shapes(network, names, feeds)
     count = len(next(iter(feeds.values())))
     groups: list[list[Layer]] = []
     sizes: list[dict[str, int]] = []  # bytes of the inputs of each part, for ``feeds``
@@ -252,7 +252,7 @@ def _groups(
             groups.append([layer])
             sizes.append(own)
     fitting = [int(memory * count / max(sum(size.values()), 1)) for size in sizes]
-    return list(zip(groups, (min(max(n, 1), LARGEST_BATCH) for n in fitting)))
+    return list(zip(groups, (min(max(n, 1), MAX_BATCH) for n in fitting)))
 
 
 def _those_that_fit(convs: Mapping[str, Conv], memory: float) -> set[str]:

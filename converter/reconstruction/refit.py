@@ -18,8 +18,9 @@ from converter.decomposition.conv import Chain, Conv, assemble
 from converter.decomposition.form import RIDGE, Form, Rank, decompose, last_features
 from converter.decomposition.metric import Metric
 from converter.graph.consumers import find_consumers
-from converter.graph.network import LARGEST_BATCH, observe_shapes, written
-from converter.graph.segments import SegmentedModel, advance, cut
+from converter.graph.external import modification_times
+from converter.graph.network import MAX_BATCH, compute_shapes
+from converter.graph.segments import SegmentedModel, run_segment, segment
 from converter.graph.survey import Layer
 from converter.processes import SINGLE_PROCESS, ProcessGroup
 from converter.reconstruction.layer_sample import LayerSample, look
@@ -86,14 +87,15 @@ def correct(
         Chains and relative errors of the responses, by layer name.
     """
     todo = [layer for layer in layers if layer.name in chosen]
-    around = {layer.output: find_consumers(network, layer) for layer in todo}
-    walk = cut(network, [layer.output for layer in todo])
-    images, spans = _batches(network, walk, data, batch_size, memory / 2, seed)
+    feeds = data.read(np.arange(batch_size or 2) % data.count)
+    around = find_consumers(network, todo, feeds)
+    segmented = segment(network, [layer.output for layer in todo])
+    images, spans = _batches(network, segmented, data, batch_size, memory / 2, seed)
     shares = list(place.shard(spans))
     inputs = [images.read(span) for span in shares]
     key = digest(
-        walk.model.SerializeToString(),
-        *written(network),
+        ir.to_proto(segmented.model).SerializeToString(),
+        *modification_times(network),
         place.gather([digest(list(feeds.items())) for feeds in inputs]),
         seed,
         device,
@@ -118,8 +120,10 @@ def correct(
                 before = todo[n - 1] if n else None
                 replaced = {before.output: (before.name, chains[before.name])} if before else {}
                 same = original is converted and not replaced
-                original = advance(walk, n, original, threads)
-                converted = original if same else advance(walk, n, converted, threads, replaced)
+                original = run_segment(segmented, n, original, threads)
+                converted = (
+                    original if same else run_segment(segmented, n, converted, threads, replaced)
+                )
             passed = number + 1
             seen = place.gather(
                 [
@@ -154,7 +158,7 @@ def correct(
 
 def _batches(
     network: ir.Model,
-    walk: SegmentedModel,
+    segmented: SegmentedModel,
     data: Data,
     batch_size: int | None,
     memory: float,
@@ -166,14 +170,14 @@ def _batches(
         The inputs, and the indices of their batches.
     """
     feeds = data.read(np.arange(batch_size or 1) % data.count)
-    shapes = observe_shapes(network, walk.values, feeds)
+    shapes = compute_shapes(network, segmented.boundary_values, feeds)
     widest = max(
-        sum(4 * math.prod(shapes[name]) for name in segment.outputs if name in shapes)
-        for segment in walk.segments
+        sum(4 * math.prod(shapes[name]) for name in part.outputs if name in shapes)
+        for part in segmented.segments
     )
     count = max(int(memory / (4 * max(widest, 1))), FEWEST_IMAGES) * (batch_size or 1)
     images = data.sample(count, seed).filled(batch_size or 1)
-    size = batch_size or LARGEST_BATCH
+    size = batch_size or MAX_BATCH
     whole = images.count - images.count % (batch_size or 1)
     images = images.take(np.arange(whole))
     return images, list(images.spans(size))

@@ -21,7 +21,7 @@ from torch import nn
 from converter.errors import ConverterError, first_line
 from converter.evaluation.compare import Comparison
 from converter.graph import network as onnx_network
-from converter.graph.network import WEIGHTS_SUFFIX
+from converter.graph.network import EXTERNAL_SUFFIX
 from converter.models import export as torch_export
 from converter.models import match as torch_network
 from converter.options import SUBJECTS, Options
@@ -40,8 +40,8 @@ OUTPUTS = (
     "source.json",
     "model.safetensors",
     "model.pt2",
-    f"original.onnx{WEIGHTS_SUFFIX}",
-    f"model.onnx{WEIGHTS_SUFFIX}",
+    f"original.onnx{EXTERNAL_SUFFIX}",
+    f"model.onnx{EXTERNAL_SUFFIX}",
 )
 
 
