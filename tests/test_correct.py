@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -467,6 +468,27 @@ def test_what_follows_is_recognised(body, found):
     if "(c)" in body and "MaxPool" in body:
         found = replace(found, pool=(2, 4) if "[2, 4]" in body else (2, 2))
     assert around(f"{CONV} {body}") == found
+
+
+@pytest.mark.parametrize("kind", ["Conv <pads = [1, 1, 1, 1]>", "ConvTranspose"])
+def test_a_bias_in_an_addition_is_refitted_around(kind):
+    text = f"""g (float[N, 4, 8, 8] x) => (float[N, 8, P, Q] y) {{
+        a = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Relu (a)
+        c = {kind} (r, v)
+        d = Add (c, k)
+        y = Relu (d)
+    }}"""
+    proto = from_text(text, w=noise(8, 4, 3, 3), v=noise(8, 8, 3, 3, seed=1))
+    bias = onnx.numpy_helper.from_array(noise(1, 8, 1, 1), "k")
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["k"], value=bias))
+    model, x = ir.from_proto(proto), noise(40, 4, 8, 8)
+    layers = survey(model, {"x": x[:2]})
+    chosen = {layer.name: (FORMS["channel"], (4,)) for layer in layers}
+    data = from_arrays({"x": x}, "noise")
+    chains, errors = correct(model, layers, chosen, data)
+    assert set(chains) == {"w", "v"}
+    assert all(0 < error < 1 for error in errors.values())
 
 
 @pytest.mark.parametrize(

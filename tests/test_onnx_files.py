@@ -292,7 +292,7 @@ def test_a_network_that_is_too_large_for_one_file_is_written_as_two(apart):
 
 def test_mapped_weights_give_the_same_moments_and_corrections(apart):
     data = from_arrays({"x": noise(40, 3, 8, 8)}, "noise", ["x"])
-    found = []
+    actual = []
     for model in (
         canonicalize(onnx_network.load(apart / "net.onnx", max_nbytes=1)),
         canonicalize(onnx_network.load(apart / "whole.onnx")),
@@ -301,10 +301,10 @@ def test_mapped_weights_give_the_same_moments_and_corrections(apart):
         chosen = {layer.name: (FORMS["channel"], (4,)) for layer in layers}
         chains, _ = correct(model, layers, chosen, data)
         moments = second_moments(model, layers, data)
-        found.append(
+        actual.append(
             ([c.dense().kernel for c in chains.values()], [m.full for (m,) in moments.values()])
         )
-    for one, other in zip(*found):
+    for one, other in zip(*actual):
         for a, b in zip(one, other):
             assert difference(a, b) < 1e-5
 

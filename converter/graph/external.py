@@ -74,9 +74,9 @@ def load_external(model: ir.Model, max_nbytes: int) -> None:
         node.attributes["value"] = ir.AttrTensor("value", loaded)
     for graph in model.graphs():
         for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= max_nbytes:
-                (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
+            external = value.const_value
+            if isinstance(external, ir.ExternalTensor) and external.nbytes <= max_nbytes:
+                (value.const_value,) = ir.external_data.convert_tensors_from_external([external])
 
 
 def check_locations(model: ir.Model, path: Path) -> None:

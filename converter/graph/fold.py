@@ -61,7 +61,8 @@ def _zero_pads(pad: ir.Node) -> list[int] | None:
     else:
         inputs = (*pad.inputs[1:], None, None, None)[:3]
         arrays = [constant(value) for value in inputs]
-        if arrays[0] is None or any(v is not a and a is None for v, a in zip(inputs, arrays)):
+        computed = [v is not None and a is None for v, a in zip(inputs, arrays)]
+        if arrays[0] is None or any(computed):
             return None
         pads = arrays[0].ravel().tolist()
         fill = 0.0 if arrays[1] is None or not arrays[1].size else arrays[1].item()

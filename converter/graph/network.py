@@ -126,8 +126,9 @@ def inputs(model: ir.Model) -> tuple[Input, ...]:
             raise ConverterError(
                 f"Input {value.name!r} of the network has no tensor type or shape."
             )
-        fixed = [isinstance(dim, int) and dim != FREE_SIZE for dim in value.shape]
-        shape = tuple(dim if known else None for dim, known in zip(value.shape, fixed))
+        shape = tuple(
+            dim if isinstance(dim, int) and dim != FREE_SIZE else None for dim in value.shape
+        )
         if any(size is not None and size < 0 for size in shape):
             raise ConverterError(f"Input {value.name!r} of the network has a size below 0.")
         listed.append(Input(str(value.name), shape, value.dtype.numpy()))

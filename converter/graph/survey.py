@@ -15,7 +15,13 @@ from converter.decomposition.form import refusal
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph.external import release_mapped
-from converter.graph.network import attributes, compute_shapes, constant, in_onnx_domain, inputs
+from converter.graph.network import (
+    FREE_SIZE,
+    attributes,
+    compute_shapes,
+    constant,
+    in_onnx_domain,
+)
 from converter.graph.nodes import CONVOLUTIONS, PRODUCTS, read_conv, read_linear
 from converter.graph.outputs import data_dependent_shapes
 
@@ -90,7 +96,11 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
     tensors = _Tensors(
         shapes=compute_shapes(model, list(dict.fromkeys(ends)), feeds),
         batch=next((len(array) for array in feeds.values() if array.ndim), 1),
-        free_sizes=any(None in item.shape[1:] for item in inputs(model)),
+        free_sizes=any(
+            not isinstance(size, int) or size == FREE_SIZE
+            for value in model.graph.inputs
+            for size in list(value.shape or ())[1:]
+        ),
         data_dependent=data_dependent_shapes(model),
     )
     layers = [_read_layer(node, name, tensors) for node, name in zip(nodes, _names(nodes))]
