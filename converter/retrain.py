@@ -145,16 +145,12 @@ def finetune(
     return Result(report, earlier.original, record.origin, options, earlier.teacher)
 
 
-def _open(
-    earlier: Earlier, options: Options, evaluate: Evaluate | None, progress: Progress
-) -> Job:
+def _open(earlier: Earlier, options: Options, evaluate: Evaluate | None, progress: Progress) -> Job:
     """Read the data of a further training."""
     inputs = onnx_network.inputs(earlier.original)
     calib = None
     named = options.data.calib
-    if named is not None and (
-        not isinstance(named, str) or ":" in named or Path(named).exists()
-    ):
+    if named is not None and (not isinstance(named, str) or ":" in named or Path(named).exists()):
         calib = read_data(named, inputs, options)
         calib = calib.sample(options.data.samples, options.resources.seed)
     shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in inputs])

@@ -26,8 +26,8 @@ from bench_zoo import ZOO
 
 import converter
 from converter.evaluation.compare import compare_models
+from converter.evaluation.verify import as_int8
 from converter.pipeline import open_source
-from converter.quantization.int8 import as_int8
 
 SAMPLE_MODEL = "sample_models.paper_cifar10:build"
 SAMPLE_GAIN, POINTS, EPOCHS = 3.0, 0.5, 20

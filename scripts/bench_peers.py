@@ -37,10 +37,10 @@ from train_peer import STUDENT, TUNED, made, trained, trained_in, write
 import converter
 from converter.errors import ConverterError
 from converter.evaluation.compare import compare_models
+from converter.evaluation.verify import as_int8
 from converter.graph import network as onnx_network
 from converter.models.source import Source
 from converter.pipeline import open_source
-from converter.quantization.int8 import as_int8
 
 EPOCHS, SAMPLES, IMAGES = 3, 2048, 32
 FOLDER = ROOT / "runs" / "peers"

@@ -19,7 +19,7 @@ from converter.decomposition.conv import Conv
 from converter.decomposition.form import decompose, full_rank, refusal
 from converter.decomposition.forms import FORMS
 from converter.decomposition.taps import swap_in_out
-from converter.graph.network import observe_batches
+from converter.graph.network import compute_values
 
 FEW = settings(max_examples=15, deadline=None)
 SOME = settings(max_examples=25, deadline=None)
@@ -183,7 +183,7 @@ def from_text(graph, **weights):
 def observe(model, names, feeds):
     """Run a network once and give inner tensors."""
     once = list(dict.fromkeys(names))
-    return next(observe_batches(model, once, [feeds])) if once else {}
+    return next(compute_values(model, once, [feeds])) if once else {}
 
 
 def make_net(path, channels=(3, 16, 16), size=8, batch="N", classes=4, seed=0, loss=None):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -442,8 +443,8 @@ def around(body, value="c", **weights):
     text = f"g (float[N, 4, 8, 8] x, float[N, 8, 8, 8] u) => (float[N, 8, P, Q] y) {{ {body} }}"
     model = ir.from_proto(from_text(text, w=noise(8, 4, 3, 3), **weights))
     feeds = {"x": noise(2, 4, 8, 8), "u": noise(2, 8, 8, 8)}
-    layer = next(la for la in survey(model, feeds) if la.output == value)
-    return find_consumers(model, layer)
+    layers = [la for la in survey(model, feeds) if la.output == value]
+    return find_consumers(model, layers, feeds)[value]
 
 
 CONV = "c = Conv <pads = [1, 1, 1, 1]> (x, w)"
@@ -475,6 +476,27 @@ def test_what_follows_is_recognised(body, found):
     assert around(f"{CONV} {body}") == found
 
 
+@pytest.mark.parametrize("kind", ["Conv <pads = [1, 1, 1, 1]>", "ConvTranspose"])
+def test_a_bias_in_an_addition_is_refitted_around(kind):
+    text = f"""g (float[N, 4, 8, 8] x) => (float[N, 8, P, Q] y) {{
+        a = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Relu (a)
+        c = {kind} (r, v)
+        d = Add (c, k)
+        y = Relu (d)
+    }}"""
+    proto = from_text(text, w=noise(8, 4, 3, 3), v=noise(8, 8, 3, 3, seed=1))
+    bias = onnx.numpy_helper.from_array(noise(1, 8, 1, 1), "k")
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["k"], value=bias))
+    model, x = ir.from_proto(proto), noise(40, 4, 8, 8)
+    layers = survey(model, {"x": x[:2]})
+    chosen = {layer.name: (FORMS["channel"], (4,)) for layer in layers}
+    data = from_arrays({"x": x}, "noise")
+    chains, errors = correct(model, layers, chosen, data)
+    assert set(chains) == {"w", "v"}
+    assert all(0 < error < 1 for error in errors.values())
+
+
 @pytest.mark.parametrize(
     "pool",
     [
@@ -502,14 +524,17 @@ def test_pools_of_pools_are_one():
 @pytest.mark.parametrize(
     "body",
     [
-        "d = Relu (c) e = Neg (c) y = Add (d, e)",  # two that see it, one of them all of it
+        "d = Relu (c) e = Neg (c) y = Add (d, e)",  # two users, one of which keeps all of it
         "y = Add (c, k)",  # a constant is no shortcut
+        "k = Constant <value_floats = [1.0]> () d = Add (c, k) y = Relu (d)",
+        "v = GlobalAveragePool (u) d = Add (c, v) y = Relu (d)",  # broadcast
+        "v = ReduceMax <keepdims = 1> (u) d = Add (v, c) y = Relu (d)",
         "y = Add (c, c)",
         "y = Mul (c, u)",
     ],
 )
 def test_whatever_else_follows_is_nothing(body):
-    weights = {"k": noise(8, 1, 1)} if "k" in body else {}
+    weights = {"k": noise(8, 1, 1)} if ", k)" in body and "Constant" not in body else {}
     assert around(f"{CONV} {body}", **weights) == NOTHING
 
 
@@ -519,8 +544,8 @@ def test_an_output_of_the_network_is_wanted_as_it_is():
         y = Relu (c)
     }"""
     model = ir.from_proto(from_text(text, w=noise(8, 4, 3, 3)))
-    (layer,) = survey(model, {"x": noise(2, 4, 8, 8)})
-    assert find_consumers(model, layer) == NOTHING
+    feeds = {"x": noise(2, 4, 8, 8)}
+    assert find_consumers(model, survey(model, feeds), feeds)["c"] == NOTHING
 
 
 def test_few_examples_hold_a_layer_that_no_rank_limits_to_what_it_was():

@@ -187,7 +187,7 @@ def test_weights_outside_the_file(tmp_path):  # onnx_network.open_session, save
     onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
 
 
-def test_a_network_without_convolutions(tmp_path):  # onnx_network.observe_shapes
+def test_a_network_without_convolutions(tmp_path):  # onnx_network.compute_shapes
     text = '<ir_version: 9, opset_import: ["":18]> g (float[N,3] x) => (float[N,3] y) {y = Relu(x)}'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")
     report = converter.convert(tmp_path / "net.onnx").report

@@ -13,6 +13,7 @@ from converter import ConverterError, Options
 from converter.data.data import from_arrays
 from converter.decomposition.forms import FORMS
 from converter.evaluation.check import check_graph, check_same
+from converter.graph import external
 from converter.graph import network as onnx_network
 from converter.graph.canonicalize import canonicalize
 from converter.graph.network import open_session
@@ -252,7 +253,7 @@ def test_weights_outside_of_the_folder_are_refused(place, apart):
 
 def test_weights_beside_a_small_network_are_inside_of_what_is_written(apart):
     model = onnx_network.load(apart / "net.onnx")
-    assert onnx_network.external_bytes(model) == 0
+    assert external.external_nbytes(model) == 0
     onnx_network.save(model, apart / "again.onnx")
     (apart / "weights.bin").unlink()
     x = {"x": noise(2, 3, 8, 8)}
@@ -261,8 +262,8 @@ def test_weights_beside_a_small_network_are_inside_of_what_is_written(apart):
 
 def test_a_network_that_is_too_large_for_one_file_stays_mapped(apart):
     x = {"x": noise(3, 3, 8, 8)}
-    model = onnx_network.load(apart / "net.onnx", largest=1)
-    held = onnx_network.external_bytes(model)
+    model = onnx_network.load(apart / "net.onnx", max_nbytes=1)
+    held = external.external_nbytes(model)
     assert held > 0.8 * (apart / "weights.bin").stat().st_size
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     assert len(before) < 5000
@@ -272,36 +273,38 @@ def test_a_network_that_is_too_large_for_one_file_stays_mapped(apart):
         difference(outputs(result, x)["logits"], outputs(apart / "whole.onnx", x)["logits"]) < 1e-4
     )
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
-    assert onnx_network.size(model) == pytest.approx((apart / "whole.onnx").stat().st_size, rel=0.2)
+    assert onnx_network.nbytes(model) == pytest.approx(
+        (apart / "whole.onnx").stat().st_size, rel=0.2
+    )
 
 
 def test_a_network_that_is_too_large_for_one_file_is_written_as_two(apart):
     x = {"x": noise(3, 3, 8, 8)}
-    model = onnx_network.load(apart / "net.onnx", largest=1)
+    model = onnx_network.load(apart / "net.onnx", max_nbytes=1)
     result = full(model, x)
-    onnx_network.save(result, apart / "out.onnx", largest=1)
+    onnx_network.save(result, apart / "out.onnx", max_nbytes=1)
     assert {path.name for path in apart.glob("out*")} == {"out.onnx", "out.onnx.data"}
     assert unlike(apart / "whole.onnx", apart / "out.onnx", x) < 1e-4
-    onnx_network.save(model, apart / "same.onnx", largest=1)
+    onnx_network.save(model, apart / "same.onnx", max_nbytes=1)
     assert unlike(apart / "whole.onnx", apart / "same.onnx", x) < 1e-6
-    assert onnx_network.weights_folder(model) == apart
+    assert external.weights_folder(model) == apart
 
 
 def test_mapped_weights_give_the_same_moments_and_corrections(apart):
     data = from_arrays({"x": noise(40, 3, 8, 8)}, "noise", ["x"])
-    found = []
+    actual = []
     for model in (
-        canonicalize(onnx_network.load(apart / "net.onnx", largest=1)),
+        canonicalize(onnx_network.load(apart / "net.onnx", max_nbytes=1)),
         canonicalize(onnx_network.load(apart / "whole.onnx")),
     ):
         layers = survey(model, data.read(np.arange(1)))
         chosen = {layer.name: (FORMS["channel"], (4,)) for layer in layers}
         chains, _ = correct(model, layers, chosen, data)
         moments = second_moments(model, layers, data)
-        found.append(
+        actual.append(
             ([c.dense().kernel for c in chains.values()], [m.full for (m,) in moments.values()])
         )
-    for one, other in zip(*found):
+    for one, other in zip(*actual):
         for a, b in zip(one, other):
             assert difference(a, b) < 1e-5
 

@@ -315,6 +315,13 @@ CONVERTED = [
         kinds="Conv BatchNormalization Add",
     ),
     Graph(
+        "BatchNormalization that uses the statistics of the batch stays",
+        "a = Conv (x, w) "
+        "y, m, v = BatchNormalization <training_mode = 1> (a, gain, shift, mean, var)",
+        KERNEL | NORM,
+        kinds="Conv BatchNormalization",
+    ),
+    Graph(
         "NHWC",
         NHWC.format(
             "t = Transpose <perm = [0, 3, 1, 2]> (x) a = Conv (t, w, b) "
@@ -713,10 +720,10 @@ def converted(graph):
     result = rewrite(read, {layer.output: (layer.name, at_full(layer)) for layer in free})
     assert check_graph(result) is None
     for candidate in (read, result):
-        found = computed(candidate, feeds)
-        assert list(found) == list(wanted)
+        actual = computed(candidate, feeds)
+        assert list(actual) == list(wanted)
         for name, array in wanted.items():
-            assert difference(found[name], array) < 1e-4
+            assert difference(actual[name], array) < 1e-4
         assert inputs(candidate) == inputs(model)
         assert [str(v.shape) for v in candidate.graph.outputs if v.name == "y"] == [
             str(v.shape) for v in model.graph.outputs if v.name == "y"

@@ -164,12 +164,31 @@ def test_the_inputs_are_those_that_a_caller_feeds():
     text = """g (float[N, 4, 9, 8] x, int64[M] index, float16 scale, float[6, 4, 3, 3] w)
         => (float[N, 6, P, Q] y) { y = Conv (x, w) }"""
     model = ir.from_proto(from_text(text, w=random(6, 4, 3, 3)))
-    found = {item.name: (item.shape, item.dtype) for item in onnx_network.inputs(model)}
-    assert found == {
+    actual = {item.name: (item.shape, item.dtype) for item in onnx_network.inputs(model)}
+    assert actual == {
         "x": ((None, 4, 9, 8), np.float32),
         "index": ((None,), np.int64),
         "scale": ((), np.float16),
     }
+
+
+def test_a_size_of_minus_one_is_free():
+    text = "g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) { y = Conv (x, w) }"
+    model = from_text(text, w=random(6, 4, 3, 3))
+    for axis in (0, 2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = -1
+    network = ir.from_proto(model)
+    assert [item.shape for item in onnx_network.inputs(network)] == [(None, 4, None, None)]
+    for feeds in ({"x": random(2, 4, 9, 8)}, {"x": random(3, 4, 5, 6)}):
+        (layer,) = survey(network, feeds)
+        assert layer.reason is None and layer.size == feeds["x"].shape[2:]
+
+
+def test_other_negative_sizes_are_refused():
+    model = from_text("g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = -2
+    with pytest.raises(ConverterError, match=r"Input 'x' .* has a size below 0"):
+        onnx_network.inputs(ir.from_proto(model))
 
 
 def test_an_input_that_is_not_a_tensor_is_refused():
@@ -209,29 +228,29 @@ def test_inputs_that_do_not_fit_are_refused(feeds, two_layers):
 
 
 def test_inner_tensors_are_observed(two_layers):
-    found = observe(two_layers, ["b", "y", "b", "x"], {"x": X})
+    actual = observe(two_layers, ["b", "y", "b", "x"], {"x": X})
     conv = make_conv((6, 4, 3, 3), dtype=np.float32, padding=((1, 1), (1, 1)))
     wanted = compute([conv], X) - conv.bias[:, None, None] + TWO_WEIGHTS["bias"][:, None, None]
-    assert set(found) == {"b", "y", "x"}
-    assert difference(found["b"], np.maximum(wanted, 0)) < 1e-5
-    assert found["x"].tobytes() == X.tobytes()
-    assert difference(found["y"], outputs(two_layers, X)["y"]) < 1e-5
+    assert set(actual) == {"b", "y", "x"}
+    assert difference(actual["b"], np.maximum(wanted, 0)) < 1e-5
+    assert actual["x"].tobytes() == X.tobytes()
+    assert difference(actual["y"], outputs(two_layers, X)["y"]) < 1e-5
 
 
 def test_observing_leaves_the_graph_as_it_is(two_layers):
     before = ir.to_proto(two_layers).SerializeToString(deterministic=True)
     observe(two_layers, ["a"], {"x": X})
-    onnx_network.observe_shapes(two_layers, ["a"], {"x": X})
+    onnx_network.compute_shapes(two_layers, ["a"], {"x": X})
     assert ir.to_proto(two_layers).SerializeToString(deterministic=True) == before
 
 
 def test_shapes_are_observed(two_layers):
-    found = onnx_network.observe_shapes(two_layers, ["x", "a", "y"], {"x": X})
-    assert found == {"x": (2, 4, 9, 8), "a": (2, 6, 9, 8), "y": (2, 5, 4, 7)}
+    actual = onnx_network.compute_shapes(two_layers, ["x", "a", "y"], {"x": X})
+    assert actual == {"x": (2, 4, 9, 8), "a": (2, 6, 9, 8), "y": (2, 5, 4, 7)}
 
 
 def test_the_free_batch_axis_gets_its_name(two_layers):
-    named = onnx_network.free_batch(two_layers)
+    named = onnx_network.name_batch_axis(two_layers)
     assert [str(dim) for dim in named.graph.inputs[0].shape] == ["batch", "4", "9", "8"]
     assert [str(dim) for dim in two_layers.graph.inputs[0].shape] == ["N", "4", "9", "8"]
     assert difference(outputs(named, X)["y"], outputs(two_layers, X)["y"]) < 1e-5
@@ -565,8 +584,10 @@ def test_a_skeleton_can_stand_in_for_timing(two_layers):
     bones = skeleton(first.conv, FORMS["flattened"], (4,))
     rewritten = rewrite(two_layers, {"a": ("first", bones)})
     check(rewritten)
-    found = observe(rewritten, ["a"], {"x": X})["a"]
-    assert difference(found, np.broadcast_to(TWO_WEIGHTS["bias"][:, None, None], found.shape)) == 0
+    actual = observe(rewritten, ["a"], {"x": X})["a"]
+    assert (
+        difference(actual, np.broadcast_to(TWO_WEIGHTS["bias"][:, None, None], actual.shape)) == 0
+    )
 
 
 def test_a_half_precision_graph_is_rewritten():
@@ -577,8 +598,8 @@ def test_a_half_precision_graph_is_rewritten():
     check(rewritten)
     kinds = {value.dtype for value in rewritten.graph.initializers.values()}
     assert kinds == {ir.DataType.FLOAT16}
-    found, wanted = (outputs(m, x)["y"].astype(np.float32) for m in (rewritten, model))
-    assert difference(found, wanted) < 5e-3
+    actual, wanted = (outputs(m, x)["y"].astype(np.float32) for m in (rewritten, model))
+    assert difference(actual, wanted) < 5e-3
 
 
 def test_weights_are_replaced_in_a_copy(two_layers):

@@ -83,10 +83,10 @@ def test_the_original_that_ships_is_the_user_s(annotated, tmp_path):
     original, after = result.comparison.networks
     assert after.rel_output_error < 1e-4
     x = {"image": noise(3, 4, 12, 11)}
-    (wanted,), (found,) = (
+    (wanted,), (actual,) = (
         outputs(path, x).values() for path in (annotated, tmp_path / "out" / "model.onnx")
     )
-    assert difference(found, wanted) < 1e-4
+    assert difference(actual, wanted) < 1e-4
     assert original.params == sum(a.size for a in (noise(8, 4, 3, 3), noise(8, 8, 3, 3))) + 32
 
 
@@ -121,8 +121,8 @@ def test_several_inputs_are_read_by_name(tmp_path):
     errors = []
     for result in (fitted, blind):
         network = ir.from_proto(result.model)
-        wanted, found = (outputs(m, {"left": left, "right": right})["y"] for m in (path, network))
-        errors.append(difference(found, wanted))
+        wanted, actual = (outputs(m, {"left": left, "right": right})["y"] for m in (path, network))
+        errors.append(difference(actual, wanted))
     assert errors[0] < 0.8 * errors[1]
     with pytest.raises(ConverterError, match="right"):
         converter.convert(path, None, Options.of(calib=str(tmp_path / "one.npz"), **options))
@@ -279,8 +279,8 @@ def test_layers_of_an_onnx_network_are_reconstructed(trained):
     names = [x.output for x in survey(network, {"x": x["x"][:1]}) if x.name in plain.plan.chosen()]
     wanted = observe(network, names, x)
     before, after = (
-        [difference(found[name], wanted[name]) for name in names]
-        for found in (observe(ir.from_proto(r.model), names, x) for r in (plain, distill))
+        [difference(actual[name], wanted[name]) for name in names]
+        for actual in (observe(ir.from_proto(r.model), names, x) for r in (plain, distill))
     )
     assert len(names) == 2
     assert sum(after) < 0.95 * sum(before)
@@ -298,9 +298,21 @@ def test_a_torch_model_of_a_network_computes_the_same_and_gives_its_weights_back
         for weight in module.parameters():
             weight *= 1.1
         changed = module(torch.from_numpy(x)).numpy()
-    found = outputs(torch_import.with_weights(network, module), {"x": x})["logits"]
-    assert difference(found, changed) < 1e-4
+    actual = outputs(torch_import.with_weights(network, module), {"x": x})["logits"]
+    assert difference(actual, changed) < 1e-4
     assert difference(outputs(network, {"x": x})["logits"], wanted) == 0
+
+
+def test_a_constant_may_have_the_name_of_a_method_of_torch(tmp_path):
+    text = """g (float[N, 4] x) => (float[N, 2, 2] y) {
+        to = Constant <value_ints = [-1, 2, 2]> ()
+        a = MatMul (x, w)
+        y = Reshape (a, to)
+    }"""
+    network, x = ir.from_proto(from_text(text, w=noise(4, 4))), noise(3, 4)
+    with torch.no_grad():
+        actual = torch_import.to_torch(network)(torch.from_numpy(x)).numpy()
+    assert difference(actual, outputs(network, {"x": x})["y"]) < 1e-6
 
 
 def test_an_operator_that_cannot_be_tuned_is_named(tmp_path):

@@ -11,7 +11,7 @@ from converter.errors import ConverterError
 from converter.evaluation.compare import compare_models
 from converter.evaluation.loss import LossEstimator
 from converter.graph.network import open_session
-from converter.graph.outputs import comparison_outputs, varying, with_outputs
+from converter.graph.outputs import comparison_outputs, data_dependent_shapes, with_outputs
 from converter.graph.survey import survey
 from converter.runtime.ort import run
 
@@ -63,7 +63,7 @@ def images(count=12):
 
 
 def test_what_counts_hits_has_no_fixed_shape():
-    assert varying(detector()) == {"picked", "which", "found"}
+    assert data_dependent_shapes(detector()) == {"picked", "which", "found"}
 
 
 def test_an_output_of_varying_shape_is_compared_at_what_it_is_made_of():
@@ -80,7 +80,7 @@ def test_what_a_branch_counts_varies_too():
     model = ir.from_proto(
         from_text(MADE_INSIDE, mask=np.array([True, False, True, True]), row=noise(1))
     )
-    assert varying(model) == {"y"}
+    assert data_dependent_shapes(model) == {"y"}
 
 
 def test_exposed_values_are_those_of_the_network():

@@ -574,7 +574,7 @@ def test_a_dry_run_plans_the_same(place, from_onnx):
 
 
 def test_what_is_too_large_to_be_timed_by_layer_is_converted_all_the_same(place, monkeypatch):
-    monkeypatch.setattr(timing, "LARGEST_FILE", 100)
+    monkeypatch.setattr(timing, "MAX_FILE_BYTES", 100)
     rows = converter.convert("net.onnx", None, Options.of(form=("channel",))).report.layers
     assert any(row.form for row in rows)
     assert all(row.latency_before_ms is row.latency_after_ms is None for row in rows)

@@ -1,4 +1,4 @@
-"""Rounding as in int8 while a network learns."""
+"""Rounding as in int8 while a network trains."""
 
 import copy
 from dataclasses import replace
@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional
 
 from converter.data.data import from_arrays
+from converter.evaluation.verify import as_int8
 from converter.models.from_onnx import to_torch
 from converter.options import Options
 from converter.pipeline import open_source
-from converter.quantization.int8 import as_int8
 from converter.quantization.quantize import saturates
-from converter.quantization.rounding import rounded
+from converter.quantization.rounding import fake_quantize
 from converter.runtime.ort import open_file
 from converter.training.distill import phases
 from converter.training.losses import Recipe, whole
@@ -30,18 +30,18 @@ SIZES = torch.logspace(-2, 2, 8)
 
 
 def run(model, x, rounding=True):
-    """What a model gives."""
-    given = rounded(whole(model)) if rounding else whole(model)
+    """The first output of a model."""
+    runner = fake_quantize(whole(model)) if rounding else whole(model)
     with torch.no_grad():
-        return given([x])[0]
+        return runner([x])[0]
 
 
-def rel_error(found, wanted):
-    return float((found - wanted).norm() / wanted.norm())
+def rel_error(actual, expected):
+    return float((actual - expected).norm() / expected.norm())
 
 
 def chain(spread):
-    """A pointwise step, one a channel, and another pointwise one; components of many sizes."""
+    """A pointwise step, one a channel, and another pointwise one; channels of many sizes."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(6, 8, 1, bias=False),
@@ -63,7 +63,7 @@ def chain(spread):
     st.sampled_from([nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear]),
     st.integers(0, 99),
 )
-def test_what_int8_holds_exactly_is_left_as_it_is(kind, seed):
+def test_multiples_of_the_step_are_left_as_they_are(kind, seed):
     torch.manual_seed(seed)
     axes = {nn.Conv1d: 1, nn.Conv3d: 3, nn.Linear: 0}.get(kind, 2)
     module = kind(4, 3, 2) if axes else kind(4, 3)
@@ -176,16 +176,16 @@ def test_the_error_is_that_of_int8(name):
     feeds = session.get_inputs()[0].name
     rows = [session.run(None, {feeds: row[None]})[0] for row in x.numpy()]
     expected = rel_error(torch.from_numpy(np.concatenate(rows)), wanted)
-    # onnx2fx gives two operations for a Gemm, which are not seen to be one step.
+    # onnx2fx writes a Gemm as two operations, which are not recognised as one step.
     for network in (model,) if name == "linear" else (model, twin):
-        given = rounded(whole(network))
+        runner = fake_quantize(whole(network))
         with torch.no_grad():
-            given([x])  # it learns here what is shared
-            error = rel_error(given([x])[0], wanted)
+            runner([x])  # the first run finds the shared steps
+            error = rel_error(runner([x])[0], wanted)
         assert expected / 2 < error < 2 * expected
 
 
-def test_components_between_steps_have_a_scale_each():
+def test_channels_between_steps_have_a_scale_each():
     x = torch.from_numpy(noise(8, 6, 8, 8))
     model = chain(2)
     wanted = run(model, x, rounding=False)
@@ -196,13 +196,15 @@ def test_components_between_steps_have_a_scale_each():
 
 def test_arguments_may_have_names():
     x, weight = torch.from_numpy(noise(2, 6, 8, 8)), torch.from_numpy(noise(4, 6, 3, 3))
-    by_name = rounded(lambda inputs: [functional.conv2d(input=inputs[0], weight=weight, padding=1)])
-    by_place = rounded(lambda inputs: [functional.conv2d(inputs[0], weight, None, 1, 1)])
+    by_name = fake_quantize(
+        lambda inputs: [functional.conv2d(input=inputs[0], weight=weight, padding=1)]
+    )
+    by_place = fake_quantize(lambda inputs: [functional.conv2d(inputs[0], weight, None, 1, 1)])
     assert torch.equal(by_name([x])[0], by_place([x])[0])
     assert rel_error(by_name([x])[0], functional.conv2d(x, weight, padding=1)) > 1e-3
 
 
-def test_what_is_changed_in_place_is_no_output_of_a_step_any_more():
+def test_a_tensor_changed_in_place_is_not_equalized():
     x = torch.from_numpy(noise(8, 6, 8, 8))
     model = chain(0)
     changing = copy.deepcopy(model)
@@ -210,7 +212,7 @@ def test_what_is_changed_in_place_is_no_output_of_a_step_any_more():
     assert torch.equal(run(model, x), run(changing, x))
 
 
-def test_what_is_written_into_is_no_output_of_a_step_any_more():
+def test_a_tensor_written_into_is_not_equalized():
     x, model = torch.from_numpy(noise(8, 6, 8, 8)), chain(2)
     kept = torch.ones(8, 1, 1)
     kept[0] = 0
@@ -220,21 +222,23 @@ def test_what_is_written_into_is_no_output_of_a_step_any_more():
         between[:, 0] = 0
         return [model[1](between)]
 
-    given = (rounded(run)([x])[0] for run in (by_item, lambda x: [model[1](model[0](x[0]) * kept)]))
+    given = (
+        fake_quantize(run)([x])[0] for run in (by_item, lambda x: [model[1](model[0](x[0]) * kept)])
+    )
     assert torch.equal(*given)
 
 
 def test_gradients_pass():
     model, x = chain(0), torch.from_numpy(noise(8, 6, 8, 8))
-    found = []
-    for run_of in (whole(model), rounded(whole(model))):
+    gradients = []
+    for run_of in (whole(model), fake_quantize(whole(model))):
         model.zero_grad()
         run_of([x])[0].square().sum().backward()
-        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert rel_error(found[1], found[0]) < 0.1
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert rel_error(gradients[1], gradients[0]) < 0.1
 
 
-def test_what_is_zero_stays_zero():
+def test_zeros_stay_zero():
     model = chain(0)
     assert run(model, torch.zeros(2, 6, 8, 8)).isfinite().all()
     with torch.no_grad():
@@ -243,7 +247,7 @@ def test_what_is_zero_stays_zero():
     assert rel_error(run(model, x), run(model, x, rounding=False)) < 0.02
 
 
-def test_what_rounding_loses_is_learnt_from():
+def test_training_with_rounding_lowers_the_loss_by_rounding():
     model = chain(0)
     with torch.no_grad():  # one channel is large, and all share its scale
         model[2].weight[0] *= 300
@@ -251,14 +255,14 @@ def test_what_rounding_loses_is_learnt_from():
     data = from_arrays({"x": noise(512, 6, 8, 8)}, "noise")
     recipe = Recipe(epochs=4, batch_size=32)
     assert tune(model, model, data, recipe).first_loss < 1e-9
-    learnt = tune(model, model, data, replace(recipe, int8=True))
-    assert learnt.best_loss < 0.9 * learnt.first_loss
+    tuned = tune(model, model, data, replace(recipe, int8=True))
+    assert tuned.best_loss < 0.9 * tuned.first_loss
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_what_becomes_int8_learns_with_its_rounding(int8):
-    found = phases(Options.of(int8=int8, finetune=2, reconstruct=1), {"max_error": 0.1})
-    assert [phase.name for phase in found][:2] == ["reconstructing", "fine-tuning"]
-    assert all(phase.recipe.int8 == int8 for phase in found[:2])
-    # What is judged is the network in floating point: its int8 is judged as it is.
-    assert not any(phase.recipe.int8 for phase in found[2:])
+def test_only_networks_for_int8_are_trained_with_rounding(int8):
+    listed = phases(Options.of(int8=int8, finetune=2, reconstruct=1), {"max_error": 0.1})
+    assert [phase.name for phase in listed][:2] == ["reconstructing", "fine-tuning"]
+    assert all(phase.recipe.int8 == int8 for phase in listed[:2])
+    # Later phases check the budget on the network in floating point.
+    assert not any(phase.recipe.int8 for phase in listed[2:])

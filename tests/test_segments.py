@@ -1,4 +1,4 @@
-"""A graph walked in segments: at every cut the values are those of the whole network."""
+"""A network in segments: at every boundary the values are those of the whole network."""
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from converter.decomposition.form import decompose
 from converter.decomposition.forms import FORMS
 from converter.graph.rewrite import rewrite
-from converter.graph.segments import advance, cut
+from converter.graph.segments import run_segment, segment
 from converter.graph.survey import survey
 
 BRANCHES = """g (float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y, float[N, 6] z) {
@@ -98,47 +98,45 @@ def network(name):
 
 def batches(model, count=2):
     """Batches of inputs, of 3 examples and then fewer where the network takes fewer."""
-    found = []
+    batched = []
     for number in range(count):
         feeds = {}
         for value in model.graph.inputs:
             size, *rest = value.shape
             examples = size if isinstance(size, int) else 3 - number
             feeds[value.name] = noise(examples, *rest, seed=number + len(feeds))
-        found.append(feeds)
-    return found
+        batched.append(feeds)
+    return batched
 
 
 def node_values(model):
     return [str(node.outputs[0].name) for node in model.graph]
 
 
-def walked(model, marks, feeds, chains=None):
-    """All states of a walk, batch by batch; chains are replaced in the segment they stand in."""
-    walk, states = cut(model, marks), [feeds]
-    for number, segment in enumerate(walk.segments):
-        inside = {name for node in segment.nodes for name in node.output}
-        here = {name: chain for name, chain in (chains or {}).items() if name in inside}
-        states.append(advance(walk, number, states[-1], 1, here))
-    return walk, states
+def run_all(model, boundaries, feeds, chains=None):
+    """The segments, and the values at each boundary, batch by batch, the inputs first."""
+    segmented, states = segment(model, boundaries), [feeds]
+    for number in range(len(segmented.segments)):
+        states.append(run_segment(segmented, number, states[-1], 1, chains))
+    return segmented, states
 
 
 @settings(max_examples=12, deadline=None)
 @pytest.mark.parametrize("name", NETWORKS)
 @given(data=st.data())
-def test_every_value_of_a_walk_is_that_of_the_whole_network(name, data):
+def test_every_value_at_a_boundary_is_that_of_the_whole_network(name, data):
     model = network(name)
     names = node_values(model)
-    marks = data.draw(st.lists(st.sampled_from(names), unique=True, min_size=1).map(sorted))
-    marks.sort(key=names.index)
+    boundaries = data.draw(st.lists(st.sampled_from(names), unique=True, min_size=1).map(sorted))
+    boundaries.sort(key=names.index)
     feeds = batches(model)
-    walk, states = walked(model, marks, feeds)
-    assert len(walk.segments) == len(marks)
-    for segment, mark, state in zip(walk.segments, marks, states[1:]):
-        before = names[: names.index(mark)]
-        assert not set(segment.outputs) & set(names[names.index(mark) :])
+    segmented, states = run_all(model, boundaries, feeds)
+    assert len(segmented.segments) == len(boundaries)
+    for part, boundary, state in zip(segmented.segments, boundaries, states[1:]):
+        before = names[: names.index(boundary)]
+        assert not set(part.outputs) & set(names[names.index(boundary) :])
         for batch, arrays in zip(feeds, state):
-            assert set(arrays) == set(segment.outputs)
+            assert set(arrays) == set(part.outputs)
             inner = [value for value in arrays if value not in batch]
             assert set(inner) <= set(before)
             wanted = dict(batch) | observe(model, inner, batch)
@@ -151,13 +149,13 @@ def test_every_value_of_a_walk_is_that_of_the_whole_network(name, data):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_the_rest_of_the_network_takes_is_alive(name):
     model = network(name)
-    for mark in node_values(model):
-        (segment,) = cut(model, [mark]).segments
-        later = list(onnx_nodes(model))[len(segment.nodes) :]
+    for number, boundary in enumerate(node_values(model)):
+        (part,) = segment(model, [boundary]).segments
+        later = list(onnx_nodes(model))[number:]
         made = {value for node in later for value in node.output} | set(WEIGHTS)
         taken = {value for node in later for value in deep_inputs(node)}
         inner = {value for node in later for value in inner_values(node)}
-        assert taken - made - inner - {""} == set(segment.outputs)
+        assert taken - made - inner - {""} == set(part.outputs)
 
 
 def onnx_nodes(model):
@@ -191,11 +189,11 @@ def test_chains_in_segments_are_chains_in_the_network(name):
     chains = {la.output: (la.name, decompose(la.conv, form, (3,))) for la in layers}
     names = node_values(model)
     ends = [n for n in names if not next(iter(users(model, n)), None)]
-    marks = [layer.output for layer in layers] + [e for e in ends if e != layers[-1].output]
-    marks.sort(key=names.index)
+    boundaries = [layer.output for layer in layers] + [e for e in ends if e != layers[-1].output]
+    boundaries.sort(key=names.index)
     whole = rewrite(model, chains)
-    _, states = walked(model, marks, feeds, chains)
-    _, originals = walked(model, marks, feeds)
+    _, states = run_all(model, boundaries, feeds, chains)
+    _, originals = run_all(model, boundaries, feeds)
     changed = 0
     for state, original in zip(states[1:], originals[1:]):
         for batch, arrays, before in zip(feeds, state, original):
@@ -211,7 +209,7 @@ def users(model, name):
     return value.uses()
 
 
-def test_a_weight_that_is_a_node_is_carried_to_the_cut_it_is_used_after():
+def test_a_weight_that_is_a_node_is_carried_to_the_boundary_it_is_used_after():
     text = """g (float[N, 4, 8, 8] x) => (float[N, 6, 8, 8] y) {
         a = Relu (x)
         b = Conv <pads = [1, 1, 1, 1]> (a, w)
@@ -223,8 +221,8 @@ def test_a_weight_that_is_a_node_is_carried_to_the_cut_it_is_used_after():
     model, x = ir.from_proto(proto), noise(2, 4, 8, 8)
     (layer,) = survey(model, {"x": x})
     chains = {"b": (layer.name, decompose(layer.conv, FORMS["channel"], (3,)))}
-    walk, states = walked(model, ["b", "y"], [{"x": x}], chains)
-    assert set(walk.segments[0].outputs) == {"a", "w"}
+    segmented, states = run_all(model, ["b", "y"], [{"x": x}], chains)
+    assert set(segmented.segments[0].outputs) == {"a", "w"}
     wanted = observe(rewrite(model, chains), ["b"], {"x": x})["b"]
     assert difference(states[2][0]["b"], wanted) < 1e-5
 
@@ -238,9 +236,9 @@ def test_weights_listed_as_inputs_are_weights(version):
         for name, array in WEIGHTS.items()
     )
     model, x = ir.from_proto(proto), noise(2, 4, 8, 8)
-    walk, states = walked(model, ["c", "g", "z"], [{"x": x}])
-    assert walk.segments[0].inputs == ("x",)
-    assert set(walk.values) == {"b", "f", "m"}
+    segmented, states = run_all(model, ["c", "g", "z"], [{"x": x}])
+    assert segmented.segments[0].inputs == ("x",)
+    assert set(segmented.boundary_values) == {"b", "f", "m"}
     wanted = observe(model, ["b", "f"], {"x": x})
     for name in ("b", "f"):
         assert difference(states[2][0][name], wanted[name]) < 1e-5
@@ -259,17 +257,17 @@ def test_functions_of_the_model_are_known_in_every_segment():
     twice (x) => (y) { y = Add (x, x) }
     """)
     x = noise(2, 4)
-    _, states = walked(ir.from_proto(proto), ["b", "y"], [{"x": x}])
+    _, states = run_all(ir.from_proto(proto), ["b", "y"], [{"x": x}])
     assert np.array_equal(states[1][0]["a"], 2 * x)
     assert np.array_equal(states[2][0]["b"], np.maximum(2 * x, 0))
 
 
-def test_nodes_after_the_last_cut_are_never_run():
+def test_nodes_after_the_last_boundary_are_never_run():
     text = """g (float[N, 4] x) => (float[N, 4] y) {
         a = Relu (x)
         b = Relu (a)
         y = Add (b, never)
     }"""
     model = ir.from_proto(from_text(text, never=noise(9, 9, 9)))
-    _, states = walked(model, ["b"], [{"x": noise(2, 4)}])
+    _, states = run_all(model, ["b"], [{"x": noise(2, 4)}])
     assert set(states[1][0]) == {"a"}

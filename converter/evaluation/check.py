@@ -13,8 +13,8 @@ from torch import nn
 from converter.data.data import Arrays
 from converter.decomposition.conv import Chain
 from converter.errors import ConverterError, first_line
-from converter.graph.network import observe_batches, open_session, without_files
-from converter.graph.outputs import varying
+from converter.graph.network import compute_values, externals_as_inputs, open_session
+from converter.graph.outputs import data_dependent_shapes
 from converter.graph.rewrite import replace_weights
 from converter.graph.survey import Layer
 from converter.models.export import flat_outputs, forward
@@ -53,9 +53,9 @@ def check(
     titles = {layer.output: f"layer {layer.name}" for layer in replaced}
     names = [*titles, *(name for name in outputs if name not in titles)]
     expected_batches = list(
-        observe_batches(_dense(original, replaced, chains), names, samples.values())
+        compute_values(_dense(original, replaced, chains), names, samples.values())
     )
-    converted_batches = observe_batches(converted, names, samples.values())
+    converted_batches = compute_values(converted, names, samples.values())
     for what, expected in zip(samples, expected_batches):
         try:
             got = next(converted_batches)
@@ -94,7 +94,7 @@ def check_same(original: ir.Model, network: ir.Model, samples: Mapping[str, Arra
     Returns:
         A sentence that says by how much they differ, or None.
     """
-    unstable = varying(original)
+    unstable = data_dependent_shapes(original)
     for what, feeds in samples.items():
         expected, got = (run(open_session(model), feeds) for model in (original, network))
         for name in (n for n in expected if n not in unstable and _numeric(expected[n])):
@@ -113,7 +113,7 @@ def check_graph(model: ir.Model) -> str | None:
     External weights are checked as inputs of their types and shapes.
     """
     try:
-        onnx.checker.check_model(ir.to_proto(without_files(model)), full_check=True)
+        onnx.checker.check_model(ir.to_proto(externals_as_inputs(model)), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return f"The rewritten network is not valid ONNX: {first_line(error)}"
     return None

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 from torch import nn
 
 from converter.evaluation.compare import Comparison, Evaluate, Progress, compare_models, verdict
-from converter.graph import network as onnx_network
+from converter.evaluation.loss import LossEstimator
+from converter.graph.external import release_mapped
+from converter.graph.network import inputs
 from converter.models.source import Source
 from converter.options import Options
-from converter.quantization.int8 import as_int8
+from converter.quantization.int8 import calibration_data, quantize_within
 from converter.report.report import LayerRow, Report
 from converter.report.result import Result
 from converter.search.plan import Plan
+
+RANKING_EXAMPLES = 32  # on which layers are ranked by the error that int8 of each causes
+
+
+def as_int8(
+    network: ir.Model,
+    source: Source,
+    options: Options,
+    usage: Callable[[ir.Model], float] | None = None,
+) -> ir.Model:
+    """Quantize a version of a network with the sample inputs of ``source``.
+
+    Raises:
+        ConverterError: When onnxruntime cannot quantize the network.
+    """
+    samples = source.calib or source.train
+    assert samples is not None
+    data = calibration_data(network, samples, options.resources.seed)
+    count = min(max(RANKING_EXAMPLES, inputs(network)[0].shape[0] or 1), data.count)
+
+    @functools.cache
+    def estimator() -> LossEstimator:
+        return LossEstimator.of(network, data.take(np.arange(count)), 1)
+
+    return quantize_within(
+        network,
+        data,
+        usage=usage,
+        output_error=lambda model: estimator().loss(model).output_error,
+    )
 
 
 @dataclass(frozen=True)
@@ -65,7 +99,7 @@ def prove(
     With int8, the race is of four, and the budget that of the last; what it is held against is the
     int8 of the original, with steps in floating point where the budget needs that.
     """
-    onnx_network.release(source.original.graph.initializers.values())
+    release_mapped(source.original.graph.initializers.values())
     networks = {"original": source.original, "converted": conversion.network}
     if conversion.int8 is not None:
         networks |= {

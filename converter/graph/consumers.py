@@ -1,20 +1,24 @@
-"""What happens to the output of a layer: shortcuts, activations, pooling."""
+"""What follows a layer in the graph: shortcuts, activations, pooling."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
+from converter.graph.network import compute_shapes, constant, values_by_name
 from converter.graph.survey import Layer
 
 
 @dataclass(frozen=True)
 class Consumers:
-    """What happens to the output of a layer.
+    """What follows a layer.
 
     Attributes:
-        added: Name of the tensor that it alone is added to, or None.
+        added: Name of the tensor of the same shape, not a constant, that the output is added to
+            and used for nothing else; or None.
         rectified: Whether a ReLU comes next (after that addition).
         pool: Window of the max pooling, without overlap, that comes next; (1, ...) if none does.
     """
@@ -24,36 +28,67 @@ class Consumers:
     pool: tuple[int, ...]
 
 
-def find_consumers(network: ir.Model, layer: Layer) -> Consumers:
-    """Look at what happens to the output of a layer."""
-    value = next(v for node in network.graph for v in node.outputs if v.name == layer.output)
-    axes = len(layer.conv.k) if layer.conv else 0
-    added, rectified, pool = None, False, (1,) * axes
-    following = _follower(value)
-    if following is not None and following.op_type == "Add":
-        others = [v for v in following.inputs if v is not None and v is not value]
-        if len(others) == 1 and others[0].producer() is not None:
-            added = str(others[0].name)
-            following = _follower(following.outputs[0])
-    while following is not None and following.op_type in ("Relu", "MaxPool"):
-        window = _window(following, axes)
+def find_consumers(
+    network: ir.Model, layers: Sequence[Layer], feeds: Mapping[str, np.ndarray]
+) -> dict[str, Consumers]:
+    """Find what follows each layer, by the name of its output.
+
+    Args:
+        network: The network.
+        layers: Some of its layers.
+        feeds: Inputs to run it on once, for the shapes. With two examples or more, a tensor
+            without a batch axis does not have the shape of one with it.
+    """
+    values = values_by_name(network)
+    additions = {layer.output: _addition(values[layer.output]) for layer in layers}
+    names = {name for output, other in additions.items() if other for name in (output, other)}
+    shapes = compute_shapes(network, sorted(names), feeds)
+    return {
+        layer.output: _consumers(
+            values[layer.output],
+            other if other and shapes[other] == shapes[layer.output] else None,
+            len(layer.conv.k) if layer.conv else 0,
+        )
+        for layer in layers
+        for other in [additions[layer.output]]
+    }
+
+
+def _consumers(value: ir.Value, added: str | None, axes: int) -> Consumers:
+    rectified, pool = False, (1,) * axes
+    node = _only_user(value)
+    if added is not None and node is not None:
+        node = _only_user(node.outputs[0])
+    while node is not None and node.op_type in ("Relu", "MaxPool"):
+        window = _window(node, axes)
         if window is None:
             break
         pool = tuple(a * b for a, b in zip(pool, window))
-        rectified = rectified or following.op_type == "Relu"
-        following = _follower(following.outputs[0])
+        rectified = rectified or node.op_type == "Relu"
+        node = _only_user(node.outputs[0])
     return Consumers(added, rectified, pool)
 
 
-def _follower(value: ir.Value) -> ir.Node | None:
-    """Give the node that alone uses a value, or one of several that are all Relu."""
+def _addition(value: ir.Value) -> str | None:
+    """Name the computed tensor that a value is added to and used for nothing else."""
+    node = _only_user(value)
+    if node is None or node.op_type != "Add":
+        return None
+    others = [other for other in node.inputs if other is not None and other is not value]
+    if len(others) != 1 or others[0].producer() is None or constant(others[0]) is not None:
+        return None
+    return str(others[0].name)
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    """Return the only node that uses a value, or one of several that are all Relu."""
     users = [use.node for use in value.uses()]
     alike = len(users) == 1 or all(user.op_type == "Relu" for user in users)
     return users[0] if users and alike and not value.is_graph_output() else None
 
 
 def _window(node: ir.Node, axes: int) -> tuple[int, ...] | None:
-    """Give the window of a pooling whose windows tile its input; of size 1 for a Relu."""
+    """Return the window of a pooling whose windows tile its input; of size 1 for a Relu."""
     if node.op_type == "Relu":
         return (1,) * axes
     attributes = node.attributes

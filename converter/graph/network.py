@@ -1,8 +1,7 @@
-"""An ONNX graph: load, read its convolutions, run, observe, save."""
+"""An ONNX network: load, save, run, and read its inputs and inner tensors."""
 
 from __future__ import annotations
 
-import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,23 @@ from google.protobuf.message import DecodeError
 
 from converter.data.data import Arrays
 from converter.errors import ConverterError, first_line
+from converter.graph.external import (
+    check_locations,
+    external_nbytes,
+    load_external,
+    release_mapped,
+    tensors,
+    weights_folder,
+)
 from converter.runtime.ort import open_file, run
 
-LARGEST_BATCH = 64
-# A protobuf message must stay below 2 GB. Weights that take more stay in files of their own, from
-# where they are mapped into memory and shared by all copies of a network.
-LARGEST_FILE = 2 * 10**9
-WEIGHTS_SUFFIX = ".data"
-SMALL_TENSOR = 4096  # bytes up to which a tensor may say a shape, and is read in any case
+MAX_BATCH = 64
+# A protobuf message must stay below 2 GB. Larger weights stay in external files, which are mapped
+# into memory and shared by all copies of a network.
+MAX_FILE_BYTES = 2 * 10**9
+EXTERNAL_SUFFIX = ".data"
+SMALL_TENSOR_BYTES = 4096  # such a tensor may hold a shape and is always read
+FREE_SIZE = -1  # how some exporters write a free size, where ONNX has a symbol or nothing
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,12 @@ class Input:
     dtype: np.dtype
 
 
-def load(path: Path, largest: int = LARGEST_FILE) -> ir.Model:
+def load(path: Path, max_nbytes: int = MAX_FILE_BYTES) -> ir.Model:
     """Read and check an ONNX file.
 
     Args:
         path: The file.
-        largest: Bytes of weights in files of their own from which on they stay there, mapped.
+        max_nbytes: External weights that together take this much or more stay memory-mapped.
 
     Raises:
         ConverterError: When ``path`` is not a readable, valid ONNX file, or names weights outside
@@ -53,12 +61,12 @@ def load(path: Path, largest: int = LARGEST_FILE) -> ir.Model:
         raise ConverterError(f"{path} is a folder; name an .onnx file.")
     try:
         model = ir.load(path.absolute())
-        _check_locations(model, path)
+        check_locations(model, path)
         onnx.checker.check_model(str(path))
-        _load_constants(model)
-        _load_weights(model, 2**63 if external_bytes(model) < largest else SMALL_TENSOR)
-        for tensor in _tensors(model):
-            tensor.numpy()  # a view, that has as many numbers as the shape says
+        mapped = external_nbytes(model) >= max_nbytes
+        load_external(model, SMALL_TENSOR_BYTES if mapped else 2**63)
+        for tensor in tensors(model):
+            tensor.numpy()  # a view; raises if the data do not fill the shape
     except ConverterError:
         raise
     except (
@@ -80,72 +88,37 @@ def load(path: Path, largest: int = LARGEST_FILE) -> ir.Model:
     return model
 
 
-def save(model: ir.Model, path: Path, largest: int = LARGEST_FILE) -> None:
-    """Write ``model`` to ``path``, weights inside; beside it in ``path.data`` if it is too large.
+def save(model: ir.Model, path: Path, max_nbytes: int = MAX_FILE_BYTES) -> None:
+    """Write ``model`` to ``path``.
 
     Args:
         model: Left as it is.
         path: The file.
-        largest: Bytes from which on a network is too large.
+        max_nbytes: The weights of a network of this size or more are written to ``path.data``.
     """
-    if size(model) < largest:
+    if nbytes(model) < max_nbytes:
         ir.save(ir.external_data.load_to_model(model.clone()), path)
         return
-    # clones share tensors: writing sets those of the clone alone to the new file
-    ir.save(model.clone(), path, external_data=f"{path.name}{WEIGHTS_SUFFIX}")
-    release(model.graph.initializers.values())
+    # Clones share tensors; saving points those of the clone alone to the new file.
+    ir.save(model.clone(), path, external_data=f"{path.name}{EXTERNAL_SUFFIX}")
+    release_mapped(model.graph.initializers.values())
 
 
-def size(model: ir.Model) -> int:
-    """Bytes of the network as a file, weights included."""
-    held = _held_bytes(model)
-    if held < LARGEST_FILE:
-        held = ir.to_proto(model).ByteSize()
-    return held + external_bytes(model)
-
-
-def external_bytes(model: ir.Model) -> int:
-    """Bytes of the weights that are in files of their own."""
-    return sum(tensor.nbytes for tensor in _external(model))
-
-
-def weights_folder(model: ir.Model) -> Path | None:
-    """Give the folder of the files that hold weights, or None where all are in memory."""
-    return next((Path(tensor.base_dir).resolve() for tensor in _external(model)), None)
-
-
-def written(model: ir.Model) -> list[tuple[str, int]]:
-    """Say which files hold weights, and when they were written last (nanoseconds)."""
-    paths = sorted({str(Path(tensor.path).resolve()) for tensor in _external(model)})
-    return [(path, Path(path).stat().st_mtime_ns) for path in paths]
-
-
-def without_files(model: ir.Model) -> ir.Model:
-    """Return the network with weights in files of their own as inputs of the same type."""
-    elsewhere = _external(model)
-    if not elsewhere:
-        return model
-    copy = model.clone()
-    for tensor in elsewhere:
-        value = copy.graph.initializers.pop(str(tensor.name), None)
-        if value is not None and value not in copy.graph.inputs:
-            value.const_value = None
-            copy.graph.inputs.append(value)
-    return copy
-
-
-def release(values: Iterable[ir.Value]) -> None:
-    """Give back the memory of mapped weights; they are read again when they are needed."""
-    for tensor in (value.const_value for value in values):
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        if isinstance(tensor.raw, mmap.mmap) and hasattr(tensor.raw, "madvise"):
-            tensor.raw.madvise(mmap.MADV_DONTNEED)
+def nbytes(model: ir.Model) -> int:
+    """Bytes of the network as a file, external weights included."""
+    in_memory = _nbytes_in_memory(model)
+    if in_memory < MAX_FILE_BYTES:
+        in_memory = ir.to_proto(model).ByteSize()
+    return in_memory + external_nbytes(model)
 
 
 def inputs(model: ir.Model) -> tuple[Input, ...]:
-    """List the inputs that a caller must feed (initializers listed as inputs are left out)."""
-    found = []
+    """List the inputs that a caller must feed; initializers listed as inputs are left out.
+
+    Raises:
+        ConverterError: When an input has no tensor type, no shape or a negative size.
+    """
+    listed = []
     for value in model.graph.inputs:
         if value.name in model.graph.initializers:
             continue
@@ -153,14 +126,16 @@ def inputs(model: ir.Model) -> tuple[Input, ...]:
             raise ConverterError(
                 f"Input {value.name!r} of the network has no tensor type or shape."
             )
-        shape = tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+        shape = tuple(
+            dim if isinstance(dim, int) and dim != FREE_SIZE else None for dim in value.shape
+        )
         if any(size is not None and size < 0 for size in shape):
             raise ConverterError(f"Input {value.name!r} of the network has a size below 0.")
-        found.append(Input(str(value.name), shape, value.dtype.numpy()))
-    return tuple(found)
+        listed.append(Input(str(value.name), shape, value.dtype.numpy()))
+    return tuple(listed)
 
 
-def free_batch(model: ir.Model, name: str = "batch") -> ir.Model:
+def name_batch_axis(model: ir.Model, name: str = "batch") -> ir.Model:
     """Return a copy in which the symbol of the inputs' free first axes is called ``name``."""
     copy = model.clone()
     shapes = [v.shape for v in copy.graph.inputs if v.shape is not None and len(v.shape)]
@@ -182,12 +157,12 @@ def open_session(
     """Open a network in onnxruntime.
 
     Raises:
-        ConverterError: When the provider is not there or onnxruntime cannot run the network.
+        ConverterError: When the provider is not available or onnxruntime cannot run the network.
     """
     if isinstance(model, Path):
         return open_file(model, threads, provider)
-    release(model.graph.initializers.values())  # onnxruntime reads them itself
-    if _held_bytes(model) < LARGEST_FILE:
+    release_mapped(model.graph.initializers.values())  # onnxruntime reads them itself
+    if _nbytes_in_memory(model) < MAX_FILE_BYTES:
         content = ir.to_proto(model).SerializeToString()
         return open_file(content, threads, provider, weights=weights_folder(model))
     with tempfile.TemporaryDirectory() as folder:
@@ -195,25 +170,25 @@ def open_session(
         return open_file(Path(folder) / "network.onnx", threads, provider)
 
 
-def observe_batches(
+def compute_values(
     model: ir.Model,
     names: Sequence[str],
     batches: Iterable[Arrays],
     threads: int = 1,
 ) -> Iterator[Arrays]:
-    """Run ``model`` and give inner tensors, batch by batch.
+    """Run ``model`` and return inner tensors, batch by batch.
 
     Args:
         model: The network.
-        names: Tensors wanted.
-        batches: Its inputs.
-        threads: Of onnxruntime.
+        names: Tensors to return.
+        batches: Inputs of the network.
+        threads: Threads of onnxruntime.
 
     Yields:
         The tensors by name.
     """
     copy = model.clone()
-    values = _values(copy)
+    values = values_by_name(copy)
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in names)
     session = open_session(copy, threads)
@@ -221,14 +196,14 @@ def observe_batches(
         yield run(session, feeds)
 
 
-def observe_shapes(
+def compute_shapes(
     model: ir.Model, names: Sequence[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[int, ...]]:
     """Run ``model`` and return the shapes of the tensors ``names``."""
     if not names:
         return {}
     copy = model.clone()
-    values = _values(copy)
+    values = values_by_name(copy)
     copy.graph.outputs.clear()
     for number, name in enumerate(names):
         shape = ir.node("Shape", [values[name]])
@@ -240,6 +215,11 @@ def observe_shapes(
     return {name: tuple(map(int, outputs[f"shape_of_{n}"])) for n, name in enumerate(names)}
 
 
+def values_by_name(model: ir.Model) -> dict[str, ir.Value]:
+    """Return the named values of the main graph, initializers included."""
+    return ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """Return the array behind an initializer or Constant node, or None for anything else."""
     if value is None or (value.is_graph_input() and not value.is_initializer()):
@@ -248,72 +228,32 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
-def standard(node: ir.Node) -> bool:
-    """Tell an operator of ONNX from one of the same name by somebody else."""
+def weight_value(name: str, array: np.ndarray) -> ir.Value:
+    """Return a value for an initializer that holds ``array``."""
+    return ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+
+
+def in_onnx_domain(node: ir.Node) -> bool:
+    """Whether a node is an operator of ONNX itself, not of another domain with the same name."""
     return node.domain in ("", "ai.onnx")
 
 
 def attributes(node: ir.Node) -> dict[str, Any]:
-    """Give a node's attributes as plain values."""
+    """Return a node's attributes as plain values."""
     return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
-def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
-    """List the weights."""
-    values = (value for graph in model.graphs() for value in graph.initializers.values())
-    return [value.const_value for value in values if value.const_value is not None]
+def subgraph_nodes(node: ir.Node) -> list[ir.Node]:
+    """List the nodes in a node's subgraphs, at any depth."""
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs += attribute.as_graphs()
+    return [inner for graph in graphs for inner in graph.all_nodes()]
 
 
-def _external(model: ir.Model) -> list[ir.ExternalTensor]:
-    """List the weights that are in files of their own."""
-    return [tensor for tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)]
-
-
-def _held_bytes(model: ir.Model) -> int:
+def _nbytes_in_memory(model: ir.Model) -> int:
     """Bytes of the weights that are in memory."""
-    return sum(t.nbytes for t in _tensors(model) if not isinstance(t, ir.ExternalTensor))
-
-
-def _load_constants(model: ir.Model) -> None:
-    """Read what Constant nodes hold in files of their own; ONNX knows no other place for it."""
-    for node, tensor in _external_constants(model):
-        (loaded,) = ir.external_data.convert_tensors_from_external([tensor])
-        node.attributes["value"] = ir.AttrTensor("value", loaded)
-
-
-def _external_constants(model: ir.Model) -> list[tuple[ir.Node, ir.ExternalTensor]]:
-    """List the Constant nodes whose numbers are in files of their own."""
-    found = [
-        (node, node.attributes["value"].value)
-        for node in model.graph.all_nodes()
-        if node.op_type == "Constant" and "value" in node.attributes
-    ]
-    return [(node, tensor) for node, tensor in found if isinstance(tensor, ir.ExternalTensor)]
-
-
-def _load_weights(model: ir.Model, largest: int) -> None:
-    """Read weights of at most ``largest`` bytes each from files of their own."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= largest:
-                (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
-
-
-def _check_locations(model: ir.Model, path: Path) -> None:
-    """Refuse weights in files outside of the network's folder."""
-    home = path.parent.resolve()
-    for tensor in [*_external(model), *(tensor for _, tensor in _external_constants(model))]:
-        if not (home / tensor.location).resolve().is_relative_to(home):
-            raise ConverterError(
-                f"{path} names weights outside of its folder ({tensor.location}); put them beside "
-                "it and save it again."
-            )
-
-
-def _values(model: ir.Model) -> dict[str, ir.Value]:
-    """All named values of the main graph."""
-    found = {str(value.name): value for value in model.graph.inputs}
-    found |= model.graph.initializers
-    found |= {str(value.name): value for node in model.graph for value in node.outputs}
-    return found
+    return sum(t.nbytes for t in tensors(model) if not isinstance(t, ir.ExternalTensor))

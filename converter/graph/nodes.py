@@ -1,4 +1,4 @@
-"""Convolutions as ONNX nodes, and back, free of any ONNX library."""
+"""Convolutions as ONNX nodes, and back, without an ONNX library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Node:
-    """One node with one output; its name is also the output's."""
+    """One node with one output, which has the name of the node."""
 
     op: str
     name: str
@@ -31,7 +31,7 @@ class Node:
 
 @dataclass(frozen=True)
 class GraphFragment:
-    """Nodes in order, the last giving the result, and the weights that they name."""
+    """Nodes in order, the last of which gives the result, and their weights by name."""
 
     nodes: list[Node]
     weights: dict[str, np.ndarray]
@@ -44,7 +44,7 @@ class GraphFragment:
         weights: Mapping[str, np.ndarray | None],
         attributes: Attributes | None = None,
     ) -> str:
-        """Append a node that takes ``source`` and ``weights``; give the name of its output."""
+        """Append a node with the inputs ``source`` and ``weights``; return its output's name."""
         named = {f"{name}.{key}": w for key, w in weights.items() if w is not None}
         self.weights.update(named)
         self.nodes.append(Node(op, name, (source, *named), attributes or {}))
@@ -54,37 +54,37 @@ class GraphFragment:
 def chain_nodes(chain: Chain, source: str, prefix: str, matrix: bool = False) -> GraphFragment:
     """Write a chain as nodes.
 
-    Over one axis it runs as images of height 1: onnxruntime's fast layout is 2-D only. A
-    depthwise step that widens becomes several and a Concat.
+    A chain over one axis runs on images of height 1, because the fast layout of onnxruntime is 2-D
+    only. A depthwise step with several outputs per input becomes several nodes and a Concat.
 
     Args:
-        chain: What to write.
-        source: Name of the tensor that it takes.
-        prefix: Of all names.
-        matrix: Whether ``source`` has two axes for certain; a linear step with a bias is a Gemm
-            then, else a product and a sum.
+        chain: The chain.
+        source: Name of its input.
+        prefix: Prefix of all names.
+        matrix: Whether ``source`` is known to have two axes. A linear step with a bias is then a
+            Gemm, else a MatMul and an Add.
     """
-    piece = GraphFragment([], {})
+    fragment = GraphFragment([], {})
     axes = len(chain.steps[0].k)
     if axes == 0:
         for number, step in enumerate(chain.steps):
-            source = _add_product(piece, source, step, f"{prefix}.{number}", matrix)
+            source = _add_product(fragment, source, step, f"{prefix}.{number}", matrix)
     elif axes == 1:
         shape = np.array([0, 0, 1, -1], np.int64)
-        source = piece.add("Reshape", f"{prefix}.raised", source, {"shape": shape})
-        source = _add_chain(piece, _raised(chain), source, prefix)
+        source = fragment.add("Reshape", f"{prefix}.unsqueezed", source, {"shape": shape})
+        source = _add_chain(fragment, _unsqueeze(chain), source, prefix)
         shape = np.array([0, 0, -1], np.int64)
-        piece.add("Reshape", f"{prefix}.lowered", source, {"shape": shape})
+        fragment.add("Reshape", f"{prefix}.squeezed", source, {"shape": shape})
     else:
-        _add_chain(piece, chain, source, prefix)
-    return piece
+        _add_chain(fragment, chain, source, prefix)
+    return fragment
 
 
 def product_nodes(step: Conv, source: str, name: str) -> GraphFragment:
-    """Write a linear layer as a product, and a sum if it has a bias."""
-    piece = GraphFragment([], {})
-    _add_product(piece, source, step, name, matrix=False)
-    return piece
+    """Write a linear layer as a MatMul, and an Add if it has a bias."""
+    fragment = GraphFragment([], {})
+    _add_product(fragment, source, step, name, matrix=False)
+    return fragment
 
 
 def read_conv(
@@ -97,17 +97,17 @@ def read_conv(
     """Read a Conv or ConvTranspose node.
 
     Args:
-        op: Which of the two.
-        attributes: Of the node.
-        kernel: As the node stores it.
+        op: ``Conv`` or ``ConvTranspose``.
+        attributes: Attributes of the node.
+        kernel: Kernel as the node stores it.
         bias: (O,) or None.
-        size: Spatial size of its input, which ``auto_pad`` needs.
+        size: Spatial size of its input, for ``auto_pad``.
     """
     axes = kernel.ndim - 2
 
     def ints(name: str, default: Sequence[int]) -> tuple[int, ...]:
-        found = attributes.get(name)
-        return tuple(map(int, found)) if isinstance(found, Sequence) else tuple(default)
+        value = attributes.get(name)
+        return tuple(map(int, value)) if isinstance(value, Sequence) else tuple(default)
 
     stride = ints("strides", [1] * axes)
     dilation = ints("dilations", [1] * axes)
@@ -126,11 +126,11 @@ def read_conv(
     transposed = op == "ConvTranspose"
     extra = ints("output_padding", [0] * axes)
     if transposed and (auto_pad.startswith("SAME") or "output_shape" in attributes):
-        wanted = ints("output_shape", [n * s for n, s in zip(size, stride)])
+        out_size = ints("output_shape", [n * s for n, s in zip(size, stride)])
         padding = tuple(
-            _cut_to(o, (n - 1) * s + d * (k - 1) + 1 + e, upper=auto_pad == "SAME_UPPER")
+            _crop(o, (n - 1) * s + d * (k - 1) + 1 + e, upper=auto_pad == "SAME_UPPER")
             for o, n, k, s, d, e in zip(
-                wanted[-axes:], size, kernel.shape[2:], stride, dilation, extra
+                out_size[-axes:], size, kernel.shape[2:], stride, dilation, extra
             )
         )
     return Conv(
@@ -149,9 +149,9 @@ def read_linear(attributes: Attributes, weight: np.ndarray, bias: np.ndarray | N
     """Read a Gemm or MatMul node as a convolution over no axes.
 
     Args:
-        attributes: Of the node.
-        weight: As the node stores it.
-        bias: Or None.
+        attributes: Attributes of the node.
+        weight: Weight as the node stores it.
+        bias: Bias, or None.
 
     Raises:
         ConverterError: When it computes more than a product and a bias per output.
@@ -171,31 +171,31 @@ def read_linear(attributes: Attributes, weight: np.ndarray, bias: np.ndarray | N
 
 
 def _same_padding(n: int, k: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:
-    """ONNX's SAME_UPPER and SAME_LOWER: output ceil(n / stride), the odd pixel last or first."""
+    """Padding of SAME_UPPER (odd pixel last) or SAME_LOWER (first): output ceil(n / stride)."""
     total = max((math.ceil(n / stride) - 1) * stride + dilation * (k - 1) + 1 - n, 0)
     small, large = total // 2, total - total // 2
     return (small, large) if upper else (large, small)
 
 
-def _cut_to(wanted: int, whole: int, upper: bool) -> tuple[int, int]:
-    """What a transposed convolution cuts off for an output of size ``wanted``; the odd one."""
-    total = max(whole - wanted, 0)
+def _crop(size: int, full_size: int, upper: bool) -> tuple[int, int]:
+    """Padding with which a transposed convolution gives ``size`` outputs of ``full_size``."""
+    total = max(full_size - size, 0)
     small, large = total // 2, total - total // 2
     return (small, large) if upper else (large, small)
 
 
-def _add_product(piece: GraphFragment, source: str, step: Conv, name: str, matrix: bool) -> str:
+def _add_product(fragment: GraphFragment, source: str, step: Conv, name: str, matrix: bool) -> str:
     if matrix and step.bias is not None:
-        return piece.add("Gemm", name, source, {"weight": step.kernel.T, "bias": step.bias})
+        return fragment.add("Gemm", name, source, {"weight": step.kernel.T, "bias": step.bias})
     product = name if step.bias is None else f"{name}.product"
-    piece.add("MatMul", product, source, {"weight": step.kernel.T})
+    fragment.add("MatMul", product, source, {"weight": step.kernel.T})
     if step.bias is None:
         return product
-    return piece.add("Add", name, product, {"bias": step.bias})
+    return fragment.add("Add", name, product, {"bias": step.bias})
 
 
-def _raised(chain: Chain) -> Chain:
-    """Give a chain over one axis a second of size 1 before it."""
+def _unsqueeze(chain: Chain) -> Chain:
+    """Return a chain over one axis as a chain over two, the first of size 1."""
     return Chain(
         tuple(
             replace(
@@ -211,12 +211,12 @@ def _raised(chain: Chain) -> Chain:
     )
 
 
-def _add_chain(piece: GraphFragment, chain: Chain, source: str, prefix: str) -> str:
-    interleaved = 1  # how many copies of the channels the Concat before this step laid in a row
+def _add_chain(fragment: GraphFragment, chain: Chain, source: str, prefix: str) -> str:
+    interleaved = 1  # copies of the channels that the Concat before this step joined
     for number, step in enumerate(chain.steps):
         name = f"{prefix}.{number}"
         if step.padding_mode != "zeros" and any(map(sum, step.padding)):
-            source = _add_pad(piece, source, step, name)
+            source = _add_pad(fragment, source, step, name)
         kernel = step.kernel
         if interleaved > 1:
             kernel = _by_copy(kernel.swapaxes(0, 1), interleaved).swapaxes(0, 1)
@@ -225,12 +225,13 @@ def _add_chain(piece: GraphFragment, chain: Chain, source: str, prefix: str) -> 
         if wider > 1 and following == 1:
             parts = np.split(_by_copy(kernel, wider), wider)
             copies = [
-                _add_conv(piece, source, step, part, f"{name}.{n}") for n, part in enumerate(parts)
+                _add_conv(fragment, source, step, part, f"{name}.{n}")
+                for n, part in enumerate(parts)
             ]
-            piece.nodes.append(Node("Concat", f"{name}.concat", tuple(copies), {"axis": 1}))
+            fragment.nodes.append(Node("Concat", f"{name}.concat", tuple(copies), {"axis": 1}))
             source, interleaved = f"{name}.concat", wider
         else:
-            source, interleaved = _add_conv(piece, source, step, kernel, name), 1
+            source, interleaved = _add_conv(fragment, source, step, kernel, name), 1
     return source
 
 
@@ -240,7 +241,9 @@ def _by_copy(kernel: np.ndarray, copies: int) -> np.ndarray:
     return np.ascontiguousarray(split.swapaxes(0, 1)).reshape(kernel.shape)
 
 
-def _add_conv(piece: GraphFragment, source: str, step: Conv, kernel: np.ndarray, name: str) -> str:
+def _add_conv(
+    fragment: GraphFragment, source: str, step: Conv, kernel: np.ndarray, name: str
+) -> str:
     if step.transposed:
         kernel = swap_in_out(kernel, step.groups)
     padding = step.padding if step.padding_mode == "zeros" else ((0, 0),) * len(step.k)
@@ -254,12 +257,12 @@ def _add_conv(piece: GraphFragment, source: str, step: Conv, kernel: np.ndarray,
     if any(step.output_padding):
         attributes["output_padding"] = list(step.output_padding)
     kind = "ConvTranspose" if step.transposed else "Conv"
-    return piece.add(kind, name, source, {"weight": kernel, "bias": step.bias}, attributes)
+    return fragment.add(kind, name, source, {"weight": kernel, "bias": step.bias}, attributes)
 
 
-def _add_pad(piece: GraphFragment, source: str, step: Conv, name: str) -> str:
+def _add_pad(fragment: GraphFragment, source: str, step: Conv, name: str) -> str:
     pads = np.array(
         [0, 0, *(p[0] for p in step.padding), 0, 0, *(p[1] for p in step.padding)], np.int64
     )
     mode = {"mode": ONNX_PAD_MODES[step.padding_mode]}
-    return piece.add("Pad", f"{name}.pad", source, {"pads": pads}, mode)
+    return fragment.add("Pad", f"{name}.pad", source, {"pads": pads}, mode)

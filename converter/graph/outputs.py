@@ -1,44 +1,44 @@
-"""What to compare of a network: its outputs, or what they are made of where their shape varies."""
+"""The values to compare of a network: its outputs, or earlier values if their shape varies."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from converter.errors import ConverterError
+from converter.graph.network import subgraph_nodes, values_by_name
 
-# Their results have as many entries as the data has hits.
-COUNTING = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
+# Operators whose output shape depends on the values of their input, not only on its shape.
+DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 
 
-def varying(model: ir.Model) -> set[str]:
+def data_dependent_shapes(model: ir.Model) -> set[str]:
     """Name the values of the main graph whose shape may depend on the data."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in model.graph:
-        kinds = {node.op_type, *_inside(node)}
-        taken = {str(value.name) for value in node.inputs if value is not None}
-        if COUNTING & kinds or taken & found:
-            found |= {str(value.name) for value in node.outputs}
-    return found
+        kinds = {node.op_type, *(inner.op_type for inner in subgraph_nodes(node))}
+        if DATA_DEPENDENT & kinds or _input_names(node) & names:
+            names |= {str(value.name) for value in node.outputs}
+    return names
 
 
 def comparison_outputs(model: ir.Model) -> list[str]:
     """Name the values to compare with those of another version of the network.
 
     Returns:
-        The outputs; where the shape of some depends on the data, in their place the last values
-        before that, of fixed shape, that they are made of.
+        The outputs. An output whose shape depends on the data is replaced by the last values of
+        fixed shape that it is computed from.
     """
-    unstable, made = varying(model), _made(model)
+    data_dependent_shapes, computed = data_dependent_shapes(model), _computed_from_inputs(model)
     names: list[str] = []
     todo = list(model.graph.outputs)
     while todo:
         value = todo.pop(0)
-        if str(value.name) not in unstable:
+        if str(value.name) not in data_dependent_shapes:
             names.append(str(value.name))
             continue
         producer = value.producer()
-        taken = [] if producer is None else [v for v in producer.inputs if v is not None]
-        todo += [v for v in taken if str(v.name) in made]
+        sources = [] if producer is None else [v for v in producer.inputs if v is not None]
+        todo += [source for source in sources if str(source.name) in computed]
     return list(dict.fromkeys(names))
 
 
@@ -49,8 +49,7 @@ def with_outputs(model: ir.Model, names: list[str]) -> ir.Model:
         ConverterError: When it lacks one of them.
     """
     copy = model.clone()
-    values = {str(value.name): value for value in copy.graph.inputs}
-    values |= {str(value.name): value for node in copy.graph for value in node.outputs}
+    values = values_by_name(copy)
     missing = [name for name in names if name not in values]
     if missing:
         raise ConverterError(
@@ -62,22 +61,15 @@ def with_outputs(model: ir.Model, names: list[str]) -> ir.Model:
     return copy
 
 
-def _inside(node: ir.Node) -> set[str]:
-    """Kinds of the nodes in a node's subgraphs."""
-    graphs: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs += attribute.as_graphs()
-    return {inner.op_type for graph in graphs for inner in graph.all_nodes()}
-
-
-def _made(model: ir.Model) -> set[str]:
-    """Name the values that nodes make of the inputs."""
+def _computed_from_inputs(model: ir.Model) -> set[str]:
+    """Name the node outputs that depend on the network's inputs."""
     inputs = {str(value.name) for value in model.graph.inputs} - set(model.graph.initializers)
-    found = set(inputs)
+    names = set(inputs)
     for node in model.graph:
-        if {str(value.name) for value in node.inputs if value is not None} & found:
-            found |= {str(value.name) for value in node.outputs}
-    return found - inputs
+        if _input_names(node) & names:
+            names |= {str(value.name) for value in node.outputs}
+    return names - inputs
+
+
+def _input_names(node: ir.Node) -> set[str]:
+    return {str(value.name) for value in node.inputs if value is not None}

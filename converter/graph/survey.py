@@ -14,17 +14,19 @@ from converter.decomposition.conv import Conv
 from converter.decomposition.form import refusal
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
+from converter.graph.external import release_mapped
 from converter.graph.network import (
+    FREE_SIZE,
     attributes,
+    compute_shapes,
     constant,
-    observe_shapes,
-    release,
-    standard,
+    in_onnx_domain,
 )
 from converter.graph.nodes import CONVOLUTIONS, PRODUCTS, read_conv, read_linear
-from converter.graph.outputs import varying
+from converter.graph.outputs import data_dependent_shapes
 
 NO_CONSTANT = "its weight is not a constant of the graph"
+NO_CONSTANT_BIAS = "its bias is not a constant of the graph"
 QUANTIZED = "it is quantized; convert the network before it is quantized"
 QUANTIZED_LAYERS = ("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm")
 OTHER_LAYERS = ("DeformConv", "FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv")
@@ -36,8 +38,8 @@ class Layer:
 
     Attributes:
         name: The weight's name without ``.weight``, else the node's.
-        output: Name of the tensor that the node gives; it identifies the node in the graph.
-        source: Name of the tensor that the node takes.
+        output: Name of the node's output; it identifies the node in the graph.
+        source: Name of the node's input.
         weight: Name of its weight.
         conv: The convolution; None where ``reason`` says that it cannot be read.
         size: Spatial size of its input for the surveyed input shape; for a linear layer, how
@@ -57,9 +59,26 @@ class Layer:
     macs: int
     reason: str | None = None
 
-    def kept(self, reason: str) -> Layer:
+    def skip(self, reason: str) -> Layer:
         """Return the layer with ``reason`` not to convert it, unless it has one already."""
         return self if self.reason else replace(self, reason=reason)
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """What a run and the graph say about the tensors of a network.
+
+    Attributes:
+        shapes: Shape of the inputs and outputs of all layers, by name, batch included.
+        batch: Examples in that run.
+        free_sizes: Whether a size of the network's inputs, other than the batch, is free.
+        data_dependent: Names of the tensors whose shape depends on the data.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    batch: int
+    free_sizes: bool
+    data_dependent: set[str]
 
 
 def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...]:
@@ -72,117 +91,125 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
     Raises:
         ConverterError: When the network cannot run, or a weight is NaN or infinite.
     """
-    nodes = [n for n in model.graph if _is_layer(n)]
-    ends = [
-        str(value.name) for node in nodes for value in (node.inputs[0], node.outputs[0]) if value
-    ]
-    shapes = observe_shapes(model, list(dict.fromkeys(ends)), feeds)
-    names = Counter(_name(node) for node in nodes)
-    named = Counter(str(node.name) for node in nodes if node.name)
-    free_sizes = any(
-        not isinstance(size, int)
-        for value in model.graph.inputs
-        for size in list(value.shape or ())[1:]
+    nodes = [node for node in model.graph if _is_layer(node)]
+    ends = [str(v.name) for node in nodes for v in (node.inputs[0], node.outputs[0]) if v]
+    tensors = _Tensors(
+        shapes=compute_shapes(model, list(dict.fromkeys(ends)), feeds),
+        batch=next((len(array) for array in feeds.values() if array.ndim), 1),
+        free_sizes=any(
+            not isinstance(size, int) or size == FREE_SIZE
+            for value in model.graph.inputs
+            for size in list(value.shape or ())[1:]
+        ),
+        data_dependent=data_dependent_shapes(model),
     )
-    batch = next((len(array) for array in feeds.values() if array.ndim), 1)
-    unstable = varying(model)
-    layers = []
-    for node in nodes:
-        source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
-        assert source is not None and weight is not None
-        name = _name(node)
-        if names[name] > 1:
-            name = str(node.name if named[str(node.name)] == 1 else output.name)
-        in_shape, out_shape = shapes[str(source.name)], shapes[str(output.name)]
-        kernel = constant(weight)
-        ends_of = (str(output.name), str(source.name), str(weight.name))
-        layer = Layer(name, *ends_of, None, in_shape[2:], 0, 0)
-        if str(source.name) in unstable:
-            layers.append(layer.kept("the shape of its input depends on the data"))
-            continue
-        if kernel is None:
-            quantized = all(_made_by(value, "DequantizeLinear") for value in (source, weight))
-            counted = replace(layer, macs=_quantized_macs(node, in_shape, out_shape) // batch)
-            layers.append(counted.kept(QUANTIZED if quantized else NO_CONSTANT))
-            continue
-        if not np.isfinite(kernel.astype(np.float32)).all():
-            raise ConverterError(
-                f"The weight of layer {name} holds NaN or infinite values; use a sound checkpoint."
-            )
-        release([weight])
-        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if bias is not None and not np.isfinite(bias.astype(np.float32)).all():
-            raise ConverterError(
-                f"The bias of layer {name} holds NaN or infinite values; use a sound checkpoint."
-            )
-        layer = replace(layer, params=kernel.size + (0 if bias is None else bias.size))
-        if node.op_type in PRODUCTS:
-            inner = kernel.shape[1 if node.attributes.get_int("transB", 0) else -2]
-            macs = math.prod(out_shape) * inner // batch
-            layers.append(_linear(node, replace(layer, macs=macs), kernel, bias))
-            continue
-        positions = in_shape if node.op_type == "ConvTranspose" else out_shape
-        layer = replace(layer, macs=kernel.size * math.prod(positions[2:]))
-        if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
-            layer = layer.kept("its bias is not a constant of the graph")
-        elif free_sizes and _pads_by_size(node):
-            layer = layer.kept(
-                "its padding (auto_pad or output_shape) depends on an input size that is free"
-            )
-        elif not 3 <= kernel.ndim <= 5:
-            layer = layer.kept(f"convolutions over {kernel.ndim - 2} axes cannot be converted")
-        else:
-            conv = read_conv(node.op_type, attributes(node), kernel, bias, in_shape[2:])
-            refusals = [refusal(form, conv) for form in FORMS.values()]
-            layer = replace(layer, conv=conv, reason=refusals[-1] if all(refusals) else None)
-            if conv.output_size(in_shape[2:]) != out_shape[2:]:
-                layer = replace(layer, conv=None).kept(
-                    "its output_shape is larger than what it computes"
-                )
-        layers.append(layer)
-    return _deduplicated([*layers, *_out_of_reach(model)])
+    layers = [_read_layer(node, name, tensors) for node, name in zip(nodes, _names(nodes))]
+    return _number_duplicates([*layers, *_unreadable_layers(model)])
 
 
-def _deduplicated(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+def _read_layer(node: ir.Node, name: str, tensors: _Tensors) -> Layer:
+    """Read a node as a layer, or say why it cannot be converted."""
+    source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert source is not None and weight is not None
+    in_shape, out_shape = tensors.shapes[str(source.name)], tensors.shapes[str(output.name)]
+    ends = (str(output.name), str(source.name), str(weight.name))
+    layer = Layer(name, *ends, conv=None, size=in_shape[2:], params=0, macs=0)
+    if str(source.name) in tensors.data_dependent:
+        return layer.skip("the shape of its input depends on the data")
+    kernel = constant(weight)
+    if kernel is None:
+        quantized = all(_producer_is(value, "DequantizeLinear") for value in (source, weight))
+        macs = _quantized_macs(node, in_shape, out_shape, tensors.batch)
+        return replace(layer, macs=macs).skip(QUANTIZED if quantized else NO_CONSTANT)
+    _check_finite(kernel, "weight", name)
+    release_mapped([weight])
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if bias is not None:
+        _check_finite(bias, "bias", name)
+    macs = _macs(node, kernel.shape, in_shape, out_shape, tensors.batch)
+    layer = replace(layer, params=kernel.size + (0 if bias is None else bias.size), macs=macs)
+    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+        return layer.skip(NO_CONSTANT_BIAS)
+    if node.op_type in PRODUCTS:
+        return _read_linear(node, layer, kernel, bias)
+    if tensors.free_sizes and _pads_by_size(node):
+        return layer.skip(
+            "its padding (auto_pad or output_shape) depends on an input size that is free"
+        )
+    return _read_convolution(node, layer, kernel, bias, out_shape[2:])
+
+
+def _read_linear(node: ir.Node, layer: Layer, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
+    try:
+        conv = read_linear(attributes(node), weight, bias)
+    except ConverterError as error:
+        return layer.skip(str(error))
+    return replace(layer, conv=conv, size=(layer.macs // conv.kernel.size,))
+
+
+def _read_convolution(
+    node: ir.Node,
+    layer: Layer,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+    out_size: tuple[int, ...],
+) -> Layer:
+    if not 3 <= kernel.ndim <= 5:
+        return layer.skip(f"convolutions over {kernel.ndim - 2} axes cannot be converted")
+    conv = read_conv(node.op_type, attributes(node), kernel, bias, layer.size)
+    if conv.output_size(layer.size) != out_size:
+        return layer.skip("its output_shape is larger than what it computes")
+    refusals = [refusal(form, conv) for form in FORMS.values()]
+    return replace(layer, conv=conv, reason=refusals[-1] if all(refusals) else None)
+
+
+def _check_finite(array: np.ndarray, role: str, layer: str) -> None:
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise ConverterError(
+            f"The {role} of layer {layer} holds NaN or infinite values; use a sound checkpoint."
+        )
+
+
+def _number_duplicates(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """Number the layers of one name, from the second on."""
-    seen: Counter[str] = Counter()
-    found = []
+    counts: Counter[str] = Counter()
+    numbered = []
     for layer in layers:
         name = layer.name
-        while name in seen:
-            seen[layer.name] += 1
-            name = f"{layer.name}#{seen[layer.name]}"
-        seen[name] += 1
-        found.append(replace(layer, name=name))
-    return tuple(found)
+        while name in counts:
+            counts[layer.name] += 1
+            name = f"{layer.name}#{counts[layer.name]}"
+        counts[name] += 1
+        numbered.append(replace(layer, name=name))
+    return tuple(numbered)
 
 
-def _out_of_reach(model: ir.Model) -> list[Layer]:
-    """List what computes like a layer, but not as a node of the main graph that can be read."""
-    found = [
+def _unreadable_layers(model: ir.Model) -> list[Layer]:
+    """List the layers that are no ordinary nodes of the main graph, with the reason."""
+    reasons = [
         (node, "it is inside a subgraph")
         for node in model.graph.all_nodes()
         if _is_layer(node) and node.graph is not model.graph
     ]
-    found += [
+    reasons += [
         (node, f"it is inside the function {function.name}")
         for function in model.functions.values()
         for node in function.all_nodes()
         if _is_layer(node)
     ]
-    found += [
+    reasons += [
         (node, "its weight is the left factor of the product")
         for node in model.graph
-        if standard(node) and node.op_type in PRODUCTS and _from_the_left(node)
+        if in_onnx_domain(node) and node.op_type in PRODUCTS and _weight_is_left(node)
     ]
-    found += [
+    reasons += [
         (node, QUANTIZED if node.op_type in QUANTIZED_LAYERS else f"it is a {node.op_type}")
         for node in model.graph.all_nodes()
         if node.op_type in (*QUANTIZED_LAYERS, *OTHER_LAYERS)
     ]
     return [
         Layer(str(node.name or node.outputs[0].name), "", "", "", None, (), 0, 0, reason)
-        for node, reason in found
+        for node, reason in reasons
     ]
 
 
@@ -191,11 +218,11 @@ def count_params(model: ir.Model) -> int:
     values = [value for graph in model.graphs() for value in graph.initializers.values()]
     values += [n.outputs[0] for n in model.graph.all_nodes() if n.op_type == "Constant"]
     kinds = ("QuantizeLinear", "DequantizeLinear")
-    ways = [node for node in model.graph.all_nodes() if node.op_type in kinds]
-    scales = {value for node in ways for value in node.inputs[1:]}
-    small = {node.inputs[0] for node in ways if node.op_type == "DequantizeLinear"}
+    conversions = [node for node in model.graph.all_nodes() if node.op_type in kinds]
+    scales = {value for node in conversions for value in node.inputs[1:]}
+    quantized = {n.inputs[0] for n in conversions if n.op_type == "DequantizeLinear"}
     tensors = [
-        (value in small, ir.convenience.get_const_tensor(value))
+        (value in quantized, ir.convenience.get_const_tensor(value))
         for value in values
         if value not in scales
     ]
@@ -210,59 +237,74 @@ def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
     return sum(layer.macs for layer in survey(model, feeds))
 
 
-def _quantized_macs(node: ir.Node, in_shape: Sequence[int], out_shape: Sequence[int]) -> int:
-    """Multiply-accumulates of a layer whose weights are quantized constants; else 0."""
-    maker = node.inputs[1].producer() if node.inputs[1] is not None else None
-    kernel = None if maker is None or not maker.inputs else constant(maker.inputs[0])
+def _macs(
+    node: ir.Node,
+    kernel: Sequence[int],
+    in_shape: Sequence[int],
+    out_shape: Sequence[int],
+    batch: int,
+) -> int:
+    """Count multiply-accumulates for one example; ``kernel`` is the stored shape."""
+    if node.op_type in PRODUCTS:
+        inner = kernel[1 if node.attributes.get_int("transB", 0) else -2]
+        return math.prod(out_shape) * int(inner) // batch
+    positions = in_shape if node.op_type == "ConvTranspose" else out_shape
+    return math.prod(kernel) * math.prod(positions[2:])
+
+
+def _quantized_macs(
+    node: ir.Node, in_shape: Sequence[int], out_shape: Sequence[int], batch: int
+) -> int:
+    """Count multiply-accumulates of a layer with quantized constant weights; else 0."""
+    producer = node.inputs[1].producer() if node.inputs[1] is not None else None
+    kernel = constant(producer.inputs[0]) if producer is not None and producer.inputs else None
     if kernel is None or kernel.ndim < 2:
         return 0
-    if node.op_type in PRODUCTS:
-        inner = kernel.shape[1 if node.attributes.get_int("transB", 0) else -2]
-        return math.prod(out_shape) * int(inner)
-    positions = in_shape if node.op_type == "ConvTranspose" else out_shape
-    return kernel.size * math.prod(positions[2:]) * positions[0]
+    return _macs(node, kernel.shape, in_shape, out_shape, batch)
 
 
 def _is_layer(node: ir.Node) -> bool:
-    """Tell a convolution, or a product with constant weights, from anything else."""
-    if not standard(node) or node.op_type not in PRODUCTS:
-        return standard(node) and node.op_type in CONVOLUTIONS
-    taken, weight = (constant(value) for value in node.inputs[:2])
-    if taken is not None or weight is None:
-        return taken is None and _made_by(node.inputs[1], "DequantizeLinear")
+    """Whether a node is a convolution, or a product with constant weights."""
+    if not in_onnx_domain(node) or node.op_type not in PRODUCTS:
+        return in_onnx_domain(node) and node.op_type in CONVOLUTIONS
+    left, weight = (constant(value) for value in node.inputs[:2])
+    if left is not None or weight is None:
+        return left is None and _producer_is(node.inputs[1], "DequantizeLinear")
     return weight.ndim > 1 and not np.issubdtype(weight.dtype, np.integer)
 
 
-def _from_the_left(node: ir.Node) -> bool:
+def _weight_is_left(node: ir.Node) -> bool:
     left, right = (constant(value) for value in node.inputs[:2])
     return left is not None and left.ndim > 1 and right is None
 
 
-def _linear(node: ir.Node, layer: Layer, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
-    """Finish a linear layer: read its weight, or say why it is kept."""
-    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
-        return layer.kept("its bias is not a constant of the graph")
-    try:
-        conv = read_linear(attributes(node), weight, bias)
-    except ConverterError as error:
-        return layer.kept(str(error))
-    return replace(layer, conv=conv, size=(layer.macs // conv.kernel.size,))
-
-
 def _pads_by_size(node: ir.Node) -> bool:
+    """Whether the padding of a convolution depends on the size of its input."""
     if node.op_type == "ConvTranspose":
         return "output_shape" in node.attributes
     strided = max(node.attributes.get_ints("strides", [1])) > 1
     return strided and node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
 
 
-def _made_by(value: ir.Value | None, kind: str) -> bool:
-    maker = None if value is None else value.producer()
-    return maker is not None and maker.op_type == kind
+def _producer_is(value: ir.Value | None, op_type: str) -> bool:
+    producer = None if value is None else value.producer()
+    return producer is not None and producer.op_type == op_type
+
+
+def _names(nodes: Sequence[ir.Node]) -> list[str]:
+    """Name each layer by its weight; by its node or output where layers share the weight."""
+    names = [_name(node) for node in nodes]
+    shared, node_names = Counter(names), Counter(str(node.name) for node in nodes if node.name)
+    return [
+        name
+        if shared[name] == 1
+        else str(node.name if node_names[str(node.name)] == 1 else node.outputs[0].name)
+        for node, name in zip(nodes, names)
+    ]
 
 
 def _name(node: ir.Node) -> str:
-    """Name a layer by its weight; exporters' counters (``onnx::Conv_12``) say nothing."""
+    """Name a layer by its weight, but not by an exporter's counter (``onnx::Conv_12``)."""
     weight = node.inputs[1]
     name = str(weight.name) if weight is not None else ""
     if not name or "::" in name:

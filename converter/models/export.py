@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from converter.errors import ConverterError, root_line
-from converter.graph.network import free_batch
+from converter.graph.network import name_batch_axis
 from converter.models.checkpoint import load_into, load_state, read_file
 
 
@@ -164,7 +164,7 @@ def export(
     except Exception as error:  # torch.export raises many classes
         raise ConverterError(f"torch cannot export the model to ONNX: {root_line(error)}") from None
     assert program is not None
-    return free_batch(program.model)
+    return name_batch_axis(program.model)
 
 
 def flat_outputs(output: object) -> list[torch.Tensor]:
@@ -206,7 +206,7 @@ def export_program(path: Path, trust_pickle: bool) -> ir.Model:
     except Exception as error:  # torch.export raises many classes
         raise ConverterError(f"torch cannot export {path} to ONNX: {root_line(error)}") from None
     assert program is not None
-    return free_batch(program.model)
+    return name_batch_axis(program.model)
 
 
 def save_program(module: nn.Module, shapes: Mapping[str, Sequence[int]], path: Path) -> None:

@@ -38,7 +38,7 @@ def match(
     layers = [_named(model, layer, calls) for layer in layers]
     users = Counter(layer.weight for layer in layers)
     return tuple(
-        layer.kept(reason) if (reason := _mismatch(model, layer, calls, users)) else layer
+        layer.skip(reason) if (reason := _mismatch(model, layer, calls, users)) else layer
         for layer in layers
     )
 

@@ -1,4 +1,4 @@
-"""int8 of a network, and the steps of it that stay in floating point where a budget needs that."""
+"""int8 of a network; if a budget needs it, some layers stay in floating point."""
 
 from __future__ import annotations
 
@@ -7,99 +7,89 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from converter.data.data import Data
 from converter.errors import ConverterError
-from converter.evaluation.loss import LossEstimator
-from converter.graph.network import LARGEST_FILE, inputs, size
+from converter.graph.network import MAX_FILE_BYTES, inputs, nbytes
 from converter.graph.survey import QUANTIZED_LAYERS
-from converter.models.source import Source
-from converter.options import Options
 from converter.quantization.channel_equalization import equalize
 from converter.quantization.quantize import linear_steps, observed_ranges, quantized
-from converter.search.find_plan import Found
 
-EXAMPLES, BATCH, RANKED = 256, 16, 32
+CALIBRATION_EXAMPLES, BATCH = 256, 16
 
 
-def as_int8(
+def calibration_data(network: ir.Model, data: Data, seed: int) -> Data:
+    """Choose the sample inputs that int8 is calibrated on: a few, in whole batches."""
+    fixed_batch = inputs(network)[0].shape[0]
+    data = data.sample(CALIBRATION_EXAMPLES, seed).filled(fixed_batch or 1)
+    return data.take(np.arange(data.count - data.count % _batch_size(network, data)))
+
+
+def quantize_within(
     network: ir.Model,
-    source: Source,
-    options: Options,
-    lost: Callable[[ir.Model], float] | None = None,
+    data: Data,
+    *,
+    usage: Callable[[ir.Model], float] | None = None,
+    output_error: Callable[[ir.Model], float] | None = None,
 ) -> ir.Model:
-    """Quantize a version of a network for the sample inputs.
+    """Quantize a network to int8, within a budget if possible.
+
+    If int8 exceeds the budget and ``network`` does not, some layers stay in floating point: those
+    that cause the largest error when they alone are quantized, as few (1, 2, 4, ...) as keep the
+    budget.
 
     Args:
         network: Left as it is.
-        source: The original, with sample inputs.
-        options: Options.
-        lost: Says what a network loses, as a share of what it may lose. Where int8 loses too much
-            and ``network`` does not, those steps stay in floating point that err most alone, as
-            few (1, 2, 4, ...) as keep the limit.
-
-    Raises:
-        ConverterError: When onnxruntime cannot quantize the network.
-    """
-    inputs_seen = source.calib or source.train
-    assert inputs_seen is not None
-    insisted = inputs(network)[0].shape[0]
-    data = inputs_seen.sample(EXAMPLES, options.resources.seed).repeated_to(insisted or 1)
-    batch = insisted or min(BATCH, data.count)
-    data = data.take(np.arange(data.count - data.count % batch))  # whole batches
-    network, ranges = equalize(network, observed_ranges(network, data, batch))
-    whole = quantized(network, ranges)
-    if lost is None or lost(whole) <= 1 or lost(network) > 1:
-        return whole
-    few = min(max(RANKED, insisted or 1), data.count)
-    judge = LossEstimator.of(network, data.take(np.arange(few)), 1)
-    steps = linear_steps(network)
-
-    def error(step: str) -> float:
-        alone = quantized(network, ranges, [other for other in steps if other != step])
-        return judge.loss(alone).output_error
-
-    worst = sorted(steps, key=error, reverse=True)
-    for count in (2**n for n in range(len(steps).bit_length())):
-        spared = quantized(network, ranges, worst[:count])
-        if lost(spared) <= 1:
-            return spared
-    return whole
-
-
-def check_int8(source: Source) -> None:
-    """Refuse at once what cannot be quantized.
-
-    Raises:
-        ConverterError: When there are no sample inputs, or the network is not of float32 or too
-            large.
-    """
-    if source.calib is None:
-        raise ConverterError("--int8 needs sample inputs; give --calib.")
-    if any(n.op_type in ("DequantizeLinear", *QUANTIZED_LAYERS) for n in source.network.graph):
-        raise ConverterError("The network is quantized already; leave out --int8.")
-    weights = source.network.graph.initializers.values()
-    if any(
-        value.dtype == ir.DataType.FLOAT16 for value in (*weights, *source.network.graph.inputs)
-    ):
-        raise ConverterError("A float16 network cannot be quantized; give it in float32.")
-    if size(source.network) >= LARGEST_FILE:
-        raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
-
-
-def quantize_if_requested(
-    network: ir.Model, source: Source, found: Found, options: Options
-) -> tuple[ir.Model | None, str | None]:
-    """Quantize a network if that was asked for.
+        data: What ``calibration_data`` chose.
+        usage: The share of its budget that a network uses, at most 1 if it is kept; None without
+            a budget.
+        output_error: Error of a network's outputs relative to ``network``, by which layers are
+            ranked. Needed if ``usage`` is given.
 
     Returns:
-        It, or None; and the sentence that says why the budget is missed, or None.
+        The int8 network; quantized as a whole if no choice of layers keeps the budget.
 
     Raises:
         ConverterError: When onnxruntime cannot quantize the network.
     """
-    if not options.search.int8:
-        return None, found.problem
-    int8 = as_int8(network, source, options, found.lost)
-    if found.lost is None:
-        return int8, found.problem
-    times = found.lost(int8)
-    return int8, f"The int8 network loses {times:.2f} times what it may." if times > 1 else None
+    ranges = observed_ranges(network, data, _batch_size(network, data))
+    equalized, ranges = equalize(network, ranges)
+    full = quantized(equalized, ranges)
+    if usage is None or output_error is None or usage(full) <= 1 or usage(equalized) > 1:
+        return full
+    steps = linear_steps(equalized)
+    errors = {}
+    for step in steps:
+        alone = quantized(equalized, ranges, [other for other in steps if other != step])
+        errors[step] = output_error(alone)
+    worst = sorted(steps, key=lambda step: errors[step], reverse=True)
+    for count in (2**n for n in range(len(steps).bit_length())):
+        partial = quantized(equalized, ranges, worst[:count])
+        if usage(partial) <= 1:
+            return partial
+    return full
+
+
+def _batch_size(network: ir.Model, data: Data) -> int:
+    return inputs(network)[0].shape[0] or min(BATCH, data.count)
+
+
+def check_int8(network: ir.Model, has_samples: bool) -> None:
+    """Refuse at once a network that cannot be quantized.
+
+    Args:
+        network: The network.
+        has_samples: Whether there are sample inputs.
+
+    Raises:
+        ConverterError: When there are no sample inputs, or the network is not in float32 or too
+            large.
+    """
+    if not has_samples:
+        raise ConverterError("--int8 needs sample inputs; give --calib.")
+    if any(n.op_type in ("DequantizeLinear", *QUANTIZED_LAYERS) for n in network.graph):
+        raise ConverterError("The network is quantized already; leave out --int8.")
+    values = (*network.graph.initializers.values(), *network.graph.inputs)
+    if any(value.dtype == ir.DataType.FLOAT16 for value in values):
+        raise ConverterError("A float16 network cannot be quantized; give it in float32.")
+    if nbytes(network) >= MAX_FILE_BYTES:
+        raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")

@@ -21,7 +21,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from converter.data.data import Arrays, Data
 from converter.errors import ConverterError, first_line
-from converter.graph.network import LARGEST_FILE, size, standard
+from converter.graph.network import MAX_FILE_BYTES, in_onnx_domain, nbytes
 from converter.runtime.ort import open_file
 
 OLDEST_OPSET = 13  # that has scales per channel
@@ -112,7 +112,7 @@ def linear_steps(network: ir.Model) -> list[str]:
     return [
         str(node.outputs[0].name)
         for node in network.graph
-        if standard(node) and node.op_type in LINEAR
+        if in_onnx_domain(node) and node.op_type in LINEAR
     ]
 
 
@@ -207,7 +207,7 @@ def _proto(network: ir.Model) -> onnx.ModelProto:
 
     All nodes are named, constants are initializers, shapes known, the opset new enough.
     """
-    if size(network) >= LARGEST_FILE:
+    if nbytes(network) >= MAX_FILE_BYTES:
         raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
     copy = ir.external_data.load_to_model(network.clone())
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)

@@ -1,9 +1,10 @@
-"""Rounding as in int8 while a network learns, so that it learns to live with it.
+"""Fake quantization while a network trains, so that it adapts to int8.
 
 Quantization-aware training with straight-through gradients (Jacob et al., arXiv 1712.05877, section
-3) of what ``networks.quantize`` does to convolutions and products with weights: activations have
-one scale a tensor, weights one an output channel, and what one linear step gives to another alone
-has its components brought to the same range (``networks.even``), which is one scale a component.
+3). It imitates what ``quantization.quantize`` does to convolutions and products with weights:
+activations have one scale per tensor, weights one per output channel. Between two linear steps that
+nothing else uses, ``channel_equalization`` brings all channels to the same range, which amounts to
+one scale per channel.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from converter.quantization.channel_equalization import LARGEST_SCALE
+from converter.quantization.channel_equalization import MAX_SCALE
 from converter.quantization.quantize import saturates
-from converter.training.losses import Run, Tensors
 
 TRANSPOSED = (
     functional.conv_transpose1d,
@@ -27,47 +27,49 @@ TRANSPOSED = (
 )
 CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d, *TRANSPOSED)
 PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
-LEVELS = 255  # of activations
-LARGEST, LARGEST_SATURATING = 127, 64  # weights
-TINY = 1e-12
+ACTIVATION_LEVELS = 255
+MAX_WEIGHT, MAX_WEIGHT_SATURATING = 127, 64
+EPSILON = 1e-12
+
+Tensors = Sequence[torch.Tensor]
+Run = Callable[[Tensors], list[torch.Tensor]]  # runs a model: inputs -> outputs
 
 
-class Mark(NamedTuple):
-    """Tells of a tensor which linear step gave it, by number, and of what kind that is."""
+class Origin(NamedTuple):
+    """The linear step that gave a tensor: its number, and whether it is a convolution."""
 
     step: int
     convolution: bool
 
 
-def rounded(run: Run) -> Run:
-    """Run a model with what its convolutions and linear layers take, and their weights, rounded.
+def fake_quantize(run: Run) -> Run:
+    """Run a model with the inputs and weights of its convolutions and linear layers rounded.
 
-    Layers that run inside one call of torch, as in ``nn.MultiheadAttention``, are not.
+    Layers that run inside one call of torch, as in ``nn.MultiheadAttention``, are not rounded.
     """
-    largest_weight = LARGEST_SATURATING if saturates() else LARGEST
-    # Known after the first run: steps whose outputs others take, too, and components of the others.
-    shared, given = set[int](), dict[int, torch.Tensor]()
+    max_weight = MAX_WEIGHT_SATURATING if saturates() else MAX_WEIGHT
+    # The first run fills these: steps whose output other operations use, and, by step, the largest
+    # values of each output channel of the other steps.
+    shared, ranges = set[int](), dict[int, torch.Tensor]()
 
-    def rounding(inputs: Tensors) -> list[torch.Tensor]:
-        mode = _Rounding(largest_weight, shared, given)
+    def quantized_run(inputs: Tensors) -> list[torch.Tensor]:
+        mode = _FakeQuantization(max_weight, shared, ranges)
         with mode:
             outputs = run(inputs)
-        mode.take(outputs)
+        mode.mark_shared(outputs)
         return outputs
 
-    return rounding
+    return quantized_run
 
 
-class _Rounding(TorchFunctionMode):
-    """Rounds what linear steps take, and follows what they give."""
+class _FakeQuantization(TorchFunctionMode):
+    """Rounds the inputs of linear steps, and tracks which step gave a tensor."""
 
-    def __init__(
-        self, largest_weight: int, shared: set[int], given: dict[int, torch.Tensor]
-    ) -> None:
+    def __init__(self, max_weight: int, shared: set[int], ranges: dict[int, torch.Tensor]) -> None:
         super().__init__()
-        self._largest_weight, self._shared, self._given = largest_weight, shared, given
+        self._max_weight, self._shared, self._ranges = max_weight, shared, ranges
         self._steps = 0
-        self._taken: set[int] = set()
+        self._used: set[int] = set()
 
     def __torch_function__(
         self,
@@ -80,65 +82,65 @@ class _Rounding(TorchFunctionMode):
         if func in (*CONVOLUTIONS, functional.linear):
             args = [*args, *(options.pop(n) for n in ("input", "weight")[len(args) :])]
         if not _is_linear(func, args):
-            found = func(*args, **options)
+            result = func(*args, **options)
             if func is functional.batch_norm and not _trains(args, options):
-                _set_mark(found, _mark(args[0]))  # it will be part of the step
-            elif found is None or any(True for _ in _tensors([found])):  # not asked for its shape
-                self.take([*args, *options.values()])
-            return found
+                _set_origin(result, _origin(args[0]))  # it will be folded into the step
+            elif result is None or any(True for _ in _tensors([result])):  # not only a shape
+                self.mark_shared([*args, *options.values()])
+            return result
         x, weight, *rest = args
         convolution, transposed = func in CONVOLUTIONS, func in (*TRANSPOSED, *PRODUCTS)
         axis = x.ndim - weight.ndim + 1 if convolution else x.ndim - 1
-        components = None
-        if (feeder := self._feeder(x, convolution)) is not None:
+        in_range = None
+        if (source := self._only_source(x, convolution)) is not None:
             others = [a for a in range(x.ndim) if a != axis]
             largest = x.detach().abs().amax(others).float()
-            components = largest.maximum(largest.max() / LARGEST_SCALE).clamp_min(TINY)
-            self._given[feeder] = components
+            in_range = largest.maximum(largest.max() / MAX_SCALE).clamp_min(EPSILON)
+            self._ranges[source] = in_range
         self._steps += 1
-        given = self._given.get(self._steps) if self._steps not in self._shared else None
-        x = _round_input(x, components, axis)
-        weight = _round_weight(weight, components, given, transposed, self._largest_weight)
+        out_range = self._ranges.get(self._steps) if self._steps not in self._shared else None
+        x = _round_input(x, in_range, axis)
+        weight = _round_weight(weight, in_range, out_range, transposed, self._max_weight)
         output = func(x, weight, *rest, **options)
-        _set_mark(output, Mark(self._steps, convolution))
+        _set_origin(output, Origin(self._steps, convolution))
         return output
 
-    def take(self, values: Sequence[Any]) -> None:
-        """See that something other than a linear step takes what linear steps gave."""
-        self._shared |= {mark.step for t in _tensors(values) if (mark := _mark(t))}
+    def mark_shared(self, values: Sequence[Any]) -> None:
+        """Record that something other than a linear step uses the outputs of linear steps."""
+        self._shared |= {origin.step for t in _tensors(values) if (origin := _origin(t))}
 
-    def _feeder(self, x: torch.Tensor, convolution: bool) -> int | None:
-        """Name the step of its kind that a linear step takes from, if nobody else does."""
-        mark = _mark(x)
-        if mark is None:
+    def _only_source(self, x: torch.Tensor, convolution: bool) -> int | None:
+        """Return the step that gave ``x``, if it is of the same kind and nothing else uses it."""
+        origin = _origin(x)
+        if origin is None:
             return None
-        if mark.step in self._taken:
-            self._shared.add(mark.step)
-        self._taken.add(mark.step)
-        same = mark.convolution == convolution and (convolution or x.ndim == 2)
-        return mark.step if same and mark.step not in self._shared else None
+        if origin.step in self._used:
+            self._shared.add(origin.step)
+        self._used.add(origin.step)
+        same_kind = origin.convolution == convolution and (convolution or x.ndim == 2)
+        return origin.step if same_kind and origin.step not in self._shared else None
 
 
 def _is_linear(func: Callable[..., Any], args: Sequence[Any]) -> bool:
-    """Tell whether a call is a convolution or a product of an input and weights."""
+    """Whether a call is a convolution or a product of an input and weights."""
     if func not in PRODUCTS or len(args) < 2:
         return func in CONVOLUTIONS or func is functional.linear
     weight = args[1]
-    own = isinstance(weight, nn.Parameter) or isinstance(weight._base, nn.Parameter)
-    return own and weight.ndim == 2
+    trained = isinstance(weight, nn.Parameter) or isinstance(weight._base, nn.Parameter)
+    return trained and weight.ndim == 2
 
 
 def _trains(args: Sequence[Any], options: Mapping[str, Any]) -> bool:
-    """Tell whether a call of ``batch_norm`` takes statistics of the batch."""
+    """Whether a call of ``batch_norm`` uses the statistics of the batch."""
     return bool(args[5] if len(args) > 5 else options.get("training", False))
 
 
-def _mark(x: torch.Tensor) -> Mark | None:
+def _origin(x: torch.Tensor) -> Origin | None:
     return getattr(x, "linear_step", None)
 
 
-def _set_mark(x: torch.Tensor, mark: Mark | None) -> None:
-    x.linear_step = mark  # type: ignore[attr-defined]
+def _set_origin(x: torch.Tensor, origin: Origin | None) -> None:
+    x.linear_step = origin  # type: ignore[attr-defined]
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
@@ -150,53 +152,63 @@ def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-def _round_input(x: torch.Tensor, components: torch.Tensor | None, axis: int) -> torch.Tensor:
-    if components is not None:
-        return _off(x, _along(components * (2 / LEVELS), axis, x.ndim))
+def _round_input(x: torch.Tensor, in_range: torch.Tensor | None, axis: int) -> torch.Tensor:
+    if in_range is not None:
+        return _round(x, _along(in_range * (2 / ACTIVATION_LEVELS), axis, x.ndim))
     low, high = x.detach().aminmax()
-    return _off(x, (high.clamp_min(0) - low.clamp_max(0)) / LEVELS)
+    return _round(x, (high.clamp_min(0) - low.clamp_max(0)) / ACTIVATION_LEVELS)
 
 
 def _round_weight(
     weight: torch.Tensor,
-    taken: torch.Tensor | None,
-    given: torch.Tensor | None,
+    in_range: torch.Tensor | None,
+    out_range: torch.Tensor | None,
     transposed: bool,
-    largest: int,
+    max_weight: int,
 ) -> torch.Tensor:
     """Round weights, (O, I / groups, *k) or transposed (I, O / groups, *k), one scale an output.
 
-    Where components are brought to one range, it is the weights that give them and take that back
-    which are rounded: of those that take, the scale then differs from input to input, of those that
-    give, between the outputs that share one, as the groups of transposed weights do.
+    With channel equalization, the equalized weights are rounded and the scaling is undone. The
+    rounding step then differs from input to input, and between outputs that share a scale, as the
+    groups of transposed weights do.
+
+    Args:
+        weight: The weights.
+        in_range: Largest value of each input channel if the input is equalized; (I,) or None.
+        out_range: The same of each output channel; (O,) or None.
+        transposed: Whether the first axis is that of the inputs.
+        max_weight: Largest integer.
     """
     with torch.no_grad():
-        equalize = torch.ones((), device=weight.device)
-        if taken is not None:
-            equalize = _along(taken, 0, weight.ndim) if transposed else _grouped(taken, weight)
-        if given is not None and transposed:
-            equalize = equalize / _grouped(given, weight)
+        equalization = torch.ones((), device=weight.device)
+        if in_range is not None:
+            equalization = (
+                _along(in_range, 0, weight.ndim) if transposed else _by_group(in_range, weight)
+            )
+        if out_range is not None and transposed:
+            equalization = equalization / _by_group(out_range, weight)
         output = 1 if transposed else 0
         others = [a for a in range(weight.ndim) if a != output]
-        step = (weight * equalize).abs().amax(others, keepdim=True) / (largest * equalize)
-    return _off(weight, step)
+        largest = (weight * equalization).abs().amax(others, keepdim=True)
+        step = largest / (max_weight * equalization)
+    return _round(weight, step)
 
 
-def _grouped(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Lay a vector along the second axis of weights, which may have groups along the first."""
+def _by_group(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Shape a vector along the second axis of weights that may have groups along the first."""
     groups = len(scale) // weight.shape[1]
     each = scale.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)
     return each.reshape(*each.shape, *(1,) * (weight.ndim - 2))
 
 
 def _along(scale: torch.Tensor, axis: int, ndim: int) -> torch.Tensor:
-    """Lay a vector along an axis."""
+    """Shape a vector along an axis."""
     return scale.reshape([-1 if n == axis else 1 for n in range(ndim)])
 
 
-def _off(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+def _round(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """Round to multiples of a step; the gradient passes."""
     with torch.no_grad():
-        step = step.clamp_min(TINY).to(x.dtype)
+        step = step.clamp_min(EPSILON).to(x.dtype)
         error = (x / step).round_().mul_(step).sub_(x)
     return x + error

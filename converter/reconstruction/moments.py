@@ -13,7 +13,7 @@ import onnx_ir as ir
 from converter.data.data import Arrays, Data
 from converter.decomposition.conv import Conv
 from converter.decomposition.metric import FLOOR, Metric
-from converter.graph.network import LARGEST_BATCH, inputs, observe_batches, observe_shapes
+from converter.graph.network import MAX_BATCH, compute_shapes, compute_values, inputs
 from converter.graph.survey import Layer
 from converter.processes import Resources
 from converter.reconstruction.positions import choose_positions, cut_patches
@@ -91,7 +91,7 @@ def second_moments(
     for number, (group, size) in enumerate(passes):
         batches = list(resources.group.shard(images.batch_indices(batch_size or size)))
         names = list(dict.fromkeys(layer.source for layer in group))
-        observed = observe_batches(network, names, map(images.read, batches), resources.threads)
+        observed = compute_values(network, names, map(images.read, batches), resources.threads)
         for indices, tensors in zip(batches, observed):
             rng = np.random.default_rng((resources.seed, int(indices[0])))
             for layer in group:
@@ -147,7 +147,7 @@ def _split_into_passes(
         The parts, each with the number of examples that may run together.
     """
     names = list(dict.fromkeys(layer.source for layer in layers))
-    shapes = observe_shapes(network, names, feeds)
+    shapes = compute_shapes(network, names, feeds)
     count = len(next(iter(feeds.values())))
     groups: list[list[Layer]] = []
     sizes: list[dict[str, int]] = []  # bytes of the inputs of each part, for ``feeds``
@@ -160,7 +160,7 @@ def _split_into_passes(
             groups.append([layer])
             sizes.append(own)
     fitting = [int(memory_bytes * count / max(sum(size.values()), 1)) for size in sizes]
-    return list(zip(groups, (min(max(n, 1), LARGEST_BATCH) for n in fitting)))
+    return list(zip(groups, (min(max(n, 1), MAX_BATCH) for n in fitting)))
 
 
 def _fitting_in_full(convs: Mapping[str, Conv], memory_bytes: float) -> set[str]:

@@ -15,9 +15,10 @@ from converter.cache import digest, load_arrays, packed, store_arrays, unpacked
 from converter.data.data import Arrays, Data
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.form import Form, Rank
-from converter.graph.consumers import find_consumers
-from converter.graph.network import LARGEST_BATCH, inputs, observe_shapes, written
-from converter.graph.segments import SegmentedModel, advance, cut
+from converter.graph.consumers import Consumers, find_consumers
+from converter.graph.external import modification_times
+from converter.graph.network import MAX_BATCH, compute_shapes, inputs
+from converter.graph.segments import SegmentedModel, run_segment, segment
 from converter.graph.survey import Layer
 from converter.processes import ProcessGroup, Resources
 from converter.reconstruction.layer_sample import LayerSample, sample_layer
@@ -59,9 +60,11 @@ def refit_layers(
         Chains and relative errors of the responses, by layer name.
     """
     todo = [layer for layer in layers if layer.name in chosen]
-    model = cut(network, [layer.output for layer in todo])
+    model = segment(network, [layer.output for layer in todo])
     batches = _choose_batches(network, model, data, resources)
+    batch_size = inputs(network)[0].shape[0] or 2  # see find_consumers
     state = _Activations(batches.inputs, batches.inputs)
+    consumers = find_consumers(network, todo, data.read(np.arange(batch_size) % data.count))
     key = _first_key(network, model, batches, resources)
     chains: dict[str, Chain] = {}
     errors: dict[str, float] = {}
@@ -74,7 +77,7 @@ def refit_layers(
                 before = todo[state.segments - 1] if state.segments else None
                 replaced = {before.output: (before.name, chains[before.name])} if before else {}
                 state = state.advanced(model, replaced, resources.threads)
-            sample = _sample(network, layer, number, state, batches, resources)
+            sample = _sample(layer, consumers, number, state, batches, resources)
             solve = partial(_solve, layer, form, rank, sample, resources)
             result = resources.group.broadcast(solve)
             if resources.cache is not None and resources.group.rank == 0:
@@ -118,10 +121,10 @@ class _Activations:
     ) -> _Activations:
         """Run the next segment, in the converted network with chains in place of layers."""
         number = self.segments
-        original = advance(model, number, self.original, threads)
+        original = run_segment(model, number, self.original, threads)
         if self.converted is self.original and not replaced:
             return _Activations(original, original, number + 1)
-        converted = advance(model, number, self.converted, threads, replaced)
+        converted = run_segment(model, number, self.converted, threads, replaced)
         return _Activations(original, converted, number + 1)
 
 
@@ -134,34 +137,33 @@ def _choose_batches(
     """
     batch_size = inputs(network)[0].shape[0]
     feeds = data.read(np.arange(batch_size or 1) % data.count)
-    shapes = observe_shapes(network, model.values, feeds)
+    shapes = compute_shapes(network, model.boundary_values, feeds)
     widest = max(
-        sum(FLOAT32_BYTES * math.prod(shapes[name]) for name in segment.outputs if name in shapes)
-        for segment in model.segments
+        sum(FLOAT32_BYTES * math.prod(shapes[name]) for name in part.outputs if name in shapes)
+        for part in model.segments
     )
     fitting = int(resources.memory_bytes / 2 / (4 * max(widest, 1)))
     count = max(fitting, MIN_IMAGES) * (batch_size or 1)
     images = data.sample(count, resources.seed).whole_batches(batch_size)
-    indices = list(resources.group.shard(images.batch_indices(batch_size or LARGEST_BATCH)))
+    indices = list(resources.group.shard(images.batch_indices(batch_size or MAX_BATCH)))
     return _Batches(images.count, indices, [images.read(part) for part in indices])
 
 
 def _sample(
-    network: ir.Model,
     layer: Layer,
+    consumers: Mapping[str, Consumers],
     number: int,
     state: _Activations,
     batches: _Batches,
     resources: Resources,
 ) -> LayerSample | None:
     """Sample a layer on the batches of all processes; None except in the first process."""
-    consumers = find_consumers(network, layer)
     return _gathered(
         resources.group,
         [
             sample_layer(
                 layer,
-                consumers,
+                consumers[layer.output],
                 original,
                 converted,
                 len(indices) / batches.count,
@@ -194,8 +196,8 @@ def _first_key(
 ) -> str:
     """Digest everything that all results depend on."""
     return digest(
-        model.model.SerializeToString(),
-        *written(network),
+        ir.to_proto(model.model).SerializeToString(),
+        *modification_times(network),
         resources.group.gather([digest(list(feeds.items())) for feeds in batches.inputs]),
         resources.seed,
         resources.device,

@@ -20,8 +20,8 @@ from converter.graph.survey import Layer
 from converter.models.problem import Problem
 from converter.options import Options
 from converter.processes import Resources
-from converter.reconstruction.realize import Realization
 from converter.reconstruction.moments import patch_count, patch_size
+from converter.reconstruction.realize import Realization
 from converter.reconstruction.refit import REFIT
 from converter.search.budgets import Budget, Measured, Original, budgets_of, default_budget
 from converter.search.candidates import list_candidates

@@ -16,7 +16,8 @@ from converter.decomposition.form import Rank, skeleton
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
 from converter.graph import onnx_proto as light
-from converter.graph.network import LARGEST_FILE, open_session, size, weights_folder
+from converter.graph.external import weights_folder
+from converter.graph.network import MAX_FILE_BYTES, nbytes, open_session
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import Layer
 from converter.models.source import Source
@@ -109,7 +110,7 @@ def chosen_times(
         The times; None where they cannot be measured, for which nobody asked here.
     """
     only = {layer.output: chosen[layer.name] for layer in layers if layer.name in chosen}
-    if weights_folder(source.network) is None and size(source.network) >= LARGEST_FILE:
+    if weights_folder(source.network) is None and nbytes(source.network) >= MAX_FILE_BYTES:
         return None  # no message is that large
     try:
         return _measured(source, options, progress, only=only)

@@ -21,7 +21,7 @@ from converter.data.data import Data
 from converter.errors import ConverterError, root_line
 from converter.models.export import copied
 from converter.processes import process_group
-from converter.quantization.rounding import rounded
+from converter.quantization.rounding import fake_quantize
 from converter.training.batches import Batches, split_off, tensors
 from converter.training.checkpoint import State, Weights, read_checkpoint
 from converter.training.losses import Loss, Recipe, Run, Tensors, distillation, inside, whole
@@ -130,7 +130,7 @@ def tune(
     place = process_group(device)
     model, original = (copied(m).float().to(place.device) for m in (student, teacher))
     answer: Run = inside(model, features) if features else whole(model)
-    answer = rounded(answer) if recipe.int8 else answer
+    answer = fake_quantize(answer) if recipe.int8 else answer
     wanted: Run = inside(original, features) if features else whole(original)
     layout, outputs = _tried(model.eval(), original.eval(), answer, wanted, data, place.device)
     each = sum(a.nbytes for a in data.read(np.arange(1)).values())
