@@ -246,10 +246,11 @@ def inspect(
 def measure(
     model: Path,
     *,
-    output: Output,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    prepare: Path | None = None,
     input_shape: tuple[str, ...] = (),
     threads: int = 1,
-    provider: str = "CPUExecutionProvider",
+    provider: str | None = None,
     batch_size: int | None = None,
     int8: bool = False,
     verbose: Verbose = False,
@@ -257,35 +258,41 @@ def measure(
 ) -> int:
     """Time a network's layers in onnxruntime, as they are and in other forms.
 
-    For the machine that the network will run on: onnxruntime and numpy are enough there. Take the
-    table to where you convert, and pass it as --latency.
+    The table is for convert --latency. To time the layers on a machine that has onnxruntime and
+    numpy but not flatconv, write a bundle with --prepare, and run python bundle.zip there.
 
     Args:
         model: net.onnx; its weights do not matter.
         output: The table to write, latency.json.
+        prepare: The bundle to write, bundle.zip or a new folder.
         input_shape: Shape of an input, [NAME:]1,3,32,32; repeatable.
         threads: Threads of onnxruntime.
         provider: Execution provider of onnxruntime.
         batch_size: Examples a call, where the network takes any.
-        int8: Time them in int8, for convert --int8; this needs all packages of flatconv.
+        int8: Time them in int8, for convert --int8.
         verbose: Show where an unexpected error came from.
         quiet: Print nothing but errors.
     """
     from converter.report.tables import times_table
-    from converter.timing.target import measure_file
+    from converter.timing.table import measure_file, prepare_file
 
+    if (output is None) == (prepare is None):
+        raise ConverterError("Give --output latency.json to measure, or --prepare bundle.zip.")
+    options = Options.of(
+        input_shape=input_shape,
+        threads=threads,
+        provider=provider,
+        batch_size=batch_size,
+        int8=int8,
+    )
     with _progress(quiet) as progress:
-        table = measure_file(
-            model,
-            output,
-            input_shape=input_shape,
-            threads=threads,
-            provider=provider,
-            batch_size=batch_size,
-            int8=int8,
-            progress=progress,
-        )
-    _show(quiet, False, str, times_table(table), f"Wrote {output}")
+        if output is not None:
+            table = measure_file(model, output, options, progress)
+            shown = [times_table(table), *table.warnings, f"Wrote {output}"]
+        elif prepare is not None:
+            count = prepare_file(model, prepare, options, progress)
+            shown = [f"Wrote {count} variants of the network to {prepare}"]
+    _show(quiet, False, str, *shown)
     return 0
 
 

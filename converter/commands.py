@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 from torch import nn
@@ -20,10 +19,11 @@ from converter.pipeline import check_options, decide, list_layers
 from converter.quantization.int8 import check_int8
 from converter.report.report import LayerRow, layer_rows
 from converter.report.result import read_origin
+from converter.runtime.ort import OnnxRuntime
+from converter.runtime.ort_session import NodeTime
 from converter.search.plan import Plan
 from converter.timing import profile
 from converter.timing.latency import LatencyTable
-from converter.timing.profile import NodeTime
 from converter.timing.table import latency_table
 
 
@@ -136,8 +136,8 @@ def node_times(
     """
     options = options or Options()
     shapes = list(comparison.input_shapes.values())
-    how: dict[str, Any] = {"threads": options.timing.threads, "provider": options.timing.provider}
-    return [profile.node_times(Path(path), shapes, **how) for path in paths]
+    runtime = OnnxRuntime.of(options.timing.threads, options.timing.provider)
+    return [profile.node_times(Path(path), shapes, runtime) for path in paths]
 
 
 def export(

@@ -37,7 +37,7 @@ from converter.reconstruction.parallel import connected
 from converter.reconstruction.refit import REFIT
 from converter.report.report import LayerRow, layer_rows
 from converter.report.result import Result, load, read_budget, read_config, read_origin, read_rows
-from converter.runtime import ort as runtime
+from converter.runtime.ort import OnnxRuntime
 from converter.search.find_plan import Found, find_plan
 from converter.search.plan import Plan, make_plan, read_plan
 from converter.timing.table import chosen_times
@@ -280,7 +280,7 @@ def check_options(options: Options) -> Options:
     """
     for text in options.layers.form:
         find_form(text.rpartition("=")[2])
-    runtime.check_provider(options.timing.provider)
+    OnnxRuntime.of(options.timing.threads, options.timing.provider)  # checks the provider
     check_device(options.resources.device)
     if options.training.loss:
         own_loss(options.training.loss)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from converter.timing.target import main, measure_file
 from helpers import difference, from_text, make_net, noise
 
 import converter
@@ -23,7 +24,6 @@ from converter.graph.survey import survey
 from converter.runtime.ort import open_file, run
 from converter.timing import profile, sites
 from converter.timing.latency import LatencyTable
-from converter.timing.target import main, measure_file
 
 SHAPES = {"x": (1, 16, 16, 16)}
 

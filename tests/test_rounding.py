@@ -18,9 +18,9 @@ from converter.models.from_onnx import to_torch
 from converter.options import Options
 from converter.pipeline import open_source
 from converter.quantization.int8 import as_int8
-from converter.quantization.quantize import saturates
 from converter.quantization.rounding import rounded
 from converter.runtime.ort import open_file
+from converter.runtime.ort_quantizer import saturates
 from converter.training.distill import phases
 from converter.training.losses import Recipe, whole
 from converter.training.train import tune

@@ -8,28 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
+from converter.evaluation.score import Score, drop_interval, fixed_batch, renamed, score
 from converter.graph.canonicalize import canonicalize
 from converter.graph.network import inputs, open_session, size
 from converter.graph.outputs import comparison_outputs, with_outputs
 from converter.graph.survey import count_macs, count_params
 from converter.models.source import example_shapes
-from converter.runtime.ort import ExclusiveSession, Session, cpu_model, run
-from converter.timing.race import (
-    Interval,
-    Score,
-    drop_interval,
-    fixed_batch,
-    race,
-    renamed,
-    score,
-)
+from converter.runtime.ort import OnnxRuntime, cpu_model, run
+from converter.runtime.runtime import ExclusiveSession, Runtime, Session
+from converter.timing.race import Interval, race
 
 Evaluate = Callable[[Callable[[Arrays], Arrays]], float]
 Progress = Callable[[str, float], None]
@@ -121,7 +114,7 @@ def compare_models(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     more_shapes: Sequence[Mapping[str, tuple[int, ...]]] = (),
     threads: int = 1,
-    provider: str = "CPUExecutionProvider",
+    provider: str | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: Progress = lambda stage, done: None,
@@ -135,7 +128,7 @@ def compare_models(
         shapes: Input shapes for timing, by name.
         more_shapes: Further input shapes that are timed.
         threads: Threads of onnxruntime.
-        provider: Its execution provider.
+        provider: Its execution provider, if not the default.
         batch_size: Examples a call when timing; the first axis of ``shapes`` if left out.
         seed: Of random inputs.
         progress: Called with a stage and the share of it that is done.
@@ -156,7 +149,8 @@ def compare_models(
     shapes = example_shapes(reference, shapes or {}, data)
     dtypes = {i.name: i.dtype for i in reference}
     distinct = {id(model): model for model in models.values()}
-    opened = _opened(distinct, threads, provider)
+    runtime = OnnxRuntime.of(threads, provider)
+    opened = _opened(distinct, runtime)
     sessions = [opened[id(model)] for model in models.values()]
     insisted = next((b for s in sessions if (b := fixed_batch(s))), None)
     batch_size = insisted or batch_size or next(iter(shapes.values()))[0]
@@ -183,7 +177,7 @@ def compare_models(
     compared = () if names == [str(value.name) for value in first.graph.outputs] else tuple(names)
     if compared:
         inner = {key: with_outputs(model, names) for key, model in distinct.items()}
-        others = _opened(inner, threads, provider)
+        others = _opened(inner, runtime)
         scored = [others[id(model)] for model in models.values()]
     scores = score(
         scored, examples, insisted or SCORING_BATCH, lambda done: progress("scoring", done)
@@ -218,7 +212,7 @@ def compare_models(
         examples=examples.count,
         rounds=outcome.rounds,
         threads=threads,
-        provider=provider,
+        provider=runtime.provider,
         batch_size=batch_size,
         input_shapes={name: (batch_size, *shape[1:]) for name, shape in shapes.items()},
         cpu=cpu_model(),
@@ -227,12 +221,12 @@ def compare_models(
     )
 
 
-def _opened(models: Mapping[int, ir.Model], threads: int, provider: str) -> dict[int, Session]:
+def _opened(models: Mapping[int, ir.Model], runtime: Runtime) -> dict[int, Session]:
     """Open networks together, or in turns if that would take too much memory."""
-    openers = {key: partial(open_session, m, threads, provider) for key, m in models.items()}
+    openers = {key: partial(open_session, m, runtime=runtime) for key, m in models.items()}
     if len(models) == 1 or sum(map(size, models.values())) < TOGETHER_BYTES:
         return {key: opener() for key, opener in openers.items()}
-    open_now: dict[int, Any] = {}
+    open_now: dict[int, Session] = {}
     return {key: ExclusiveSession(opener, open_now) for key, opener in openers.items()}
 
 

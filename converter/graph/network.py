@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from google.protobuf.message import DecodeError
 
 from converter.data.data import Arrays
 from converter.errors import ConverterError, first_line
-from converter.runtime.ort import open_file, run
+from converter.runtime.ort import OnnxRuntime, run
+from converter.runtime.runtime import Runtime, Session
 
 LARGEST_BATCH = 64
 # A protobuf message must stay below 2 GB. Weights that take more stay in files of their own, from
@@ -177,22 +177,22 @@ def free_batch(model: ir.Model, name: str = "batch") -> ir.Model:
 
 
 def open_session(
-    model: ir.Model | Path, threads: int = 1, provider: str = "CPUExecutionProvider"
-) -> onnxruntime.InferenceSession:
-    """Open a network in onnxruntime.
+    model: ir.Model | Path, threads: int = 1, runtime: Runtime | None = None
+) -> Session:
+    """Open a network in a runtime: the given one, or onnxruntime on ``threads`` threads.
 
     Raises:
-        ConverterError: When the provider is not there or onnxruntime cannot run the network.
+        ConverterError: When the runtime cannot run the network.
     """
+    runtime = runtime or OnnxRuntime(threads)
     if isinstance(model, Path):
-        return open_file(model, threads, provider)
-    release(model.graph.initializers.values())  # onnxruntime reads them itself
+        return runtime.open(model)
+    release(model.graph.initializers.values())  # the runtime reads them itself
     if _held_bytes(model) < LARGEST_FILE:
-        content = ir.to_proto(model).SerializeToString()
-        return open_file(content, threads, provider, weights=weights_folder(model))
+        return runtime.open(ir.to_proto(model).SerializeToString(), weights_folder(model))
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder) / "network.onnx")
-        return open_file(Path(folder) / "network.onnx", threads, provider)
+        return runtime.open(Path(folder) / "network.onnx")
 
 
 def observe_batches(

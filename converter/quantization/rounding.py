@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from converter.quantization.channel_equalization import LARGEST_SCALE
-from converter.quantization.quantize import saturates
+from converter.runtime.ort_quantizer import saturates
 from converter.training.losses import Run, Tensors
 
 TRANSPOSED = (

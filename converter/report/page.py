@@ -18,7 +18,7 @@ from converter.report.tables import (
     layer_cells,
     verdict_lines,
 )
-from converter.timing.profile import NodeTime
+from converter.runtime.ort_session import NodeTime
 
 FRONTIER_ROWS = 12  # height of its chart, in bars of the others
 LEFT = {"note", "operator", "node"}  # columns of words
