@@ -19,7 +19,6 @@ from converter.options import Options
 from converter.pipeline import open_source
 from converter.quantization.int8 import as_int8
 from converter.quantization.rounding import rounded
-from converter.runtime.ort import open_file
 from converter.runtime.ort_quantizer import saturates
 from converter.training.distill import phases
 from converter.training.losses import Recipe, whole
@@ -172,7 +171,9 @@ def test_the_error_is_that_of_int8(name):
     wanted = run(model, x, rounding=False)
     source = open_source(model, None, config, x.numpy())
     twin = to_torch(source.network)
-    session = open_file(ir.to_proto(as_int8(source.network, source, config)).SerializeToString())
+    session = OnnxRuntime().open(
+        ir.to_proto(as_int8(source.network, source, config)).SerializeToString()
+    )
     feeds = session.get_inputs()[0].name
     rows = [session.run(None, {feeds: row[None]})[0] for row in x.numpy()]
     expected = rel_error(torch.from_numpy(np.concatenate(rows)), wanted)

@@ -88,7 +88,8 @@ def quantized_for_timing(network: ir.Model, runtime: Runtime = OnnxRuntime()) ->
     graph = model.graph
     names = [*(v.name for v in graph.input), *(name for n in graph.node for name in n.output)]
     one = np.float32(1)
-    return runtime.quantize(model, {name: (-one, one) for name in names}).SerializeToString()
+    small = runtime.quantize(model, {name: (-one, one) for name in names})
+    return bytes(small.SerializeToString())
 
 
 def linear_steps(network: ir.Model) -> list[str]:

@@ -84,7 +84,7 @@ def variant_file(variants: Variants, name: str, quantizing: Runtime | None) -> b
     model = variants.variant(number)
     if quantizing is not None and name != FLOAT:
         return quantized_for_timing(model, quantizing)
-    return ir.to_proto(model).SerializeToString()
+    return bytes(ir.to_proto(model).SerializeToString())
 
 
 def node_times(

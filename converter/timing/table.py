@@ -246,7 +246,7 @@ def _architecture(network: ir.Model) -> bytes:
     for node in nodes:
         for field in ("doc_string", "metadata_props"):
             node.ClearField(field)
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _raced(
