@@ -4,7 +4,6 @@ import copy
 from dataclasses import replace
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from helpers import noise
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from converter.data.data import from_arrays
+from converter.graph.network import open_session
 from converter.models.from_onnx import to_torch
 from converter.options import Options
 from converter.pipeline import open_source
@@ -171,9 +171,7 @@ def test_the_error_is_that_of_int8(name):
     wanted = run(model, x, rounding=False)
     source = open_source(model, None, config, x.numpy())
     twin = to_torch(source.network)
-    session = OnnxRuntime().open(
-        ir.to_proto(as_int8(source.network, source, config)).SerializeToString()
-    )
+    session = open_session(as_int8(source.network, source, config))
     feeds = session.get_inputs()[0].name
     rows = [session.run(None, {feeds: row[None]})[0] for row in x.numpy()]
     expected = rel_error(torch.from_numpy(np.concatenate(rows)), wanted)
