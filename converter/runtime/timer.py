@@ -116,7 +116,8 @@ def time_layers(
 
     gap, ms, scale = race()
     if gap > MAX_GAP:
-        gap, ms, scale = min((gap, ms, scale), race())
+        sums[0] = attribute(profile_network(names[0], settings.profile_s), ends)
+        gap, ms, scale = race()
     float_ms = None
     if manifest.get("float") is not None:
         in_float = TimedSession.of(open_network(manifest["float"]), feeds, settings)
