@@ -1,24 +1,18 @@
 """``python -m converter`` is ``flatconv``."""
 
 import os
-import sys
-from importlib.util import find_spec
+
+from converter.cli import main as run
 
 INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; where its libraries are not, ``measure`` alone."""
-    if find_spec("cyclopts") is None:
-        from converter.timing.target import main as light
-
-        sys.exit(light())
+    """Run the command line."""
     try:
-        from converter.cli import main as whole
-
-        whole()
+        run()
     except KeyboardInterrupt:
-        os._exit(INTERRUPTED)  # Python would take seconds to forget all modules
+        os._exit(INTERRUPTED)  # Python would take seconds to unload all modules
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import torch
 from helpers import work_in
 from hypothesis import settings
 
-from converter.timing import profile, race
+from converter.runtime import stopwatch
 
 # The same examples in every run; pytest --hypothesis-profile=default looks for others.
 settings.register_profile("repeatable", derandomize=True)
@@ -32,14 +32,20 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def short_races():
-    """Few rounds: these tests ask whether a race is run, seldom how it ends."""
+def short_timing():
+    """Time little: these tests ask whether networks are timed, seldom how that ends."""
+    short = stopwatch.TimingSettings(
+        profile_s=0.02,
+        variants=2,
+        rounds=3,
+        block_s=0.005,
+        pause_s=0.0,
+        race_s=0.2,
+        min_rounds=8,
+        max_rounds=10,
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(race, "BUDGET_S", 0.2)
-        patch.setattr(race, "FEWEST_ROUNDS", 8)
-        patch.setattr(race, "MOST_ROUNDS", 10)
-        for name, value in {"PROFILE_S": 0.02, "RACED": 2, "ROUNDS": 3, "BLOCK_S": 0.005}.items():
-            patch.setattr(profile, name, value)
+        patch.setattr(stopwatch, "DEFAULT_SETTINGS", short)
         yield
 
 

@@ -20,16 +20,18 @@ from converter.errors import ConverterError
 from converter.evaluation.compare import Comparison, Figures
 from converter.evaluation.verify import as_int8, notice
 from converter.graph.network import load, open_session
-from converter.graph.survey import count_macs
+from converter.graph.survey import count_macs, survey
 from converter.options import Options
 from converter.quantization import quantize
 from converter.quantization.channel_equalization import MAX_SCALE, equalize
 from converter.quantization.int8 import check_int8
 from converter.quantization.quantize import linear_steps, observed_ranges, quantized
-from converter.runtime.ort import run
+from converter.runtime import ort_quantizer
+from converter.runtime.ort import OnnxRuntime, run
 from converter.timing import profile
 from converter.timing.latency import LatencyTable
 from converter.timing.race import Interval
+from converter.timing.variants import Variants
 
 
 def chain(groups=1, matrix=False, seed=0, **between):
@@ -227,13 +229,10 @@ def test_weights_and_numbers_in_constant_nodes_are_quantized_and_counted():
 def test_old_operator_sets_are_timed():
     network, _ = chain()
     old = onnx.version_converter.convert_version(ir.to_proto(network), 11)
-    found = profile.measure(
-        old.SerializeToString(),
-        "old",
-        {"x": (1, 3, 6, 6)},
-        quantized=quantize.quantized_for_timing,
-        others=False,
-    )
+    network = ir.from_proto(old)
+    shapes = {"x": (1, 3, 6, 6)}
+    variants = Variants.of(network, survey(network, {"x": noise(*shapes["x"])}))
+    found = profile.measure(variants, shapes, OnnxRuntime(), int8=True)
     assert len(found.layers) == 2
     assert all(layer.ms > 0 for layer in found.layers)
 
@@ -303,7 +302,7 @@ def test_what_the_quantizer_cannot_do_is_told_in_a_sentence(monkeypatch):
     def fails(*arguments):
         raise ValueError("no such scale\nin two lines")
 
-    monkeypatch.setattr(quantize.QDQQuantizer, "quantize_model", fails)
+    monkeypatch.setattr(ort_quantizer.QDQQuantizer, "quantize_model", fails)
     network, data = chain()
     with pytest.raises(
         ConverterError, match=r"cannot quantize the network: .*no such scale; leave"

@@ -4,18 +4,20 @@ import json
 
 import onnx
 import pytest
-from helpers import make_net
+from helpers import make_conv, make_net
 
 from converter.errors import ConverterError
-from converter.graph import onnx_proto as light
-from converter.timing.latency import LatencyTable, LayerTimes, Timed
+from converter.graph.network import load
+from converter.graph.survey import Layer
+from converter.timing.latency import LatencyTable, LayerTimes, TimedCandidate
+from converter.timing.table import _architecture
 
 OPTIONS = (
-    Timed("separable", (16,), 1.0),
-    Timed("separable", (32,), 2.0),
-    Timed("separable", (64,), 3.0),
-    Timed("tucker", (16, 16), 1.5),
-    Timed("tucker", (32, 32), 2.5),
+    TimedCandidate("separable", (16,), 1.0),
+    TimedCandidate("separable", (32,), 2.0),
+    TimedCandidate("separable", (64,), 3.0),
+    TimedCandidate("tucker", (16, 16), 1.5),
+    TimedCandidate("tucker", (32, 32), 2.5),
 )
 LAYERS = (
     LayerTimes("a.out", (32, 16, 3, 3), (1, 1, 1, 1, 1), 4.0, OPTIONS),
@@ -50,23 +52,36 @@ def test_the_network_takes_what_its_layers_take():
     assert TABLE.predicted_ms({"a.out": ("separable", (24,))}) == pytest.approx(3.5)
 
 
+def layer(name, shape, stride=1):
+    conv = make_conv(shape, stride=(stride, stride))
+    return Layer(name, f"{name}.out", "x", "w", conv, (8, 8), conv.kernel.size, 1)
+
+
+A, B = layer("p", (32, 16, 3, 3)), layer("q", (32, 32, 1, 1))
+
+
 def test_a_table_is_matched_to_another_copy_of_the_network():
-    places = [("p", (32, 16, 3, 3), (1, 1, 1, 1, 1)), ("q", (32, 32, 1, 1), (1, 1, 1, 1, 1))]
-    assert [layer.output for layer in TABLE.matched(places).layers] == ["p", "q"]
-    assert [layer.output for layer in TABLE.matched(places[1:]).layers] == ["q"]
+    unread = Layer("r", "r.out", "x", "w", None, (8, 8), 0, 1, "its weight is computed")
+    for layers in ([A, B], [B], [A, unread, B]):
+        matched = TABLE.matched(layers).layers
+        known = [layer for layer in layers if layer.conv is not None]
+        assert [(t.name, t.output) for t in matched] == [(o.name, o.output) for o in known]
 
 
 @pytest.mark.parametrize(
-    "places",
-    [
-        [("p", (32, 16, 5, 5), (1, 1, 1, 1, 1))],
-        [("p", (32, 16, 3, 3), (2, 2, 1, 1, 1))],
-        [("q", (32, 32, 1, 1), (1, 1, 1, 1, 1)), ("p", (32, 16, 3, 3), (1, 1, 1, 1, 1))],
-    ],
+    "layers", [[layer("p", (32, 16, 5, 5))], [layer("p", (32, 16, 3, 3), stride=2)], [B, A]]
 )
-def test_the_table_of_another_network_is_refused(places):
+def test_the_table_of_another_network_is_refused(layers):
     with pytest.raises(ConverterError, match="another network"):
-        TABLE.matched(places)
+        TABLE.matched(layers)
+
+
+def test_a_table_without_names_and_warnings_is_read():
+    document = json.loads(TABLE.to_json())
+    del document["warnings"]
+    for timed in document["layers"]:
+        del timed["name"]
+    assert LatencyTable.from_json(json.dumps(document)) == TABLE
 
 
 @pytest.mark.parametrize(
@@ -86,14 +101,21 @@ def test_what_is_no_table_is_refused(text):
         LatencyTable.from_json(text)
 
 
-def test_what_exporters_note_on_nodes_does_not_change_what_a_network_is_known_by(tmp_path):
+def saved(model, path):
+    onnx.save(model, path)
+    return load(path)
+
+
+def test_times_are_known_by_the_network_without_weights_and_notes(tmp_path):
     path = make_net(tmp_path / "net.onnx")
-    plain = light.parse(path.read_bytes(), "net")
+    plain = _architecture(load(path))
+    assert _architecture(load(make_net(tmp_path / "other.onnx", seed=5))) == plain
     noted = onnx.load(path)
     for node in noted.graph.node:
         node.doc_string = "by somebody"
-        node.metadata_props.add(key="stack_trace", value="/home/somebody/net.py")
-    found = light.parse(noted.SerializeToString(), "net")
-    assert light.skeleton(found) == light.skeleton(plain)
-    noted.graph.node[0].op_type = "ConvInteger"
-    assert light.skeleton(light.parse(noted.SerializeToString(), "net")) != light.skeleton(plain)
+        node.metadata_props.add(key="stack_trace", value="net.py")
+    assert _architecture(saved(noted, tmp_path / "noted.onnx")) == plain
+    wider = make_net(tmp_path / "wider.onnx", channels=(3, 16, 24))
+    assert _architecture(load(wider)) != plain
+    noted.graph.node[0].attribute[0].ints[:] = [2, 2, 2, 2]
+    assert _architecture(saved(noted, tmp_path / "padded.onnx")) != plain

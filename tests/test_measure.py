@@ -1,6 +1,7 @@
-"""Measuring: intervals, races against the truth, scores against numpy."""
+"""Measuring: intervals, races by a fixed timer, scores against numpy."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,10 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converter.data.data import from_arrays
 from converter.evaluation.compare import compare_models
+from converter.evaluation.score import drop_interval, fixed_batch, renamed, score
 from converter.graph.network import load, open_session
-from converter.runtime.ort import ExclusiveSession, cpu_model
-from converter.timing import race as measure
-from converter.timing.race import Interval, drop_interval, fixed_batch, race, renamed, score
+from converter.runtime.ort import cpu_model
+from converter.runtime.runtime import ExclusiveSession
+from converter.runtime.stopwatch import TimedSession, TimingSettings, seconds_per_call
+from converter.timing.race import Interval, race
 
 # intervals
 
@@ -82,50 +85,75 @@ def test_pairing_narrows_the_drop():
 # races
 
 
+FEED = {"x": noise(1, 3, 8, 8)}
+
+
 @pytest.fixture(scope="module")
-def fast_and_slow(tmp_path_factory):
-    """Two networks whose costs differ about tenfold."""
+def sessions(tmp_path_factory):
+    """Three open networks, whose true times a fixed timer makes up."""
     folder = tmp_path_factory.mktemp("race")
-    return (
-        load(make_net(folder / "fast.onnx", (16, 16, 16), size=32)),
-        load(make_net(folder / "slow.onnx", (16, 64, 64, 16), size=32)),
-    )
+    return [open_session(make_net(folder / f"{n}.onnx", seed=n)) for n in range(3)]
 
 
-FEED = {"x": noise(1, 16, 32, 32)}
+def fixed(sessions, call_ms, drift=lambda block: 1.0):
+    """Settings by which sessions take given times, on a machine whose speed drifts."""
+    blocks = []
+
+    def stopwatch(session, feeds, calls):
+        blocks.append(session)
+        n = next(n for n, other in enumerate(sessions) if other is session)
+        return call_ms[n] / 1e3 * drift(len(blocks))
+
+    return TimingSettings(pause_s=0.0, race_s=0.1, stopwatch=stopwatch)
 
 
-def alone_ms(model):
-    """The latency of a network while no other session lives."""
-    return race([open_session(model)], [FEED]).latency_ms[0].median
+def test_a_race_gives_the_times_and_ratios_of_its_timer(sessions):
+    outcome = race(sessions, [FEED] * 3, settings=fixed(sessions, [2.0, 8.0, 4.0]))
+    for interval, ms in zip(outcome.latency_ms, (2.0, 8.0, 4.0)):
+        assert (interval.low, interval.median, interval.high) == pytest.approx((ms, ms, ms))
+    for interval, speedup in zip(outcome.speedup, (1.0, 0.25, 0.5)):
+        assert interval.median == pytest.approx(speedup)
+    assert outcome.gain.median == pytest.approx(2.0)
 
 
-def test_a_race_agrees_with_each_network_alone(fast_and_slow, monkeypatch):
-    monkeypatch.setattr(measure, "FEWEST_ROUNDS", 15)
-    monkeypatch.setattr(measure, "MOST_ROUNDS", 15)
-    times = np.array([[alone_ms(model) for model in fast_and_slow] for _ in range(3)])
-    alone = times.min(0)
-    both = race([open_session(model) for model in fast_and_slow], [FEED] * 2)
-    ratio = both.latency_ms[1].median / both.latency_ms[0].median
-    assert 0.5 < ratio / (alone[1] / alone[0]) < 2
-    assert 0.5 < both.speedup[1].median * (alone[1] / alone[0]) < 2
-    assert both.speedup[1].high < 0.5  # the first is the reference
-    assert both.speedup[0] == Interval(1.0, 1.0, 1.0)
+def test_a_slow_drift_of_the_machine_does_not_change_who_wins(sessions):
+    def drift(block):
+        return 1 + block / 50  # three times as slow at the end as at the start
+
+    outcome = race(sessions, [FEED] * 3, settings=fixed(sessions, [2.0, 2.0, 1.0], drift))
+    assert outcome.latency_ms[0].high > 1.3 * outcome.latency_ms[0].low
+    assert outcome.speedup[1].low <= 1 <= outcome.speedup[1].high
+    assert outcome.speedup[2].low > 1.8 and outcome.speedup[2].high < 2.2
 
 
-def test_equal_networks_race_to_about_1(fast_and_slow):
-    fast, _ = fast_and_slow
-    found = race([open_session(fast) for _ in range(3)], [FEED] * 3)
-    for speedup in found.speedup:
-        assert 1 / 1.5 < speedup.median < 1.5
-        assert speedup.low <= speedup.median <= speedup.high
+@pytest.mark.parametrize(
+    ("race_s", "call_ms", "rounds"), [(0.0, 1.0, 15), (100.0, 1.0, 60), (1.0, 30.0, 16)]
+)
+def test_a_race_has_as_many_rounds_as_its_budget_allows(race_s, call_ms, rounds, sessions):
+    settings = replace(fixed(sessions, [call_ms] * 3), race_s=race_s)
+    assert race(sessions[:1], [FEED], settings=settings).rounds == rounds
 
 
-def test_a_race_tells_how_far_it_is(fast_and_slow):
-    told = []
-    found = race([open_session(fast_and_slow[0])], [FEED], told.append)
-    assert measure.FEWEST_ROUNDS <= found.rounds <= measure.MOST_ROUNDS
-    assert told == [(n + 1) / found.rounds for n in range(found.rounds)]
+def test_a_race_reports_its_progress(sessions):
+    shares = []
+    outcome = race(sessions[:1], [FEED], shares.append, fixed(sessions, [1.0]))
+    assert shares == [(n + 1) / outcome.rounds for n in range(outcome.rounds)]
+
+
+def test_a_block_is_as_many_calls_as_fill_its_time(sessions):
+    settings = replace(fixed(sessions, [2.0]), block_s=0.03)
+    assert TimedSession.of(sessions[0], FEED, settings).calls == 15
+    assert TimedSession.of(sessions[0], FEED, replace(settings, block_s=0.0001)).calls == 1
+
+
+def test_the_ratio_of_two_sessions_is_by_alternate_blocks(sessions):
+    settings = fixed(sessions, [2.0, 6.0])
+    base, other = (TimedSession.of(session, FEED, settings) for session in sessions[:2])
+    assert other.ratio_to(base) == pytest.approx(3.0)
+
+
+def test_the_clock_counts_time(sessions):
+    assert seconds_per_call(sessions[0], FEED, 3) > 0
 
 
 # scores
@@ -230,8 +258,8 @@ def test_networks_too_large_to_be_open_together_take_turns(tmp_path, monkeypatch
     together = compare_models(models, data=data)
     alive, most = set(), []
 
-    def opened(model, *how):
-        session = open_session(model, *how)
+    def opened(model, **how):
+        session = open_session(model, **how)
         alive.add(id(session))
         weakref.finalize(session, alive.discard, id(session))
         most.append(len(alive))
@@ -259,7 +287,7 @@ def test_a_turn_scores_as_many_batches_as_memory_holds(turn_bytes, openings, tmp
 
     turns = [ExclusiveSession(opener(session), open_now) for session in sessions]
     opened.clear()
-    monkeypatch.setattr("converter.timing.race.TURN_BYTES", turn_bytes)
+    monkeypatch.setattr("converter.evaluation.score.MAX_GROUP_BYTES", turn_bytes)
     one, other = score(sessions, data, 2)[1], score(turns, data, 2)[1]
     assert len(opened) == openings
     assert one.rel_output_error == pytest.approx(other.rel_output_error, rel=1e-12)

@@ -32,7 +32,7 @@ from converter.graph import network as onnx_network
 from converter.graph.network import open_session
 from converter.graph.rewrite import replace_weights, rewrite
 from converter.graph.survey import count_macs, count_params, survey
-from converter.runtime.ort import run
+from converter.runtime.ort import OnnxRuntime, run
 
 
 def random(*shape, seed=0):
@@ -210,7 +210,7 @@ def test_an_input_of_unknown_rank_is_refused():
 
 def test_a_session_names_the_providers_that_there_are(two_layers):
     with pytest.raises(ConverterError, match=r"'NoSuchProvider' is not available .* CPUExecution"):
-        open_session(two_layers, provider="NoSuchProvider")
+        open_session(two_layers, runtime=OnnxRuntime(provider="NoSuchProvider"))
 
 
 def test_a_graph_that_onnxruntime_does_not_know_is_refused():

@@ -4,7 +4,6 @@ import copy
 from dataclasses import replace
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from helpers import noise
@@ -14,13 +13,13 @@ from torch import nn
 from torch.nn import functional
 
 from converter.data.data import from_arrays
-from converter.evaluation.verify import as_int8
+from converter.graph.network import open_session
 from converter.models.from_onnx import to_torch
 from converter.options import Options
 from converter.pipeline import open_source
-from converter.quantization.quantize import saturates
 from converter.quantization.rounding import fake_quantize
-from converter.runtime.ort import open_file
+from converter.runtime.ort_quantizer import saturates
+from converter.search.int8 import quantize
 from converter.training.distill import phases
 from converter.training.losses import Recipe, whole
 from converter.training.train import tune
@@ -172,7 +171,7 @@ def test_the_error_is_that_of_int8(name):
     wanted = run(model, x, rounding=False)
     source = open_source(model, None, config, x.numpy())
     twin = to_torch(source.network)
-    session = open_file(ir.to_proto(as_int8(source.network, source, config)).SerializeToString())
+    session = open_session(as_int8(source.network, source, config))
     feeds = session.get_inputs()[0].name
     rows = [session.run(None, {feeds: row[None]})[0] for row in x.numpy()]
     expected = rel_error(torch.from_numpy(np.concatenate(rows)), wanted)

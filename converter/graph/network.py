@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from google.protobuf.message import DecodeError
 
 from converter.data.data import Arrays
@@ -24,7 +23,8 @@ from converter.graph.external import (
     tensors,
     weights_folder,
 )
-from converter.runtime.ort import open_file, run
+from converter.runtime.ort import OnnxRuntime, run
+from converter.runtime.runtime import Runtime, Session
 
 MAX_BATCH = 64
 # A protobuf message must stay below 2 GB. Larger weights stay in external files, which are mapped
@@ -152,22 +152,22 @@ def name_batch_axis(model: ir.Model, name: str = "batch") -> ir.Model:
 
 
 def open_session(
-    model: ir.Model | Path, threads: int = 1, provider: str = "CPUExecutionProvider"
-) -> onnxruntime.InferenceSession:
-    """Open a network in onnxruntime.
+    model: ir.Model | Path, threads: int = 1, runtime: Runtime | None = None
+) -> Session:
+    """Open a network in a runtime: the given one, or onnxruntime on ``threads`` threads.
 
     Raises:
-        ConverterError: When the provider is not available or onnxruntime cannot run the network.
+        ConverterError: When the runtime cannot run the network.
     """
+    runtime = runtime or OnnxRuntime(threads)
     if isinstance(model, Path):
-        return open_file(model, threads, provider)
-    release_mapped(model.graph.initializers.values())  # onnxruntime reads them itself
+        return runtime.open(model)
+    release_mapped(model.graph.initializers.values())  # the runtime reads them itself
     if _nbytes_in_memory(model) < MAX_FILE_BYTES:
-        content = ir.to_proto(model).SerializeToString()
-        return open_file(content, threads, provider, weights=weights_folder(model))
+        return runtime.open(ir.to_proto(model).SerializeToString(), weights_folder(model))
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder) / "network.onnx")
-        return open_file(Path(folder) / "network.onnx", threads, provider)
+        return runtime.open(Path(folder) / "network.onnx")
 
 
 def compute_values(

@@ -28,12 +28,12 @@ def comparison_outputs(model: ir.Model) -> list[str]:
         The outputs. An output whose shape depends on the data is replaced by the last values of
         fixed shape that it is computed from.
     """
-    data_dependent_shapes, computed = data_dependent_shapes(model), _computed_from_inputs(model)
+    unstable, computed = data_dependent_shapes(model), _computed_from_inputs(model)
     names: list[str] = []
     todo = list(model.graph.outputs)
     while todo:
         value = todo.pop(0)
-        if str(value.name) not in data_dependent_shapes:
+        if str(value.name) not in unstable:
             names.append(str(value.name))
             continue
         producer = value.producer()

@@ -221,12 +221,12 @@ class TimingOptions:
 
     Attributes:
         threads: Threads of the runtime.
-        provider: Execution provider of onnxruntime.
+        provider: Execution provider of onnxruntime; CPUExecutionProvider if left out.
         batch_size: Batch size when timing; that of the input shape if left out.
     """
 
     threads: Annotated[int, Parameter(validator=bounded(gte=1, lte=MAX_THREADS))] = 1
-    provider: str = "CPUExecutionProvider"
+    provider: str | None = None
     batch_size: MaybeCount = None
 
 

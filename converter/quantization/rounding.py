@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from converter.quantization.channel_equalization import MAX_SCALE
-from converter.quantization.quantize import saturates
+from converter.runtime.ort_quantizer import saturates
 
 TRANSPOSED = (
     functional.conv_transpose1d,

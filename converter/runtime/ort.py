@@ -1,141 +1,138 @@
-"""onnxruntime: open, run, and what machine it runs on."""
+"""``OnnxRuntime``: the runtime whose speed flatconv measures."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from converter.errors import ConverterError, first_line
+from converter.runtime.ort_session import (
+    DEFAULT_PROVIDER,
+    NodeTime,
+    open_session,
+    profile_nodes,
+)
+from converter.runtime.ort_session import cpu_model as cpu_model
+from converter.runtime.runtime import Limits, Session
 
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-# Flags of Linux, of x86 and of ARM, that the speed of a network hangs on.
-VECTORS = {
-    "avx2": "AVX2",
-    "avx_vnni": "AVX-VNNI",
-    "avx512f": "AVX-512",
-    "avx512_vnni": "VNNI",
-    "avx512_bf16": "BF16",
-    "amx_tile": "AMX",
-    "asimddp": "dot product",
-    "i8mm": "I8MM",
-    "bf16": "BF16",
-    "sve": "SVE",
-}
-
-
-def check_provider(provider: str) -> None:
-    """Check that onnxruntime has an execution provider.
-
-    Raises:
-        ConverterError: When it has not; the sentence lists those it has.
-    """
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise ConverterError(
-            f"Provider {provider!r} is not available here; use one of {', '.join(available)}."
-        )
-
-
-def open_file(
-    source: bytes | Path,
-    threads: int = 1,
-    provider: str = "CPUExecutionProvider",
-    *,
-    profile: Path | None = None,
-    optimized: Path | None = None,
-    weights: Path | None = None,
-) -> onnxruntime.InferenceSession:
-    """Open a network; denormals are flushed to zero.
-
-    Args:
-        source: The content of an ONNX file, or its path.
-        threads: Of onnxruntime.
-        provider: Its execution provider.
-        profile: Beginning of the name of the file to profile into, or None.
-        optimized: Where to write the network as the runtime optimized it, or None.
-        weights: Folder of the files that hold weights, for a ``source`` that is content; or None.
-
-    Raises:
-        ConverterError: When the provider is not there or onnxruntime cannot run the network.
-    """
-    check_provider(provider)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    if weights is not None:
-        options.add_session_config_entry(WEIGHTS_FOLDER, str(weights))
-    content = str(source) if isinstance(source, Path) else source
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=[provider])
-    except Exception as error:  # onnxruntime raises its own unexported classes
-        raise ConverterError(f"onnxruntime cannot open the network: {first_line(error)}") from None
+BLOCKS = (16, 8)  # channels, with AVX-512 and without
 
 
 @dataclass(frozen=True)
-class Argument:
-    """What a session says of an input or output; its own object would keep the session alive."""
-
-    name: str
-    shape: tuple[int | str | None, ...]
-    type: str
-
-    @classmethod
-    def of(cls, value: onnxruntime.NodeArg) -> Argument:
-        """Copy what is said."""
-        return cls(value.name, tuple(value.shape), value.type)
-
-
-class ExclusiveSession:
-    """A session that is one of several too large to be open together: using it closes the other.
+class OnnxRuntime:
+    """onnxruntime, on some threads and one execution provider.
 
     Attributes:
-        open_now: The session that is open, by the identity of its owner; shared by all of them.
+        threads: Threads of a session.
+        provider: Execution provider.
+
+    Raises:
+        ConverterError: When onnxruntime has no such provider here.
     """
 
-    def __init__(
+    threads: int = 1
+    provider: str = DEFAULT_PROVIDER
+
+    def __post_init__(self) -> None:
+        """Check that the provider is available; onnxruntime would quietly take another."""
+        available = onnxruntime.get_available_providers()
+        if self.provider not in available:
+            raise ConverterError(
+                f"Provider {self.provider!r} is not available here; use one of "
+                f"{', '.join(available)}."
+            )
+
+    @classmethod
+    def of(cls, threads: int = 1, provider: str | None = None) -> OnnxRuntime:
+        """Take the options ``--threads`` and ``--provider``; None is the default provider."""
+        return cls(threads, provider or DEFAULT_PROVIDER)
+
+    @property
+    def version(self) -> str:
+        """Version of onnxruntime."""
+        return str(onnxruntime.__version__)
+
+    def open(self, model: bytes | Path, weights: Path | None = None, **files: str) -> Session:
+        """Open a network; denormal numbers count as zero.
+
+        Args:
+            model: The content of an ONNX file, or its path.
+            weights: Folder of the files that hold weights, for a ``model`` that is content.
+            files: What else ``ort_session.open_session`` takes.
+
+        Raises:
+            ConverterError: When onnxruntime cannot run the network.
+        """
+        content = str(model) if isinstance(model, Path) else model
+        folder = None if weights is None else str(weights)
+        with _as_errors("onnxruntime cannot open the network"):
+            session: Session = open_session(
+                content, self.threads, self.provider, weights=folder, **files
+            )
+        return session
+
+    def profile(
         self,
-        opened: Callable[[], onnxruntime.InferenceSession],
-        open_now: dict[int, Any],
-    ) -> None:
-        """Take what opens the session, and where the one that is open is kept."""
-        self._opened, self.open_now = opened, open_now
-        session = self._session()
-        self._inputs = [Argument.of(value) for value in session.get_inputs()]
-        self._outputs = [Argument.of(value) for value in session.get_outputs()]
+        model: bytes | Path,
+        feeds: Mapping[str, np.ndarray],
+        seconds: float,
+        weights: Path | None = None,
+    ) -> tuple[NodeTime, ...]:
+        """Time the nodes of a network, in the order in which they run.
 
-    def _session(self) -> onnxruntime.InferenceSession:
-        if id(self) not in self.open_now:
-            self.open_now.clear()
-            self.open_now[id(self)] = self._opened()
-        return self.open_now[id(self)]
+        Raises:
+            ConverterError: When onnxruntime cannot run the network.
+        """
+        with _as_errors("onnxruntime cannot run the network"):
+            return profile_nodes(
+                lambda file: self.open(model, weights, profile=file), feeds, seconds
+            )
 
-    def get_inputs(self) -> list[Argument]:
-        """List the inputs, as a session does."""
-        return self._inputs
+    def block(self) -> int:
+        """Return how many channels it computes together, from how it pads a kernel."""
+        sizes = [1, BLOCKS[0], 8, 8]
+        graph = onnx.helper.make_graph(
+            [onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)],
+            "block",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, sizes)],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+            [onnx.numpy_helper.from_array(np.zeros((2, BLOCKS[0], 3, 3), np.float32), "w")],
+        )
+        opsets = [onnx.helper.make_opsetid("", 13)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            self.open(model.SerializeToString(), optimized=str(path))
+            kernels = onnx.load(path).graph.initializer
+        padded = max((kernel.dims[0] for kernel in kernels if len(kernel.dims) == 4), default=0)
+        return padded if padded in BLOCKS else BLOCKS[1]
 
-    def get_outputs(self) -> list[Argument]:
-        """List the outputs, as a session does."""
-        return self._outputs
+    def quantize(
+        self, model: onnx.ModelProto, limits: Limits, in_float: Collection[str] = ()
+    ) -> onnx.ModelProto:
+        """Quantize statically: weights per channel, activations per tensor.
 
-    def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run the network, as a session does."""
-        found: list[np.ndarray] = self._session().run(names, feeds)
-        return found
+        Args:
+            model: Nodes named, constants as initializers, shapes known. It is changed.
+            limits: The values that its tensors take; what has none stays in floating point.
+            in_float: Tensors whose nodes stay in floating point.
 
+        Returns:
+            A network with QuantizeLinear and DequantizeLinear nodes, which onnxruntime fuses.
 
-Session: TypeAlias = onnxruntime.InferenceSession | ExclusiveSession
+        Raises:
+            ConverterError: When onnxruntime cannot quantize the network.
+        """
+        from converter.runtime.ort_quantizer import quantize  # slow to import
+
+        return quantize(model, limits, in_float)
 
 
 def run(session: Session, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -145,26 +142,17 @@ def run(session: Session, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
         ConverterError: When onnxruntime refuses the inputs or fails.
     """
     names = [output.name for output in session.get_outputs()]
-    try:
+    shapes = {name: array.shape for name, array in feeds.items()}
+    with _as_errors(f"onnxruntime cannot run the network on inputs of shape {shapes}"):
         return dict(zip(names, session.run(names, dict(feeds))))
+
+
+@contextlib.contextmanager
+def _as_errors(message: str) -> Iterator[None]:
+    """Turn an exception of onnxruntime into one sentence after ``message``."""
+    try:
+        yield
+    except ConverterError:
+        raise
     except Exception as error:  # onnxruntime raises its own unexported classes
-        raise ConverterError(
-            f"onnxruntime cannot run the network on inputs of shape "
-            f"{ {name: array.shape for name, array in feeds.items()} }: {first_line(error)}"
-        ) from None
-
-
-def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
-    """Name the processor, and its vector instructions: processors of one name differ in them.
-
-    Args:
-        info: What Linux says of the processors; where it is missing, Python is asked.
-    """
-    known: dict[str, str] = {}
-    for line in info.read_text().splitlines() if info.exists() else ():
-        key, _, value = line.partition(":")
-        known.setdefault(key.strip(), value.strip())
-    flags = known.get("flags", known.get("Features", "")).split()
-    vectors = ", ".join(name for flag, name in VECTORS.items() if flag in flags)
-    name = known.get("model name") or platform.processor() or platform.machine()
-    return f"{name} ({vectors})" if vectors else name
+        raise ConverterError(f"{message}: {first_line(error)}") from None

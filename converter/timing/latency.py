@@ -1,4 +1,4 @@
-"""``LatencyTable``: how long each layer takes in onnxruntime, as it is and in other forms."""
+"""``LatencyTable``: the time of each layer of a network, as it is and in other forms."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from converter.decomposition.conv import Conv
 from converter.decomposition.form import Rank
 from converter.errors import ConverterError
-
-FORMAT, VERSION = "flatconv-latency", 1
+from converter.graph.survey import Layer
+from converter.runtime.timer import FORMAT, VERSION
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedCandidate:
     """One form of a layer at one rank, and its time."""
 
     form: str
@@ -26,24 +27,26 @@ class Timed:
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """The times of one layer in its surroundings.
+    """The times of one layer inside its network.
 
     Attributes:
-        output: Name of the tensor that it gives.
+        output: Name of its output tensor.
         kernel: Shape (O, I/groups, *k) of its kernel.
-        geometry: Stride, dilation and groups, in a row.
+        geometry: Stride, dilation and groups, one after the other.
         ms: Its time as it is.
-        options: Other forms, by form and rank.
+        options: Its times in other forms.
+        name: Name of the layer, as ``flatconv inspect`` gives it; empty in older tables.
     """
 
     output: str
     kernel: tuple[int, ...]
     geometry: tuple[int, ...]
     ms: float
-    options: tuple[Timed, ...]
+    options: tuple[TimedCandidate, ...]
+    name: str = ""
 
     def ms_of(self, form: str, rank: Rank) -> float | None:
-        """Time at a rank, between those measured interpolated; None outside of them."""
+        """Interpolate the time in a form between measured ranks; None outside of them."""
         knots = [option for option in self.options if option.form == form]
         exact = next((option.ms for option in knots if option.rank == rank), None)
         if exact is not None or len(rank) > 1 or len(knots) < 2:
@@ -56,18 +59,19 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Times of a network's layers on one machine.
+    """The times of the layers of a network on one machine.
 
     Attributes:
         cpu: Name of the processor.
         onnxruntime: Version of the runtime.
         provider: Execution provider.
-        threads: Of onnxruntime.
+        threads: Threads of the runtime.
         input_shapes: By input name.
         block: Channels that the runtime computes together.
         ms: Time of the whole network as it is.
         layers: In graph order.
-        float_ms: Where all these times are of int8, that of the network in floating point.
+        float_ms: If all these times are in int8, the time of the network in floating point.
+        warnings: Sentences on what makes the times doubtful.
     """
 
     cpu: str
@@ -79,10 +83,11 @@ class LatencyTable:
     ms: float
     layers: tuple[LayerTimes, ...] = field(repr=False)
     float_ms: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def original_ms(self) -> float:
-        """Time of the original network, which a speedup is measured against."""
+        """Time of the original network in floating point, the reference of a speedup."""
         return self.float_ms or self.ms
 
     def predicted_ms(self, chosen: Mapping[str, tuple[str, Rank]]) -> float:
@@ -103,48 +108,64 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, text: str) -> LatencyTable:
-        """Read what ``to_json`` wrote.
+        """Read what ``to_json`` or the timer on a target machine wrote.
 
         Raises:
-            ConverterError: When ``text`` is no such table.
+            ConverterError: When ``text`` is no latency table.
         """
         try:
-            document = json.loads(text)
-            if document.pop("format") != FORMAT or document.pop("version") != VERSION:
-                raise ConverterError(f"It is not a {FORMAT} of version {VERSION}.")
-            layers = tuple(_read_layer(layer) for layer in document.pop("layers"))
-            shapes = {n: tuple(map(int, s)) for n, s in document.pop("input_shapes").items()}
-            return cls(**document, input_shapes=shapes, layers=layers)
+            return cls.from_document(json.loads(text))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConverterError(f"It is not a {FORMAT}: {error}.") from None
 
-    def matched(
-        self, places: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
-    ) -> LatencyTable:
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> LatencyTable:
+        """Read a table from JSON values.
+
+        Raises:
+            ConverterError: When they are of another format or version.
+        """
+        values = dict(document)
+        if (values.pop("format"), values.pop("version")) != (FORMAT, VERSION):
+            raise ConverterError(f"It is not a {FORMAT} of version {VERSION}.")
+        layers = tuple(_read_layer(layer) for layer in values.pop("layers"))
+        shapes = {n: tuple(map(int, s)) for n, s in values.pop("input_shapes").items()}
+        warnings = tuple(map(str, values.pop("warnings", ())))
+        return cls(**values, input_shapes=shapes, layers=layers, warnings=warnings)
+
+    def matched(self, layers: Sequence[Layer]) -> LatencyTable:
         """Return the table with the names of another copy of the network.
 
         Args:
-            places: Output, kernel shape and geometry of the layers that can be read, in order.
+            layers: The survey of that copy; those that cannot be read have no times.
 
         Raises:
             ConverterError: When the table is that of another network.
         """
         rest = iter(self.layers)
-        layers = []
-        for output, kernel, geometry in places:
-            found = next((o for o in rest if (o.kernel, o.geometry) == (kernel, geometry)), None)
-            if found is None:
+        matched = []
+        for layer in layers:
+            if layer.conv is None:
+                continue
+            key = (layer.conv.kernel.shape, geometry(layer.conv))
+            times = next((times for times in rest if (times.kernel, times.geometry) == key), None)
+            if times is None:
                 raise ConverterError(
                     "It was measured on another network: the layers differ. Measure the file that "
                     "`flatconv inspect MODEL --normal FILE` writes."
                 )
-            layers.append(replace(found, output=output))
-        return replace(self, layers=tuple(layers))
+            matched.append(replace(times, output=layer.output, name=layer.name))
+        return replace(self, layers=tuple(matched))
+
+
+def geometry(conv: Conv) -> tuple[int, ...]:
+    """Give stride, dilation and groups of a convolution, one after the other."""
+    return (*conv.stride, *conv.dilation, conv.groups)
 
 
 def _read_layer(document: dict[str, Any]) -> LayerTimes:
     options = tuple(
-        Timed(str(o["form"]), tuple(map(int, o["rank"])), float(o["ms"]))
+        TimedCandidate(str(o["form"]), tuple(map(int, o["rank"])), float(o["ms"]))
         for o in document["options"]
     )
     return LayerTimes(
@@ -153,4 +174,5 @@ def _read_layer(document: dict[str, Any]) -> LayerTimes:
         tuple(map(int, document["geometry"])),
         float(document["ms"]),
         options,
+        str(document.get("name", "")),
     )

@@ -1,211 +1,274 @@
-"""How long a network's layers take here: the table from a file, the cache or the stopwatch."""
+"""The latency table of a network: from a file, from the cache, or measured; and trial races."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
-from converter.cache import cached_text, digest, load_text, store_text
+from converter.cache import atomic_write, cached_text, digest, load_text, store_text
 from converter.data.data import random_data
 from converter.decomposition.form import Rank, skeleton
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
-from converter.graph import onnx_proto as light
 from converter.graph.external import weights_folder
 from converter.graph.network import MAX_FILE_BYTES, nbytes, open_session
 from converter.graph.rewrite import rewrite
-from converter.graph.survey import Layer
-from converter.models.source import Source
+from converter.graph.survey import Layer, survey
+from converter.models.problem import Problem, make_problem
+from converter.models.source import examples, open_source
 from converter.options import Options
+from converter.processes import Progress, Resources
 from converter.quantization.quantize import quantized_for_timing
-from converter.runtime.ort import cpu_model, open_file
+from converter.runtime import stopwatch
+from converter.runtime.ort import OnnxRuntime, cpu_model
+from converter.timing.bundle import BLOCK, write_bundle
 from converter.timing.latency import LatencyTable
 from converter.timing.profile import measure
 from converter.timing.race import race
-from converter.timing.sites import geometry
+from converter.timing.variants import Variants
 
-RACE_S = 1.5
+TRIAL_RACE_S = 1.5
+WEIGHT_FIELDS = ("raw_data", "float_data", "double_data", "int32_data", "external_data")
 
 
 def latency_table(
-    source: Source,
-    layers: Sequence[Layer],
+    problem: Problem,
     options: Options,
-    progress: Callable[[str, float], None],
+    resources: Resources,
     others: bool = True,
 ) -> LatencyTable:
     """Read the times of the layers from ``--latency``, or from the cache, or measure them.
 
     Args:
-        source: The network.
-        layers: Of the network.
+        problem: The network and its layers.
         options: Options.
-        progress: Called with a stage and the share of it that is done.
-        others: Whether other forms are timed too if they are not known yet.
+        resources: Cache and progress.
+        others: Whether to time other forms, too, if their times are not known yet.
 
     Raises:
-        ConverterError: When the file is no table of this network.
+        ConverterError: When the file is not a table of this network.
     """
-    places = [
-        (layer.output, layer.conv.kernel.shape, geometry(layer.conv))
-        for layer in layers
-        if layer.conv is not None
-    ]
     if options.search.latency is not None:
-        try:
-            table = LatencyTable.from_json(options.search.latency.read_text()).matched(places)
-            if options.search.int8 != (table.float_ms is not None):
-                way = "with" if options.search.int8 else "without"
-                raise ConverterError(f"Measure {way} --int8.")
-            return table
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConverterError(f"{options.search.latency} cannot be read: {error}.") from None
-        except ConverterError as error:
-            raise ConverterError(f"{options.search.latency} cannot be used. {error}") from None
-    network = ir.to_proto(source.network).SerializeToString()
-    folder = weights_folder(source.network)
-    shapes = timed_shapes(source, options)
-    key = digest(
-        light.skeleton(light.parse(network, "The network", folder)),
-        sorted(shapes.items()),
-        cpu_model(),
-        onnxruntime.__version__,
-        options.timing.threads,
-        options.timing.provider,
-        *(["int8"] if options.search.int8 else []),
-    )
-
-    def taken(others: bool = True) -> str:
-        return _measured(source, options, progress, others=others).to_json()
-
-    cache = options.resources.cache_folder()
+        return _read_table(options.search.latency, problem.layers, options.search.int8)
+    variants = Variants.of(problem.network, problem.layers)
+    key = digest(_architecture(problem.network), *_conditions(problem, options))
+    cache = resources.cache
     if not others:
         known = None if cache is None else load_text(cache, key)
-        return LatencyTable.from_json(known or taken(others=False))
-    return LatencyTable.from_json(cached_text(cache, key, taken))
+        if known is None:
+            return _measure(problem, variants, options, resources.progress)
+        return LatencyTable.from_json(known)
+
+    def measured() -> str:
+        grid = variants.with_grid(_runtime(options).block())
+        return _measure(problem, grid, options, resources.progress).to_json()
+
+    return LatencyTable.from_json(cached_text(cache, key, measured))
 
 
 def chosen_times(
-    source: Source,
-    layers: Sequence[Layer],
+    problem: Problem,
     chosen: Mapping[str, tuple[str, Rank]],
     options: Options,
-    progress: Callable[[str, float], None],
+    resources: Resources,
 ) -> LatencyTable | None:
-    """Time the layers as they are, and those that are converted by hand in their forms.
+    """Time the layers as they are, and the layers converted by hand in their forms.
 
     Args:
-        source: The network.
-        layers: Of the network.
+        problem: The network and its layers.
         chosen: Form and rank by layer name.
         options: Options.
-        progress: Called with a stage and the share of it that is done.
+        resources: Progress.
 
     Returns:
-        The times; None where they cannot be measured, for which nobody asked here.
+        The times; None if they cannot be measured, since nothing depends on them here.
     """
-    only = {layer.output: chosen[layer.name] for layer in layers if layer.name in chosen}
-    if weights_folder(source.network) is None and nbytes(source.network) >= MAX_FILE_BYTES:
+    if weights_folder(problem.network) is None and nbytes(problem.network) >= MAX_FILE_BYTES:
         return None  # no message is that large
+    variants = Variants.of(problem.network, problem.layers).with_chosen(chosen)
     try:
-        return _measured(source, options, progress, only=only)
+        return _measure(problem, variants, options, resources.progress)
     except ConverterError:
         return None
 
 
-def _measured(
-    source: Source, options: Options, progress: Callable[[str, float], None], **how: Any
-) -> LatencyTable:
-    folder = weights_folder(source.network)
-    return measure(
-        ir.to_proto(source.network).SerializeToString(),
-        "The network",
-        timed_shapes(source, options),
-        threads=options.timing.threads,
-        provider=options.timing.provider,
-        weights=folder,
-        quantized=partial(quantized_for_timing, weights=folder) if options.search.int8 else None,
-        progress=lambda done: progress("measuring", done),
-        **how,
-    )
+def measure_file(path: Path, output: Path, options: Options, progress: Progress) -> LatencyTable:
+    """Time the layers of an ONNX file, as they are and in other forms, and write the table.
+
+    Args:
+        path: The file; its weights do not matter.
+        output: The table to write, for ``--latency``.
+        options: Input shapes, timing, int8.
+        progress: Called with a stage and the share of it that is done.
+
+    Raises:
+        ConverterError: When the file cannot be read or run, or the table cannot be written.
+    """
+    runtime = _runtime(options)
+    if output.is_dir() or not output.resolve().parent.is_dir():
+        raise ConverterError(f"{output} cannot be written; name a file in an existing folder.")
+    problem, variants = _read_file(path, options, runtime.block())
+    table = _measure(problem, variants, options, progress)
+    with atomic_write(output) as scratch:
+        scratch.write_text(table.to_json())
+    return table
 
 
-def timed_shapes(source: Source, options: Options) -> dict[str, tuple[int, ...]]:
-    """Shapes of the inputs that are timed, with the batch size of ``--batch-size``."""
-    batch = source.inputs[0].shape[0] or options.timing.batch_size
-    return {name: (batch or shape[0], *shape[1:]) for name, shape in source.shapes.items()}
+def prepare_file(path: Path, bundle: Path, options: Options, progress: Progress) -> int:
+    """Write what times the layers of an ONNX file on a machine without flatconv.
+
+    Args:
+        path: The file; its weights do not matter.
+        bundle: A file that ends in .zip, or a new folder.
+        options: Input shapes, timing, int8.
+        progress: Called with a stage and the share of it that is done.
+
+    Returns:
+        The number of networks in the bundle.
+
+    Raises:
+        ConverterError: When the file cannot be read, or the bundle cannot be written.
+    """
+    problem, variants = _read_file(path, options, BLOCK)
+    shapes, int8 = timed_shapes(problem, options), options.search.int8
+
+    def show(done: float) -> None:
+        progress("preparing", done)
+
+    write_bundle(variants, shapes, bundle, options.timing, int8=int8, progress=show)
+    return len(variants)
+
+
+def timed_shapes(problem: Problem, options: Options) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of the inputs that are timed, with the batch size of ``--batch-size``."""
+    batch = problem.inputs[0].shape[0] or options.timing.batch_size
+    return {name: (batch or shape[0], *shape[1:]) for name, shape in problem.shapes.items()}
 
 
 def measured_speedup(
-    source: Source,
-    layers: Sequence[Layer],
+    problem: Problem,
     chosen: Mapping[str, tuple[str, Rank]],
     table: LatencyTable,
     options: Options,
+    resources: Resources,
 ) -> float:
     """Race the network with some layers in other forms, zeros for weights, against the original.
 
-    With ``int8`` it is quantized, the original is not. A race is as noisy as the machine, and
-    another plan would have to be trained anew: with ``resume`` an earlier race counts.
+    With ``--int8`` it is quantized, the original is not. A race is as noisy as the machine, and
+    another plan would have to be trained anew: with ``--resume`` an earlier race counts.
 
     Args:
-        source: The network.
-        layers: Of the network.
+        problem: The network and its layers.
         chosen: Form and rank by layer name.
-        table: Times of the layers, by which the race is known again.
+        table: Times of the layers, part of the key of an earlier race.
         options: Options.
+        resources: Cache.
     """
     if not chosen and not options.search.int8:
         return 1.0
-    cache, shapes = options.resources.cache_folder(), timed_shapes(source, options)
-    key = digest(
-        "race",
-        table.to_json(),
-        sorted(chosen.items()),
-        sorted(shapes.items()),
-        cpu_model(),
-        onnxruntime.__version__,
-        options.timing.threads,
-        options.timing.provider,
-        options.search.int8,
-    )
+    cache = resources.cache
+    key = digest("race", table.to_json(), sorted(chosen.items()), *_conditions(problem, options))
     known = load_text(cache, key) if cache is not None and options.training.resume else None
     if known is not None:
         return float.fromhex(known)
-    speedup = _raced(source, layers, chosen, options)
+    speedup = _raced(problem, chosen, options)
     if cache is not None:
         store_text(cache, key, speedup.hex())
     return speedup
 
 
+def _read_table(path: Path, layers: Sequence[Layer], int8: bool) -> LatencyTable:
+    """Read the file of ``--latency``."""
+    try:
+        table = LatencyTable.from_json(path.read_text()).matched(layers)
+        if int8 != (table.float_ms is not None):
+            raise ConverterError(f"Measure {'with' if int8 else 'without'} --int8.")
+        return table
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConverterError(f"{path} cannot be read: {error}.") from None
+    except ConverterError as error:
+        raise ConverterError(f"{path} cannot be used. {error}") from None
+
+
+def _runtime(options: Options) -> OnnxRuntime:
+    return OnnxRuntime.of(options.timing.threads, options.timing.provider)
+
+
+def _read_file(path: Path, options: Options, block: int) -> tuple[Problem, Variants]:
+    """Read and survey an ONNX file, to time its layers in all forms."""
+    source, seed = open_source(path, None, options), options.resources.seed
+    layers = survey(source.network, examples(source, seed, 1))
+    problem = make_problem(source, layers, seed)
+    return problem, Variants.of(problem.network, layers).with_grid(block)
+
+
+def _measure(
+    problem: Problem, variants: Variants, options: Options, progress: Progress
+) -> LatencyTable:
+    return measure(
+        variants,
+        timed_shapes(problem, options),
+        _runtime(options),
+        int8=options.search.int8,
+        progress=lambda done: progress("measuring", done),
+    )
+
+
+def _conditions(problem: Problem, options: Options) -> list[object]:
+    """List all that the time of a network depends on beside the network."""
+    runtime = _runtime(options)
+    return [
+        sorted(timed_shapes(problem, options).items()),
+        cpu_model(),
+        runtime.version,
+        runtime.threads,
+        runtime.provider,
+        options.search.int8,
+    ]
+
+
+def _architecture(network: ir.Model) -> bytes:
+    """Serialize a network without its weights: the same bytes mean the same times.
+
+    Notes of the exporter, such as the paths of source files, are left out, too.
+    """
+    model = ir.to_proto(network)
+    nodes = model.graph.node
+    values = [a.t for n in nodes if n.op_type == "Constant" for a in n.attribute if a.HasField("t")]
+    for tensor in [*model.graph.initializer, *values]:
+        for field in WEIGHT_FIELDS:
+            tensor.ClearField(field)
+    for node in nodes:
+        for field in ("doc_string", "metadata_props"):
+            node.ClearField(field)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def _raced(
-    source: Source,
-    layers: Sequence[Layer],
+    problem: Problem,
     chosen: Mapping[str, tuple[str, Rank]],
     options: Options,
 ) -> float:
     chains = {}
-    for layer in layers:
+    for layer in problem.layers:
         if layer.name in chosen and layer.conv is not None:
             form, rank = chosen[layer.name]
             chain = skeleton(layer.conv, find_form(form), rank)
             chains[layer.output] = (layer.name, chain)
-    other = rewrite(source.network, chains)
-    sessions = [
-        open_session(m, options.timing.threads, options.timing.provider)
-        for m in (source.network, other)
-    ]
+    other, runtime = rewrite(problem.network, chains), _runtime(options)
+    sessions = [open_session(problem.network, runtime=runtime)]
     if options.search.int8:
-        network = ir.to_proto(other).SerializeToString()
-        network = quantized_for_timing(network, weights_folder(other))
-        sessions[1] = open_file(network, options.timing.threads, options.timing.provider)
-    dtypes = {item.name: item.dtype for item in source.inputs}
-    shapes = timed_shapes(source, options)
+        sessions.append(runtime.open(quantized_for_timing(other, runtime)))
+    else:
+        sessions.append(open_session(other, runtime=runtime))
+    dtypes = {item.name: item.dtype for item in problem.inputs}
+    shapes = timed_shapes(problem, options)
     batch = next(iter(shapes.values()))[0]
     feeds = random_data(shapes, dtypes, batch, options.resources.seed).read(np.arange(batch))
-    return race(sessions, [feeds, feeds], budget_s=RACE_S).speedup[1].median
+    settings = stopwatch.DEFAULT_SETTINGS
+    short = replace(settings, race_s=min(settings.race_s, TRIAL_RACE_S))
+    return race(sessions, [feeds, feeds], settings=short).speedup[1].median

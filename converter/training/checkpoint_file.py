@@ -16,7 +16,7 @@ from converter.cache import digest, entry_path
 from converter.data.data import Data
 from converter.models.export import find_callable
 from converter.options import Options
-from converter.quantization.quantize import saturates
+from converter.runtime.ort_quantizer import saturates
 
 FOLDER, KEPT_S = "tuning", 7 * 24 * 3600.0
 
