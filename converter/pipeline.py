@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from converter.models.source import (
     samples,
 )
 from converter.options import Options, shapes_by_name
-from converter.processes import check_device, process_group
+from converter.processes import Resources, check_device, process_group
 from converter.quantization.int8 import as_int8, check_int8, quantize_if_requested
 from converter.reconstruction.build import Realization, build
 from converter.reconstruction.parallel import connected
@@ -41,8 +42,8 @@ from converter.runtime import ort as runtime
 from converter.search.find_plan import Found, find_plan
 from converter.search.plan import Plan, make_plan, read_plan
 from converter.timing.table import chosen_times
-from converter.training.distill import check_trainable, distill, distill_chains
-from converter.training.losses import own_loss
+from converter.training.distill import check_trainable, distill, distill_chains, phases
+from converter.training.losses import import_loss
 from converter.training.schedule import compose_chains, increment, split_schedule
 
 # The other processes wait while the first one searches and measures.
@@ -209,10 +210,8 @@ def finetune(
         onnx_network.load(folder / "model.onnx"),
         source,
         layers,
-        _judged(budget, evaluate),
-        options,
-        progress,
-        to_the_end=True,
+        phases(options, _judged(budget, evaluate), to_the_end=True),
+        Resources.of(options, progress=progress),
     )
     if process_group(options.resources.device).rank > 0:
         return None
@@ -245,7 +244,7 @@ def _opened(
         check_int8(source)
     if options.training.schedule > 1 and options.training.trains and source.module is None:
         raise ConverterError("--schedule needs a torch model, not an ONNX network.")
-    if options.training.schedule > 1 and source.place.processes > 1:
+    if options.training.schedule > 1 and source.place.size > 1:
         raise ConverterError("--schedule works in one process; leave out accelerate launch.")
     if options.training.trains:
         check_trainable(source, options)
@@ -283,7 +282,7 @@ def check_options(options: Options) -> Options:
     runtime.check_provider(options.timing.provider)
     check_device(options.resources.device)
     if options.training.loss:
-        own_loss(options.training.loss)
+        import_loss(options.training.loss)
     if options.resources.cluster:
         with connected(options.resources.cluster):  # answers, and has workers
             pass
@@ -365,9 +364,10 @@ def carried_out(
     )
     if options.training.trains:
         errors = {}  # those of weights that are no more
-        judged = _judged(budget, evaluate)
-        module, converted, unproven = distill_chains(
-            chains, judged, source, layers, options, progress, teacher=teacher
+        toward = None if teacher is source else teacher  # the others have their own source
+        task = partial(distill_chains, chains, _judged(budget, evaluate), teacher=toward)
+        module, converted, unproven = source.place.run_on_all(
+            task, source, layers, options, progress
         )
         problem = problem or check_graph(converted)
     elif source.module is not None:

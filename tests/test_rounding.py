@@ -22,8 +22,9 @@ from converter.quantization.quantize import saturates
 from converter.quantization.rounding import rounded
 from converter.runtime.ort import open_file
 from converter.training.distill import phases
-from converter.training.losses import Recipe, whole
-from converter.training.train import tune
+from converter.training.losses import model_outputs
+from converter.training.task import Recipe, TrainingTask
+from converter.training.train import train
 
 LARGEST = 64 if saturates() else 127
 SIZES = torch.logspace(-2, 2, 8)
@@ -31,7 +32,7 @@ SIZES = torch.logspace(-2, 2, 8)
 
 def run(model, x, rounding=True):
     """What a model gives."""
-    given = rounded(whole(model)) if rounding else whole(model)
+    given = rounded(model_outputs(model)) if rounding else model_outputs(model)
     with torch.no_grad():
         return given([x])[0]
 
@@ -178,7 +179,7 @@ def test_the_error_is_that_of_int8(name):
     expected = rel_error(torch.from_numpy(np.concatenate(rows)), wanted)
     # onnx2fx gives two operations for a Gemm, which are not seen to be one step.
     for network in (model,) if name == "linear" else (model, twin):
-        given = rounded(whole(network))
+        given = rounded(model_outputs(network))
         with torch.no_grad():
             given([x])  # it learns here what is shared
             error = rel_error(given([x])[0], wanted)
@@ -227,7 +228,7 @@ def test_what_is_written_into_is_no_output_of_a_step_any_more():
 def test_gradients_pass():
     model, x = chain(0), torch.from_numpy(noise(8, 6, 8, 8))
     found = []
-    for run_of in (whole(model), rounded(whole(model))):
+    for run_of in (model_outputs(model), rounded(model_outputs(model))):
         model.zero_grad()
         run_of([x])[0].square().sum().backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
@@ -250,8 +251,8 @@ def test_what_rounding_loses_is_learnt_from():
         model[4].weight[:, 0] /= 300
     data = from_arrays({"x": noise(512, 6, 8, 8)}, "noise")
     recipe = Recipe(epochs=4, batch_size=32)
-    assert tune(model, model, data, recipe).first_loss < 1e-9
-    learnt = tune(model, model, data, replace(recipe, int8=True))
+    assert train(TrainingTask(model, model, data), recipe).first_loss < 1e-9
+    learnt = train(TrainingTask(model, model, data), replace(recipe, int8=True))
     assert learnt.best_loss < 0.9 * learnt.first_loss
 
 

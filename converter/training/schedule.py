@@ -1,4 +1,4 @@
-"""Convert, tune, convert again: what each step of a schedule may lose, and what it goes on from."""
+"""Converting and training in several steps: the options of each, and the network it starts from."""
 
 from __future__ import annotations
 
@@ -12,49 +12,40 @@ from converter.models import match as torch_network
 from converter.models.source import Source, examples, free_axes
 from converter.options import Options
 
+FACTORS, AMOUNTS = ("target_speedup", "max_macs"), ("max_drop", "max_error")
+
 
 def split_schedule(options: Options) -> list[Options]:
-    """Give the options of each step of ``--schedule``: a part of the budget and of the epochs.
+    """Return the options of each step of ``--schedule``: a part of the budget and of the epochs.
 
-    What is left, of operations or time, falls by the same factor in every step.
+    The remaining operations, and the remaining time, fall by the same factor in every step. Drop
+    and error grow by the same amount.
     """
-    found = []
-    for number in range(1, options.training.schedule + 1):
-        share = number / options.training.schedule
-        changes: dict[str, Any] = {
-            name: options.limits[name] ** share
-            for name in ("target_speedup", "max_macs")
-            if name in options.limits
-        }
-        changes |= {
-            name: options.limits[name] * share
-            for name in ("max_drop", "max_error")
-            if name in options.limits
-        }
+    total = options.training.schedule
+    if total == 1:
+        return [options]
+    steps = []
+    for number in range(1, total + 1):
+        part = number / total
+        changes: dict[str, Any] = {n: v**part for n, v in options.limits.items() if n in FACTORS}
+        changes |= {n: v * part for n, v in options.limits.items() if n in AMOUNTS}
         for name in ("epochs", "reconstruct"):
-            done = [
-                getattr(options.training, name) * n // options.training.schedule
-                for n in (number - 1, number)
-            ]
-            changes[name] = done[1] - done[0]
-        found.append(
-            options.changed(schedule=1, **changes) if options.training.schedule > 1 else options
-        )
-    return found
+            epochs = getattr(options.training, name)
+            changes[name] = epochs * number // total - epochs * (number - 1) // total
+        steps.append(options.changed(schedule=1, **changes))
+    return steps
 
 
-def increment(stage: Options, options: Options) -> Options:
-    """Give the options of a search within a schedule: what it may lose more than was lost."""
-    if options.training.schedule == 1:
-        return stage
-    names = [name for name in ("max_drop", "max_error") if name in options.limits]
-    return stage.changed(
-        **{name: options.limits[name] / options.training.schedule for name in names}
-    )
+def increment(step: Options, options: Options) -> Options:
+    """Return the options of one step's search: what it may lose beyond the steps before it."""
+    total = options.training.schedule
+    if total == 1:
+        return step
+    return step.changed(**{n: v / total for n, v in options.limits.items() if n in AMOUNTS})
 
 
 def compose_chains(source: Source, conversion: Conversion, options: Options) -> Source:
-    """Write a trained conversion as dense convolutions again, for the next step of a schedule."""
+    """Multiply trained chains out to dense convolutions, for the next step of a schedule."""
     if conversion.module is None or source.module is None or not conversion.plan.chosen():
         return source
     module = torch_network.dense(source.module, conversion.module, conversion.plan.chosen())
