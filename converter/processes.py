@@ -1,4 +1,4 @@
-"""Where work runs: on which device, as one of how many processes."""
+"""The processes that share work, and their devices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,104 +19,102 @@ from converter.errors import ConverterError, first_line
 from converter.options import Options
 
 T = TypeVar("T")
-Progress = Callable[[str, float], None]  # a stage, and the share of it that is done
-NONE = object()
-# Where torchrun and the kinds of mpirun say how many processes they start.
-HOW_MANY = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-WHICH = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+Progress = Callable[[str, float], None]  # a stage, and the fraction of it that is done
+MISSING = object()
+# Variables that torchrun and the kinds of mpirun set: the number of processes, and the rank.
+SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Where work runs.
+    """The processes that share work, as seen by one of them.
 
     Attributes:
-        rank: Number of this process.
-        processes: How many there are.
-        device: Of this process.
-        mean: Averages a tensor over all of them.
+        rank: Number of this process, from 0.
+        size: Number of processes (world size).
+        device: Device of this process.
+        mean: Averages a tensor over all processes.
     """
 
     rank: int
-    processes: int
+    size: int
     device: torch.device
     mean: Callable[[torch.Tensor], torch.Tensor]
 
     def shard(self, items: Iterable[T]) -> Iterator[T]:
-        """Give this process's part of what all processes have: every so-manyth item."""
-        return itertools.islice(items, self.rank, None, self.processes)
+        """Return this process's part of the items: every ``size``-th."""
+        return itertools.islice(items, self.rank, None, self.size)
 
-    def gather(self, mine: Sequence[T]) -> list[T]:
-        """Put the parts of all processes together again, in order; empty except in the first.
+    def gather(self, part: Sequence[T]) -> list[T]:
+        """Merge what ``shard`` divided, in order. The result is empty except in the first process.
 
         Raises:
-            ConverterError: When another process is gone.
+            ConverterError: If another process is gone.
         """
-        if self.processes == 1:
-            return list(mine)
-        parts: list[Sequence[T]] | None = None if self.rank else [[]] * self.processes
-        with _all_there():
-            distributed.gather_object(mine, parts)
-        rounds = itertools.zip_longest(*parts or (), fillvalue=NONE)
-        return [item for items in rounds for item in items if item is not NONE]
+        if self.size == 1:
+            return list(part)
+        parts: list[Sequence[T]] | None = None if self.rank else [[]] * self.size
+        with _other_processes():
+            distributed.gather_object(part, parts)
+        rounds = itertools.zip_longest(*parts or (), fillvalue=MISSING)
+        return [item for items in rounds for item in items if item is not MISSING]
 
-    def broadcast_task(self, task: object) -> None:
-        """Give the other processes something to do; None where there is nothing more."""
-        if self.rank == 0:
-            self.broadcast(lambda: task)
+    def run_on_all(self, task: Callable[..., T], *args: Any) -> T:
+        """Run ``task(*args)`` here, and ``task`` in all other processes with their own arguments.
 
-    def run_on_all(self, task: Callable[..., T], *args: object) -> T:
-        """Run a task in every process; the first calls this, the others run its ``tasks``.
-
-        Args:
-            task: Can be pickled; called with ``args`` here, in each other process with its own.
-            args: Not sent to the other processes.
+        The first process calls this; the others get the task from ``tasks``.
         """
         self.broadcast_task(task)
         return task(*args)
 
+    def broadcast_task(self, task: object) -> None:
+        """Send a task from the first process to the others; None ends their ``tasks``."""
+        if self.rank == 0:
+            self.broadcast(lambda: task)
+
     def tasks(self) -> Iterator[Any]:
-        """What the first process gives this one to do."""
+        """Iterate over the tasks that the first process sends to this one."""
         while (task := self.broadcast(lambda: None)) is not None:
             yield task
 
     def broadcast(self, make: Callable[[], T]) -> T:
-        """Give what ``make`` gives in the first process, which alone calls it.
+        """Call ``make`` in the first process, and return its result in all.
 
         Raises:
-            ConverterError: When another process is gone.
+            ConverterError: If another process is gone.
         """
-        if self.processes == 1:
+        if self.size == 1:
             return make()
-        found = [None if self.rank else make()]
-        with _all_there():
-            distributed.broadcast_object_list(found)
-        return cast(T, found[0])
+        values = [None if self.rank else make()]
+        with _other_processes():
+            distributed.broadcast_object_list(values)
+        return cast(T, values[0])
 
     def all_reduce_mean(self, number: float) -> float:
         """Average a number over all processes."""
-        if self.processes == 1:
+        if self.size == 1:
             return float(number)
         value = torch.tensor(float(number), dtype=torch.float64, device=self.device)
         return float(self.mean(value))
 
     def all_equal(self, number: float) -> bool:
-        """Tell whether all processes have the same number."""
+        """Tell whether the number is the same in all processes."""
         return self.all_reduce_mean(number != self.broadcast(lambda: number)) == 0
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Average tensors over all processes, in place and in one message."""
-        if self.processes == 1 or not tensors:
+        """Average tensors over all processes, in place."""
+        if self.size == 1 or not tensors:
             return
-        together = self.mean(torch.cat([tensor.reshape(-1) for tensor in tensors]))
-        for tensor, mean in zip(tensors, together.split([t.numel() for t in tensors])):
+        means = self.mean(torch.cat([tensor.reshape(-1) for tensor in tensors]))  # one message
+        for tensor, mean in zip(tensors, means.split([t.numel() for t in tensors])):
             tensor.copy_(mean.view(tensor.shape))
 
     def computes_bfloat16(self) -> bool:
-        """Tell whether the device has instructions for bfloat16; elsewhere it is emulated."""
+        """Tell whether the device has bfloat16 instructions, and need not emulate them."""
         if self.device.type == "cpu":
-            there = torch.backends.mkldnn.is_available()
-            return bool(there and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+            available = torch.backends.mkldnn.is_available()
+            return bool(available and torch.ops.mkldnn._is_mkldnn_bf16_supported())
         return self.device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -123,15 +122,15 @@ SINGLE_PROCESS = ProcessGroup(0, 1, torch.device("cpu"), lambda tensor: tensor)
 
 
 def is_first() -> bool:
-    """Tell whether this is the only process, or the first, by what started it."""
-    return not any(int(os.environ.get(name) or 0) for name in WHICH)
+    """Tell from the environment whether this process is the only one or the first."""
+    return not any(int(os.environ.get(name) or 0) for name in RANK_VARIABLES)
 
 
 def check_device(name: str) -> None:
     """Check that torch can compute on a device.
 
     Raises:
-        ConverterError: When it cannot.
+        ConverterError: If it cannot.
     """
     try:
         torch.ones(1, device=torch.device(name)).cpu()
@@ -145,7 +144,7 @@ def no_progress(stage: str, done: float) -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a conversion may use, and where it tells how far it is.
+    """What a conversion may use, and how it reports progress.
 
     Attributes:
         threads: Threads of the solvers and of networks that are run for their outputs.
@@ -176,51 +175,52 @@ class Resources:
         group: ProcessGroup = SINGLE_PROCESS,
         progress: Progress = no_progress,
     ) -> Resources:
-        """Take the resources that ``options`` allow, with the threads that torch has now."""
+        """Take the resources from the options, and torch's number of threads."""
+        resources = options.resources
         return cls(
             threads=torch.get_num_threads(),
-            device=options.resources.device,
-            memory_bytes=options.resources.memory * 2**30,
-            seed=options.resources.seed,
-            cache=options.resources.cache_folder(),
-            cluster=options.resources.cluster,
+            device=resources.device,
+            memory_bytes=resources.memory * 2**30,
+            seed=resources.seed,
+            cache=resources.cache_folder(),
+            cluster=resources.cluster,
             group=group,
             progress=progress,
             solver=options.search.solver,
         )
 
     def alone(self) -> Resources:
-        """Return the same for a task in one process that shows no progress; can be pickled."""
+        """Return a copy for a task in one process that shows no progress; it can be pickled."""
         return replace(self, group=SINGLE_PROCESS, progress=no_progress)
 
     def stage(self, name: str) -> Callable[[float], None]:
-        """Return what shows the progress of one stage."""
+        """Return the progress function of one stage."""
         return lambda done: self.progress(name, done)
 
 
 @contextlib.contextmanager
-def _all_there() -> Iterator[None]:
+def _other_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         raise ConverterError(f"Another process is gone: {first_line(error)}") from None
 
 
-def process_group(device: str, patience: timedelta | None = None) -> ProcessGroup:
-    """Find out which of how many processes this is, and give it its device.
+def process_group(device: str, timeout: timedelta | None = None) -> ProcessGroup:
+    """Join the processes that were started together, and choose this one's device.
 
     Args:
-        device: Of torch.
-        patience: For how long processes wait for each other, where this is what brings them
-            together; torch's own if left out.
+        device: torch device.
+        timeout: How long processes wait for each other; torch's default if left out. It has no
+            effect if they were joined before.
 
     Raises:
-        ConverterError: When accelerate or the device is not there.
+        ConverterError: If accelerate is not installed or the device does not exist.
     """
     check_device(device)
-    where = torch.device(device)
-    if max(int(os.environ.get(name) or 1) for name in HOW_MANY) < 2:
-        return replace(SINGLE_PROCESS, device=where)
+    single = replace(SINGLE_PROCESS, device=torch.device(device))
+    if max(int(os.environ.get(name) or 1) for name in SIZE_VARIABLES) < 2:
+        return single
     try:
         from accelerate import PartialState
         from accelerate.utils import reduce
@@ -228,13 +228,9 @@ def process_group(device: str, patience: timedelta | None = None) -> ProcessGrou
         raise ConverterError(
             "Several processes need accelerate; pip install 'flatconv[tune]'."
         ) from None
-    waiting = {} if patience is None else {"timeout": patience}
-    processes = PartialState(cpu=where.type == "cpu", **waiting)
-    if processes.num_processes < 2:
-        return replace(SINGLE_PROCESS, device=where)
-    return ProcessGroup(
-        processes.process_index,
-        processes.num_processes,
-        processes.device,
-        lambda tensor: reduce(tensor, "mean"),
-    )
+    limit = {} if timeout is None else {"timeout": timeout}
+    state = PartialState(cpu=single.device.type == "cpu", **limit)
+    if state.num_processes < 2:
+        return single
+    mean = partial(reduce, reduction="mean")
+    return ProcessGroup(state.process_index, state.num_processes, state.device, mean)

@@ -42,8 +42,8 @@ from converter.models.export import export
 from converter.models.input_shapes import free_axes
 from converter.models.source import Source, examples
 from converter.pipeline import open_source
-from converter.training.losses import Recipe
-from converter.training.train import tune
+from converter.training.task import Recipe, TrainingTask
+from converter.training.train import train as distill
 
 MODEL = "sample_models.paper_cifar10:build"
 EPOCHS, SPEEDUP, PARAMS_RATIO, POINTS = 10, 10.0, 10.0, 0.5
@@ -141,7 +141,7 @@ def trained(source: Source, student: nn.Module, recipe: Recipe) -> dict[str, Any
     """Train a network toward the original, and score and time it."""
     start = time.perf_counter()
     assert source.module is not None and source.train is not None
-    model = tune(student, source.module, source.train, recipe).model
+    model = distill(TrainingTask(student, source.module, source.train), recipe).model
     network = export(model, examples(source, 0, 1), free_axes(source.inputs))
     every = {"original": source.network, "trained": network}
     one = compare_models(every, data=source.eval)

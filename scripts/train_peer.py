@@ -17,10 +17,9 @@ from torch import nn
 
 from converter.graph import network as onnx_network
 from converter.models.export import export
-from converter.models.input_shapes import free_axes
-from converter.models.source import Source, examples
-from converter.training.losses import Recipe
-from converter.training.train import Trained, train_with_fp32_fallback, tune
+from converter.models.source import Source, examples, free_axes
+from converter.training.task import Recipe, Trained, TrainingTask
+from converter.training.train import train, train_with_fp32_fallback
 
 STUDENT, TUNED = "student.pt", "tuned.safetensors"
 
@@ -88,9 +87,11 @@ def trained(folder: Path, source: Source, epochs: int) -> nn.Module:
     teacher, data = source.module, source.train
     assert teacher is not None and data is not None
 
+    task = TrainingTask(student, teacher, data)
+
     def attempt(recipe: Recipe) -> Trained:
-        state = folder / f"{key}.{'bfloat16' if recipe.bfloat16 else 'float32'}.safetensors"
-        return tune(student, teacher, data, recipe, state=state, resume=True)
+        checkpoint = folder / f"{key}.{'bfloat16' if recipe.bfloat16 else 'float32'}.safetensors"
+        return train(task, recipe, checkpoint=checkpoint, resume=True)
 
     tuned = train_with_fp32_fallback(attempt, Recipe(epochs=epochs, bfloat16=True))
     weights = {name: tensor.contiguous() for name, tensor in tuned.model.state_dict().items()}

@@ -20,6 +20,7 @@ from converter.decomposition.form import decompose, full_rank, refusal
 from converter.decomposition.forms import FORMS
 from converter.decomposition.taps import swap_in_out
 from converter.graph.network import compute_values
+from converter.timing.race import Interval, Race
 
 FEW = settings(max_examples=15, deadline=None)
 SOME = settings(max_examples=25, deadline=None)
@@ -246,6 +247,13 @@ def flatconv(*arguments):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             cli.main()
     return ended.value.code, out.getvalue(), err.getvalue()
+
+
+def fixed_race(sessions, *_, **__):
+    """Timings for tests: each network is twice as fast as the one before."""
+    values = [2.0**n for n in range(len(sessions))]
+    times, speedups = (tuple(Interval(v, v, v) for v in vs) for vs in (values[::-1], values))
+    return Race(times, speedups, speedups[min(1, len(sessions) - 1)], rounds=8)
 
 
 def noise(*shape, seed=0):

@@ -16,8 +16,8 @@ from converter.data.data import from_arrays
 from converter.data.images import Preprocessing
 from converter.models.export import find_callable
 from converter.models.source import open_source
-from converter.training.losses import Recipe
-from converter.training.train import tune
+from converter.training.task import Recipe, TrainingTask
+from converter.training.train import train
 
 CHANNEL = Options.of(form=("channel",))
 
@@ -145,10 +145,10 @@ def test_tuning_with_odd_labels(out, labels):  # tune: int32 crashes, out of ran
     data = from_arrays({"x": noise(40, 3, 8, 8), "y": labels}, "labels")
     student = converter.load(out)
     if labels.max() < 4:
-        tune(student, student, data, Recipe(epochs=1))
+        train(TrainingTask(student, student, data), Recipe(epochs=1))
     else:
         with pytest.raises(ConverterError):
-            tune(student, student, data, Recipe(epochs=1))
+            train(TrainingTask(student, student, data), Recipe(epochs=1))
 
 
 def test_tuning_on_calibration_arrays(place):  # config.__post_init__ refuses

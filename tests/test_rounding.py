@@ -21,8 +21,9 @@ from converter.quantization.rounding import fake_quantize
 from converter.runtime.ort_quantizer import saturates
 from converter.search.int8 import quantize
 from converter.training.distill import phases
-from converter.training.losses import Recipe, whole
-from converter.training.train import tune
+from converter.training.losses import model_outputs
+from converter.training.task import Recipe, TrainingTask
+from converter.training.train import train
 
 LARGEST = 64 if saturates() else 127
 SIZES = torch.logspace(-2, 2, 8)
@@ -30,7 +31,7 @@ SIZES = torch.logspace(-2, 2, 8)
 
 def run(model, x, rounding=True):
     """The first output of a model."""
-    runner = fake_quantize(whole(model)) if rounding else whole(model)
+    runner = fake_quantize(model_outputs(model)) if rounding else model_outputs(model)
     with torch.no_grad():
         return runner([x])[0]
 
@@ -177,7 +178,7 @@ def test_the_error_is_that_of_int8(name):
     expected = rel_error(torch.from_numpy(np.concatenate(rows)), wanted)
     # onnx2fx writes a Gemm as two operations, which are not recognised as one step.
     for network in (model,) if name == "linear" else (model, twin):
-        runner = fake_quantize(whole(network))
+        runner = fake_quantize(model_outputs(network))
         with torch.no_grad():
             runner([x])  # the first run finds the shared steps
             error = rel_error(runner([x])[0], wanted)
@@ -230,7 +231,7 @@ def test_a_tensor_written_into_is_not_equalized():
 def test_gradients_pass():
     model, x = chain(0), torch.from_numpy(noise(8, 6, 8, 8))
     gradients = []
-    for run_of in (whole(model), fake_quantize(whole(model))):
+    for run_of in (model_outputs(model), fake_quantize(model_outputs(model))):
         model.zero_grad()
         run_of([x])[0].square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
@@ -253,9 +254,9 @@ def test_training_with_rounding_lowers_the_loss_by_rounding():
         model[4].weight[:, 0] /= 300
     data = from_arrays({"x": noise(512, 6, 8, 8)}, "noise")
     recipe = Recipe(epochs=4, batch_size=32)
-    assert tune(model, model, data, recipe).first_loss < 1e-9
-    tuned = tune(model, model, data, replace(recipe, int8=True))
-    assert tuned.best_loss < 0.9 * tuned.first_loss
+    assert train(TrainingTask(model, model, data), recipe).first_loss < 1e-9
+    learnt = train(TrainingTask(model, model, data), replace(recipe, int8=True))
+    assert learnt.best_loss < 0.9 * learnt.first_loss
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -1,1 +1,1 @@
-"""Training a converted network toward its original."""
+"""Training of a converted network toward its original."""

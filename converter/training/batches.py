@@ -1,4 +1,4 @@
-"""The examples of each step: which, in what order, changed how, read by whom."""
+"""The training batches: which examples each step takes, and in which process."""
 
 from __future__ import annotations
 
@@ -13,62 +13,41 @@ from torch.utils.data import DataLoader, Dataset
 
 from converter.data.data import Batch, Data
 from converter.errors import ConverterError
-from converter.training.losses import Recipe
+from converter.training.task import Recipe
 
-HELD_OUT, MAX_HOLDOUT, HELD_BYTES = 0.1, 2048, 2**28
-FEWEST_BATCHES = 8  # of an epoch, smaller ones where there is little data
+MIN_BATCHES = 8  # per epoch; small data sets use smaller batches
 
-# Inputs, labels or None, and the share of the batch.
+# Inputs, labels or None, and the fraction of the batch that they are.
 Part = tuple[list[torch.Tensor], "torch.Tensor | None", float]
 
 
-def split_off(data: Data, example_bytes: int, seed: int) -> tuple[Data, Data]:
-    """Hold a part of the data out; the rest is trained on.
-
-    Args:
-        data: All of it.
-        example_bytes: What one held-out example takes with its outputs.
-        seed: Of the choice.
-
-    Raises:
-        ConverterError: When too little is left.
-    """
-    most = min(MAX_HOLDOUT, max(HELD_BYTES // max(example_bytes, 1), 1))
-    count = min(max(int(HELD_OUT * data.count), 1), most)
-    if data.count - count < 2:
-        raise ConverterError(f"Data {data.source} has {data.count} examples; too few to train on.")
-    order = np.random.default_rng(seed).permutation(data.count)
-    return data.take(np.sort(order[:count])), data.take(np.sort(order[count:]))
-
-
 class Batches(Dataset[Any]):
-    """The batches of all steps, each read and augmented by what its number says."""
+    """The batches of all steps. Each is read and augmented by its number alone."""
 
-    def __init__(self, data: Data, recipe: Recipe, rank: int, processes: int) -> None:
-        """Divide every epoch into batches of the same size, and every batch among processes.
+    def __init__(self, data: Data, recipe: Recipe, rank: int, size: int) -> None:
+        """Divide every epoch into batches of equal size, and every batch among ``size`` processes.
 
         Raises:
-            ConverterError: When a process would have no example of a batch.
+            ConverterError: If a process would have no example of a batch.
         """
-        self.data, self.recipe, self.rank, self.processes = data, recipe, rank, processes
-        fewest = min(FEWEST_BATCHES, data.count // processes)
-        steps = min(math.ceil(data.count / recipe.batch_size), data.count // processes)
-        self.per_epoch = max(steps, fewest)
-        if self.per_epoch < 1 or data.count // self.per_epoch < processes:
+        self.data, self.recipe, self.rank, self.size = data, recipe, rank, size
+        steps = min(math.ceil(data.count / recipe.batch_size), data.count // size)
+        self.per_epoch = max(steps, min(MIN_BATCHES, data.count // size))
+        if self.per_epoch < 1 or data.count // self.per_epoch < size:
             raise ConverterError(
-                f"A batch has at least an example for each of {processes} processes; give more "
-                "data or a larger --train-batch."
+                f"A batch has at least an example for each of {size} processes; give more data or "
+                "a larger --train-batch."
             )
         self.first = 0
 
     def __len__(self) -> int:
-        """Count the steps that are left."""
+        """Count the remaining steps."""
         return self.recipe.epochs * self.per_epoch - self.first
 
     def __getitem__(self, number: int) -> list[Part] | ConverterError:
-        """Read the parts of a step; what is wrong with them is given, not raised.
+        """Read the parts of a step.
 
-        A worker process would wrap it in a trace of its own.
+        An error is returned, not raised: a worker process would wrap it in a traceback.
         """
         try:
             return self._parts(number)
@@ -80,20 +59,19 @@ class Batches(Dataset[Any]):
             raise IndexError(number)
         epoch, batch = divmod(self.first + number, self.per_epoch)
         order = np.random.default_rng((self.recipe.seed, epoch)).permutation(self.data.count)
-        mine = np.array_split(np.array_split(order, self.per_epoch)[batch], self.processes)
-        own = mine[self.rank]
+        indices = np.array_split(np.array_split(order, self.per_epoch)[batch], self.size)[self.rank]
         parts: list[Part] = []
-        for part in np.array_split(own, min(self.recipe.accumulate, len(own))):
+        for part in np.array_split(indices, min(self.recipe.accumulate, len(indices))):
             rng = np.random.default_rng((self.recipe.seed, epoch, int(part[0])))
-            inputs, labels = tensors(self.data.batch(part, rng))
-            parts.append((inputs, labels, len(part) / len(own)))
+            inputs, labels = to_tensors(self.data.batch(part, rng))
+            parts.append((inputs, labels, len(part) / len(indices)))
         return parts
 
     def read(self, first: int) -> Iterator[tuple[int, list[Part]]]:
         """Iterate over the steps from number ``first`` on.
 
         Raises:
-            ConverterError: When there can be no other processes to read, or a step cannot be read.
+            ConverterError: If a step cannot be read, or the system has no fork for ``--workers``.
         """
         self.first, workers = first, self.recipe.workers
         if workers and "fork" not in multiprocessing.get_all_start_methods():
@@ -101,10 +79,10 @@ class Batches(Dataset[Any]):
         loader = DataLoader(
             self,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
-            generator=torch.Generator(),  # it draws a number, which is not to be the global one's
+            generator=torch.Generator(),  # keeps the loader from advancing the global one
         )
         for step, parts in enumerate(loader, first):
             if isinstance(parts, ConverterError):
@@ -112,15 +90,15 @@ class Batches(Dataset[Any]):
             yield step, parts
 
 
-def tensors(lesson: Batch) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """Give inputs and labels (n, ...) as tensors, labels as int64 or float32."""
-    feeds, labels = lesson
+def to_tensors(batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Convert inputs and labels (n, ...) to tensors; labels become int64 or float32."""
+    feeds, labels = batch
     inputs = [torch.from_numpy(np.ascontiguousarray(feed)) for feed in feeds.values()]
     if labels is None:
         return inputs, None
-    kind = np.float32 if labels.dtype.kind == "f" else np.int64
-    return inputs, torch.from_numpy(labels.astype(kind))
+    dtype = np.float32 if labels.dtype.kind == "f" else np.int64
+    return inputs, torch.from_numpy(labels.astype(dtype))
 
 
-def _as_it_is(parts: object) -> object:
+def _unchanged(parts: object) -> object:
     return parts

@@ -1,37 +1,45 @@
-"""Where a training stands: arrays in one safetensors file, whole or not at all."""
+"""Checkpoints of a training: one safetensors file each, written as a whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from converter.cache import atomic_write, digest
+from converter.cache import atomic_write, digest, entry_path
+from converter.models.export import find_callable
+from converter.training.task import TrainingTask
 
 Weights = dict[str, torch.Tensor]
+GROUPS, NUMBERS = ("weights", "average", "best", "moments"), ("best_loss", "first_loss", "lr_scale")
+FOLDER, MAX_AGE_S = "tuning", 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class State:
-    """Where a training stands.
+class Checkpoint:
+    """The state of a training after a number of steps.
 
-    All that is random in a step follows from its number, so that nothing else need be kept.
+    Everything random in a step follows from the step's number, so no generator is saved.
 
     Attributes:
-        step: How many steps were taken.
-        weights: Of the model, by name.
+        step: Number of steps done.
+        weights: Weights of the model, by name.
         average: Their moving average, by name.
-        best: The best average so far, by name.
-        moments: Of the optimiser, by name.
-        best_loss: What ``best`` loses on the held-out part.
-        first_loss: What the network lost there before.
-        done: Whether ``best`` is enough.
-        share: Of the learning rate that did no harm.
+        best: The average with the lowest loss so far, by name.
+        moments: State of the optimizers, by name.
+        best_loss: Loss of ``best`` on the holdout examples.
+        first_loss: Loss on the holdout examples before training.
+        accepted: Whether ``stop_when`` accepts ``best``.
+        lr_scale: Factor by which the learning rate was lowered.
     """
 
     step: int
@@ -41,62 +49,105 @@ class State:
     moments: Weights
     best_loss: float
     first_loss: float
-    done: bool = False
-    share: float = 1.0
+    accepted: bool = False
+    lr_scale: float = 1.0
 
     def save(self, path: Path) -> None:
-        """Write the state; a folder that cannot be written keeps nothing."""
-        groups = {
-            "weights": self.weights,
-            "average": self.average,
-            "best": self.best,
-            "moments": self.moments,
-        }
+        """Write the checkpoint; if the file cannot be written, nothing is saved or raised."""
         tensors = {
             f"{group}/{name}": tensor.detach().cpu().clone().contiguous()
-            for group, named in groups.items()
-            for name, tensor in named.items()
+            for group in GROUPS
+            for name, tensor in getattr(self, group).items()
         }
-        named = ("best_loss", "first_loss", "share")
-        numbers = {name: float(getattr(self, name)) for name in named}
-        metadata = {"step": str(self.step), "done": str(self.done)}
-        metadata |= {name: number.hex() for name, number in numbers.items()}
-        metadata["sum"] = _sum(tensors, metadata)
+        metadata = {"step": str(self.step), "accepted": str(self.accepted)}
+        metadata |= {name: float(getattr(self, name)).hex() for name in NUMBERS}
+        metadata["digest"] = _digest(tensors, metadata)
         with contextlib.suppress(OSError, SafetensorError), atomic_write(path) as scratch:
             save_file(tensors, scratch, metadata)
 
 
-def read_checkpoint(path: Path, like: Mapping[str, torch.Tensor]) -> State | None:
-    """Read what ``State.save`` wrote; None where nothing is there that fits ``like``."""
+def read_checkpoint(path: Path, like: Mapping[str, torch.Tensor]) -> Checkpoint | None:
+    """Read what ``Checkpoint.save`` wrote.
+
+    Args:
+        path: The file.
+        like: Weights of the model that is trained, by name.
+
+    Returns:
+        The checkpoint; None if there is none, or it is damaged or of another model.
+    """
     try:
-        groups: dict[str, Weights] = {n: {} for n in ("weights", "average", "best", "moments")}
+        groups: dict[str, Weights] = {name: {} for name in GROUPS}
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        if metadata.pop("sum") != _sum(tensors, metadata):
+        if metadata.pop("digest") != _digest(tensors, metadata):
             return None
         for key, tensor in tensors.items():
             group, _, name = key.partition("/")
             groups[group][name] = tensor
-        numbers = {n: float.fromhex(metadata[n]) for n in ("best_loss", "first_loss", "share")}
-        found = State(
-            int(metadata["step"]),
-            **groups,
-            best_loss=numbers["best_loss"],
-            first_loss=numbers["first_loss"],
-            share=numbers["share"],
-            done=metadata["done"] == "True",
-        )
-    except Exception:  # whatever is wrong with it, the remedy is to begin anew
+        numbers = [float.fromhex(metadata[name]) for name in NUMBERS]
+        best_loss, first_loss, lr_scale = numbers
+        step, accepted = int(metadata["step"]), metadata["accepted"] == "True"
+    except Exception:  # whatever is wrong with the file, training starts from the beginning
         return None
-    for group in (found.weights, found.average, found.best):
-        if {n: t.shape for n, t in group.items()} != {n: t.shape for n, t in like.items()}:
+    shapes = {name: tensor.shape for name, tensor in like.items()}
+    for group in ("weights", "average", "best"):
+        if {name: tensor.shape for name, tensor in groups[group].items()} != shapes:
             return None
-    return found
+    return Checkpoint(
+        step,
+        **groups,
+        best_loss=best_loss,
+        first_loss=first_loss,
+        accepted=accepted,
+        lr_scale=lr_scale,
+    )
 
 
-def _sum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
-    """Sum up what a state holds, since the format would not notice a byte that has changed."""
+def checkpoint_path(folder: Path | None, task: TrainingTask, *settings: object) -> Path | None:
+    """Name a training's checkpoint by everything the training depends on; delete old checkpoints.
+
+    Args:
+        folder: The cache, or None.
+        task: What is trained.
+        settings: What else the training depends on; nested tuples and lists of plain values.
+
+    Returns:
+        The path, whether or not the file exists; None without a cache.
+    """
+    if folder is None:
+        return None
+    with contextlib.suppress(OSError):
+        for path in (folder / FOLDER).rglob("*.safetensors"):
+            if time.time() - path.stat().st_mtime > MAX_AGE_S:
+                path.unlink()
+    data, models = task.data, (task.student, task.teacher)
+    feeds, labels = data.batch(np.arange(min(data.count, 4)))
+    key = digest(
+        [tensor.detach().cpu().numpy() for m in models for tensor in m.state_dict().values()],
+        list(feeds.values()),
+        labels is None or [labels],
+        data.source,
+        data.count,
+        [] if data.labels is None else [data.labels],
+        data.augment is None,
+        *settings,
+        torch.__version__,
+    )
+    return entry_path(folder / FOLDER, key, "safetensors")
+
+
+def loss_source(text: str) -> str:
+    """Return the source code of ``module:function``; of the whole module if it is no function."""
+    function = find_callable(text, "--loss")
+    with contextlib.suppress(TypeError, OSError):
+        return inspect.getsource(function)
+    return inspect.getsource(sys.modules[text.partition(":")[0]])
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """Digest a checkpoint, since safetensors does not notice a changed byte."""
     return digest(
         [[name, tensors[name].numpy()] for name in sorted(tensors)], sorted(metadata.items())
     )

@@ -1,9 +1,9 @@
-"""Fine-tuning of a conversion: what is trained, on what, toward what, and how it goes back."""
+"""Fine-tuning of a conversion: its phases, their data, and the way back into the network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,6 @@ from converter.data.data import Data
 from converter.decomposition.conv import Chain
 from converter.errors import ConverterError
 from converter.evaluation.check import check_torch_vs_onnx
-from converter.evaluation.compare import Progress
 from converter.evaluation.loss import accuracy, expected_drop, relative_error, temperature_of
 from converter.graph.outputs import with_outputs
 from converter.graph.survey import Layer
@@ -23,14 +22,16 @@ from converter.models import match as torch_network
 from converter.models.input_shapes import free_axes
 from converter.models.source import Source, examples, samples
 from converter.options import Options
-from converter.processes import process_group
+from converter.processes import Progress, Resources
+from converter.runtime.ort_quantizer import saturates
 from converter.reconstruction.realize import with_chains
-from converter.training.checkpoint_file import checkpoint_path
-from converter.training.losses import Loss, Recipe, distillation, own_loss, reconstruction
-from converter.training.train import Enough, Trained, train_with_fp32_fallback, tune
+from converter.training.checkpoint import checkpoint_path, loss_source
+from converter.training.losses import Loss, distillation, import_loss, reconstruction
+from converter.training.task import Recipe, StopWhen, Trained, TrainingTask
+from converter.training.train import train, train_with_fp32_fallback
 
-FEW = 64  # examples that it is seen on whether a network can be trained; a tenth are held out
-FEWEST = 200  # held-out examples that can say that --max-drop is kept
+MAX_CHECK_EXAMPLES = 64  # of which a tenth are holdout examples
+MIN_HOLDOUT = 200  # holdout examples from which a drop of accuracy is estimated
 
 
 @dataclass(frozen=True)
@@ -39,75 +40,77 @@ class Phase:
 
     Attributes:
         name: Shown beside the progress.
-        recipe: How it is done.
-        loss: What is lost.
-        features: Whether what the converted layers give is compared, not the outputs.
-        enough: Tells from held-out outputs whether the budget is kept, or None.
+        recipe: How the network is trained.
+        loss: Compares outputs (or features).
+        features: Compare the outputs of the converted layers, not those of the network.
+        budget: Limits by option name; training may end once they are kept.
+        stop_when: Tells from holdout outputs whether the budget is kept, or None.
+        resume: Continue from the checkpoint of an interrupted training.
+        settings: Plain values of all else that the result depends on.
     """
 
     name: str
     recipe: Recipe
     loss: Loss
     features: bool = False
-    enough: Enough | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+    stop_when: StopWhen | None = None
+    resume: bool = False
+    settings: tuple[object, ...] = ()
 
 
 def distill(
     student: nn.Module | None,
     network: ir.Model,
-    original: Source,
+    teacher: Source,
     layers: Sequence[Layer],
-    budget: Mapping[str, float],
-    options: Options,
-    progress: Progress,
-    *,
-    to_the_end: bool = False,
+    phases: Sequence[Phase],
+    resources: Resources,
 ) -> tuple[nn.Module | None, ir.Model, str | None]:
-    """Train a converted network toward its original.
+    """Train a converted network toward its original. All processes call this alike.
 
     Args:
         student: The converted torch model, or None for an ONNX network.
         network: The converted network.
-        original: Where it came from; the teacher.
-        layers: Those that were converted.
-        budget: Training ends when it is kept.
-        options: The options.
-        progress: Called with a stage and the share of it that is done.
-        to_the_end: Whether training goes on where the budget is kept.
+        teacher: The original.
+        layers: The converted layers.
+        phases: The parts of the training, in order.
+        resources: Device, seed, cache and progress.
 
     Returns:
-        Both, trained; and why the held-out part does not say that ``--max-drop`` is kept, or None.
+        The trained model and network, and the reason why the holdout examples do not show that
+        ``--max-drop`` is kept, or None.
 
     Raises:
-        ConverterError: When there is nothing to train on, or the network cannot be trained.
+        ConverterError: If there is nothing to train on, or the network cannot be trained.
     """
-    data = original.train
-    if data is None and original.calib is not None:
-        data = original.calib.unlabelled()
-    if data is None:
-        raise ConverterError("There are no inputs to train on; give --train.")
-    told = None
-    for phase in phases(options, budget, to_the_end):
+    data, unproven = _training_data(teacher), None
+    for phase in phases:
+        outputs = [layer.output for layer in layers] if phase.features else []
         if student is not None:
-            assert original.module is not None
-            names = [layer.name for layer in layers] if phase.features else []
-            tuned = run_phase(
-                student, original.module, data, phase, names, budget, options, progress
-            )
-            student = tuned.model
+            assert teacher.module is not None
+            pair = student, teacher.module
+            features = [layer.name for layer in layers] if phase.features else []
         else:
-            outputs = [layer.output for layer in layers] if phase.features else []
-            learner, master = (
-                trainable(with_outputs(n, outputs) if outputs else n, original, options)
-                for n in (network, original.network)
+            student_onnx, teacher_onnx = (
+                with_outputs(n, outputs) if outputs else n for n in (network, teacher.network)
             )
-            tuned = run_phase(learner, master, data, phase, [], budget, options, progress)
-            network = torch_import.with_weights(network, tuned.model)
-        told = _doubt(tuned) if "max_drop" in budget else None
+            pair = (
+                trainable(student_onnx, teacher, resources.seed),
+                trainable(teacher_onnx, teacher, resources.seed),
+            )
+            features = []
+        task = TrainingTask(*pair, data, phase.loss, features, phase.stop_when)
+        trained = run_phase(task, phase, resources)
+        if student is not None:
+            student = trained.model
+        else:
+            network = torch_import.with_weights(network, trained.model)
+        unproven = _why_unproven(trained) if "max_drop" in phase.budget else None
     if student is not None:
-        feeds, free = examples(original, options.resources.seed, 1), free_axes(original.inputs)
+        feeds, free = examples(teacher, resources.seed, 1), free_axes(teacher.inputs)
         network = torch_export.export(student, feeds, free)
-    return student, network, told
+    return student, network, unproven
 
 
 def distill_chains(
@@ -120,16 +123,16 @@ def distill_chains(
     *,
     teacher: Source | None = None,
 ) -> tuple[nn.Module | None, ir.Model, str | None]:
-    """Put chains in the place of layers, and train the network; all processes call this alike.
+    """Replace layers by chains, and train the network. All processes call this alike.
 
     Args:
         chains: By layer name.
-        budget: Training ends when it is kept.
-        source: The network that the chains are of.
-        layers: All of it.
+        budget: Limits by option name; training may end once they are kept.
+        source: The network whose layers are replaced.
+        layers: All layers of the network.
         options: The options.
-        progress: Called with a stage and the share of it that is done.
-        teacher: What to train it toward; ``source`` if left out.
+        progress: Called with a stage and the fraction of it that is done.
+        teacher: The original to train toward; ``source`` if left out.
 
     Returns:
         As ``distill``.
@@ -137,149 +140,173 @@ def distill_chains(
     Raises:
         ConverterError: As ``distill``.
     """
-    done = [layer for layer in layers if layer.name in chains]
+    converted = [layer for layer in layers if layer.name in chains]
     student = source.module and torch_network.apply(source.module, layers, chains)
     network = with_chains(source.network, layers, chains)
-    return distill(student, network, teacher or source, done, budget, options, progress)
+    resources = Resources.of(options, progress=progress)
+    stages = phases(options, budget)
+    return distill(student, network, teacher or source, converted, stages, resources)
 
 
 def phases(options: Options, budget: Mapping[str, float], to_the_end: bool = False) -> list[Phase]:
     """List the parts of the training that the options ask for.
 
-    Outputs are held against the budget in the last of them. What int8 will lose is not seen there:
-    for it, as where it is asked for, training goes on to its end.
+    Only the last part tests the budget. The loss of int8 does not show in its floating-point
+    outputs; for ``--int8``, or with ``to_the_end``, all epochs are trained and the budget is tested
+    afterwards.
     """
-    recipe = _recipe(options)
-    found = []
-    if options.training.reconstruct:
-        first = replace(recipe, epochs=options.training.reconstruct)
-        found.append(Phase("reconstructing", first, reconstruction, features=True))
-    enough, to_the_end = budget_test(budget, options), to_the_end or options.search.int8
-    if options.training.epochs:
-        stop = None if to_the_end else enough
-        found.append(Phase("fine-tuning", recipe, _loss(options), enough=stop))
-    if enough is not None and (to_the_end or not options.training.epochs):
-        judging = replace(recipe, epochs=0, int8=False)
-        found.append(Phase("judging", judging, reconstruction, enough=enough))
-    return found
+    training, recipe = options.training, _recipe(options)
+    loss = _loss(options)
+    base = Phase(
+        "fine-tuning",
+        recipe,
+        loss,
+        budget=budget,
+        resume=training.resume,
+        settings=(
+            options.budget.drop_type,
+            training.augment,
+            training.loss and loss_source(training.loss),
+            recipe.int8 and saturates(),
+        ),
+    )
+    parts = []
+    if training.reconstruct:
+        first = replace(recipe, epochs=training.reconstruct)
+        parts.append(
+            replace(base, name="reconstructing", recipe=first, loss=reconstruction, features=True)
+        )
+    stop_when, to_the_end = budget_test(budget, options), to_the_end or recipe.int8
+    if training.epochs:
+        parts.append(replace(base, stop_when=None if to_the_end else stop_when))
+    if stop_when is not None and (to_the_end or not training.epochs):
+        untrained = replace(recipe, epochs=0, int8=False)
+        parts.append(
+            replace(
+                base,
+                name="evaluating",
+                recipe=untrained,
+                loss=reconstruction,
+                stop_when=stop_when,
+            )
+        )
+    return parts
 
 
 def _recipe(options: Options) -> Recipe:
+    training = options.training
     return Recipe(
-        epochs=options.training.epochs,
-        lr=options.training.lr,
-        batch_size=options.training.train_batch,
-        accumulate=options.training.accumulate,
-        bfloat16=options.training.precision == "bfloat16",
+        epochs=training.epochs,
+        lr=training.lr,
+        batch_size=training.train_batch,
+        accumulate=training.accumulate,
+        bfloat16=training.precision == "bfloat16",
         int8=options.search.int8,
-        workers=options.training.workers,
+        workers=training.workers,
         seed=options.resources.seed,
     )
 
 
 def _loss(options: Options) -> Loss:
-    return own_loss(options.training.loss) if options.training.loss else distillation
+    return import_loss(options.training.loss) if options.training.loss else distillation
+
+
+def _training_data(source: Source) -> Data:
+    """Return the training inputs, else the sample inputs without labels.
+
+    Raises:
+        ConverterError: If there are neither.
+    """
+    if source.train is not None:
+        return source.train
+    if source.calib is not None:
+        return source.calib.unlabelled()
+    raise ConverterError("There are no inputs to train on; give --train.")
 
 
 def check_trainable(source: Source, options: Options) -> None:
-    """Refuse at once what cannot be trained: the original toward itself, on a few examples.
+    """Check that the original can be trained toward itself, on a few examples.
 
     Raises:
-        ConverterError: When there is nothing to train on, or it does not run or fit.
+        ConverterError: If there is nothing to train on, or the network or the data cannot be used.
     """
-    data = source.train or source.calib
-    if data is None:
-        raise ConverterError("--finetune needs inputs to train on; give --train.")
-    if source.train is None:
-        data = data.unlabelled()
-    module = source.module or trainable(source.network, source, options)
-    processes = process_group(options.resources.device).processes
-    some = np.arange(min(data.count, FEW + 2 * processes))
+    data = _training_data(source)
+    module = source.module or trainable(source.network, source, options.resources.seed)
+    indices = np.arange(min(data.count, MAX_CHECK_EXAMPLES + 2 * source.place.size))
     if data.labels is not None:
-        some = np.union1d(some, [data.labels.argmin(), data.labels.argmax()])
+        indices = np.union1d(indices, [data.labels.argmin(), data.labels.argmax()])
     recipe = replace(_recipe(options), epochs=0)
     loss = _loss(options) if options.training.epochs else reconstruction
-    tune(module, module, data.take(some), recipe, loss=loss, device=options.resources.device)
+    task = TrainingTask(module, module, data.take(indices), loss)
+    train(task, recipe, device=options.resources.device)
 
 
-def _doubt(tuned: Trained) -> str | None:
-    """Say why the held-out part does not say that ``--max-drop`` is kept; None where it does."""
-    if tuned.enough:
+def _why_unproven(trained: Trained) -> str | None:
+    """Say why the holdout examples do not show that ``--max-drop`` is kept; None if they do."""
+    if trained.accepted:
         return None
-    if tuned.held < FEWEST:
+    if trained.holdout < MIN_HOLDOUT:
         return (
-            f"{tuned.held} training inputs were held out, too few to say whether --max-drop is "
-            "kept; give labelled --eval, or more --train."
+            f"{trained.holdout} training inputs were held out, too few to say whether --max-drop "
+            "is kept; give labelled --eval, or more --train."
         )
     return "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
 
 
-def trainable(network: ir.Model, source: Source, options: Options) -> nn.Module:
-    """Give an ONNX network as a torch model that computes the same.
+def trainable(network: ir.Model, source: Source, seed: int) -> nn.Module:
+    """Convert an ONNX network to a torch model, and check that both compute the same.
 
     Raises:
-        ConverterError: When there is no such model.
+        ConverterError: If there is no such model.
     """
     module = torch_import.to_torch(network)
-    problem = check_torch_vs_onnx(module, network, samples(source, options.resources.seed))
+    problem = check_torch_vs_onnx(module, network, samples(source, seed))
     if problem:
         raise ConverterError(f"The network cannot be fine-tuned as ONNX. {problem}")
     return module
 
 
-def run_phase(
-    student: nn.Module,
-    teacher: nn.Module,
-    data: Data,
-    phase: Phase,
-    features: Sequence[str],
-    budget: Mapping[str, float],
-    options: Options,
-    progress: Progress,
-) -> Trained:
-    """Go through one part of a training; in float32 where nothing is learnt in bfloat16."""
+def run_phase(task: TrainingTask, phase: Phase, resources: Resources) -> Trained:
+    """Train for one phase; in float32 if bfloat16 does not lower the loss."""
 
     def attempt(recipe: Recipe) -> Trained:
-        about = phase.name, astuple(recipe), phase.enough is None, sorted(budget.items())
         name = phase.name if recipe == phase.recipe else f"{phase.name} in float32"
-        return tune(
-            student,
-            teacher,
-            data,
+        settings = phase.name, astuple(recipe), phase.stop_when is None, *phase.settings
+        return train(
+            task,
             recipe,
-            loss=phase.loss,
-            features=features,
-            enough=phase.enough,
-            device=options.resources.device,
-            state=checkpoint_path(student, teacher, data, options, *about),
-            resume=options.training.resume,
-            progress=lambda done: progress(name, done),
+            device=resources.device,
+            checkpoint=checkpoint_path(
+                resources.cache, task, sorted(phase.budget.items()), settings
+            ),
+            resume=phase.resume,
+            progress=resources.stage(name),
         )
 
     return train_with_fp32_fallback(attempt, phase.recipe)
 
 
-def budget_test(budget: Mapping[str, float], options: Options) -> Enough | None:
-    """Make the test of a budget on held-out outputs; None where there is none to keep."""
-    most_drop, most_error = budget.get("max_drop"), budget.get("max_error")
-    if most_drop is None and most_error is None:
+def budget_test(budget: Mapping[str, float], options: Options) -> StopWhen | None:
+    """Return a test whether outputs keep ``max_drop`` and ``max_error``; None without either."""
+    max_drop, max_error = budget.get("max_drop"), budget.get("max_error")
+    if max_drop is None and max_error is None:
         return None
+    relative = options.budget.drop_type == "relative"
 
-    def enough(
+    def within_budget(
         before: Sequence[np.ndarray], after: Sequence[np.ndarray], labels: np.ndarray | None
     ) -> bool:
         errors = [relative_error([o], [t]) for o, t in zip(after, before)]
-        if most_error is not None and not max(errors) <= most_error:
+        if max_error is not None and not max(errors) <= max_error:
             return False
-        if most_drop is None:
+        if max_drop is None:
             return True
-        rows = before[0]
-        if rows.ndim != 2 or rows.shape[1] < 2 or len(rows) < FEWEST:
+        scores = before[0]
+        if scores.ndim != 2 or scores.shape[1] < 2 or len(scores) < MIN_HOLDOUT:
             return False
-        known = labels is not None and labels.min() >= 0 and labels.max() < rows.shape[1]
-        temperature = temperature_of(rows, labels) if known and labels is not None else 1.0
-        allowed = most_drop * (accuracy(rows, temperature) if relative else 1.0)
-        return expected_drop(rows, after[0], temperature)[1] <= allowed
+        classes = labels is not None and labels.min() >= 0 and labels.max() < scores.shape[1]
+        temperature = temperature_of(scores, labels) if classes and labels is not None else 1.0
+        allowed = max_drop * (accuracy(scores, temperature) if relative else 1.0)
+        return expected_drop(scores, after[0], temperature)[1] <= allowed
 
-    relative = options.budget.drop_type == "relative"
-    return enough
+    return within_budget

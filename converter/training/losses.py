@@ -1,9 +1,8 @@
-"""What a network is taught: who teaches, what an answer is worth, and how long it takes."""
+"""Losses between the outputs of a converted network and those of its original."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,68 +12,39 @@ from converter.errors import ConverterError, root_line
 from converter.models.export import find_callable, flat_outputs
 
 TEMPERATURE = 4.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
-LABELS = 0.3  # what the labels count beside the original's outputs
-LEVEL = 0.1  # and what the level of vectors counts, which classes do not depend on
+LABEL_WEIGHT = 0.3  # of the cross-entropy with the labels
+ERROR_WEIGHT = 0.1  # of the relative squared error, which sees the level that softmax ignores
 TINY = 1e-12
 
 Tensors = Sequence[torch.Tensor]
-# What is lost by outputs, given the original's and the labels, if there are any.
+# Loss of outputs, given the teacher's outputs and the labels, if there are any.
 Loss = Callable[[Tensors, Tensors, torch.Tensor | None], torch.Tensor]
-# Inputs -> outputs, or what is compared instead of them.
+# Inputs -> the outputs (or features) that are compared.
 Run = Callable[[Tensors], list[torch.Tensor]]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained.
-
-    Attributes:
-        epochs: Passes over the data.
-        lr: Highest learning rate, of weights of the usual size; less where that does harm.
-        batch_size: Examples a step, of all processes together; fewer where there is little data.
-        accumulate: Parts that each process computes its share of a batch in.
-        bfloat16: Whether activations are computed in bfloat16, where the device has it.
-        int8: Whether the network learns with the rounding of int8.
-        scaled_steps: Whether each weight tensor learns in proportion to the size of its entries.
-        orthogonal: Whether matrices move along the orthogonal factor of their gradient.
-        workers: Processes that read the data.
-        seed: Of the order of the examples and of augmentation.
-    """
-
-    epochs: int
-    lr: float = 1e-3
-    batch_size: int = 128
-    accumulate: int = 1
-    bfloat16: bool = False
-    int8: bool = False
-    scaled_steps: bool = True
-    orthogonal: bool = True
-    workers: int = 0
-    seed: int = 0
-
-
-def whole(model: nn.Module) -> Run:
-    """Run a model for its outputs."""
+def model_outputs(model: nn.Module) -> Run:
+    """Return a function that runs a model for its outputs."""
     return lambda inputs: flat_outputs(model(*inputs))
 
 
-def inside(model: nn.Module, names: Sequence[str]) -> Run:
-    """Run a model for what the modules ``names`` give."""
-    seen: dict[str, torch.Tensor] = {}
+def module_outputs(model: nn.Module, names: Sequence[str]) -> Run:
+    """Return a function that runs a model for the outputs of its modules ``names``."""
+    outputs: dict[str, torch.Tensor] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            seen[name] = output
+    def record_as(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            outputs[name] = output
 
-        return keep
+        return record
 
     for name in names:
-        model.get_submodule(name).register_forward_hook(hook(name))
+        model.get_submodule(name).register_forward_hook(record_as(name))
 
     def run(inputs: Tensors) -> list[torch.Tensor]:
-        seen.clear()
+        outputs.clear()
         model(*inputs)
-        return [seen[name] for name in names]
+        return [outputs[name] for name in names]
 
     return run
 
@@ -82,11 +52,11 @@ def inside(model: nn.Module, names: Sequence[str]) -> Run:
 def distillation(
     outputs: Tensors, targets: Tensors, labels: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Add up the distances of all outputs, and cross-entropy where there are labels."""
-    loss = torch.stack([distance(o, t) for o, t in zip(outputs, targets)]).sum()
+    """Sum the distillation losses of all outputs, and add cross-entropy if there are labels."""
+    loss = torch.stack([distillation_loss(o, t) for o, t in zip(outputs, targets)]).sum()
     if labels is not None:
         logits = logits_of(outputs[0], targets[0])
-        loss = loss + LABELS * functional.cross_entropy(logits, labels)
+        loss = loss + LABEL_WEIGHT * functional.cross_entropy(logits, labels)
     return loss
 
 
@@ -94,51 +64,56 @@ def reconstruction(
     outputs: Tensors, targets: Tensors, labels: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Average the relative squared errors of features."""
-    return torch.stack([relative_error(o, t) for o, t in zip(outputs, targets)]).mean()
+    return torch.stack([relative_squared_error(o, t) for o, t in zip(outputs, targets)]).mean()
 
 
-def own_loss(text: str) -> Loss:
+def import_loss(text: str) -> Loss:
     """Import ``module:function``, called as ``loss(outputs, targets, labels)``.
 
     Raises:
-        ConverterError: When there is no such function; when called, when it fails or gives no
-            single number that depends on the outputs.
+        ConverterError: If there is no such function. When called: if it fails, or does not return
+            a single number that depends on the outputs.
     """
     function = find_callable(text, "--loss")
 
     def loss(outputs: Tensors, targets: Tensors, labels: torch.Tensor | None) -> torch.Tensor:
         try:
-            found = function(outputs, targets, labels)
+            value = function(outputs, targets, labels)
         except Exception as error:  # the user's function may raise anything
             raise ConverterError(f"--loss {text} failed: {root_line(error)}") from None
-        if not isinstance(found, torch.Tensor) or found.numel() != 1:
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
             raise ConverterError(f"--loss {text} must give a tensor of one number.")
-        return found.reshape(())
+        return value.reshape(())
 
     return loss
 
 
-def distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Relative squared error; of vectors, KL divergence of them softened besides."""
+def distillation_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Compare one output with the teacher's.
+
+    Class scores (N, C) are compared by the KL divergence of their softened probabilities (Hinton et
+    al., arXiv 1503.02531) and a small part of the relative squared error; all other outputs by the
+    relative squared error alone.
+    """
     if output.ndim != 2 or output.shape[1] < 2:
-        return relative_error(output, target)
-    soft, wanted = (
+        return relative_squared_error(output, target)
+    log_p, log_q = (
         functional.log_softmax(logits_of(rows, target) / TEMPERATURE, 1)
         for rows in (output, target)
     )
-    divergence = functional.kl_div(soft, wanted, reduction="batchmean", log_target=True)
-    return TEMPERATURE**2 * divergence + LEVEL * relative_error(output, target)
+    divergence = functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+    return TEMPERATURE**2 * divergence + ERROR_WEIGHT * relative_squared_error(output, target)
 
 
 def logits_of(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Logits (N, C) of an output; its logarithm where the original gives probabilities."""
+    """Return logits (N, C): the output, or its logarithm if the teacher gives probabilities."""
     sums = target.float().sum(1)
     if target.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
         return output.float().clamp_min(TINY).log()
     return output.float()
 
 
-def relative_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """|output - target|^2 / |target|^2."""
+def relative_squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Compute |output - target|^2 / |target|^2."""
     output, target = output.float(), target.float()
     return functional.mse_loss(output, target) / target.square().mean().clamp_min(TINY)

@@ -1,4 +1,4 @@
-"""Steps of a training: Muon moves the matrices, AdamW all other weights."""
+"""The optimizers: Muon for matrices, AdamW for all other weights."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ import torch
 from torch import nn
 
 from converter.training.checkpoint import Weights
-from converter.training.losses import Recipe
+from converter.training.task import Recipe
 
 MOMENTUM = 0.95
-# Coefficients of the quintic iteration, and how often it is done (Jordan 2024).
+# Coefficients and number of the quintic iterations (Jordan 2024).
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
-ADAM_RMS = 0.2  # of the entries of AdamW's steps, in units of the learning rate
-# Rows or columns, whichever are fewer, of the matrices that Muon moves. Work grows with the square
-# of them, that of the gradient does not.
-SMALL, LARGE = 8, 2048
-MOST_SCALE = 8.0  # by which a tensor's learning rate may differ from the usual
+ADAM_RMS = 0.2  # root mean square of AdamW's steps, in units of the learning rate
+# Limits of the smaller side of a matrix for Muon, whose cost grows with the square of that side.
+MIN_SIDE, MAX_SIDE = 8, 2048
+MAX_SCALE = 8.0  # of a tensor's learning rate; the smallest scale is its inverse
 TINY = 1e-7
 
 
 class Optimizers:
     """The optimizers of a model.
 
-    At the same learning rate both move the entries of a tensor by about as much (Liu et al., arXiv
-    2502.16982, section 2.2). Nothing is raised: what cannot be trained is refused before.
+    Muon's steps are scaled to the size of AdamW's, so that both use one learning rate (Liu et al.,
+    arXiv 2502.16982, section 2.2).
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        """Prepare to train the parameters of ``model`` that want a gradient."""
+        """Divide the trainable parameters of ``model`` between both optimizers."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         scales = _scales(parameters) if recipe.scaled_steps else [1.0] * len(parameters)
         matrices, others = list[dict[str, Any]](), list[dict[str, Any]]()
@@ -45,19 +44,19 @@ class Optimizers:
             self._optimizers.append(torch.optim.AdamW(others, weight_decay=0.0))
 
     def step(self, rate: float) -> None:
-        """Move the parameters along their gradients; ``rate`` is that of weights of usual size."""
+        """Take a step; ``rate`` is the learning rate before it is scaled for each tensor."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             optimizer.step()
 
-    def forget(self) -> None:
-        """Begin anew."""
+    def reset(self) -> None:
+        """Clear the momentum and the moments."""
         for optimizer in self._optimizers:
             optimizer.state.clear()
 
     def moments(self) -> Weights:
-        """Name what the optimizers remember: optimizer/parameter/tensor, each of its shape."""
+        """Return the state tensors, named optimizer/parameter/tensor."""
         return {
             f"{kind}/{number}/{name}": tensor
             for kind, optimizer in enumerate(self._optimizers)
@@ -66,32 +65,32 @@ class Optimizers:
         }
 
     def restore(self, moments: Weights) -> None:
-        """Go on from what ``moments`` gave for a model of the same parameters."""
-        found: list[dict[int, Weights]] = [{} for _ in self._optimizers]
+        """Load the result of ``moments`` of a model with the same parameters."""
+        states: list[dict[int, Weights]] = [{} for _ in self._optimizers]
         for key, tensor in moments.items():
             kind, number, name = key.split("/")
-            found[int(kind)].setdefault(int(number), {})[name] = tensor
-        for optimizer, state in zip(self._optimizers, found):
+            states[int(kind)].setdefault(int(number), {})[name] = tensor
+        for optimizer, state in zip(self._optimizers, states):
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves matrices, tensors of more axes with all but the first as one, by Nesterov's momentum.
+    """Muon (K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024).
 
-    Of the momentum only the orthogonal factor counts, so that directions in which the gradient is
-    small are learned as quickly as the others (K. Jordan, "Muon: An optimizer for hidden layers in
-    neural networks", 2024). ``torch.optim.Muon`` takes two axes alone and iterates in bfloat16,
-    which is tens of times slower on CPUs without instructions for it.
+    It steps along the orthogonal factor of Nesterov's momentum, so that directions with small
+    gradients are learned as quickly as the others. Kernels are flattened to (O, I * Kh * Kw).
+    ``torch.optim.Muon`` takes 2-D tensors only and iterates in bfloat16, which is tens of times
+    slower on CPUs without bfloat16 instructions.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Take groups of one tensor each."""
+        """Take parameter groups of one tensor each."""
         super().__init__(groups, {"lr": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every matrix."""
+        """Take a step."""
         for group in self.param_groups:
             (parameter,) = group["params"]
             if parameter.grad is None:
@@ -107,16 +106,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Find about ``U V^T`` of a matrix ``U S V^T`` by Newton and Schulz's iteration (Jordan 2024).
+    """Approximate ``U V^T`` of a matrix ``U S V^T`` by the Newton-Schulz iteration (Jordan 2024).
 
-    What it multiplies by are polynomials of the Gram matrix, so that only that is iterated on.
+    Each iteration multiplies by a polynomial of the Gram matrix, so only that is iterated on.
 
     Args:
-        matrix: (n, m), of float32 or better; all zeros give zeros.
+        matrix: (n, m), in float32 or float64; zeros give zeros.
 
     Returns:
-        (n, m), its singular values between 0.6 and 1.3; those that were below a 500th of the norm
-        of ``matrix`` smaller.
+        (n, m), with singular values between 0.6 and 1.3. Singular values below 1/500 of the norm of
+        ``matrix`` give smaller ones.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + TINY)
@@ -127,22 +126,22 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     for _ in range(ITERATIONS):
         step = one * identity + three * gram + five * gram @ gram
         factor, gram = step @ factor, step @ gram @ step
-    found: torch.Tensor = factor @ wide
-    return found if found.shape == matrix.shape else found.T
+    result: torch.Tensor = factor @ wide
+    return result if result.shape == matrix.shape else result.T
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:
-    """Tell whether Muon moves a tensor; the filters of a depthwise convolution are one, too."""
-    return parameter.ndim > 1 and SMALL <= min(parameter.flatten(1).shape) <= LARGE
+    """Tell whether Muon trains a tensor."""
+    return parameter.ndim > 1 and MIN_SIDE <= min(parameter.flatten(1).shape) <= MAX_SIDE
 
 
 def _scales(parameters: Sequence[torch.Tensor]) -> list[float]:
-    """Say how the learning rate of each tensor is scaled.
+    """Return a factor for the learning rate of each tensor: the relative size of its entries.
 
-    The entries of a 1-D filter are several times those of the 1x1 convolutions beside it, which
-    would forget before it learns.
+    The entries of a 1-D filter are several times larger than those of the 1x1 convolutions beside
+    it. At one learning rate, the convolutions would diverge before the filter learns.
     """
     sizes = [float(p.detach().square().mean().sqrt()) if p.ndim > 1 else 0.0 for p in parameters]
     known = [math.log(size) for size in sizes if size > 0]
     usual = math.exp(sum(known) / max(len(known), 1))
-    return [min(max(size / usual, 1 / MOST_SCALE), MOST_SCALE) if size else 1.0 for size in sizes]
+    return [min(max(size / usual, 1 / MAX_SCALE), MAX_SCALE) if size else 1.0 for size in sizes]

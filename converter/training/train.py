@@ -1,8 +1,8 @@
 """Training a converted network toward its original, so that chains of small filters learn.
 
-A chain multiplies the gradients of its steps (arXiv 1412.5474, section 3.2): the norms of its
-factors are balanced before (``Chain.balanced``), each step learns in proportion to the size of its
-weights, gradients are clipped, and no step but the last has a bias.
+In a chain the gradients of the steps multiply (arXiv 1412.5474, section 3.2). For this reason the
+norms of its factors are balanced beforehand (``Chain.balanced``), the learning rate of each step is
+scaled by the size of its weights, gradients are clipped, and only the last step has a bias.
 """
 
 from __future__ import annotations
@@ -11,316 +11,256 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from converter.data.data import Data
-from converter.errors import ConverterError, root_line
+from converter.errors import ConverterError
 from converter.models.export import copied
-from converter.processes import process_group
-from converter.quantization.rounding import fake_quantize
-from converter.training.batches import Batches, split_off, tensors
-from converter.training.checkpoint import State, Weights, read_checkpoint
-from converter.training.losses import Loss, Recipe, Run, Tensors, distillation, inside, whole
+from converter.processes import ProcessGroup, process_group
+from converter.training.batches import Batches, Part
+from converter.training.checkpoint import Checkpoint, Weights, read_checkpoint
+from converter.training.holdout import evaluate_holdout, split_holdout
+from converter.training.losses import Loss, distillation
 from converter.training.optimizers import Optimizers
+from converter.training.pair import ModelPair, check_labels, prepare_models
+from converter.training.task import Recipe, Trained, TrainingTask
 
-BATCH = 128  # held-out examples a call, at most
+MAX_HOLDOUT_BATCH = 128
 MAX_GRADIENT_NORM = 1.0
 WARM_UP, LAST_LR = 0.1, 0.01  # share of the steps, and of the highest learning rate
-AVERAGED = 0.25  # of an epoch that the moving average looks back on, at most
-SLOWER = 3.0  # by which learning is slowed where it did harm
-EARLY = 4  # how often in the first epoch it is seen whether it does
-SAVE_S = 60.0
+MAX_WINDOW = 0.25  # epochs that the moving average spans
+LR_REDUCTION = 3.0  # of the learning rate after an epoch that made the network worse
+EARLY_EVALUATIONS = 4  # in the first epoch; later ones end with an evaluation each
+SAVE_INTERVAL_S = 60.0
 
-# Outputs of the original and of the other network on the held-out part, by number, and its labels.
-Enough = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], "np.ndarray | None"], bool]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A network after training.
-
-    Attributes:
-        model: In evaluation mode.
-        epochs: Passes over the data that were made.
-        first_loss: On the held-out part, before.
-        best_loss: And of the weights that were kept.
-        held: Examples that were held out.
-        enough: Whether the weights kept are enough, or None where that was not asked.
-        bfloat16: Whether activations were computed in it.
-    """
-
-    model: nn.Module
-    epochs: float
-    first_loss: float
-    best_loss: float
-    held: int
-    enough: bool | None = None
-    bfloat16: bool = False
+Evaluate = Callable[[], tuple[float, bool]]  # holdout loss, and whether stop_when accepts
 
 
 def train_with_fp32_fallback(attempt: Callable[[Recipe], Trained], recipe: Recipe) -> Trained:
-    """Train again in float32 what learnt nothing in bfloat16.
+    """Train, and once more in float32 if bfloat16 did not lower the holdout loss.
 
-    As components that nearly cancel, whose sum is lost when each is rounded. What was enough, was
-    not trained at all, or not in bfloat16, is not trained again.
+    This happens when large components nearly cancel: rounding each loses their sum. Training is not
+    repeated if ``stop_when`` accepts the weights, nothing was trained, or it was in float32 anyway.
 
     Args:
         attempt: Trains by a recipe, from the same weights each time.
-        recipe: The first to try.
+        recipe: The first recipe.
 
     Returns:
-        What the last attempt gave.
+        The result of the last attempt.
 
     Raises:
-        ConverterError: As ``tune``.
+        ConverterError: As ``train``.
     """
-    tuned = attempt(recipe)
-    learnt = tuned.best_loss < tuned.first_loss or bool(tuned.enough)
-    if learnt or not (recipe.epochs and tuned.bfloat16):
-        return tuned
+    trained = attempt(recipe)
+    improved = trained.best_loss < trained.first_loss or bool(trained.accepted)
+    if improved or not (recipe.epochs and trained.bfloat16):
+        return trained
     return attempt(replace(recipe, bfloat16=False))
 
 
-def tune(
-    student: nn.Module,
-    teacher: nn.Module,
-    data: Data,
+def train(
+    task: TrainingTask,
     recipe: Recipe,
     *,
-    loss: Loss = distillation,
-    features: Sequence[str] = (),
-    enough: Enough | None = None,
     device: str = "cpu",
-    state: Path | None = None,
+    checkpoint: Path | None = None,
     resume: bool = False,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Trained:
-    """Train a copy of ``student`` to give what ``teacher`` gives (and the labels, if any).
+    """Train a copy of the student to give the teacher's outputs (and the labels, if any).
 
-    Muon and AdamW, warm-up and cosine, clipped gradients, in float32. Both models run as they do in
-    use: BatchNorm keeps its statistics, which the layers were solved for, and nothing is dropped.
-    The weights kept are those of the moving average that lose least on a part of the data that is
-    held out, those given included: tuning never makes that part worse. Its examples are changed at
-    random, once: the original may know the very images by heart, which says little of others. Where
-    an epoch, or a quarter of the first, leaves the network worse than it was at first, training
-    goes back to the best weights and on at a third of the rate: how fast is right depends on how
-    little was lost. Run by ``accelerate launch``, every batch is shared by all processes.
+    The optimizers are Muon and AdamW in float32, with warm-up, cosine decay and clipped gradients.
+    Both models stay in evaluation mode: BatchNorm keeps the statistics that the layers were solved
+    for, and there is no dropout. The result is the moving average of the weights with the lowest
+    loss on holdout examples, or the given weights if no average is better. If an epoch, or a
+    quarter of the first, leaves the network worse than it was before training, training returns to
+    the best weights and goes on at a third of the learning rate. With ``accelerate launch`` all
+    processes share every batch.
 
     Args:
-        student: The converted model; left as it is.
-        teacher: The original, in evaluation mode; left as it is.
-        data: Training inputs, in the order of the models' parameters.
-        recipe: How to train.
-        loss: What outputs (or features) lose.
-        features: Modules of both models to compare instead of the outputs.
-        enough: Tells from the outputs on the held-out part whether training may stop.
-        device: torch device to train on.
-        state: File to keep the state of the training in, every minute, or None.
-        resume: Whether to go on from that file, if it is there.
-        progress: Called with the share done.
+        task: What is trained, toward what, and on what.
+        recipe: How it is trained.
+        device: torch device.
+        checkpoint: File in which the state is saved once a minute, or None.
+        resume: Continue from that file if it exists.
+        progress: Called with the fraction of the steps that is done.
 
     Raises:
-        ConverterError: When there is too little data, its labels do not fit, the models cannot be
-            trained on it, the device is not there, or accelerate is not installed.
+        ConverterError: If there is too little data, its labels do not fit, the models cannot be
+            trained on it, the device does not exist, or accelerate is not installed.
     """
-    place = process_group(device)
-    model, original = (copied(m).float().to(place.device) for m in (student, teacher))
-    answer: Run = inside(model, features) if features else whole(model)
-    answer = fake_quantize(answer) if recipe.int8 else answer
-    wanted: Run = inside(original, features) if features else whole(original)
-    layout, outputs = _tried(model.eval(), original.eval(), answer, wanted, data, place.device)
-    each = sum(a.nbytes for a in data.read(np.arange(1)).values())
-    if enough is not None:
-        each += 2 * sum(4 * output[:1].numel() for output in outputs if output.ndim)
-    held, train = split_off(data, each, recipe.seed)
-    held = held.augmented(recipe.seed)
-    if loss is distillation:
-        _check_labels(outputs[0], data)
-
-    bfloat16 = recipe.bfloat16 and place.computes_bfloat16()
-
-    def loss_of(inputs: Tensors, labels: torch.Tensor | None) -> torch.Tensor:
-        inputs = _moved(inputs, place.device, layout)
-        labels = None if labels is None else labels.to(place.device)
-        with torch.autocast(place.device.type, torch.bfloat16, enabled=bfloat16):
-            with torch.no_grad():
-                targets = wanted(inputs)
-            found = loss(answer(inputs), targets, labels)
-        if not found.requires_grad:
-            raise ConverterError("What the network gives does not depend on its weights smoothly.")
-        return found
-
-    @torch.no_grad()
-    def held_out() -> tuple[float, bool]:
-        total, before, after = 0.0, list[list[np.ndarray]](), list[list[np.ndarray]]()
-        size = min(BATCH, max(recipe.batch_size // (recipe.accumulate * place.processes), 1))
-        # Batches of about the same size: none is of one example, which some losses cannot do with.
-        parts = max(min(math.ceil(held.count / size), held.count // 2), 1)
-        for indices in np.array_split(np.arange(held.count), parts):
-            feeds, labels = tensors(held.batch(indices))
-            inputs = _moved(feeds, place.device, layout)
-            labels = None if labels is None else labels.to(place.device)
-            outputs, outputs_wanted = answer(inputs), wanted(inputs)
-            total += float(loss(outputs, outputs_wanted, labels)) * len(indices)
-            if enough is not None:
-                before.append([_array(output) for output in outputs_wanted])
-                after.append([_array(output) for output in outputs])
-        mean = place.all_reduce_mean(total / held.count)
-        if enough is None or not math.isfinite(mean):
-            return mean, False
-        first, second = ([np.concatenate(p) for p in zip(*all)] for all in (before, after))
-        return mean, place.all_reduce_mean(enough(first, second, held.labels)) == 1
-
-    batches = Batches(train, recipe, place.rank, place.processes)
-    steps = recipe.epochs * batches.per_epoch
-    descent = Optimizers(model, recipe)
-    now = read_checkpoint(state, model.state_dict()) if resume and state is not None else None
-    if not place.all_equal(-1 if now is None else now.step):
-        now = None  # not all processes have it
-    if now is None:
-        first_loss, done = held_out()
-        if recipe.epochs and not math.isfinite(first_loss):
+    group = process_group(device)
+    pair, targets = prepare_models(task, recipe, group)
+    example_bytes = sum(array.nbytes for array in task.data.read(np.arange(1)).values())
+    if task.stop_when is not None:
+        example_bytes += 2 * sum(4 * t[:1].numel() for t in targets if t.ndim)
+    holdout, data = split_holdout(task.data, example_bytes, recipe.seed)
+    if task.loss is distillation:
+        check_labels(task.data, targets[0])
+    share = recipe.batch_size // (recipe.accumulate * group.size)
+    batch_size = min(MAX_HOLDOUT_BATCH, max(share, 1))
+    evaluate = partial(evaluate_holdout, pair, task, holdout, batch_size, group)
+    batches = Batches(data, recipe, group.rank, group.size)
+    start = _read_shared(checkpoint, pair.model, group) if resume and checkpoint else None
+    if start is None:
+        start = _first_checkpoint(pair.model, evaluate)
+        if recipe.epochs and not math.isfinite(start.first_loss):
             raise ConverterError(
-                f"The network loses {first_loss} on {data.source} before any training; nothing can "
-                "be won from there."
+                f"The network loses {start.first_loss} on {task.data.source} before any training; "
+                "nothing can be won from there."
             )
-        start = _copy(model.state_dict())
-        now = State(0, start, start, start, {}, first_loss, first_loss, done)
-    model.load_state_dict(now.weights)
-    if now.moments:
-        descent.restore(now.moments)
-    average = {name: tensor.to(place.device) for name, tensor in _copy(now.average).items()}
+    state = _State.of(pair.model, batches, start)
+    gradients = partial(_compute_gradients, pair, task.loss, group)
+    save_to = None if group.rank else checkpoint
+    end = _fit(state, gradients, batches, start, evaluate, save_to, progress)
+    model = copied(task.student)  # has the student's types and memory format, and no hooks
+    model.load_state_dict(end.best)
+    return Trained(
+        model.eval(),
+        end.step / batches.per_epoch,
+        end.first_loss,
+        end.best_loss,
+        holdout.count,
+        None if task.stop_when is None else end.accepted,
+        pair.bfloat16,
+    )
+
+
+@dataclass(frozen=True)
+class _State:
+    """The objects that training changes: a model, its moving average and its optimizers."""
+
+    model: nn.Module
+    average: AveragedModel
+    optimizers: Optimizers
+
+    @classmethod
+    def of(cls, model: nn.Module, batches: Batches, start: Checkpoint) -> _State:
+        """Load a checkpoint into a model that has its initial weights."""
+        window = max(int(MAX_WINDOW * batches.per_epoch), 1)
+        average = AveragedModel(model, multi_avg_fn=moving_average(window))
+        state = cls(model, average, Optimizers(model, batches.recipe))
+        model.load_state_dict(start.weights)
+        average.module.load_state_dict(start.average)
+        if start.moments:
+            state.optimizers.restore(start.moments)
+        return state
+
+    def capture(self, now: Checkpoint) -> Checkpoint:
+        """Complete a checkpoint with the present weights, average and moments."""
+        average = self.average.module.state_dict()
+        moments = self.optimizers.moments()
+        return replace(now, weights=self.model.state_dict(), average=average, moments=moments)
+
+
+def _read_shared(path: Path, model: nn.Module, group: ProcessGroup) -> Checkpoint | None:
+    """Read a checkpoint; None if not all processes have it."""
+    checkpoint = read_checkpoint(path, model.state_dict())
+    shared = group.all_equal(-1 if checkpoint is None else checkpoint.step)
+    return checkpoint if shared else None
+
+
+def _first_checkpoint(model: nn.Module, evaluate: Evaluate) -> Checkpoint:
+    """Evaluate the initial weights."""
+    loss, accepted = evaluate()
+    weights = _copy(model.state_dict())
+    return Checkpoint(0, weights, weights, weights, {}, loss, loss, accepted)
+
+
+def _fit(
+    state: _State,
+    compute_gradients: Callable[[Sequence[Part]], None],
+    batches: Batches,
+    now: Checkpoint,
+    evaluate: Evaluate,
+    save_to: Path | None,
+    progress: Callable[[float], None],
+) -> Checkpoint:
+    """Take the steps after a checkpoint, until the last or until ``stop_when`` accepts."""
+    steps = batches.recipe.epochs * batches.per_epoch
     saved_s = time.monotonic()
     progress(now.step / max(steps, 1))
-    for step, parts in () if now.done else batches.read(now.step):
-        model.zero_grad()
-        for inputs, labels, share in parts:
-            (share * loss_of(inputs, labels)).backward()
-        place.average([p.grad for p in model.parameters() if p.grad is not None])
-        norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+    for step, parts in () if now.accepted else batches.read(now.step):
+        compute_gradients(parts)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), MAX_GRADIENT_NORM)
         if norm.isfinite():
-            descent.step(now.share * recipe.lr * _schedule((step + 0.5) / steps))
-            window = max(int(AVERAGED * batches.per_epoch), 1)
-            _follow(average, model.state_dict(), step, window)
+            scale = lr_schedule((step + 0.5) / steps)
+            state.optimizers.step(now.lr_scale * batches.recipe.lr * scale)
+            state.average.n_averaged.fill_(step)  # counts steps that were left out, too
+            state.average.update_parameters(state.model)
         now = replace(now, step=step + 1)
-        judged = _is_judged(now.step, batches.per_epoch)
-        if judged:
-            current = _copy(model.state_dict())
-            model.load_state_dict(average)
-            found, done = held_out()
-            if found < now.best_loss or done:
-                now = replace(now, best_loss=found, best=_copy(average), done=done)
-            if not found <= now.first_loss and not done:  # too fast: back, and slower
-                now = replace(now, share=now.share / SLOWER)
-                best = {name: tensor.to(place.device) for name, tensor in now.best.items()}
-                average, current = _copy(best), _copy(best)
-                descent.forget()
-            model.load_state_dict(current)
-        late = judged or time.monotonic() - saved_s > SAVE_S
-        if state is not None and place.rank == 0 and late:
-            weights, moments = model.state_dict(), descent.moments()
-            replace(now, weights=weights, average=average, moments=moments).save(state)
+        evaluated = _is_evaluated(now.step, batches.per_epoch)
+        if evaluated:
+            now = _evaluate_average(state, now, evaluate)
+        if save_to is not None and (evaluated or time.monotonic() - saved_s > SAVE_INTERVAL_S):
+            state.capture(now).save(save_to)
             saved_s = time.monotonic()
-        progress(1.0 if now.done else now.step / steps)
-        if now.done:
+        progress(1.0 if now.accepted else now.step / steps)
+        if now.accepted:
             break
-    # A fresh copy has the types and the layout of the student, and no hooks.
-    shipped = copied(student)
-    shipped.load_state_dict(now.best)
-    reached = None if enough is None else now.done
-    epochs = now.step / batches.per_epoch
-    losses = now.first_loss, now.best_loss
-    return Trained(shipped.eval(), epochs, *losses, held.count, reached, bfloat16)
+    return now
 
 
-def _tried(
-    model: nn.Module,
-    original: nn.Module,
-    answer: Run,
-    wanted: Run,
-    data: Data,
-    device: torch.device,
-) -> tuple[torch.memory_format, list[torch.Tensor]]:
-    """Lay both models out so that they run on two examples: channels last, if they can.
+def _compute_gradients(
+    pair: ModelPair, loss: Loss, group: ProcessGroup, parts: Sequence[Part]
+) -> None:
+    """Compute the gradients of a batch, averaged over all processes."""
+    pair.model.zero_grad()
+    for inputs, labels, share in parts:
+        (share * pair.training_loss(loss, inputs, labels)).backward()
+    group.average([p.grad for p in pair.model.parameters() if p.grad is not None])
 
-    Returns:
-        The layout, and what the original gives.
 
-    Raises:
-        ConverterError: When they do not run, or do not give the same kind of outputs.
+def _evaluate_average(state: _State, now: Checkpoint, evaluate: Evaluate) -> Checkpoint:
+    """Evaluate the moving average; if it is worse than no training, return to the best weights."""
+    weights = _copy(state.model.state_dict())
+    average = state.average.module.state_dict()
+    state.model.load_state_dict(average)
+    loss, accepted = evaluate()
+    if loss < now.best_loss or accepted:
+        now = replace(now, best_loss=loss, best=_copy(average), accepted=accepted)
+    if not loss <= now.first_loss and not accepted:
+        now = replace(now, lr_scale=now.lr_scale / LR_REDUCTION)
+        weights = now.best
+        state.average.module.load_state_dict(weights)
+        state.optimizers.reset()
+    state.model.load_state_dict(weights)
+    return now
+
+
+def moving_average(window: int) -> Callable[..., None]:
+    """Return the update of an exponential moving average over up to ``window`` steps.
+
+    The average spans fewer steps at first: a quarter of those done.
     """
-    feeds = [torch.from_numpy(feed) for feed in data.read(np.arange(2) % data.count).values()]
-    for layout in (torch.channels_last, torch.contiguous_format):
-        for network in (model, original):
-            for parameter in network.parameters():
-                if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=layout)
-        try:
-            with torch.no_grad():
-                inputs = _moved(feeds, device, layout)
-                outputs, targets = answer(inputs), wanted(inputs)
-            break
-        except Exception as error:  # the user's model may raise anything
-            if layout is torch.contiguous_format:
-                raise ConverterError(
-                    f"The network cannot be trained on {data.source}, two examples a call: "
-                    f"{root_line(error)}"
-                ) from None
-    if not targets or [o.shape for o in outputs] != [t.shape for t in targets]:
-        raise ConverterError("The converted network gives other outputs than the original.")
-    return layout, targets
+
+    def update(
+        averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], step: torch.Tensor
+    ) -> None:
+        for average, weight in zip(averages, weights):
+            average.lerp_(weight, 1 / min(window, 1 + int(step) / 4))
+
+    return update
 
 
-def _check_labels(output: torch.Tensor, data: Data) -> None:
-    labels = data.labels
-    if labels is None and data.load_batch is None:
-        return
-    fit = labels is not None and output.ndim == 2
-    if not fit or labels is None or not 0 <= labels.min() <= labels.max() < output.shape[1]:
-        raise ConverterError(
-            f"The labels of {data.source} do not fit the network's outputs of shape "
-            f"{tuple(output.shape[1:])}; give classes from 0 on, or pass --labels=false."
-        )
-
-
-def _schedule(done: float) -> float:
-    """Give the share of the learning rate when a share of the steps is done."""
+def lr_schedule(done: float) -> float:
+    """Return the learning rate, as a fraction of the highest, when a fraction of steps is done."""
     if done < WARM_UP:
         return LAST_LR + (1 - LAST_LR) * done / WARM_UP
     return LAST_LR + (1 - LAST_LR) * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
 
 
-def _is_judged(step: int, per_epoch: int) -> bool:
-    """Tell whether the network is tried on the held-out part after so many steps."""
+def _is_evaluated(step: int, per_epoch: int) -> bool:
+    """Tell whether the network is evaluated after so many steps."""
     if step < per_epoch:
-        return step in [per_epoch * part // EARLY for part in range(1, EARLY)]
+        return step in [per_epoch * n // EARLY_EVALUATIONS for n in range(1, EARLY_EVALUATIONS)]
     return step % per_epoch == 0
-
-
-def _moved(
-    inputs: Tensors, device: torch.device, layout: torch.memory_format
-) -> list[torch.Tensor]:
-    """Bring inputs to a device, floats as float32, images laid out."""
-    moved = [x.to(device, torch.float32 if x.is_floating_point() else None) for x in inputs]
-    return [x.contiguous(memory_format=layout) if x.ndim == 4 else x for x in moved]
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return np.atleast_1d(tensor.float().cpu().numpy())
-
-
-def _follow(average: Weights, weights: Weights, step: int, window: int) -> None:
-    """Move the average toward the weights."""
-    share = 1 / min(window, 1 + step / 4)
-    for name, tensor in weights.items():
-        if tensor.is_floating_point():
-            average[name].lerp_(tensor, share)
-        else:
-            average[name].copy_(tensor)
 
 
 def _copy(weights: Weights) -> Weights:

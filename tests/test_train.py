@@ -1,4 +1,4 @@
-"""Training toward the original: it learns, it is seeded, it goes on where it was killed."""
+"""Training toward the original: it lowers the loss, is reproducible, and resumes exactly."""
 
 import copy
 import pickle
@@ -16,12 +16,19 @@ from converter.errors import ConverterError
 from converter.models.modules import read_module, to_modules
 from converter.models.source import open_source
 from converter.options import Options
-from converter.processes import process_group
+from converter.processes import Resources, process_group
 from converter.training.batches import Batches
-from converter.training.checkpoint import State, read_checkpoint
-from converter.training.distill import distill
-from converter.training.losses import Recipe, distance, own_loss, reconstruction, relative_error
-from converter.training.train import Trained, train_with_fp32_fallback, tune
+from converter.training.checkpoint import Checkpoint, read_checkpoint
+from converter.training.distill import distill, phases
+from converter.training.losses import (
+    distillation,
+    distillation_loss,
+    import_loss,
+    reconstruction,
+    relative_squared_error,
+)
+from converter.training.task import Recipe, Trained, TrainingTask
+from converter.training.train import train, train_with_fp32_fallback
 
 QUICK = Recipe(epochs=2, lr=1e-2, batch_size=32)
 
@@ -63,6 +70,12 @@ def pair(dropout=0.0, rank=3):
     return student.eval(), teacher
 
 
+def trained(student, teacher, data, recipe, loss=distillation, **more):
+    """Train; ``features`` and ``stop_when`` belong to the task, all else to the call."""
+    task = {name: more.pop(name) for name in ("features", "stop_when") if name in more}
+    return train(TrainingTask(student, teacher, data, loss, **task), recipe, **more)
+
+
 def data(count=200, **more):
     return from_arrays({"x": noise(count, 3, 8, 8, seed=3)} | more, "noise")
 
@@ -72,7 +85,7 @@ TEST = torch.from_numpy(noise(128, 3, 8, 8, seed=4))
 
 @torch.no_grad()
 def loss_of(model, teacher):
-    return distance(model(TEST), teacher(TEST)).item()
+    return distillation_loss(model(TEST), teacher(TEST)).item()
 
 
 def same(one, other):
@@ -83,43 +96,43 @@ def same(one, other):
 def test_training_brings_a_network_closer_to_its_original():
     student, teacher = pair()
     before = copy.deepcopy(student)
-    told = []
+    fractions = []
     recipe = replace(QUICK, epochs=15)
-    tuned = tune(student, teacher, data(512), recipe, progress=told.append)
-    assert loss_of(tuned.model, teacher) < 0.5 * loss_of(student, teacher)
-    assert tuned.best_loss < tuned.first_loss
-    assert not tuned.model.training
+    result = trained(student, teacher, data(512), recipe, progress=fractions.append)
+    assert loss_of(result.model, teacher) < 0.5 * loss_of(student, teacher)
+    assert result.best_loss < result.first_loss
+    assert not result.model.training
     assert same(student, before)
-    assert told == sorted(told) and told[-1] == 1.0
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
 
 
 def test_features_come_closer_by_reconstruction():
     student, teacher = pair()
     recipe = replace(QUICK, epochs=10)
-    tuned = tune(student, teacher, data(512), recipe, loss=reconstruction, features=["body"])
+    result = trained(student, teacher, data(512), recipe, loss=reconstruction, features=["body"])
 
     @torch.no_grad()
     def error(model):
-        seen = []
+        features = []
         for net in (model, teacher):
-            net.body.register_forward_hook(lambda module, inputs, output: seen.append(output))
+            net.body.register_forward_hook(lambda module, inputs, output: features.append(output))
             net(TEST)
-        return relative_error(seen[0], seen[-1]).item()
+        return relative_squared_error(features[0], features[-1]).item()
 
-    assert error(tuned.model) < 0.9 * error(student)
+    assert error(result.model) < 0.9 * error(student)
 
 
-def test_reconstruction_leaves_the_layers_behind_alone():
+def test_reconstruction_does_not_change_later_layers():
     student, teacher = pair()
     recipe = replace(QUICK)
-    tuned = tune(student, teacher, data(), recipe, loss=reconstruction, features=["body"])
-    assert torch.equal(tuned.model.head.weight, student.head.weight)
+    result = trained(student, teacher, data(), recipe, loss=reconstruction, features=["body"])
+    assert torch.equal(result.model.head.weight, student.head.weight)
 
 
 def test_training_is_seeded():
     student, teacher = pair()
     once, again, other = (
-        tune(student, teacher, data(), replace(QUICK, seed=seed)).model for seed in (7, 7, 8)
+        trained(student, teacher, data(), replace(QUICK, seed=seed)).model for seed in (7, 7, 8)
     )
     assert same(once, again)
     assert not same(once, other)
@@ -127,28 +140,28 @@ def test_training_is_seeded():
 
 def test_training_leaves_the_global_random_numbers_alone():
     before = torch.get_rng_state()
-    tune(*pair(dropout=0.5), data(), QUICK)
+    trained(*pair(dropout=0.5), data(), QUICK)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_statistics_of_batch_norm_are_kept():
     student, teacher = pair()
-    tuned = tune(student, teacher, data(), QUICK).model
-    assert torch.equal(tuned.norm.running_mean, student.norm.running_mean)
-    assert torch.equal(tuned.norm.running_var, student.norm.running_var)
-    assert not torch.equal(tuned.norm.weight, student.norm.weight)
+    result = trained(student, teacher, data(), QUICK).model
+    assert torch.equal(result.norm.running_mean, student.norm.running_mean)
+    assert torch.equal(result.norm.running_var, student.norm.running_var)
+    assert not torch.equal(result.norm.weight, student.norm.weight)
 
 
 def test_the_best_weights_are_kept():
     student, teacher = pair()
-    assert same(tune(student, teacher, data(), replace(QUICK, lr=1e3)).model, student)
+    assert same(trained(student, teacher, data(), replace(QUICK, lr=1e3)).model, student)
 
 
-def test_labels_count():
+def test_labels_pull_the_outputs_toward_them():
     student, teacher = pair()
     recipe, labels = replace(QUICK, epochs=8), np.full(200, 2)
     with_labels, without = (
-        tune(student, teacher, data(**more), recipe).model(TEST).softmax(1)[:, 2].mean().item()
+        trained(student, teacher, data(**more), recipe).model(TEST).softmax(1)[:, 2].mean().item()
         for more in ({"y": labels}, {})
     )
     assert with_labels > 1.1 * without
@@ -158,7 +171,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
     student, teacher = pair()
     recipe = replace(QUICK, epochs=1)
     whole, parts = (
-        tune(student, teacher, data(), replace(recipe, accumulate=n)).model for n in (1, 4)
+        trained(student, teacher, data(), replace(recipe, accumulate=n)).model for n in (1, 4)
     )
     start = student.state_dict()
     for name, tensor in whole.state_dict().items():
@@ -171,8 +184,8 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("at", [0.05, 0.4, 0.75])
-def test_a_training_that_was_killed_goes_on_to_the_same_weights(at, tmp_path, monkeypatch):
-    monkeypatch.setattr("converter.training.train.SAVE_S", 0.0)
+def test_a_killed_training_resumes_to_the_same_weights(at, tmp_path, monkeypatch):
+    monkeypatch.setattr("converter.training.train.SAVE_INTERVAL_S", 0.0)
     student, teacher = pair()
     recipe = replace(QUICK, epochs=4)
 
@@ -180,59 +193,61 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(at, tmp_path, mo
         if done >= at:
             raise Stop
 
-    path = tmp_path / "state.safetensors"
+    path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Stop):
-        tune(student, teacher, data(), recipe, state=path, progress=kill)
+        trained(student, teacher, data(), recipe, checkpoint=path, progress=kill)
     steps = []
-    resumed = tune(student, teacher, data(), recipe, state=path, resume=True, progress=steps.append)
-    assert same(resumed.model, tune(student, teacher, data(), recipe).model)
+    resumed = trained(
+        student, teacher, data(), recipe, checkpoint=path, resume=True, progress=steps.append
+    )
+    assert same(resumed.model, trained(student, teacher, data(), recipe).model)
     assert steps == [] or steps[0] > at - 0.1
     assert same(
-        tune(student, teacher, data(), recipe, state=path, resume=True).model, resumed.model
+        trained(student, teacher, data(), recipe, checkpoint=path, resume=True).model, resumed.model
     )
 
 
 @pytest.mark.parametrize(
     "damage", ["nothing there", "cut short", "a byte changed", "of another network"]
 )
-def test_a_state_that_does_not_fit_is_no_state(damage, tmp_path):
+def test_a_checkpoint_that_is_damaged_or_of_another_network_is_ignored(damage, tmp_path):
     student, teacher = pair()
-    path, recipe = tmp_path / "state.safetensors", replace(QUICK, epochs=1)
-    tune(student, teacher, data(), recipe, state=path)
+    path, recipe = tmp_path / "checkpoint.safetensors", replace(QUICK, epochs=1)
+    trained(student, teacher, data(), recipe, checkpoint=path)
     assert read_checkpoint(path, student.state_dict()).step == 8
     if damage == "nothing there":
         path.unlink()
     elif damage == "cut short":
         path.write_bytes(path.read_bytes()[:-50])
     elif damage == "a byte changed":
-        held = bytearray(path.read_bytes())
-        held[-50] ^= 1
-        path.write_bytes(held)
+        content = bytearray(path.read_bytes())
+        content[-50] ^= 1
+        path.write_bytes(content)
     else:
-        State(3, {}, {}, {}, {}, 1.0, 1.0).save(path)
+        Checkpoint(3, {}, {}, {}, {}, 1.0, 1.0).save(path)
     assert read_checkpoint(path, student.state_dict()) is None
-    resumed = tune(student, teacher, data(), recipe, state=path, resume=True)
-    assert same(resumed.model, tune(student, teacher, data(), recipe).model)
+    resumed = trained(student, teacher, data(), recipe, checkpoint=path, resume=True)
+    assert same(resumed.model, trained(student, teacher, data(), recipe).model)
 
 
-def test_training_ends_when_it_is_enough():
+def test_training_stops_when_the_holdout_outputs_are_accepted():
     student, teacher = pair()
-    asked = []
+    calls = []
 
-    def enough(before, after, labels):
-        asked.append((np.concatenate(before).shape, np.concatenate(after).shape, labels))
-        return len(asked) == 3
+    def stop(before, after, labels):
+        calls.append((np.concatenate(before).shape, np.concatenate(after).shape, labels))
+        return len(calls) == 3
 
-    tuned = tune(student, teacher, data(), replace(QUICK, epochs=9), enough=enough)
-    assert tuned.epochs == 0.5  # asked before, and after each quarter of the first epoch
-    assert asked[0] == ((20, 4), (20, 4), None)
+    result = trained(student, teacher, data(), replace(QUICK, epochs=9), stop_when=stop)
+    assert result.epochs == 0.5  # called before training, and after each quarter of the first epoch
+    assert calls[0] == ((20, 4), (20, 4), None)
 
 
-def test_what_is_enough_from_the_start_is_left_alone():
+def test_weights_that_are_accepted_from_the_start_are_not_changed():
     student, teacher = pair()
-    tuned = tune(student, teacher, data(), QUICK, enough=lambda *held: True)
-    assert tuned.epochs == 0
-    assert same(tuned.model, student)
+    result = trained(student, teacher, data(), QUICK, stop_when=lambda *_: True)
+    assert result.epochs == 0
+    assert same(result.model, student)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -242,10 +257,10 @@ def test_steps_follow_the_size_of_the_weights(scaled):
         student.body[0].weight *= 10
         student.body[1].weight /= 10
     recipe = replace(QUICK, epochs=1, lr=1e-4, scaled_steps=scaled)
-    tuned = tune(student, teacher, data(), recipe).model
+    result = trained(student, teacher, data(), recipe).model
     moved = [
         ((new.weight - old.weight).norm() / old.weight.norm()).item()
-        for new, old in zip(tuned.body, student.body)
+        for new, old in zip(result.body, student.body)
     ]
     assert (max(moved) < 5 * min(moved)) == scaled
 
@@ -258,35 +273,35 @@ def test_a_model_that_views_its_features_is_trained():
 
     student, teacher = pair()
     student.__class__ = teacher.__class__ = Viewing
-    assert not same(tune(student, teacher, data(), QUICK).model, student)
+    assert not same(trained(student, teacher, data(), QUICK).model, student)
 
 
 def test_a_half_precision_model_is_trained_and_stays_one():
     student, teacher = (model.half() for model in pair())
     x = noise(200, 3, 8, 8, seed=3).astype(np.float16)
-    tuned = tune(student, teacher, from_arrays({"x": x}, "noise"), replace(QUICK, epochs=5))
-    assert tuned.best_loss < 0.9 * tuned.first_loss
-    assert {tensor.dtype for tensor in tuned.model.parameters()} == {torch.float16}
+    result = trained(student, teacher, from_arrays({"x": x}, "noise"), replace(QUICK, epochs=5))
+    assert result.best_loss < 0.9 * result.first_loss
+    assert {tensor.dtype for tensor in result.model.parameters()} == {torch.float16}
 
 
-def test_what_ships_can_be_pickled_and_holds_nothing_more():
+def test_the_trained_model_can_be_pickled_and_has_no_hooks():
     student, teacher = pair()
     recipe = replace(QUICK, epochs=1)
-    tuned = tune(student, teacher, data(), recipe, loss=reconstruction, features=["body"])
-    again = pickle.loads(pickle.dumps(tuned.model))
-    assert same(again, tuned.model)
-    assert not any(module._forward_hooks for module in tuned.model.modules())
-    assert tuned.model.body[0].weight.is_contiguous()
+    result = trained(student, teacher, data(), recipe, loss=reconstruction, features=["body"])
+    again = pickle.loads(pickle.dumps(result.model))
+    assert same(again, result.model)
+    assert not any(module._forward_hooks for module in result.model.modules())
+    assert result.model.body[0].weight.is_contiguous()
 
 
-def test_networks_of_other_outputs_teach_nothing():
+def test_networks_with_different_outputs_are_refused():
     student, teacher = pair()
     teacher.head = nn.Linear(8, 5)
     with pytest.raises(ConverterError, match="gives other outputs than the original"):
-        tune(student, teacher, data(), QUICK)
+        trained(student, teacher, data(), QUICK)
 
 
-def test_what_has_no_gradient_is_not_trained():
+def test_outputs_without_a_gradient_are_refused():
     class Choosing(Net):
         def forward(self, x):
             return super().forward(x).argmax(1).float()
@@ -294,24 +309,26 @@ def test_what_has_no_gradient_is_not_trained():
     student, teacher = pair()
     student.__class__ = teacher.__class__ = Choosing
     with pytest.raises(ConverterError, match="does not depend on its weights"):
-        tune(student, teacher, data(), QUICK)
+        trained(student, teacher, data(), QUICK)
 
 
 def test_inputs_that_a_model_cannot_take_are_refused():
     with pytest.raises(ConverterError, match="cannot be trained on noise"):
-        tune(*pair(), from_arrays({"x": noise(50, 2, 8, 8)}, "noise"), QUICK)
+        trained(*pair(), from_arrays({"x": noise(50, 2, 8, 8)}, "noise"), QUICK)
 
 
 def test_probabilities_are_compared_as_such():
     logits, other = torch.from_numpy(noise(50, 4)) * 3, torch.from_numpy(noise(50, 4, seed=1)) * 3
-    from_logits = distance(other, logits) - 0.1 * relative_error(other, logits)
+    from_logits = distillation_loss(other, logits) - 0.1 * relative_squared_error(other, logits)
     chances = [rows.softmax(1) for rows in (other, logits)]
-    assert torch.allclose(distance(*chances) - 0.1 * relative_error(*chances), from_logits, 1e-3)
+    assert torch.allclose(
+        distillation_loss(*chances) - 0.1 * relative_squared_error(*chances), from_logits, 1e-3
+    )
 
 
-def test_vectors_that_are_no_classes_must_keep_their_level():
+def test_a_constant_added_to_all_scores_is_a_loss():
     rows = torch.from_numpy(noise(50, 4))
-    assert distance(rows + 7, rows) > 1
+    assert distillation_loss(rows + 7, rows) > 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -329,8 +346,8 @@ def test_an_epoch_is_every_example_once(batch_size, accumulate):
 
 def test_processes_share_every_batch():
     both = [Batches(data(100), replace(QUICK, batch_size=10), rank, 2) for rank in range(2)]
-    seen = [{x.tobytes() for inputs, _, _ in b[3] for x in inputs[0].numpy()} for b in both]
-    assert len(seen[0] | seen[1]) == 10 and not seen[0] & seen[1]
+    one, two = ({x.tobytes() for inputs, _, _ in b[3] for x in inputs[0].numpy()} for b in both)
+    assert len(one | two) == 10 and not one & two
 
 
 def test_more_processes_than_examples_are_refused():
@@ -338,21 +355,21 @@ def test_more_processes_than_examples_are_refused():
         Batches(data(20), QUICK, 0, 32)
 
 
-def test_processes_read_what_one_would(monkeypatch):
+def test_worker_processes_read_the_same_batches(monkeypatch):
     student, teacher = pair()
-    one, two = (tune(student, teacher, data(), replace(QUICK, workers=n)).model for n in (0, 2))
+    one, two = (trained(student, teacher, data(), replace(QUICK, workers=n)).model for n in (0, 2))
     assert same(one, two)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_training_needs_data(count):
     with pytest.raises(ConverterError, match="too few to train on"):
-        tune(*pair(), data(count), QUICK)
+        trained(*pair(), data(count), QUICK)
 
 
 def test_training_needs_the_device():
     with pytest.raises(ConverterError, match="Device 'nowhere' cannot be used"):
-        tune(*pair(), data(), QUICK, device="nowhere")
+        trained(*pair(), data(), QUICK, device="nowhere")
 
 
 @pytest.mark.parametrize(
@@ -360,21 +377,25 @@ def test_training_needs_the_device():
 )
 def test_labels_must_be_classes_of_the_network(labels):
     with pytest.raises(ConverterError, match="do not fit the network's outputs of shape"):
-        tune(*pair(), data(y=labels), QUICK)
+        trained(*pair(), data(y=labels), QUICK)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("lessons:nothing", "no callable"), ("lessons:broken", "failed"), ("lessons:two", "one num")],
+    [
+        ("losses:nothing", "no callable"),
+        ("losses:broken", "failed"),
+        ("losses:two", "one num"),
+    ],
 )
 def test_a_loss_of_the_user_must_work(text, reason, tmp_path, monkeypatch):
-    (tmp_path / "lessons.py").write_text(
+    (tmp_path / "losses.py").write_text(
         "def broken(outputs, targets, labels): return outputs[5]\n"
         "def two(outputs, targets, labels): return outputs[0][:2]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConverterError, match=reason):
-        tune(*pair(), data(), QUICK, loss=own_loss(text))
+        trained(*pair(), data(), QUICK, loss=import_loss(text))
 
 
 def test_a_loss_of_the_user_is_used(tmp_path, monkeypatch):
@@ -383,24 +404,26 @@ def test_a_loss_of_the_user_is_used(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     student, teacher = pair()
-    tuned = tune(student, teacher, data(), replace(QUICK, epochs=6), loss=own_loss("mine:zero"))
-    assert tuned.model(TEST).square().mean() < 0.7 * student(TEST).square().mean()
+    result = trained(
+        student, teacher, data(), replace(QUICK, epochs=6), loss=import_loss("mine:zero")
+    )
+    assert result.model(TEST).square().mean() < 0.7 * student(TEST).square().mean()
 
 
 def test_labels_of_any_kind_are_for_a_loss_of_the_user():
     masks = noise(200, 4, seed=8).astype(np.float64)
-    seen = []
+    kinds = []
 
     def toward(outputs, targets, labels):
-        seen.append((labels.dtype, tuple(labels.shape[1:])))
+        kinds.append((labels.dtype, tuple(labels.shape[1:])))
         return (outputs[0] - labels).square().mean()
 
     student, teacher = pair()
-    tuned = tune(student, teacher, data(y=masks), QUICK, loss=toward)
-    assert set(seen) == {(torch.float32, (4,))} and tuned.best_loss < tuned.first_loss
-    seen.clear()
-    tune(student, teacher, data(y=masks.astype(np.uint8)), QUICK, loss=toward)
-    assert set(seen) == {(torch.int64, (4,))}
+    result = trained(student, teacher, data(y=masks), QUICK, loss=toward)
+    assert set(kinds) == {(torch.float32, (4,))} and result.best_loss < result.first_loss
+    kinds.clear()
+    trained(student, teacher, data(y=masks.astype(np.uint8)), QUICK, loss=toward)
+    assert set(kinds) == {(torch.int64, (4,))}
 
 
 def test_a_loss_that_is_no_number_at_first_is_refused():
@@ -408,7 +431,7 @@ def test_a_loss_that_is_no_number_at_first_is_refused():
         return (outputs[0] / outputs[0].std(0)).square().mean() * float("nan")
 
     with pytest.raises(ConverterError, match="loses nan on noise before any training"):
-        tune(*pair(), data(), QUICK, loss=spread)
+        trained(*pair(), data(), QUICK, loss=spread)
 
 
 @pytest.mark.parametrize(("count", "size"), [(330, 32), (200, 32), (41, 8), (1000, 128), (30, 2)])
@@ -418,10 +441,10 @@ def test_no_held_out_batch_is_of_one_example(count, size):
     def loss(outputs, targets, labels):
         if not torch.is_grad_enabled():
             sizes.append(len(outputs[0]))
-        return relative_error(outputs[0], targets[0])
+        return relative_squared_error(outputs[0], targets[0])
 
-    tuned = tune(*pair(), data(count), replace(QUICK, epochs=0, batch_size=size), loss=loss)
-    assert sum(sizes) == tuned.held and min(sizes) > 1 and max(sizes) <= size + 1
+    result = trained(*pair(), data(count), replace(QUICK, epochs=0, batch_size=size), loss=loss)
+    assert sum(sizes) == result.holdout and min(sizes) > 1 and max(sizes) <= size + 1
 
 
 @pytest.mark.parametrize(
@@ -436,7 +459,7 @@ def test_no_held_out_batch_is_of_one_example(count, size):
         (22, 2, 2),
     ],
 )
-def test_no_step_takes_more_examples_than_were_allowed(count, size, processes):
+def test_no_step_takes_more_examples_than_the_batch_size(count, size, processes):
     recipe = replace(QUICK, batch_size=size)
     shares = [Batches(data(count), recipe, rank, processes) for rank in range(processes)]
     steps = [[len(s[n][0][0][0]) for s in shares] for n in range(shares[0].per_epoch)]
@@ -446,7 +469,7 @@ def test_no_step_takes_more_examples_than_were_allowed(count, size, processes):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_wrong_with_a_step_is_told_in_one_sentence(workers):
+def test_an_error_while_reading_a_step_stays_one_sentence(workers):
     whole = data()
 
     def read(indices):
@@ -455,76 +478,84 @@ def test_what_is_wrong_with_a_step_is_told_in_one_sentence(workers):
         return whole.read(indices)
 
     recipe = replace(QUICK, workers=workers, seed=1)
-    with pytest.raises(ConverterError) as told:
-        tune(*pair(), replace(whole, read=read), recipe)
-    assert str(told.value) == "Data noise failed: its disk is gone."
+    with pytest.raises(ConverterError) as raised:
+        trained(*pair(), replace(whole, read=read), recipe)
+    assert str(raised.value) == "Data noise failed: its disk is gone."
 
 
-def test_without_epochs_it_is_only_judged():
+def test_without_epochs_the_network_is_only_evaluated():
     student, teacher = pair()
     recipe = replace(QUICK, epochs=0)
-    for wanted in (True, False):
-        tuned = tune(student, teacher, data(), recipe, enough=lambda *held, it=wanted: it)
-        assert tuned.enough is wanted and same(tuned.model, student)
-        assert (tuned.epochs, tuned.held) == (0, 20)
+    for answer in (True, False):
+        result = trained(
+            student, teacher, data(), recipe, stop_when=lambda *_, answer=answer: answer
+        )
+        assert result.accepted is answer and same(result.model, student)
+        assert (result.epochs, result.holdout) == (0, 20)
 
 
-def test_an_output_without_axes_is_judged_with_the_others():
+def test_an_output_without_axes_is_evaluated_with_the_others():
     class Two(Net):
         def forward(self, x):
-            found = super().forward(x)
-            return found, found.mean()
+            scores = super().forward(x)
+            return scores, scores.mean()
 
     torch.manual_seed(0)
     teacher, shapes = Two().eval(), []
 
-    def enough(before, after, labels):
+    def stop(before, after, labels):
         shapes.extend(rows.shape for rows in before)
         return False
 
-    tune(copy.deepcopy(teacher), teacher, data(), replace(QUICK, epochs=0), enough=enough)
+    trained(copy.deepcopy(teacher), teacher, data(), replace(QUICK, epochs=0), stop_when=stop)
     assert shapes == [(20, 4), (1,)]
 
 
-def test_where_an_epoch_does_harm_it_goes_back_and_learns_more_slowly(tmp_path):
+def test_an_epoch_that_makes_the_network_worse_is_undone_and_the_rate_lowered(tmp_path):
     student, teacher = pair()
     recipe = replace(QUICK, epochs=8, lr=100.0)
-    fast = tune(student, teacher, data(), recipe, state=tmp_path / "state.safetensors")
-    assert read_checkpoint(tmp_path / "state.safetensors", student.state_dict()).share < 1
+    fast = trained(student, teacher, data(), recipe, checkpoint=tmp_path / "checkpoint.safetensors")
+    assert read_checkpoint(tmp_path / "checkpoint.safetensors", student.state_dict()).lr_scale < 1
     assert fast.best_loss < fast.first_loss
-    gentle = tune(student, teacher, data(), QUICK, state=tmp_path / "gentle.safetensors")
-    assert read_checkpoint(tmp_path / "gentle.safetensors", student.state_dict()).share == 1
-    assert gentle.best_loss < gentle.first_loss
+    slow = trained(student, teacher, data(), QUICK, checkpoint=tmp_path / "slow.safetensors")
+    assert read_checkpoint(tmp_path / "slow.safetensors", student.state_dict()).lr_scale == 1
+    assert slow.best_loss < slow.first_loss
 
 
-def test_a_loss_below_zero_is_no_harm(tmp_path):
+def test_a_negative_loss_does_not_lower_the_rate(tmp_path):
     def below(outputs, targets, labels):
-        return relative_error(outputs[0], targets[0]) - 10
+        return relative_squared_error(outputs[0], targets[0]) - 10
 
     student, teacher = pair()
-    state = tmp_path / "state.safetensors"
-    tuned = tune(student, teacher, data(), replace(QUICK, epochs=4), loss=below, state=state)
-    assert tuned.best_loss < tuned.first_loss < 0
-    assert read_checkpoint(state, student.state_dict()).share == 1
+    path = tmp_path / "checkpoint.safetensors"
+    result = trained(
+        student, teacher, data(), replace(QUICK, epochs=4), loss=below, checkpoint=path
+    )
+    assert result.best_loss < result.first_loss < 0
+    assert read_checkpoint(path, student.state_dict()).lr_scale == 1
 
 
-def test_one_epoch_is_enough_to_see_that_learning_does_harm(tmp_path):
+def test_the_rate_is_lowered_within_the_first_epoch(tmp_path):
     student, teacher = pair()
     recipe = replace(QUICK, epochs=1, lr=1.0)
-    fast = tune(student, teacher, data(), recipe, state=tmp_path / "state.safetensors")
-    assert read_checkpoint(tmp_path / "state.safetensors", student.state_dict()).share < 1 / 3
+    fast = trained(student, teacher, data(), recipe, checkpoint=tmp_path / "checkpoint.safetensors")
+    assert (
+        read_checkpoint(tmp_path / "checkpoint.safetensors", student.state_dict()).lr_scale < 1 / 3
+    )
     assert fast.best_loss < fast.first_loss
 
 
 def test_bfloat16_is_left_to_devices_that_have_it():
     recipe = replace(QUICK, epochs=1)
-    whole, half = (tune(*pair(), data(), replace(recipe, bfloat16=b)).model for b in (False, True))
+    whole, half = (
+        trained(*pair(), data(), replace(recipe, bfloat16=b)).model for b in (False, True)
+    )
     assert same(whole, half) == (not process_group("cpu").computes_bfloat16())
     assert (whole(TEST) - half(TEST)).norm() < 0.1 * whole(TEST).norm()
 
 
 @pytest.mark.parametrize("size", [0, 1000], ids=["apart", "cancelling"])
-def test_what_bfloat16_cannot_teach_is_taught_in_float32(size, tmp_path, monkeypatch):
+def test_float32_is_used_if_bfloat16_does_not_lower_the_loss(size, tmp_path, monkeypatch):
     monkeypatch.setenv("FLATCONV_CACHE", str(tmp_path))
     student, teacher = pair()
     kernel, point = student.body[0].weight.detach(), student.body[1]
@@ -535,36 +566,36 @@ def test_what_bfloat16_cannot_teach_is_taught_in_float32(size, tmp_path, monkeyp
     second.weight.data = torch.cat([point.weight.data, point.weight.data], 1)
     second.bias.data = point.bias.data.clone()
     student.body = nn.Sequential(first, second)
-    config = Options.of(finetune=2, lr=1e-2, train_batch=32, precision="bfloat16")
-    source = replace(open_source(teacher, TEST, config), train=data())
+    options = Options.of(finetune=2, lr=1e-2, train_batch=32, precision="bfloat16")
+    source = replace(open_source(teacher, TEST, options), train=data())
     names = list[str]()
-    tuned, _, _ = distill(
-        student, source.network, source, [], {}, config, lambda name, done: names.append(name)
-    )
-    assert loss_of(tuned, teacher) < 0.2 * loss_of(student, teacher)
+    resources = Resources.of(options, progress=lambda name, done: names.append(name))
+    parts = phases(options, {})
+    model, _, _ = distill(student, source.network, source, [], parts, resources)
+    assert loss_of(model, teacher) < 0.2 * loss_of(student, teacher)
     falls_back = bool(size) and process_group("cpu").computes_bfloat16()
     assert set(names) == {"fine-tuning"} | ({"fine-tuning in float32"} if falls_back else set())
 
 
 @pytest.mark.parametrize(
-    ("epochs", "best_loss", "enough", "bfloat16", "attempts"),
+    ("epochs", "best_loss", "accepted", "bfloat16", "attempts"),
     [
         (1, 1.0, None, True, [True, False]),
         (1, 1.0, False, True, [True, False]),
-        (1, 0.9, None, True, [True]),  # learnt
-        (1, 1.0, True, True, [True]),  # enough as it was
+        (1, 0.9, None, True, [True]),  # improved
+        (1, 1.0, True, True, [True]),  # accepted as it was
         (0, 1.0, None, True, [True]),  # not trained
         (1, 1.0, None, False, [True]),  # the device has no bfloat16: it was float32
     ],
 )
-def test_no_more_is_trained_again_than_learnt_nothing(
-    epochs, best_loss, enough, bfloat16, attempts
+def test_training_is_repeated_in_float32_only_if_bfloat16_improved_nothing(
+    epochs, best_loss, accepted, bfloat16, attempts
 ):
     recipe, tried = Recipe(epochs=epochs, bfloat16=True), list[Recipe]()
 
     def attempt(recipe):
         tried.append(recipe)
-        return Trained(Net(), epochs, 1.0, best_loss, 20, enough, bfloat16 and recipe.bfloat16)
+        return Trained(Net(), epochs, 1.0, best_loss, 20, accepted, bfloat16 and recipe.bfloat16)
 
     last = train_with_fp32_fallback(attempt, recipe)
     assert tried == [replace(recipe, bfloat16=bfloat16) for bfloat16 in attempts]
@@ -572,7 +603,7 @@ def test_no_more_is_trained_again_than_learnt_nothing(
 
 
 @pytest.mark.parametrize("step", [4097, 5_000_001])
-def test_one_process_agrees_with_itself_at_any_step(step):
-    place = process_group("cpu")
-    assert place.all_equal(step)
-    assert place.all_reduce_mean(step**2) == step**2
+def test_a_single_process_equals_itself_at_any_step(step):
+    group = process_group("cpu")
+    assert group.all_equal(step)
+    assert group.all_reduce_mean(step**2) == step**2

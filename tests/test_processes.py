@@ -1,9 +1,10 @@
-"""Two processes work as one does; what cannot be shared is refused."""
+"""Two processes give the result of one; what they cannot do is refused."""
 
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -11,11 +12,12 @@ import pytest
 from helpers import flatconv, make_net, noise
 from torch import distributed
 
+import converter
 from converter import ConverterError
 from converter.evaluation.check import difference
 from converter.processes import SINGLE_PROCESS, is_first, process_group
 
-# What each of two processes does; the training inputs leave word of who reads them.
+# What each of two processes runs. Reading the training inputs leaves a file for each process.
 BOTH = """
 import contextlib
 import io
@@ -24,13 +26,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from helpers import fixed_race
 
 import converter
 from converter import cli
+from converter.evaluation import compare
 from converter.processes import process_group
-from converter.timing import race as measure
 
-measure.BUDGET_S, measure.FEWEST_ROUNDS, measure.MOST_ROUNDS = 0.2, 8, 10
+compare.race = fixed_race
 
 
 def inputs():
@@ -50,31 +53,36 @@ def flatconv(line):
 
 
 def main():
-    place = process_group("cpu")
-    assert place.processes == 2
+    group = process_group("cpu")
+    assert group.size == 2
     for count in range(5):
-        everything = list(range(count))
-        mine = list(place.shard(everything))
-        assert mine == everything[place.rank :: 2]
-        assert place.gather(mine) == ([] if place.rank else everything)
-    assert place.all_equal(5_000_001)
-    for apart in (1, 2, -1):
-        assert not place.all_equal(5 + apart * place.rank)
-    assert place.broadcast(lambda: place.rank) == 0
-    assert place.all_reduce_mean(place.rank) == 0.5
+        items = list(range(count))
+        part = list(group.shard(items))
+        assert part == items[group.rank :: 2]
+        assert group.gather(part) == ([] if group.rank else items)
+    assert group.all_equal(5_000_001)
+    for difference in (1, 2, -1):
+        assert not group.all_equal(5 + difference * group.rank)
+    assert group.broadcast(lambda: group.rank) == 0
+    assert group.all_reduce_mean(group.rank) == 0.5
+    if group.rank:
+        assert [task(3) for task in group.tasks()] == ["3"]
+    else:
+        assert group.run_on_all(str, 2) == "2"
+        group.broadcast_task(None)
     lines = Path("lines.txt").read_text().splitlines()
-    if place.rank == 0:
+    if group.rank == 0:
         os.environ["WORLD_SIZE"] = "1"
         for line in lines:
             assert flatconv(line.format("one", "train.npz"))[0] in (0, 1), line
         os.environ["WORLD_SIZE"] = "2"
     for line in lines:
-        place.all_reduce_mean(0)  # until both are done with the last one
+        group.all_reduce_mean(0)  # until both are done with the last one
         assert flatconv(line.format("two", "both:inputs"))[0] in (0, 1), line
     line = "convert toy:build --calib calib.npz --max-macs 0.5 --schedule 2 --finetune 2 -o no"
     status, err = flatconv(line)
     assert status == 2 and "--schedule works in one process" in err
-    if place.rank:
+    if group.rank:
         try:
             converter.convert("net.onnx")
         except converter.ConverterError as error:
@@ -84,6 +92,7 @@ def main():
 if __name__ == "__main__":
     main()
 """
+ROOT = Path(converter.__file__).parents[1]
 CALIB = "convert net.onnx --calib calib.npz --cache=false"
 LINES = (
     CALIB + " --max-macs 0.25 --latency latency.json -o {0}/search",
@@ -103,7 +112,8 @@ def launched(*command):
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([os.getcwd(), str(ROOT), str(ROOT / "tests")])},
     )
     return process.returncode, process.stderr
 
@@ -124,15 +134,15 @@ def outputs(path, x):
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
-def off(folder, x):
-    """How far a network that was trained is off its original."""
-    wanted, got = (
+def error_of(folder, x):
+    """The difference between a trained network and its original."""
+    original, trained = (
         outputs(folder / "trained" / file, x) for file in ("original.onnx", "model.onnx")
     )
-    return difference(wanted, got)
+    return difference(original, trained)
 
 
-def test_two_processes_find_and_learn_what_one_does(inputs):
+def test_two_processes_find_the_same_plan_and_train_as_one_does(inputs):
     untrained = LINES[2].split(" --train")[0].format("start").split()
     assert flatconv(*untrained, "--quiet")[0] in (0, 1)
     (inputs / "both.py").write_text(BOTH)
@@ -144,16 +154,16 @@ def test_two_processes_find_and_learn_what_one_does(inputs):
     for file in ("plan.json", "model.onnx"):
         one, two = ((folder / file).read_bytes() for folder in searched)
         assert one == two
-    x = noise(128, 3, 16, 16, seed=4)  # sums in another order, which the solver amplifies
+    x = noise(128, 3, 16, 16, seed=4)  # the order of sums differs, and the solver amplifies it
     one, two = (outputs(inputs / folder / "moments" / "model.onnx", x) for folder in ("one", "two"))
     assert difference(one, two) < 1e-3
     x = noise(128, 3, 8, 8, seed=4)
-    start, one, two = (off(inputs / folder, x) for folder in ("start", "one", "two"))
+    start, one, two = (error_of(inputs / folder, x) for folder in ("start", "one", "two"))
     assert max(one, two) < 0.8 * start
     assert abs(one - two) < 0.1 * start
 
 
-def test_when_the_first_process_fails_all_end(inputs):
+def test_all_processes_end_if_the_first_fails(inputs):
     line = "convert net.onnx --calib calib.npz --max-drop 0.01 --latency nothing.json -o out -q"
     status, err = launched("-m", "converter", *line.split())
     assert status != 0
@@ -161,16 +171,16 @@ def test_when_the_first_process_fails_all_end(inputs):
     assert not (inputs / "out").exists()
 
 
-def test_a_process_that_is_gone_is_told(monkeypatch):
+def test_a_lost_process_is_reported(monkeypatch):
     def broken(*_):
         raise RuntimeError("Connection closed by peer")
 
     monkeypatch.setattr(distributed, "broadcast_object_list", broken)
     monkeypatch.setattr(distributed, "gather_object", broken)
-    place = replace(SINGLE_PROCESS, rank=1, processes=2)
-    for share in (lambda: list(place.tasks()), lambda: place.gather([1])):
+    group = replace(SINGLE_PROCESS, rank=1, size=2)
+    for call in (lambda: list(group.tasks()), lambda: group.gather([1])):
         with pytest.raises(ConverterError, match="Another process is gone: Connection closed"):
-            share()
+            call()
 
 
 def test_without_accelerate_it_says_what_to_install(monkeypatch):

@@ -1,4 +1,4 @@
-"""Steps of a training: what Muon moves, by how much, and what the optimizers remember."""
+"""The optimizers: which tensors Muon trains, the size of its steps, and its state."""
 
 import copy
 from dataclasses import replace
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from converter.training.losses import Recipe
 from converter.training.optimizers import Optimizers, orthogonal
+from converter.training.task import Recipe
 
 RECIPE = Recipe(epochs=1, scaled_steps=False)
 SIZES = st.integers(1, 40)
@@ -33,31 +33,31 @@ def graded(network, step=0, scale=1.0):
 
 
 @given(SIZES, SIZES, st.integers(0, 99))
-def test_the_orthogonal_factor_keeps_directions_and_evens_their_sizes(O, I, seed):
+def test_the_orthogonal_factor_has_the_same_singular_vectors_and_values_near_one(O, I, seed):
     n = min(O, I)
     u, _, vt = np.linalg.svd(noise(O, I, seed=seed).astype(float), full_matrices=False)
     sizes = np.geomspace(1, 0.05, n)
-    found = orthogonal(torch.from_numpy(u * sizes @ vt)).numpy()
-    inside = u.T @ found @ vt.T
-    assert np.abs(inside - np.diag(np.diag(inside))).max() < 1e-6
-    assert np.diag(inside).min() > 0.6
-    assert np.diag(inside).max() < 1.3
-    assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(inside), rel=1e-6)
+    factor = orthogonal(torch.from_numpy(u * sizes @ vt)).numpy()
+    values = u.T @ factor @ vt.T
+    assert np.abs(values - np.diag(np.diag(values))).max() < 1e-6
+    assert np.diag(values).min() > 0.6
+    assert np.diag(values).max() < 1.3
+    assert np.linalg.norm(factor) == pytest.approx(np.linalg.norm(values), rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])
-def test_a_matrix_moves_as_the_muon_of_torch_moves_it(shape):
+def test_the_step_of_a_matrix_is_that_of_torchs_muon(shape):
     ours = model(nn.Linear(*shape, bias=False))
     theirs = copy.deepcopy(ours)
     start = ours[0].weight.detach().clone()
-    descent = Optimizers(ours, RECIPE)
+    optimizers = Optimizers(ours, RECIPE)
     other = torch.optim.Muon(
         theirs.parameters(), lr=1e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
     )
     for number, scale in enumerate((1.0, 0.5, 2.0)):
         graded(ours, number, scale)
         graded(theirs, number, scale)
-        descent.step(1e-3)
+        optimizers.step(1e-3)
         other.step()
     moved = theirs[0].weight.detach() - start
     apart = ours[0].weight.detach() - theirs[0].weight.detach()
@@ -65,7 +65,7 @@ def test_a_matrix_moves_as_the_muon_of_torch_moves_it(shape):
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
-def test_what_is_no_matrix_is_left_to_adamw(orthogonal):
+def test_adamw_trains_all_that_is_no_matrix(orthogonal):
     layers = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, (3, 1), groups=16), nn.Linear(16, 4)
     layers += (nn.Linear(2049, 2049, bias=False),)
     ours = graded(model(*layers))
@@ -78,7 +78,7 @@ def test_what_is_no_matrix_is_left_to_adamw(orthogonal):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_kernel_moves_as_a_matrix_in_any_layout(groups):
+def test_the_step_of_a_kernel_does_not_depend_on_its_memory_format(groups):
     one = graded(model(nn.Conv2d(16, 32, 3, groups=groups)))
     two = copy.deepcopy(one).to(memory_format=torch.channels_last)
     graded(two)
@@ -89,14 +89,14 @@ def test_a_kernel_moves_as_a_matrix_in_any_layout(groups):
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_nothing_moves_where_there_is_no_gradient_to_speak_of(wide):
+def test_zero_gradients_give_no_step(wide):
     shape = (9, 30) if wide else (30, 9)
     assert not orthogonal(torch.zeros(shape)).any()
     column = torch.zeros(shape)
     column[:, 0] = 1.0
-    found = orthogonal(column)
-    assert 0.6 < found.norm() < 1.3
-    assert found[:, 1:].abs().max() < 1e-6
+    factor = orthogonal(column)
+    assert 0.6 < factor.norm() < 1.3
+    assert factor[:, 1:].abs().max() < 1e-6
 
 
 def test_entries_move_by_about_the_learning_rate():
@@ -114,47 +114,47 @@ def test_directions_of_small_gradients_are_learned_too():
 
     def left(recipe, steps=200):
         network = model(nn.Linear(16, 16, bias=False))
-        descent = Optimizers(network, recipe)
+        optimizers = Optimizers(network, recipe)
         for step in range(steps):
             network.zero_grad()
             (network(x) - x @ wanted.T).square().mean().backward()
-            descent.step(0.1 * (1 - step / steps))
+            optimizers.step(0.1 * (1 - step / steps))
         return (network[0].weight - wanted).norm().item()
 
     assert left(RECIPE) < 0.2 * left(replace(RECIPE, orthogonal=False))
 
 
-def test_what_was_remembered_is_gone_on_from():
+def test_restored_optimizers_take_the_same_step():
     def stepped(restored):
         network = model(nn.Linear(16, 16), nn.Linear(16, 2))
-        descent = Optimizers(network, RECIPE)
+        optimizers = Optimizers(network, RECIPE)
         graded(network)
-        descent.step(1e-2)
+        optimizers.step(1e-2)
         if restored:
-            moments = {name: tensor.clone() for name, tensor in descent.moments().items()}
-            descent = Optimizers(network, RECIPE)
-            descent.restore(moments)
+            moments = {name: tensor.clone() for name, tensor in optimizers.moments().items()}
+            optimizers = Optimizers(network, RECIPE)
+            optimizers.restore(moments)
         graded(network, 1)
-        descent.step(1e-2)
+        optimizers.step(1e-2)
         return list(network.parameters())
 
     assert all(torch.equal(a, b) for a, b in zip(stepped(True), stepped(False)))
 
 
-def test_what_is_forgotten_counts_no_more():
+def test_reset_optimizers_step_as_new_ones():
     fresh, used = (model(nn.Linear(16, 16)) for _ in range(2))
-    descent = Optimizers(used, RECIPE)
+    optimizers = Optimizers(used, RECIPE)
     graded(used)
-    descent.step(0.0)
-    descent.forget()
-    descents = Optimizers(fresh, RECIPE), descent
-    for network, each in zip((fresh, used), descents):
+    optimizers.step(0.0)
+    optimizers.reset()
+    both = Optimizers(fresh, RECIPE), optimizers
+    for network, each in zip((fresh, used), both):
         graded(network, 1)
         each.step(1e-2)
     assert torch.equal(fresh[0].weight, used[0].weight)
 
 
-def test_what_has_no_gradient_stays():
+def test_parameters_without_a_gradient_do_not_change():
     network = model(nn.Linear(16, 16), nn.Linear(16, 16))
     network[0].weight.requires_grad_(False)
     graded(network)
