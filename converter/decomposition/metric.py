@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import tensorly as tl
+from tensorly.tenalg import multi_mode_dot
 
 # Of the mean power: what the sample never shows counts a little, so that every metric is definite.
 FLOOR = 1e-6
@@ -115,11 +117,12 @@ class Metric:
         return np.kron(self.channels, self.window) if self.full is None else self.full
 
 
-def mapped(tensor: np.ndarray, roots: Sequence[np.ndarray]) -> np.ndarray:
-    """Multiply mode 1, 2, ... of a tensor with the transposed roots."""
-    for mode, root in enumerate(roots, start=1):
-        tensor = np.moveaxis(np.tensordot(tensor, root, (mode, 0)), -1, mode)
-    return tensor
+def whiten(tensor: np.ndarray, roots: Sequence[np.ndarray]) -> np.ndarray:
+    """Multiply the modes 1, 2, ... of a tensor by the transposed roots."""
+    with tl.backend_context("numpy"):
+        modes = range(1, len(roots) + 1)
+        result: np.ndarray = multi_mode_dot(tensor, roots, modes=modes, transpose=True)
+    return result
 
 
 def _mean_power(moments: np.ndarray) -> float:
