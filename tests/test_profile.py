@@ -11,9 +11,10 @@ import pytest
 from helpers import difference, from_text, make_net, noise
 
 import converter
-from converter.decomposition.form import decompose, skeleton
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import MAX_MACS_SHARE, skeleton
 from converter.decomposition.forms import FORMS, find_form
-from converter.decomposition.ranks import MOST_SHARE, ladder
+from converter.decomposition.ranks import rank_grid
 from converter.errors import ConverterError
 from converter.graph import onnx_proto as light
 from converter.graph.network import load, open_session
@@ -116,11 +117,11 @@ def test_a_layer_fused_into_an_addition_gets_its_own_time():
 @pytest.mark.parametrize("block", [8, 16])
 def test_a_ladder_climbs_in_blocks_and_saves_something(path, block):
     for layer in survey(load(path), {"x": noise(*SHAPES["x"])}):
-        rungs = ladder(layer.conv, layer.size, block)
+        rungs = rank_grid(layer.conv, layer.size, block)
         for form, rank in rungs:
             assert form == "decoupled" or all(r % block == 0 for r in rank)
             chain = skeleton(layer.conv, find_form(form), rank)
-            assert chain.macs(layer.size) <= MOST_SHARE * layer.macs
+            assert chain.macs(layer.size) <= MAX_MACS_SHARE * layer.macs
         for form in {form for form, _ in rungs}:
             ranks = [rank for name, rank in rungs if name == form]
             assert ranks == sorted(set(ranks))

@@ -121,8 +121,7 @@ def whiten(tensor: np.ndarray, roots: Sequence[np.ndarray]) -> np.ndarray:
     """Multiply the modes 1, 2, ... of a tensor by the transposed roots."""
     with tl.backend_context("numpy"):
         modes = range(1, len(roots) + 1)
-        result: np.ndarray = multi_mode_dot(tensor, roots, modes=modes, transpose=True)
-    return result
+        return np.ascontiguousarray(multi_mode_dot(tensor, roots, modes=modes, transpose=True))
 
 
 def _mean_power(moments: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""``Problem``, the approximation that a solver is given, and ``SolverSettings``, how to solve it."""
+"""``Problem``, what a solver approximates, and ``SolverSettings``, how it does so."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ def rank_grid(conv: Conv, size: Sequence[int], block: int) -> list[tuple[str, Ra
         size: Spatial size of its input.
         block: Channels that the runtime computes together.
     """
-    return [
-        (form.name, rank) for form in FORMS.values() for rank in form.ranks(conv, size, block)
-    ]
+    return [(form.name, rank) for form in FORMS.values() for rank in form.ranks(conv, size, block)]
 
 
 def all_ranks(form: Form, conv: Conv, block: int) -> list[Rank]:

@@ -15,8 +15,8 @@ import onnx_ir as ir
 import torch
 
 from converter.data.data import Data, random_data
+from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain
-from converter.decomposition.form import relative_error
 from converter.decomposition.metric import Metric
 from converter.evaluation.compare import Progress
 from converter.graph.rewrite import rewrite

@@ -15,8 +15,11 @@ from scipy.linalg import cho_factor, cho_solve
 from converter.cache import digest, load_arrays, packed, store_arrays, unpacked
 from converter.data.data import Data
 from converter.decomposition.conv import Chain, Conv, assemble
-from converter.decomposition.form import RIDGE, Form, Rank, decompose, last_features
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import Form, Rank
 from converter.decomposition.metric import Metric
+from converter.decomposition.problem import SolverSettings
+from converter.decomposition.refit import RIDGE, last_features
 from converter.graph.consumers import find_consumers
 from converter.graph.network import LARGEST_BATCH, observe_shapes, written
 from converter.graph.segments import SegmentedModel, advance, cut
@@ -215,13 +218,14 @@ def _solve(
 
     wanted = best(target) if full else replace(conv, bias=None)
     one_sided = full and (seen.around.rectified or math.prod(seen.around.pool) > 1)
-    effort = FIRST_EFFORT if one_sided else 1.0
-    chain = decompose(wanted, form, rank, seed, metrics, None, device, effort)
+    settings = SolverSettings(seed=seed, device=device)
+    first = replace(settings, effort=FIRST_EFFORT if one_sided else 1.0)
+    chain = decompose(wanted, form, rank, first, metrics=metrics)
     response = _response(conv, chain, patches)
     for number in range(RELU_ROUNDS * RELU_REFITS if one_sided else 0):
         target = seen.one_sided(response + target.mean(0))
         if len(chain.steps) == 1 or number % RELU_REFITS == RELU_REFITS - 1:
-            chain = decompose(best(target), form, rank, seed, metrics, chain, device)
+            chain = decompose(best(target), form, rank, settings, metrics=metrics, start=chain)
             response = _response(conv, chain, patches)
         else:
             if number % RELU_REFITS == 0:

@@ -11,9 +11,11 @@ import torch
 
 from converter.cache import cached_chain, digest
 from converter.decomposition.conv import Chain, Conv
-from converter.decomposition.form import Form, Rank, decompose
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import Form, Rank
 from converter.decomposition.forms import find_form
 from converter.decomposition.metric import Metric
+from converter.decomposition.problem import SolverSettings
 from converter.errors import ConverterError
 from converter.graph.survey import Layer
 from converter.reconstruction.parallel import spread
@@ -35,8 +37,10 @@ def solve_layer(
     cache: Path | None = None,
 ) -> Chain:
     """Solve one layer as ``decompose``, or take the same result from the cache."""
+    settings = SolverSettings(seed=seed, device=device)
+    solve = partial(decompose, conv, form, rank, settings, metrics=metrics, start=start)
     if cache is None:
-        return decompose(conv, form, rank, seed, metrics, start, device)
+        return solve()
     key = digest(
         conv.kernel,
         conv.groups,
@@ -49,9 +53,7 @@ def solve_layer(
         [[metric.channels, metric.window, metric.full] for metric in metrics or ()],
         [step.kernel for step in start.steps] if start else None,
     )
-    return cached_chain(
-        cache, key, conv, lambda: decompose(conv, form, rank, seed, metrics, start, device)
-    )
+    return cached_chain(cache, key, conv, solve)
 
 
 def solve_layers(

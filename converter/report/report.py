@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from converter.decomposition.approximation import cancellation
 from converter.decomposition.conv import Chain
-from converter.decomposition.form import cancellation
 from converter.evaluation.compare import Comparison, Figures
 from converter.graph.survey import Layer
 from converter.search.plan import Plan

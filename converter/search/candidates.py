@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from converter.cache import cached_text, digest
+from converter.decomposition.approximation import MIN_ERROR, error_curve, whitened
 from converter.decomposition.conv import Conv
-from converter.decomposition.form import Rank, estimate_errors, path, relative_error, skeleton
+from converter.decomposition.form import Rank, rank_step, skeleton
 from converter.decomposition.forms import find_form
-from converter.decomposition.metric import Metric, mapped
-from converter.decomposition.ranks import unit
+from converter.decomposition.metric import Metric
+from converter.decomposition.problem import SolverSettings
 from converter.graph.survey import Layer
 from converter.reconstruction.parallel import spread
 from converter.timing.latency import LatencyTable, LayerTimes
 
-# Where on the ladder of a form without closed errors ranks are solved, and how well.
-ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.4
 FINE = 12  # ranks between those timed
-LEAST_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def list_options(
         if layer.conv is not None and layer.output in times
     ]
     jobs = (
-        partial(_errors, _whitened(conv, metrics.get(layer.name)), _ladders(timed), seed, cache)
+        partial(_errors, whitened(conv, metrics.get(layer.name)), _ladders(timed), seed, cache)
         for layer, conv, timed in todo
     )
     found = {}
@@ -107,44 +105,16 @@ def _errors(
 
     def compute() -> str:
         return json.dumps(
-            {name: _curve(white, name, ranks, seed) for name, ranks in ladders.items()}
+            {
+                name: error_curve(white, find_form(name), ranks, SolverSettings(seed=seed))
+                for name, ranks in ladders.items()
+            }
         )
 
     asked = sorted((name, *ranks) for name, ranks in ladders.items())
     key = digest(white.kernel, white.groups, white.transposed, asked, seed) if cache else ""
     errors = json.loads(cached_text(cache, key, compute))
     return {form: dict(zip(ranks, errors[form])) for form, ranks in ladders.items()}
-
-
-def _curve(conv: Conv, name: str, ranks: list[Rank], seed: int) -> list[float]:
-    form = find_form(name)
-    error_at = estimate_errors(conv, form)
-    if error_at is not None:
-        return [float(error_at(rank)) for rank in ranks]
-    chosen = sorted({round(share * (len(ranks) - 1)) for share in ANCHORS})
-    chains = path(conv, form, [ranks[n] for n in chosen], seed, effort=EFFORT)
-    errors = [max(relative_error(conv, chains[ranks[n]]), LEAST_ERROR) for n in chosen]
-    errors = list(np.minimum.accumulate(errors))
-    # The error falls about exponentially with the rank, also behind the last one solved.
-    anchors, logs = [ranks[n][0] for n in chosen], list(np.log(errors))
-    if chosen[-1] < len(ranks) - 1:
-        slope = (logs[-1] - logs[-2]) / (anchors[-1] - anchors[-2]) if len(chosen) > 1 else 0.0
-        anchors.append(ranks[-1][0])
-        logs.append(logs[-1] + slope * (anchors[-1] - anchors[-2]))
-    return [max(float(np.exp(np.interp(r, anchors, logs))), LEAST_ERROR) for (r,) in ranks]
-
-
-def _whitened(conv: Conv, metrics: Sequence[Metric] | None) -> Conv:
-    """Give the kernel whose Frobenius error is that of the responses, in the Kronecker form."""
-    kernel = conv.kernel.astype(np.float64)
-    if metrics is not None:
-        window = tuple(size for size in conv.k if size > 1)
-        parts = [
-            mapped(part.reshape(len(part), part.shape[1], *window), metric.roots(window))
-            for part, metric in zip(np.split(kernel, conv.groups), metrics)
-        ]
-        kernel = np.concatenate(parts).reshape(conv.kernel.shape)
-    return replace(conv, kernel=kernel, bias=None)
 
 
 def _between(
@@ -155,8 +125,8 @@ def _between(
     if len(ranks) < 2 or len(ranks[0]) > 1 or find_form(form).per_channel:
         return list(curve.items())
     knots = [rank for (rank,) in ranks]
-    step = unit(conv, block)
+    step = rank_step(conv, block)
     stride = max((knots[-1] - knots[0]) // (step * FINE), 1) * step
     wanted = sorted({*knots, *range(knots[0], knots[-1], stride)})
-    logs = np.log([max(curve[(rank,)], LEAST_ERROR) for rank in knots])
+    logs = np.log([max(curve[(rank,)], MIN_ERROR) for rank in knots])
     return [((rank,), float(np.exp(np.interp(rank, knots, logs)))) for rank in wanted]

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from converter.decomposition.form import (
-    Rank,
-    estimate_errors,
-    full_rank,
-    rank_grid,
-    refusal,
-    skeleton,
-)
+from converter.decomposition.approximation import estimate_errors
+from converter.decomposition.form import Rank, full_rank, refusal, skeleton
 from converter.decomposition.forms import FORMS
+from converter.decomposition.ranks import all_ranks
 from converter.graph.survey import Layer
 
 BLOCK = 16  # channels that onnxruntime computes together on x86 with AVX-512
@@ -44,7 +39,7 @@ def candidates(layer: Layer, max_error: float) -> list[Candidate]:
         error_at = None if refusal(form, conv) else estimate_errors(conv, form)
         if error_at is None:
             continue
-        fitting = [r for r in rank_grid(form, conv, BLOCK) if error_at(r) <= max_error]
+        fitting = [r for r in all_ranks(form, conv, BLOCK) if error_at(r) <= max_error]
         for rank in _smallest(fitting, full_rank(form, conv)):
             chain = skeleton(conv, form, rank)
             found.append(

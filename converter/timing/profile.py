@@ -24,7 +24,7 @@ import onnxruntime
 
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.form import Rank
-from converter.decomposition.ranks import ladder
+from converter.decomposition.ranks import rank_grid
 from converter.errors import ConverterError
 from converter.graph import onnx_proto as light
 from converter.graph.nodes import chain_nodes
@@ -85,7 +85,7 @@ def measure(
     def timed(site: Site) -> list[tuple[str, Rank]]:
         if only is not None:
             return [only[site.output]] if site.output in only else []
-        return ladder(site.conv, site.size, block) if others and site.conv is not None else []
+        return rank_grid(site.conv, site.size, block) if others and site.conv is not None else []
 
     options = [timed(site) for site in sites]
     variants = [

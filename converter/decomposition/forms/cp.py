@@ -149,9 +149,7 @@ def _two_stage_shapes(shape: Shape, rank: Rank) -> list[tuple[Shape, int]]:
 flattened = Form(
     name="flattened",
     solve=lambda p, rank, settings: cp(_squeezed(p), rank[0], settings),
-    solve_with_tensorly=lambda p, rank, settings: tensorly.parafac(
-        _squeezed(p), rank[0], settings
-    ),
+    solve_with_tensorly=lambda p, rank, settings: tensorly.parafac(_squeezed(p), rank[0], settings),
     to_kernels=_flattened_kernels,
     to_tensor=_sum_of_terms,
     shapes=lambda s, r: [

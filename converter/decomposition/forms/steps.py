@@ -16,12 +16,14 @@ def along(factor: np.ndarray, axis: int, axes: int) -> np.ndarray:
     """Make a depthwise 1-D kernel of a factor: (K, R) -> (R, 1, K, 1) for axis 0 of two."""
     shape = [1] * axes
     shape[axis] = factor.shape[0]
-    return factor.T.reshape(-1, 1, *shape)
+    kernel: np.ndarray = factor.T.reshape(-1, 1, *shape)
+    return kernel
 
 
 def columns(kernel: np.ndarray) -> np.ndarray:
     """Reverse ``along``, and ``pointwise`` of a transposed factor: (R, ...) -> (n, R)."""
-    return kernel.reshape(len(kernel), -1).T
+    factor: np.ndarray = kernel.reshape(len(kernel), -1).T
+    return factor
 
 
 def covered(k: tuple[int, ...]) -> list[int]:

@@ -16,8 +16,8 @@ from converter.decomposition.forms.steps import (
     covered,
     needs_two_axes,
     needs_window,
-    only,
     ones,
+    only,
     pointwise,
     squeezed,
 )
@@ -64,10 +64,9 @@ def _split_axes(problem: Problem, rank: Rank, svd: SVD) -> TTTensor:
 
 def _tensor_train(cores: list[np.ndarray]) -> TTTensor:
     """Make a tensor train of (I, K1, R1), (R1, K2, R2), ..., (Rn, Kn, O)."""
-    I, _, R1 = cores[0].shape
-    Rn, _, O = cores[-1].shape
-    first, last = cores[0].reshape(1, -1, R1), cores[-1].reshape(Rn, -1, 1)
-    return TTTensor([first, *cores[1:-1], last])
+    first, *middle, last = cores
+    first, last = first.reshape(1, -1, first.shape[2]), last.reshape(len(last), -1, 1)
+    return TTTensor([first, *middle, last])
 
 
 def _spatial_kernels(train: TTTensor, shape: Shape) -> Kernels:
@@ -134,7 +133,8 @@ def _channel_errors(kernel: np.ndarray) -> ErrorAt:
 
 def _per_input(kernel: np.ndarray) -> np.ndarray:
     """One matrix (O, K) for each input channel of a kernel (O, I, *k): (I, O, K)."""
-    return kernel.reshape(*kernel.shape[:2], -1).swapaxes(0, 1)
+    matrices: np.ndarray = kernel.reshape(*kernel.shape[:2], -1).swapaxes(0, 1)
+    return matrices
 
 
 def _solve_decoupled(problem: Problem, rank: Rank, settings: SolverSettings) -> CPTensor:

@@ -74,7 +74,7 @@ def _search_factors(problem: Problem, factors: Factors, settings: SolverSettings
     """
     tensor, metric, effort = problem.whitened, problem.metric, settings.effort
     cg_dtype = torch.float64 if tensor.size <= MAX_DOUBLE_SIZE else torch.float32
-    target = torch.from_numpy(np.ascontiguousarray(tensor)).reshape(len(tensor), -1)
+    target = torch.from_numpy(tensor).reshape(len(tensor), -1)
     target = target.to(settings.device)
     factors = [factor.to(settings.device) for factor in factors]
     R = factors[0].shape[1]
@@ -87,11 +87,9 @@ def _search_factors(problem: Problem, factors: Factors, settings: SolverSettings
     if problem.start is None:
         product = FROBENIUS_PRODUCTS * R**3
         steps, cg_steps = _affordable(FIRST_STEPS, product, effort * METRIC_WORK)
-        factors = _search(
-            FrobeniusLoss(target, cg_dtype, RIDGE), factors, steps, cg_steps
-        ).factors
+        factors = _search(FrobeniusLoss(target, cg_dtype, RIDGE), factors, steps, cg_steps).factors
     moments = torch.from_numpy(metric.whitened(tensor.shape[2:])).to(settings.device)
-    product = 2.0 * len(moments) * R * (len(moments) + 3 * R)
+    product = 2 * len(moments) * R * (len(moments) + 3 * R)
     max_steps = round(effort * (METRIC_STEPS if problem.start is None else WARM_STEPS))
     steps, cg_steps = _affordable(max_steps, product, METRIC_WORK)
     return _search(MetricLoss.of(target, moments, cg_dtype, RIDGE), factors, steps, cg_steps)

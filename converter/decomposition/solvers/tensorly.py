@@ -29,13 +29,12 @@ def parafac(problem: Problem, R: int, settings: SolverSettings) -> CPTensor:
     if not problem.target.any():  # on which parafac divides by zero
         return cp_tensor([np.zeros((n, R)) for n in problem.target.shape])
     _, (out, *factors) = _checked(
-        lambda: decomposition.parafac(
-            problem.whitened,
-            R,
-            n_iter_max=_iterations(settings),
-            init="svd",
-            random_state=settings.seed,
-        )
+        decomposition.parafac,
+        problem.whitened,
+        R,
+        n_iter_max=_iterations(settings),
+        init="svd",
+        random_state=settings.seed,
     )
     unwhitened = [np.linalg.solve(root.T, f) for root, f in zip(problem.roots, factors)]
     return cp_tensor([out, *unwhitened])
@@ -60,20 +59,19 @@ def partial_tucker(
     """Decompose (O, I, K) over its first two modes at ``ranks`` (R2, R1).
 
     Returns:
-        Core (R2, R1, K); factors (O, R2), (I, R1) and, for the window, the inverse of its root.
+        Core (R2, R1, K); factors (O, R2), (I, R1) and, for the window, the identity.
     """
     K = problem.target.shape[2]
     if not problem.target.any():
         zeros = [np.zeros((n, R)) for n, R in zip(problem.target.shape, ranks)]
         return TuckerTensor((np.zeros((*ranks, K)), [*zeros, np.eye(K)]))
     (core, (out, inner)), _ = _checked(
-        lambda: decomposition.partial_tucker(
-            problem.whitened,
-            list(ranks),
-            modes=[0, 1],
-            n_iter_max=_iterations(settings),
-            random_state=settings.seed,
-        )
+        decomposition.partial_tucker,
+        problem.whitened,
+        list(ranks),
+        modes=[0, 1],
+        n_iter_max=_iterations(settings),
+        random_state=settings.seed,
     )
     channels, window = problem.roots
     core = core @ np.linalg.inv(window)
@@ -82,21 +80,21 @@ def partial_tucker(
 
 def truncated_svd(matrices: np.ndarray, R: int) -> tuple[np.ndarray, np.ndarray]:
     """Factor (..., m, n) as (..., m, R) @ (..., R, n), the values' square root on both sides."""
-    stack = matrices.reshape(-1, *matrices.shape[-2:])
-    pairs = []
-    for matrix in stack:
-        u, s, vt = _checked(lambda matrix=matrix: svd_interface(matrix, n_eigenvecs=R))
-        pairs.append((u * np.sqrt(s), np.sqrt(s)[:, None] * vt))
-    left, right = (np.stack(side).reshape(*matrices.shape[:-2], *side[0].shape) for side in zip(*pairs))
-    return left, right
+    left, right = [], []
+    for matrix in matrices.reshape(-1, *matrices.shape[-2:]):
+        u, s, vt = _checked(svd_interface, matrix, n_eigenvecs=R)
+        left.append(u * np.sqrt(s))
+        right.append(np.sqrt(s)[:, None] * vt)
+    stack = matrices.shape[:-2]
+    return np.reshape(left, (*stack, *left[0].shape)), np.reshape(right, (*stack, *right[0].shape))
 
 
 def _iterations(settings: SolverSettings) -> int:
     return max(round(settings.effort * MAX_ITERATIONS), 1)
 
 
-def _checked(solve: Callable[[], Any]) -> Any:
-    """Run tensorly without its warnings.
+def _checked(solve: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call tensorly without its warnings.
 
     Raises:
         ConverterError: When tensorly fails on a singular matrix.
@@ -104,7 +102,7 @@ def _checked(solve: Callable[[], Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return solve()
+            return solve(*args, **kwargs)
     except np.linalg.LinAlgError as error:
         raise ConverterError(
             f"tensorly could not decompose this kernel ({error}); use a lower rank or "

@@ -34,7 +34,10 @@ def two_stages(problem: Problem, R: int, settings: SolverSettings) -> tuple[CPTe
         The kernels of the stages, (R, I, *k1) and (O, R, *k2), each with the identity as its first
         factor and weights 1. Where the second stage does not extend over an axis, k2 is 1.
     """
-    start = [torch.from_numpy(f).to(settings.device).requires_grad_() for f in _start(problem, R, settings)]
+    start = [
+        torch.from_numpy(f).to(settings.device).requires_grad_()
+        for f in _start(problem, R, settings)
+    ]
     half = len(start) // 2
     roots = [torch.from_numpy(root).to(settings.device) for root in problem.roots]
     target = torch.from_numpy(problem.whitened).to(settings.device)
