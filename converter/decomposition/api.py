@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import tensorly as tl
 import torch
 
 from converter.decomposition.approximation import relative_error
@@ -78,7 +79,8 @@ def decompose(
     metrics = _metrics(conv, metric)
     settings = SolverSettings(solver, seed)
     chain = decompose_conv(conv, chosen, wanted, settings, metrics=metrics)
-    tensors = tuple(chosen.to_tensor(part) for part in group_kernels(chain, conv.groups))
+    with tl.backend_context("numpy"):
+        tensors = tuple(chosen.to_tensor(part) for part in group_kernels(chain, conv.groups))
     tensor = tensors if conv.groups > 1 else tensors[0]
     return Decomposition(tensor, chain, relative_error(conv, chain, metrics))
 

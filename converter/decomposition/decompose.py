@@ -47,10 +47,10 @@ def decompose(
     parts = np.split(conv.kernel.astype(np.float64), conv.groups)
     each: Sequence[Metric | None] = [None] * conv.groups if metrics is None else metrics
     starts: Sequence[Tensor | None] = [None] * conv.groups
-    if start is not None and form.warm_start:
-        starts = [form.to_tensor(kernels) for kernels in group_kernels(start, conv.groups)]
     shape = parts[0].shape
     with tl.backend_context("numpy"):
+        if start is not None and form.warm_start:
+            starts = [form.to_tensor(kernels) for kernels in group_kernels(start, conv.groups)]
         solved = [
             form.to_kernels(_solve(Problem(*problem), form, per_group, settings), shape)
             for problem in zip(parts, each, starts, strict=True)
@@ -62,8 +62,9 @@ def decompose(
             for step in zip(*solved)
         ],
     )
-    final = metrics is None or len(chain.steps) == 1 or settings.solver == "tensorly"
-    return chain if metrics is None or final else refit(conv, chain, metrics)
+    if metrics is None or len(chain.steps) == 1 or settings.solver == "tensorly":
+        return chain
+    return refit(conv, chain, metrics)
 
 
 def _solve(problem: Problem, form: Form, rank: Rank, settings: SolverSettings) -> Tensor:

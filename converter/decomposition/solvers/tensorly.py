@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,8 @@ def parafac(problem: Problem, R: int, settings: SolverSettings) -> CPTensor:
         init="svd",
         random_state=settings.seed,
     )
+    if not all(np.isfinite(factor).all() for factor in (out, *factors)):
+        raise ConverterError(f"tensorly did not converge at rank {R}; use --solver flatconv.")
     unwhitened = [np.linalg.solve(root.T, f) for root, f in zip(problem.roots, factors)]
     return cp_tensor([out, *unwhitened])
 
@@ -46,11 +47,11 @@ def rank_one(problem: Problem, settings: SolverSettings) -> CPTensor:
     Returns:
         Factors (O, O), the identity, and (n_2, O), ..., (n_d, O), with weights 1.
     """
-    filters = [replace(problem, target=filter_[None]) for filter_ in problem.target]
-    terms = [parafac(one, 1, settings).factors for one in filters]
+    terms = [parafac(Problem(kernel[None]), 1, settings).factors for kernel in problem.whitened]
     out, *factors = (np.hstack(columns) for columns in zip(*terms))
-    factors[0] = factors[0] * out  # (I, O) times (1, O)
-    return CPTensor((np.ones(len(terms)), [np.eye(len(terms)), *factors]))
+    factors[0] = factors[0] * out  # (n_2, O) times (1, O)
+    unwhitened = [np.linalg.solve(root.T, f) for root, f in zip(problem.roots, factors)]
+    return CPTensor((np.ones(len(terms)), [np.eye(len(terms)), *unwhitened]))
 
 
 def partial_tucker(
