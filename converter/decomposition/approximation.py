@@ -41,7 +41,7 @@ def _norm(kernel: np.ndarray, groups: int, metrics: Sequence[Metric] | None) -> 
 
 
 def cancellation(chain: Chain) -> float:
-    """Say how much larger the terms of a chain are than what they add up to, in norm.
+    """Return the ratio of the norm of a chain's terms to the norm of their sum.
 
     About 1 where terms are independent; many times more where they are degenerate, that is,
     large and nearly opposite (de Silva and Lim 2008).

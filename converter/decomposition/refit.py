@@ -15,12 +15,12 @@ RIDGE = 1e-4  # of the mean power of the inputs of a chain's last step
 
 
 def refit(conv: Conv, chain: Chain, metrics: Sequence[Metric]) -> Chain:
-    """Solve the last step of a chain again, for what the layer really sees.
+    """Solve the last step of a chain again under the moments of the layer's inputs.
 
     With the steps before it fixed, the dense kernel is linear in the last step, W' = C B, so that
     the least E|(W - C B) x|^2 has the closed form C = W S B^T (B S B^T)^-1 with S = E[x x^T] (the
-    response reconstruction of arXiv 1505.06798, for every form). What the sample does not
-    determine stays as it was, so that the error never rises. A depthwise last step is solved
+    response reconstruction of arXiv 1505.06798, for every form). Weights that the sample does not
+    determine keep their values, so that the error never rises. A depthwise last step is solved
     filter by filter.
 
     Args:
@@ -49,7 +49,7 @@ def refit(conv: Conv, chain: Chain, metrics: Sequence[Metric]) -> Chain:
 
 
 def last_features(chain: Chain) -> np.ndarray:
-    """Give B (groups, filters, n) of the last step: the patterns that its weights multiply.
+    """Return B (groups, filters, n) of the last step: the patterns that its weights multiply.
 
     ``filters`` are the weights of one of its filters; a group's dense kernel is C B, with C
     (O/groups, filters) the group's weights.

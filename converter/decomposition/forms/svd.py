@@ -193,7 +193,7 @@ spatial = Form(
     errors=_spatial_errors,
 )
 
-# The layer as it is; only its weights are solved again, for what the layers before it give.
+# The layer as it is. Only its weights are refit, for the outputs of the layers before it.
 dense = Form(
     name="dense",
     solve=lambda p, rank, settings: [(p.target, 1)],
