@@ -24,10 +24,12 @@ import onnx
 import tensorly as tl
 import torch
 from bench_results import ROOT, write
+from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac
 
 sys.path.insert(0, str(ROOT))
 
+from converter.decomposition.problem import Problem
 from converter.decomposition.solvers.cp import cp
 from converter.evaluation.compare import versions
 from converter.runtime.ort import cpu_model
@@ -50,10 +52,9 @@ def trained_kernels(wheel: Path | None) -> list[np.ndarray]:
     return [array for array in arrays if array.shape == (256, 256, 3, 3)]
 
 
-def error(kernel: np.ndarray, factors: list[np.ndarray]) -> float:
+def error(kernel: np.ndarray, terms: CPTensor) -> float:
     """Relative error of a sum of rank-1 terms."""
-    built = np.einsum("or,ir,hr,wr->oihw", *factors, optimize=True)
-    return float(np.linalg.norm(built - kernel) / np.linalg.norm(kernel))
+    return float(np.linalg.norm(tl.cp_to_tensor(terms) - kernel) / np.linalg.norm(kernel))
 
 
 def rows(wheel: Path | None) -> Iterator[dict[str, Any]]:
@@ -63,16 +64,16 @@ def rows(wheel: Path | None) -> Iterator[dict[str, Any]]:
     }
     rng = np.random.default_rng(0)
     kernels["random 512x512x3x3"] = rng.standard_normal((512, 512, 3, 3))
-    cp(rng.standard_normal((256, 256, 3, 3)), R, seed=0)  # libraries load
+    cp(Problem(rng.standard_normal((256, 256, 3, 3))), R)  # libraries load
     for name, kernel in kernels.items():
         kernel = kernel.astype(np.float64)
         times = []
 
-        def ours(kernel: np.ndarray = kernel, times: list[float] = times) -> list[np.ndarray]:
+        def ours(kernel: np.ndarray = kernel, times: list[float] = times) -> CPTensor:
             start = time.perf_counter()
-            factors = cp(kernel, R, seed=0)
+            terms = cp(Problem(kernel), R)
             times.append(time.perf_counter() - start)
-            return factors
+            return terms
 
         ours()
         with tl.backend_context("pytorch"), warnings.catch_warnings():
@@ -81,14 +82,16 @@ def rows(wheel: Path | None) -> Iterator[dict[str, Any]]:
             start = time.perf_counter()
             _, theirs = parafac(tensor, R, n_iter_max=50, tol=0, init="svd", random_state=0)
             theirs_s = time.perf_counter() - start
-        factors = ours()
+        terms = ours()
         row = {
             "name": f"{name}, R = {R}",
             "time_s": max(times),
             "time_tensorly_s": theirs_s,
             "time_ratio": theirs_s / max(times),
-            "rel_error": error(kernel, factors),
-            "rel_error_tensorly": error(kernel, [f.double().numpy() for f in theirs]),
+            "rel_error": error(kernel, terms),
+            "rel_error_tensorly": error(
+                kernel, CPTensor((None, [f.double().numpy() for f in theirs]))
+            ),
             "target": f"{RATIO}x, no larger error",
         }
         no_worse = row["rel_error"] <= row["rel_error_tensorly"]

@@ -16,15 +16,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converter import cli
 from converter.decomposition.conv import Conv
-from converter.decomposition.form import decompose, full_rank, refusal
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import full_rank, refusal
 from converter.decomposition.forms import FORMS
+from converter.decomposition.problem import SolverSettings
 from converter.decomposition.taps import swap_in_out
 from converter.graph.network import compute_values
 from converter.timing.race import Interval, Race
 
 FEW = settings(max_examples=15, deadline=None)
 SOME = settings(max_examples=25, deadline=None)
-LITTLE = 0.1  # effort of the solvers, where any chain will do
+LITTLE = SolverSettings(effort=0.1)  # where any chain will do
 
 # The form `dense` is the layer itself.
 SPLITTING_FORMS = [name for name in FORMS if name != "dense"]

@@ -24,21 +24,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from converter.decomposition.approximation import estimate_errors, relative_error
 from converter.decomposition.conv import PADDING_MODES, Conv
-from converter.decomposition.form import (
-    decompose,
-    estimate_errors,
-    fit_rank,
-    full_rank,
-    parse_rank,
-    rank_grid,
-    refit,
-    refusal,
-    relative_error,
-    skeleton,
-)
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import fit_rank, full_rank, refusal, skeleton
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
+from converter.decomposition.ranks import all_ranks, parse_rank
+from converter.decomposition.refit import refit
 from converter.errors import ConverterError
 from converter.graph.network import open_session
 from converter.graph.rewrite import rewrite
@@ -97,7 +90,7 @@ def both(model, network, layers, x, name, share):
         if refusal(form, layer.conv) is None:
             full = full_rank(form, layer.conv)
             rank = fit_rank(tuple(max(int(share * r), 1) for r in full), form, layer.conv)
-            chains[layer.name] = decompose(layer.conv, form, rank, effort=LITTLE)
+            chains[layer.name] = decompose(layer.conv, form, rank, LITTLE)
     assert len(chains) == 4 or (name == "spatial" and len(layers[0].conv.k) == 1)
     by_output = {la.output: (la.name, chains[la.name]) for la in layers if la.name in chains}
     rewritten = rewrite(network, by_output)
@@ -170,7 +163,7 @@ def test_the_estimate_of_spatial_over_three_axes_is_a_bound(conv, data):
     form = FORMS["spatial"]
     unit = conv.groups
     rank = tuple(unit * data.draw(st.integers(1, r // unit)) for r in full_rank(form, conv))
-    chain, bones = decompose(conv, form, rank, effort=LITTLE), skeleton(conv, form, rank)
+    chain, bones = decompose(conv, form, rank, LITTLE), skeleton(conv, form, rank)
     assert [s.kernel.shape for s in bones.steps] == [s.kernel.shape for s in chain.steps]
     bound, error = estimate_errors(conv, form)(rank), relative_error(conv, chain)
     assert error <= bound + 1e-6
@@ -195,7 +188,7 @@ def test_spatial_over_three_axes_is_one_filter_an_axis():
     assert [s.kernel.shape for s in steps] == [(4, 4, 3, 1, 1), (4, 4, 1, 5, 1), (8, 4, 1, 1, 2)]
     assert [s.stride for s in steps] == [(1, 1, 1), (1, 2, 1), (1, 1, 3)]
     assert parse_rank("3,0.25", form, conv) == (3, 2)
-    assert full_rank(form, conv) in rank_grid(form, conv, 4)
+    assert full_rank(form, conv) in all_ranks(form, conv, 4)
 
 
 def test_spatial_over_two_of_three_axes_has_one_rank():

@@ -9,7 +9,7 @@ import pytest
 from helpers import SPLITTING_FORMS, make_conv
 
 from converter.cache import cached_chain, cached_text, digest
-from converter.decomposition.form import decompose
+from converter.decomposition.decompose import decompose
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
 from converter.processes import Resources

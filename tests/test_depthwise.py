@@ -16,18 +16,14 @@ from helpers import (
 )
 from torch import nn
 
+from converter.decomposition.approximation import estimate_errors, relative_error
 from converter.decomposition.conv import Conv
-from converter.decomposition.form import (
-    decompose,
-    estimate_errors,
-    rank_grid,
-    refit,
-    refusal,
-    relative_error,
-    skeleton,
-)
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import refusal, skeleton
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
+from converter.decomposition.ranks import all_ranks
+from converter.decomposition.refit import refit
 from converter.errors import ConverterError
 from converter.graph.network import open_session
 from converter.graph.rewrite import rewrite
@@ -77,7 +73,7 @@ def test_each_filter_gets_its_best_term(name):
 def test_spatial_is_exact_at_full_rank_and_its_error_falls(widening):
     conv = depthwise(widening=widening)
     assert relative_error(conv, at_full_rank(conv, "spatial")) < 1e-5
-    ranks = rank_grid(FORMS["spatial"], conv, 16)
+    ranks = all_ranks(FORMS["spatial"], conv, 16)
     assert ranks[0] == (8,)
     errors = [relative_error(conv, decompose(conv, FORMS["spatial"], rank)) for rank in ranks]
     assert errors == sorted(errors, reverse=True)

@@ -21,24 +21,15 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter.decomposition.approximation import cancellation, estimate_errors, relative_error
 from converter.decomposition.conv import PADDING_MODES, Chain, Conv, assemble
-from converter.decomposition.form import (
-    cancellation,
-    decompose,
-    estimate_errors,
-    fit_rank,
-    full_rank,
-    parse_rank,
-    path,
-    rank_grid,
-    refit,
-    refusal,
-    relative_error,
-    show_rank,
-    skeleton,
-)
+from converter.decomposition.decompose import decompose, path
+from converter.decomposition.form import fit_rank, full_rank, refusal, show_rank, skeleton
 from converter.decomposition.forms import FORMS, find_form
 from converter.decomposition.metric import Metric
+from converter.decomposition.problem import SolverSettings
+from converter.decomposition.ranks import all_ranks, parse_rank
+from converter.decomposition.refit import refit
 from converter.errors import ConverterError
 
 SVD_FORMS = ["spatial", "channel", "decoupled"]
@@ -94,7 +85,7 @@ def test_full_rank_reproduces_convolutions_over_one_and_three_axes(name, k, padd
 def test_the_skeleton_has_the_shapes_of_the_chain(name, data):
     form, conv = FORMS[name], data.draw(convolutions_for(name))
     rank = some_rank(data.draw, conv, form)
-    bones, chain = skeleton(conv, form, rank), decompose(conv, form, rank, effort=LITTLE)
+    bones, chain = skeleton(conv, form, rank), decompose(conv, form, rank, LITTLE)
     for bone, step in zip(bones.steps, chain.steps, strict=True):
         for field in ("stride", "padding", "dilation", "groups", "padding_mode"):
             assert getattr(bone, field) == getattr(step, field)
@@ -116,8 +107,8 @@ def test_groups_are_solved_each_by_itself(name, data):
         for kernel in np.split(conv.kernel, 2)
     ]
     own = rank if FORMS[name].per_channel else tuple(r // 2 for r in rank)
-    found = decompose(conv, FORMS[name], rank, effort=LITTLE).dense()
-    parts = [decompose(half, FORMS[name], own, effort=LITTLE).dense().kernel for half in halves]
+    found = decompose(conv, FORMS[name], rank, LITTLE).dense()
+    parts = [decompose(half, FORMS[name], own, LITTLE).dense().kernel for half in halves]
     assert found.groups == 2
     assert difference(found.kernel, np.concatenate(parts)) < 1e-5
 
@@ -160,7 +151,7 @@ def test_the_error_of_a_sum_of_terms_falls_between_ranks_far_apart(name, shape, 
 def test_one_seed_gives_the_same_bytes(name):
     conv = make_conv((12, 8, 3, 3), dtype=np.float32)
     rank = fit_rank(parse_rank("0.8", FORMS[name], conv), FORMS[name], conv)
-    once, again = (decompose(conv, FORMS[name], rank, seed=3) for _ in range(2))
+    once, again = (decompose(conv, FORMS[name], rank, SolverSettings(seed=3)) for _ in range(2))
     for first, second in zip(once.steps, again.steps, strict=True):
         assert first.kernel.tobytes() == second.kernel.tobytes()
 
@@ -254,7 +245,7 @@ def test_two_stages_pad_first_and_stride_last():
 @given(data=st.data())
 def test_two_stages_compute_their_dense_kernel(data):
     conv = data.draw(convolutions_for("lvh2"))
-    chain = decompose(conv, FORMS["lvh2"], some_rank(data.draw, conv, FORMS["lvh2"]), effort=LITTLE)
+    chain = decompose(conv, FORMS["lvh2"], some_rank(data.draw, conv, FORMS["lvh2"]), LITTLE)
     dense, x = replace(conv, kernel=chain.dense().kernel), input_for(conv)
     assert dense.k == conv.k
     assert difference(compute(chain.steps, x), compute([dense], x)) < 1e-5
@@ -455,7 +446,7 @@ def test_a_rank_brought_to_fit_fits(name, data):
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_the_grid_holds_ranks_that_fit_in_blocks(name, groups):
     form, conv = FORMS[name], make_conv((36 * groups, 12, 3, 3), groups=groups)
-    grid = rank_grid(form, conv, 4)
+    grid = all_ranks(form, conv, 4)
     full = full_rank(form, conv)
     assert full in grid
     assert len(set(grid)) == len(grid)
@@ -466,7 +457,7 @@ def test_the_grid_holds_ranks_that_fit_in_blocks(name, groups):
 
 
 def test_the_grid_of_a_layer_smaller_than_a_block_is_its_full_rank():
-    assert rank_grid(FORMS["channel"], make_conv((6, 4, 3, 3)), 16) == [(6,)]
+    assert all_ranks(FORMS["channel"], make_conv((6, 4, 3, 3)), 16) == [(6,)]
 
 
 @pytest.mark.parametrize("name", ["spatial", "channel"])
@@ -614,7 +605,7 @@ def test_a_chain_solved_under_a_metric_is_closer_there(name, k, kronecker):
             decompose(conv, form, (4,), metrics=metrics)
         return
     rank = fit_rank((4,) * len(full_rank(form, conv)), form, conv)
-    aware = relative_error(conv, decompose(conv, form, rank, 0, metrics), metrics)
+    aware = relative_error(conv, decompose(conv, form, rank, metrics=metrics), metrics)
     assert aware < 0.98 * relative_error(conv, decompose(conv, form, rank), metrics)
 
 
@@ -629,7 +620,7 @@ def test_channel_is_the_best_under_any_metric(conv, data):
         power = np.linalg.svd(seen, compute_uv=False) ** 2
         discarded += power[rank[0] // conv.groups :].sum()
         total += power.sum()
-    found = relative_error(conv, decompose(conv, FORMS["channel"], rank, 0, metrics), metrics)
+    found = relative_error(conv, decompose(conv, FORMS["channel"], rank, metrics=metrics), metrics)
     assert abs(found - np.sqrt(discarded / total)) < 1e-6
 
 
@@ -640,7 +631,7 @@ def test_the_error_never_rises_along_a_path(name, under):
     metrics = metrics_for(conv, kronecker=under == "kronecker") if under else None
     full = full_rank(form, conv)
     ranks = sorted({fit_rank((r,) * len(full), form, conv) for r in (2, 4, 6, 8, 12, 20, 999)})
-    chains = path(conv, form, ranks[::-1], 0, metrics)
+    chains = path(conv, form, ranks[::-1], metrics=metrics)
     assert sorted(chains) == ranks
     errors = [relative_error(conv, chains[rank], metrics) for rank in ranks]
     assert all(later <= 1.001 * earlier for earlier, later in itertools.pairwise(errors))
@@ -652,8 +643,8 @@ def test_the_error_never_rises_along_a_path(name, under):
 def test_a_chain_to_start_from_is_never_made_worse(name, rank):
     form, conv = FORMS[name], make_conv((12, 6, 3, 3), groups=2, dtype=np.float32)
     metrics = metrics_for(conv)
-    start = decompose(conv, form, (4,), 0, metrics)
-    found = decompose(conv, form, (rank,), 7, metrics, start)
+    start = decompose(conv, form, (4,), metrics=metrics)
+    found = decompose(conv, form, (rank,), SolverSettings(seed=7), metrics=metrics, start=start)
     before = relative_error(conv, start, metrics)
     assert relative_error(conv, found, metrics) <= 1.001 * before
 
@@ -662,7 +653,10 @@ def test_a_chain_to_start_from_is_never_made_worse(name, rank):
 def test_one_seed_gives_the_same_bytes_under_a_metric(name):
     form, conv = FORMS[name], make_conv((12, 8, 3, 3), dtype=np.float32)
     rank = fit_rank(parse_rank("0.5", form, conv), form, conv)
-    once, again = (decompose(conv, form, rank, 3, metrics_for(conv)) for _ in range(2))
+    once, again = (
+        decompose(conv, form, rank, SolverSettings(seed=3), metrics=metrics_for(conv))
+        for _ in range(2)
+    )
     for first, second in zip(once.steps, again.steps, strict=True):
         assert first.kernel.tobytes() == second.kernel.tobytes()
 
@@ -671,14 +665,16 @@ def test_one_seed_gives_the_same_bytes_under_a_metric(name):
 def test_a_rank_that_does_not_fit_is_refused_under_a_metric(name):
     form, conv = FORMS[name], make_conv((8, 4, 3, 3))
     with pytest.raises(ConverterError, match="does not fit"):
-        decompose(conv, form, tuple(r + 1 for r in full_rank(form, conv)), 0, metrics_for(conv))
+        decompose(
+            conv, form, tuple(r + 1 for r in full_rank(form, conv)), metrics=metrics_for(conv)
+        )
 
 
 def test_a_metric_too_few_is_not_passed_over():
     conv = make_conv((8, 4, 3, 3), groups=2)
     chain = decompose(conv, FORMS["channel"], (2,))
     with pytest.raises(ValueError, match="argument 2"):
-        decompose(conv, FORMS["channel"], (2,), 0, metrics_for(conv)[:1])
+        decompose(conv, FORMS["channel"], (2,), metrics=metrics_for(conv)[:1])
     with pytest.raises(ValueError, match="argument 2"):
         relative_error(conv, chain, metrics_for(conv)[:1])
 

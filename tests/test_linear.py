@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain, Conv
-from converter.decomposition.form import decompose, refit, refusal, relative_error, skeleton
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import refusal, skeleton
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
+from converter.decomposition.refit import refit
 from converter.errors import ConverterError
 from converter.graph.network import open_session
 from converter.graph.rewrite import replace_weights, rewrite

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from helpers import at_full_rank, difference, from_text, make_conv
 from torch import nn
 
+from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain, Conv
-from converter.decomposition.form import decompose, parse_rank, relative_error
+from converter.decomposition.decompose import decompose
 from converter.decomposition.forms import FORMS
+from converter.decomposition.ranks import parse_rank
 from converter.errors import ConverterError
 from converter.graph.network import open_session
 from converter.graph.rewrite import rewrite

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from converter.decomposition.conv import PADDING_MODES
-from converter.decomposition.form import decompose, skeleton
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import skeleton
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network

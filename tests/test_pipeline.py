@@ -21,7 +21,7 @@ from torch import nn
 import converter
 from converter import ConverterError, Options
 from converter.commands import dry_run, export, inspect
-from converter.decomposition.form import decompose
+from converter.decomposition.decompose import decompose
 from converter.decomposition.forms import FORMS
 from converter.evaluation import compare
 from converter.evaluation.check import check, check_graph, difference, tolerance

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Conv
-from converter.decomposition.form import decompose, full_rank, relative_error
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import full_rank
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph.survey import Layer

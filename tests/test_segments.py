@@ -8,7 +8,7 @@ from helpers import difference, from_text, noise, observe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.decomposition.form import decompose
+from converter.decomposition.decompose import decompose
 from converter.decomposition.forms import FORMS
 from converter.graph.rewrite import rewrite
 from converter.graph.segments import run_segment, segment

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from tensorly.decomposition import parafac, partial_tucker
 
 from converter.decomposition.metric import Metric
-from converter.decomposition.solvers.cp import cp, exact_rank, rank_one
-from converter.decomposition.solvers.svd import tail_errors, truncated_svd
+from converter.decomposition.problem import Problem, SolverSettings
+from converter.decomposition.solvers.cp import cp
+from converter.decomposition.solvers.rank_one import rank_one
+from converter.decomposition.solvers.svd import exact_rank, tail_errors, truncated_svd
 from converter.decomposition.solvers.tucker import tucker2
 
 
@@ -30,10 +32,8 @@ def smooth(shape, seed):
     return signal + 0.1 * rng.standard_normal(shape)
 
 
-def rebuilt(factors):
-    """The tensor that CP factors (n_j, R) stand for."""
-    letters = "abcde"[: len(factors)]
-    return np.einsum(f"{','.join(f'{letter}r' for letter in letters)}->{letters}", *factors)
+def cp_of(tensor, R, metric=None, seed=0, start=None):
+    return cp(Problem(tensor, metric, start), R, SolverSettings(seed=seed))
 
 
 def metric_for(shape, seed, kronecker=False):
@@ -47,12 +47,6 @@ def metric_for(shape, seed, kronecker=False):
 
 def error_under(metric, found, wanted):
     return np.sqrt(metric.square(found - wanted) / metric.square(wanted))
-
-
-def stacked(factors):
-    """The stack of rank-1 tensors that factors (N, n_j) stand for."""
-    letters = "abcd"[: len(factors)]
-    return np.einsum(f"{','.join(f'z{letter}' for letter in letters)}->z{letters}", *factors)
 
 
 @pytest.mark.filterwarnings("ignore:Trying to compute SVD")
@@ -70,11 +64,11 @@ def stacked(factors):
 def test_cp_is_not_worse_than_tensorly(make, shape, R):
     tensor = make(shape, seed=R)
     with tl.backend_context("pytorch"):
-        _, found = parafac(
+        _, factors = parafac(
             torch.from_numpy(tensor), R, n_iter_max=100, tol=1e-7, init="svd", random_state=0
         )
-    theirs = difference(rebuilt([factor.numpy() for factor in found]), tensor)
-    assert difference(rebuilt(cp(tensor, R, seed=0)), tensor) <= 1.02 * theirs
+    theirs = difference(tl.cp_to_tensor((None, [f.numpy() for f in factors])), tensor)
+    assert difference(tl.cp_to_tensor(cp_of(tensor, R)), tensor) <= 1.02 * theirs
 
 
 @SOME
@@ -86,9 +80,9 @@ def test_cp_is_not_worse_than_tensorly(make, shape, R):
 def test_cp_is_exact_from_the_exact_rank_on(shape, more, seed):
     tensor = random(shape, seed)
     R = exact_rank(tuple(shape)) + more
-    factors = cp(tensor, R, seed=0)
-    assert [factor.shape for factor in factors] == [(n, R) for n in shape]
-    assert difference(rebuilt(factors), tensor) < 1e-5
+    terms = cp_of(tensor, R)
+    assert [factor.shape for factor in terms.factors] == [(n, R) for n in shape]
+    assert difference(tl.cp_to_tensor(terms), tensor) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -99,7 +93,7 @@ def test_the_exact_rank_leaves_out_the_largest_mode(shape, rank):
 
 
 def test_cp_spreads_the_norm_of_each_term_evenly():
-    factors = cp(random((8, 6, 9), 0), 5, seed=0)
+    factors = cp_of(random((8, 6, 9), 0), 5).factors
     norms = np.stack([np.linalg.norm(factor, axis=0) for factor in factors])
     assert np.ptp(norms, axis=0).max() < 1e-5 * norms.max()
 
@@ -108,8 +102,8 @@ def test_cp_spreads_the_norm_of_each_term_evenly():
 def test_solving_leaves_the_input_and_tensorlys_backend_alone():
     tensor = random((6, 5, 4), 0)
     before, backend = tensor.copy(), tl.get_backend()
-    cp(tensor, 7, seed=0)
-    tucker2(tensor, (3, 3))
+    cp_of(tensor, 7)
+    tucker2(Problem(tensor), (3, 3))
     rank_one(tensor)
     assert tensor.tobytes() == before.tobytes()
     assert tl.get_backend() == backend
@@ -118,7 +112,7 @@ def test_solving_leaves_the_input_and_tensorlys_backend_alone():
 @pytest.mark.filterwarnings("ignore:Trying to compute SVD")
 def test_one_seed_gives_one_decomposition():
     tensor = random((6, 5, 4), 0)
-    once, again = cp(tensor, 8, seed=5), cp(tensor, 8, seed=5)
+    once, again = (cp_of(tensor, 8, seed=5).factors for _ in range(2))
     assert [f.tobytes() for f in once] == [f.tobytes() for f in again]
 
 
@@ -130,23 +124,24 @@ def test_one_seed_gives_one_decomposition():
 )
 def test_rank_one_is_exact_where_the_tensors_have_rank_one(count, shape, seed):
     rng = np.random.default_rng(seed)
-    tensors = stacked([rng.standard_normal((count, n)) for n in shape])
-    factors = rank_one(tensors)
-    assert [factor.shape for factor in factors] == [(count, n) for n in shape]
-    assert difference(stacked(factors), tensors) < 1e-5
+    factors = [np.eye(count), *(rng.standard_normal((n, count)) for n in shape)]
+    tensors = tl.cp_to_tensor((None, factors))
+    terms = rank_one(tensors)
+    assert terms.shape == (count, *shape)
+    assert difference(tl.cp_to_tensor(terms), tensors) < 1e-5
 
 
 def test_rank_one_treats_each_tensor_by_itself():
     tensors = random((4, 5, 3, 3), 0)
-    together = stacked(rank_one(tensors))
-    alone = np.concatenate([stacked(rank_one(tensor[None])) for tensor in tensors])
+    together = tl.cp_to_tensor(rank_one(tensors))
+    alone = np.concatenate([tl.cp_to_tensor(rank_one(tensor[None])) for tensor in tensors])
     assert difference(together, alone) < 1e-5
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rank_one_is_not_worse_than_tensorly(seed):
     tensors = smooth((3, 6, 3, 3), seed)
-    ours = stacked(rank_one(tensors))
+    ours = tl.cp_to_tensor(rank_one(tensors))
     for tensor, found in zip(tensors, ours):
         with tl.backend_context("numpy"):
             theirs = tl.cp_to_tensor(parafac(tensor, 1, n_iter_max=100, init="svd"))
@@ -156,15 +151,15 @@ def test_rank_one_is_not_worse_than_tensorly(seed):
 def test_rank_one_of_matrices_is_their_leading_singular_pair():
     matrices = random((3, 6, 4), 0)
     left, right = truncated_svd(matrices, 1)
-    assert difference(stacked(rank_one(matrices)), left @ right) < 1e-5
+    assert difference(tl.cp_to_tensor(rank_one(matrices)), left @ right) < 1e-5
 
 
 def test_a_zero_tensor_in_a_stack_stays_zero_and_disturbs_no_other():
     tensors = random((3, 5, 3, 3), 0)
     tensors[1] = 0
-    found = stacked(rank_one(tensors))
+    found = tl.cp_to_tensor(rank_one(tensors))
     assert not found[1].any()
-    assert difference(found[[0, 2]], stacked(rank_one(tensors[[0, 2]]))) < 1e-5
+    assert difference(found[[0, 2]], tl.cp_to_tensor(rank_one(tensors[[0, 2]]))) < 1e-5
 
 
 @pytest.mark.parametrize("make", [random, smooth])
@@ -176,14 +171,13 @@ def test_tucker_is_not_worse_than_tensorly(make, ranks):
             tensor, rank=list(ranks), modes=[0, 1], init="svd", n_iter_max=100, tol=1e-8
         )
         theirs = difference(tl.tenalg.multi_mode_dot(core, factors, modes=[0, 1]), tensor)
-    out, small, inner = tucker2(tensor, ranks)
-    ours = difference(np.einsum("or,rsk,is->oik", out, small, inner), tensor)
+    ours = difference(tl.tucker_to_tensor(tucker2(Problem(tensor), ranks)), tensor)
     assert ours <= theirs + 1e-3
 
 
 @pytest.mark.parametrize("ranks", [(1, 1), (4, 6), (10, 8)])
 def test_the_outer_factors_of_tucker_are_orthonormal(ranks):
-    out, core, inner = tucker2(random((10, 8, 9), 0), ranks)
+    core, (out, inner, _) = tucker2(Problem(random((10, 8, 9), 0)), ranks)
     assert core.shape == (*ranks, 9)
     assert difference(out.T @ out, np.eye(ranks[0])) < 1e-5
     assert difference(inner.T @ inner, np.eye(ranks[1])) < 1e-5
@@ -232,8 +226,8 @@ def test_the_tail_errors_of_zeros_are_zeros():
 @pytest.mark.parametrize(("shape", "R"), [((10, 8, 9), 6), ((8, 6, 3, 3), 10)])
 def test_cp_under_a_metric_is_closer_there_than_plain_cp(shape, R, kronecker):
     tensor, metric = smooth(shape, 0), metric_for(shape, 1, kronecker)
-    ours = error_under(metric, rebuilt(cp(tensor, R, 0, metric)), tensor)
-    assert ours < 0.9 * error_under(metric, rebuilt(cp(tensor, R, 0)), tensor)
+    ours = error_under(metric, tl.cp_to_tensor(cp_of(tensor, R, metric)), tensor)
+    assert ours < 0.9 * error_under(metric, tl.cp_to_tensor(cp_of(tensor, R)), tensor)
 
 
 @pytest.mark.parametrize("metric", [None, "kronecker", "full"])
@@ -243,17 +237,17 @@ def test_a_warm_start_is_never_worse_than_it_was(metric, R):
     tensor = smooth(shape, 0)
     under = metric_for(shape, 1, metric == "kronecker") if metric else None
     judge = under or Metric.of(np.eye(54), 6)
-    start = cp(tensor, 4, 0, under)
-    found = cp(tensor, R, 1, under, start[1:])
-    before = error_under(judge, rebuilt(start), tensor)
-    assert error_under(judge, rebuilt(found), tensor) <= 1.001 * before  # the ridge
+    start = cp_of(tensor, 4, under)
+    found = cp_of(tensor, R, under, 1, start)
+    before = error_under(judge, tl.cp_to_tensor(start), tensor)
+    assert error_under(judge, tl.cp_to_tensor(found), tensor) <= 1.001 * before  # the ridge
 
 
 @pytest.mark.parametrize("metric", [False, True])
 def test_cp_recovers_a_known_rank(metric):
-    tensor = rebuilt([random((n, 4), n) for n in (9, 7, 5)])
+    tensor = tl.cp_to_tensor((None, [random((n, 4), n) for n in (9, 7, 5)]))
     under = metric_for(tensor.shape, 1) if metric else None
-    assert difference(rebuilt(cp(tensor, 4, 0, under)), tensor) < 1e-4
+    assert difference(tl.cp_to_tensor(cp_of(tensor, 4, under)), tensor) < 1e-4
 
 
 @pytest.mark.parametrize("metric", [False, True])
@@ -262,23 +256,23 @@ def test_terms_stay_bounded_where_no_best_approximation_exists(metric, R):
     a, b = np.eye(5)[:2]
     tensor = sum(np.einsum("i,j,k->ijk", *t) for t in [(a, a, b), (a, b, a), (b, a, a)])
     under = metric_for(tensor.shape, 1) if metric else None
-    factors = cp(tensor, R, 0, under)
-    terms = np.prod([np.linalg.norm(factor, axis=0) for factor in factors], axis=0)
+    found = cp_of(tensor, R, under)
+    terms = np.prod([np.linalg.norm(factor, axis=0) for factor in found.factors], axis=0)
     assert terms.max() < 1e3 * np.linalg.norm(tensor)
-    assert difference(rebuilt(factors), tensor) < 0.05
+    assert difference(tl.cp_to_tensor(found), tensor) < 0.05
 
 
 def test_another_seed_ends_at_a_similar_error():
     tensor = smooth((10, 8, 9), 0)
-    errors = [difference(rebuilt(cp(tensor, 6, seed)), tensor) for seed in range(5)]
+    errors = [difference(tl.cp_to_tensor(cp_of(tensor, 6, seed=seed)), tensor) for seed in range(5)]
     assert max(errors) < 1.1 * min(errors)
 
 
 @pytest.mark.parametrize("R", [1, 5, 40])
 def test_a_tensor_of_zeros_gives_zeros(R):
-    factors = cp(np.zeros((6, 5, 4)), R, 0, metric_for((6, 5, 4), 0))
-    assert [factor.shape for factor in factors] == [(6, R), (5, R), (4, R)]
-    assert not rebuilt(factors).any()
+    zeros = cp_of(np.zeros((6, 5, 4)), R, metric_for((6, 5, 4), 0))
+    assert (zeros.shape, zeros.rank) == ((6, 5, 4), R)
+    assert not tl.cp_to_tensor(zeros).any()
 
 
 @pytest.mark.parametrize("metric", [False, True])
@@ -286,37 +280,37 @@ def test_channels_without_weights_cost_no_terms(metric):
     tensor = random((8, 8, 9), 0)
     tensor[:, 2:] = 0
     under = metric_for(tensor.shape, 1) if metric else Metric.of(np.eye(72), 8)
-    found = rebuilt(cp(tensor, 8, 0, under if metric else None))
+    found = tl.cp_to_tensor(cp_of(tensor, 8, under if metric else None))
     assert error_under(under, found, tensor) < 0.25
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_the_scale_of_a_tensor_does_not_matter(scale):
     tensor = smooth((8, 6, 3, 3), 0)
-    found = rebuilt(cp(scale * tensor, 6, 0))
-    assert difference(found / scale, rebuilt(cp(tensor, 6, 0))) < 1e-3
+    found = tl.cp_to_tensor(cp_of(scale * tensor, 6))
+    assert difference(found / scale, tl.cp_to_tensor(cp_of(tensor, 6))) < 1e-3
 
 
 def test_rank_one_finds_a_term_of_a_sparse_tensor():
     tensors = np.zeros((1, 4, 4, 4))
     for at in [(0, 0, 0), (1, 0, 1), (2, 1, 2), (3, 2, 2)]:
         tensors[(0, *at)] = 1
-    assert difference(stacked(rank_one(tensors)), tensors) <= np.sqrt(3 / 4) + 1e-9
+    assert difference(tl.cp_to_tensor(rank_one(tensors)), tensors) <= np.sqrt(3 / 4) + 1e-9
 
 
 @FEW
 @given(m=st.integers(1, 6), n=st.integers(1, 6), seed=st.integers(0, 100), data=st.data())
-def test_the_truncated_svd_under_metrics_is_that_of_the_whitened_matrix(m, n, seed, data):
+def test_the_truncated_svd_under_a_metric_is_that_of_the_whitened_matrix(m, n, seed, data):
     matrix = random((m, n), seed)
-    left, right = metric_for((1, m, 1), seed).full, metric_for((1, n, 1), seed + 1).full
+    metric = metric_for((1, n, 1), seed + 1).full
     R = data.draw(st.integers(1, min(m, n)))
-    a, b = truncated_svd(matrix, R, left, right)
-    roots = np.linalg.cholesky(left), np.linalg.cholesky(right)
+    a, b = truncated_svd(matrix, R, metric)
+    root = np.linalg.cholesky(metric)
 
     def error(product):
-        return np.linalg.norm(roots[0].T @ (matrix - product) @ roots[1])
+        return np.linalg.norm((matrix - product) @ root)
 
-    discarded = np.linalg.svd(roots[0].T @ matrix @ roots[1], compute_uv=False)
+    discarded = np.linalg.svd(matrix @ root, compute_uv=False)
     size = np.linalg.norm(discarded)
     assert abs(error(a @ b) - np.linalg.norm(discarded[R:])) < 1e-7 * size
     rng = np.random.default_rng(seed)
@@ -329,7 +323,6 @@ def test_the_truncated_svd_under_metrics_is_that_of_the_whitened_matrix(m, n, se
 def test_tucker_under_a_metric_is_closer_there_than_plain_tucker(ranks):
     tensor, metric = smooth((10, 8, 3), 0), metric_for((10, 8, 3), 1)
     plain, ours = (
-        np.einsum("or,rsk,is->oik", out, core, inner)
-        for out, core, inner in (tucker2(tensor, ranks), tucker2(tensor, ranks, metric))
+        tl.tucker_to_tensor(tucker2(Problem(tensor, under), ranks)) for under in (None, metric)
     )
     assert error_under(metric, ours, tensor) < 0.97 * error_under(metric, plain, tensor)

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from converter.decomposition.conv import PADDING_MODES, Chain
-from converter.decomposition.form import decompose, fit_rank, full_rank, skeleton
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import fit_rank, full_rank, skeleton
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
@@ -169,7 +170,7 @@ def chains_for(layers, form, share):
     for layer in layers:
         wanted = tuple(max(round(share * r), 1) for r in full_rank(form, layer.conv))
         rank = fit_rank(wanted, form, layer.conv)
-        chains[layer.name] = decompose(layer.conv, form, rank, effort=LITTLE)
+        chains[layer.name] = decompose(layer.conv, form, rank, LITTLE)
     return chains
 
 
@@ -266,8 +267,7 @@ def test_a_rebuilt_model_takes_the_weights_of_the_rewritten_one(name, model, lay
         for layer in layers
     }
     chains = {
-        layer.name: decompose(layer.conv, form, ranks[layer.name], effort=LITTLE)
-        for layer in layers
+        layer.name: decompose(layer.conv, form, ranks[layer.name], LITTLE) for layer in layers
     }
     wanted = torch_network.apply(model, layers, chains).eval()
     shapes = {n: (form, rank) for n, rank in ranks.items()}

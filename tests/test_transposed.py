@@ -25,18 +25,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain, assemble
-from converter.decomposition.form import (
-    decompose,
-    fit_rank,
-    full_rank,
-    refit,
-    refusal,
-    relative_error,
-    skeleton,
-)
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import fit_rank, full_rank, refusal, skeleton
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
+from converter.decomposition.refit import refit
 from converter.decomposition.taps import swap_in_out
 from converter.errors import ConverterError
 from converter.graph.network import open_session
@@ -127,7 +122,7 @@ def test_full_rank_reproduces_kernel_and_response(name, conv, data):
 def test_the_dense_kernel_is_what_the_steps_compute(name, conv):
     form = FORMS["channel" if refusal(FORMS[name], conv) else name]
     rank = fit_rank(tuple(max(r // 2, 1) for r in full_rank(form, conv)), form, conv)
-    chain = decompose(conv, form, rank, effort=LITTLE)
+    chain = decompose(conv, form, rank, LITTLE)
     dense, x = chain.dense(), small_input(conv)
     assert difference(compute([dense], x), compute(chain.steps, x)) < 1e-5
     for field in ("stride", "padding", "k", "O", "I", "groups"):
@@ -297,7 +292,7 @@ def test_the_torch_copy_is_the_twin_of_the_graph(exported, name, share):
         if refusal(form, layer.conv) is None:
             full = full_rank(form, layer.conv)
             rank = fit_rank(tuple(max(int(share * r), 1) for r in full), form, layer.conv)
-            chains[layer.name] = decompose(layer.conv, form, rank, effort=LITTLE)
+            chains[layer.name] = decompose(layer.conv, form, rank, LITTLE)
     assert len(chains) == (0 if name == "spatial" and x.ndim == 3 else 3)
     by_output = {la.output: (la.name, chains[la.name]) for la in layers if la.name in chains}
     rewritten = rewrite(network, by_output)

@@ -9,14 +9,9 @@ from helpers import SOME
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from converter.decomposition.solvers.varpro import (
-    Plain,
-    Weighted,
-    balanced,
-    contract,
-    khatri_rao,
-    minimise,
-)
+from converter.decomposition.solvers.khatri_rao import contract, equalize_norms, khatri_rao
+from converter.decomposition.solvers.levenberg_marquardt import minimise
+from converter.decomposition.solvers.varpro import FrobeniusLoss, MetricLoss
 
 SIZES = st.lists(st.integers(1, 4), min_size=2, max_size=4)
 
@@ -30,7 +25,11 @@ def problems(sizes, O=6, seed=0):
     n = int(np.prod(sizes))
     target, patches = normal(O, n, seed=seed), normal(3 * n, n, seed=seed + 1)
     S = patches.T @ patches / len(patches)
-    return Plain(target), Weighted.of(target, torch.eye(n).double()), Weighted.of(target, S)
+    return (
+        FrobeniusLoss(target),
+        MetricLoss.of(target, torch.eye(n).double()),
+        MetricLoss.of(target, S),
+    )
 
 
 def factors_for(sizes, R, seed=2):
@@ -39,7 +38,7 @@ def factors_for(sizes, R, seed=2):
 
 def squared_error(problem, outer, factors):
     rest = problem.target - outer @ khatri_rao(factors).T
-    S = problem.metric if isinstance(problem, Weighted) else torch.eye(rest.shape[1]).double()
+    S = problem.metric if isinstance(problem, MetricLoss) else torch.eye(rest.shape[1]).double()
     return float(torch.trace(rest @ S @ rest.T))
 
 
@@ -82,7 +81,7 @@ def test_the_curvature_is_that_of_the_projected_jacobian(sizes, R, seed):
         at = problem.evaluate(f)
         moved = sum(khatri_rao([*f[:j], v[j], *f[j + 1 :]]) for j in range(len(f)))
         Z = khatri_rao(f)
-        S = problem.metric if isinstance(problem, Weighted) else torch.eye(len(Z)).double()
+        S = problem.metric if isinstance(problem, MetricLoss) else torch.eye(len(Z)).double()
         left = moved - Z @ at.inverse @ Z.T @ S @ moved  # what A cannot make up for
         bend = float(torch.trace(at.inner @ (moved.T @ S @ left)))
         size = float(torch.trace(at.inner @ (moved.T @ S @ moved)))
@@ -118,13 +117,13 @@ def test_the_error_reported_is_the_error_and_never_rises(sizes, R, seed):
         assert all(b <= a + 1e-5 for a, b in itertools.pairwise(errors))
 
 
-@pytest.mark.parametrize("light", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cg_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("metric", [False, True])
-def test_equal_terms_and_terms_of_zero_are_survived(light, metric):
+def test_equal_terms_and_terms_of_zero_are_survived(cg_dtype, metric):
     f = factors_for((4, 3, 3), 6)
     f = [torch.hstack([x, x, 1e-30 * x, 0 * x]) for x in f]
     target, S = normal(6, 36), torch.eye(36).double()
-    problem = Weighted.of(target, S, light) if metric else Plain(target, light)
+    problem = MetricLoss.of(target, S, cg_dtype) if metric else FrobeniusLoss(target, cg_dtype)
     fit = minimise(problem, f, 20, 10)
     assert all(torch.isfinite(x).all() for x in (fit.outer, *fit.factors))
     assert fit.error < minimise(problem, f, 0, 10).error
@@ -133,13 +132,16 @@ def test_equal_terms_and_terms_of_zero_are_survived(light, metric):
 def test_a_perfect_start_stays_where_it_is():
     f = factors_for((4, 3), 2)
     target = normal(6, 2) @ khatri_rao(f).T
-    assert minimise(Plain(target), f, 20, 10).error < 1e-10
+    assert minimise(FrobeniusLoss(target), f, 20, 10).error < 1e-10
 
 
 def test_a_start_of_zeros_and_a_target_of_zeros_end_at_once():
     zeros = [torch.zeros(n, 2).double() for n in (4, 3)]
-    assert minimise(Plain(normal(6, 12)), zeros, 20, 10).error == pytest.approx(1)
-    assert minimise(Plain(torch.zeros(6, 12).double()), factors_for((4, 3), 2), 20, 10).error == 0
+    assert minimise(FrobeniusLoss(normal(6, 12)), zeros, 20, 10).error == pytest.approx(1)
+    assert (
+        minimise(FrobeniusLoss(torch.zeros(6, 12).double()), factors_for((4, 3), 2), 20, 10).error
+        == 0
+    )
 
 
 @SOME
@@ -151,7 +153,7 @@ def test_a_start_of_zeros_and_a_target_of_zeros_end_at_once():
 def test_balancing_keeps_the_product_and_evens_the_norms(shape, exponent, seed):
     factors = factors_for(shape, 3, seed)
     factors[0] = factors[0] * 10.0**exponent
-    even = balanced(factors)
+    even = equalize_norms(factors)
     assert torch.allclose(khatri_rao(even), khatri_rao(factors), rtol=1e-9, atol=0)
     norms = torch.stack([factor.norm(dim=0) for factor in even])
     assert torch.all(norms.amax(0) - norms.amin(0) <= 1e-9 * norms.amax(0))
@@ -161,7 +163,7 @@ def test_balancing_keeps_the_product_and_evens_the_norms(shape, exponent, seed):
 def test_balancing_a_zero_term_zeroes_all_its_factors(mode):
     factors = factors_for((4, 5, 6), 3)
     factors[mode][:, 1] = 0
-    even = balanced(factors)
+    even = equalize_norms(factors)
     assert not any(factor[:, 1].any() for factor in even)
     assert torch.allclose(khatri_rao(even), khatri_rao(factors))
 
@@ -174,8 +176,11 @@ def test_steps_in_single_precision_come_as_far_as_in_double(metric):
     S = normal(n, n, seed=9) * torch.logspace(0, -3, n).double()
     found = [
         minimise(
-            Weighted.of(target, S.T @ S, light) if metric else Plain(target, light), f, 30, 10
+            MetricLoss.of(target, S.T @ S, cg_dtype) if metric else FrobeniusLoss(target, cg_dtype),
+            f,
+            30,
+            10,
         ).error
-        for light in (torch.float32, torch.float64)
+        for cg_dtype in (torch.float32, torch.float64)
     ]
     assert found[0] < 1.02 * found[1]

@@ -1,4 +1,4 @@
-"""``Conv``, one convolution as data, and ``Chain``, the sequence that stands in for one."""
+"""``Conv``, one convolution as data, and ``Chain``, the convolutions that replace one."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy as np
 from converter.decomposition.taps import composed, expanded, swap_in_out
 from converter.errors import ConverterError
 
-SWEEPS = 12  # of balancing; a chain has four steps at most
+BALANCING_SWEEPS = 12
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 @dataclass(frozen=True)
 class Conv:
-    """One convolution over 1, 2 or 3 spatial axes, free of any framework.
+    """One convolution over 1, 2 or 3 spatial axes, independent of any framework.
 
-    Over none it is a linear layer: kernel (O, I), and ``size`` below is whatever axes of its
-    input stand beside the channels.
+    With no spatial axis it is a linear layer: its kernel is (O, I), and ``size`` below is the size
+    of its input's axes other than the channels.
 
     Attributes:
-        kernel: (O, I/groups, *k), for a transposed convolution, too (torch and ONNX store
-            those as (I, O/groups, *k): ``taps.swap_in_out`` goes there and back). Any float type;
+        kernel: (O, I/groups, *k), also for a transposed convolution (torch and ONNX store that
+            as (I, O/groups, *k); ``taps.swap_in_out`` converts between the two). Any float type;
             arithmetic happens in float32 or float64.
         bias: (O,) or None.
         stride: One per axis.
-        padding: (begin, end) per axis; for a transposed convolution, what is cut off the output.
+        padding: (begin, end) per axis; a transposed convolution crops its output by it.
         dilation: One per axis.
         padding_mode: One of ``PADDING_MODES``.
         groups: Divides both I and O.
@@ -131,17 +131,17 @@ class Conv:
 
 @dataclass(frozen=True)
 class Chain:
-    """The plain convolutions that, one after the other, stand in for one ``Conv``.
+    """A sequence of convolutions that stands in for one ``Conv``.
 
     Raises:
-        ConverterError: When channels do not match, a step before the last has a bias, or a
-            transposed step stands beside a plain one that is more than pointwise.
+        ConverterError: When channels do not match, a step before the last has a bias, or a chain
+            with a transposed step has a step that is neither transposed nor pointwise.
     """
 
     steps: tuple[Conv, ...]
 
     def __post_init__(self) -> None:
-        """Check that each step takes what the one before it gives."""
+        """Check that each step takes as many channels as the one before it gives."""
         if not self.steps:
             raise ConverterError("A chain has at least one step.")
         if len({len(step.k) for step in self.steps}) > 1:
@@ -171,8 +171,8 @@ class Chain:
     def dense(self) -> Conv:
         """Compose the steps into the one convolution that they compute (in float64).
 
-        Padding of the steps is added up, which is exact when each axis is padded at the first
-        step that covers it, as every form does.
+        The padding of the steps is added up. This is exact when each axis is padded at the first
+        step that covers it, as in every form.
         """
         result = self.steps[0]
         for step in self.steps[1:]:
@@ -180,32 +180,30 @@ class Chain:
         return result
 
     def scaled(self, scale: np.ndarray) -> Chain:
-        """Multiply what each output channel's kernel computes by ``scale`` (O,); not the bias."""
+        """Multiply the kernel, but not the bias, of each output channel by ``scale`` (O,)."""
         *head, last = self.steps
         factor = scale.reshape(-1, *[1] * (last.kernel.ndim - 1))
         kernel = (last.kernel.astype(np.float64) * factor).astype(last.kernel.dtype)
         return Chain((*head, replace(last, kernel=kernel)))
 
     def balanced(self) -> Chain:
-        """Scale the channels between steps so that each is as large going out as coming in.
+        """Balance the weights between steps: equal norms on both sides of each inner channel.
 
-        What the chain computes stays as it is. Gradients of all steps are then of one size, and
-        so are the numbers that pass between them.
+        The chain computes the same function. The gradients of all steps are then of similar size,
+        and so are the activations between them.
         """
         kernels = [step.kernel.astype(np.float64) for step in self.steps]
         groups = [step.groups for step in self.steps]
-        for _ in range(SWEEPS if len(kernels) > 2 else 1):
+        for _ in range(BALANCING_SWEEPS if len(kernels) > 2 else 1):
             for n in range(len(kernels) - 1):
-                made, inside = (
-                    kernels[n],
-                    swap_in_out(kernels[n + 1], groups[n + 1]),
-                )  # (I, O/groups, *k)
-                norms = [np.sqrt(np.square(a).sum(tuple(range(1, a.ndim)))) for a in (made, inside)]
+                before, after = kernels[n], swap_in_out(kernels[n + 1], groups[n + 1])
+                axes = tuple(range(1, before.ndim))
+                norms = [np.sqrt(np.square(a).sum(axes)) for a in (before, after)]
                 usable = (norms[0] > 0) & (norms[1] > 0)
                 scale = np.sqrt(np.divide(norms[1], norms[0], np.ones_like(norms[0]), where=usable))
                 scale[~usable] = 1.0
-                kernels[n] = made * _column(scale, made.ndim)
-                kernels[n + 1] = swap_in_out(inside / _column(scale, made.ndim), groups[n + 1])
+                kernels[n] = before * _column(scale, before.ndim)
+                kernels[n + 1] = swap_in_out(after / _column(scale, before.ndim), groups[n + 1])
         return Chain(
             tuple(
                 replace(step, kernel=kernel.astype(step.kernel.dtype))
@@ -222,11 +220,11 @@ class Chain:
 def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     """Give factor kernels the geometry of ``conv`` and make a chain of them.
 
-    What comes before an axis is filtered, its padding, goes on the first step whose kernel covers
-    it (on the first step for an axis of size 1), what comes after, its stride, on the last; of a
-    transposed convolution the stride comes before, and what is cut off after. Dilation goes on all
-    of them, the bias on the last step. The steps of a transposed convolution that own no axis are
-    plain pointwise ones. The kernels are cast to the type of ``conv``'s.
+    An axis is padded at the first step whose kernel covers it (at the first step if its size is
+    1) and strided at the last; a transposed convolution is strided at the first and cropped at the
+    last. All steps that cover the axis are dilated. The bias is on the last step. In the chain of
+    a transposed convolution, the steps that cover no axis are ordinary pointwise convolutions. The
+    kernels are cast to the type of ``conv``'s.
 
     Args:
         conv: The convolution that the chain stands in for.
@@ -238,19 +236,19 @@ def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     ]
     steps = []
     for n, (kernel, groups) in enumerate(kernels):
-        own = [n in those for those in covering]
-        begins, ends = ([those[at] == n for those in covering] for at in (0, -1))
+        covered = [n in steps_of_axis for steps_of_axis in covering]
+        begins, ends = ([steps_of_axis[at] == n for steps_of_axis in covering] for at in (0, -1))
         strided, padded = (begins, ends) if conv.transposed else (ends, begins)
         step = Conv(
             kernel=kernel.astype(conv.kernel.dtype, copy=False),
             bias=conv.bias if n == len(kernels) - 1 else None,
-            stride=tuple(s if mine else 1 for s, mine in zip(conv.stride, strided)),
-            padding=tuple(p if mine else (0, 0) for p, mine in zip(conv.padding, padded)),
-            dilation=tuple(d if mine else 1 for d, mine in zip(conv.dilation, own)),
+            stride=tuple(s if here else 1 for s, here in zip(conv.stride, strided)),
+            padding=tuple(p if here else (0, 0) for p, here in zip(conv.padding, padded)),
+            dilation=tuple(d if here else 1 for d, here in zip(conv.dilation, covered)),
             padding_mode=conv.padding_mode,
             groups=groups,
         )
-        extra = tuple(e if mine else 0 for e, mine in zip(conv.output_padding, begins))
+        extra = tuple(e if here else 0 for e, here in zip(conv.output_padding, begins))
         if conv.transposed and not (step.pointwise and not any(extra)):
             step = replace(step, transposed=True, output_padding=extra)
         steps.append(step)
@@ -264,8 +262,8 @@ def _column(scale: np.ndarray, ndim: int) -> np.ndarray:
 def _compose(first: Conv, second: Conv) -> Conv:
     """Compose two convolutions: tap t1 of the first and t2 of the second meet at d1 t1 + s1 d2 t2.
 
-    Transposed, the strides change sides: they meet at s2 d1 t1 + d2 t2. The result keeps the
-    groups that both share.
+    If they are transposed, the taps meet at s2 d1 t1 + d2 t2. The result keeps the groups that
+    both share.
     """
     groups = math.gcd(first.groups, second.groups)
     transposed, once = first.transposed or second.transposed, (1,) * len(first.k)

@@ -1,4 +1,4 @@
-"""``Metric``: what "close" means for a kernel, from what the layer really sees."""
+"""``Metric``: the norm of a kernel's error, from the second moments of a layer's inputs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import tensorly as tl
+from tensorly.tenalg import multi_mode_dot
 
-# Of the mean power: what the sample never shows counts a little, so that every metric is definite.
+# Of the mean power: directions that the sample lacks count a little, so that metrics are definite.
 FLOOR = 1e-6
 
 
@@ -23,8 +25,8 @@ class Metric:
     Attributes:
         channels: (I, I), moments of the channels, averaged over the window.
         window: (K, K), moments of the window's positions over all channels, of trace K.
-        full: (I K, I K), or None; channels run before positions, as in a kernel.
-        mean: (I K,), the mean patch, where the moments are about it; else None.
+        full: (I K, I K), channels before positions as in a kernel; None if not kept.
+        mean: (I K,), the mean patch if the moments are central; else None.
     """
 
     channels: np.ndarray
@@ -53,11 +55,11 @@ class Metric:
     def times(self, rows: np.ndarray) -> np.ndarray:
         """B S for rows B (m, I K)."""
         if self.full is not None:
-            found: np.ndarray = rows @ self.full
-            return found
+            product: np.ndarray = rows @ self.full
+            return product
         blocks = rows.reshape(len(rows), len(self.channels), len(self.window)) @ self.window
-        found = np.einsum("mik,ij->mjk", blocks, self.channels, optimize=True)
-        return found.reshape(rows.shape)
+        product = np.einsum("mik,ij->mjk", blocks, self.channels, optimize=True)
+        return product.reshape(rows.shape)
 
     def square(self, kernel: np.ndarray) -> float:
         """|W|^2 of a kernel (O, I, ...)."""
@@ -82,7 +84,7 @@ class Metric:
     def whitened(self, k: tuple[int, ...]) -> np.ndarray:
         """L^-1 S L^-T (n, n) of the full moments, L the Kronecker product of ``roots``.
 
-        Computed once; a metric serves several decompositions.
+        Computed once, because a metric serves several decompositions.
         """
         if k not in self._whitened:
             assert self.full is not None
@@ -105,24 +107,24 @@ class Metric:
         """(I, K, K): the moments of each channel's own window."""
         I, K = len(self.channels), len(self.window)
         if self.full is None:
-            found: np.ndarray = self.channels.diagonal()[:, None, None] * self.window
-            return found
+            moments: np.ndarray = self.channels.diagonal()[:, None, None] * self.window
+            return moments
         own = np.arange(I)
         return self.full.reshape(I, K, I, K)[own, :, own]
 
     def dense(self) -> np.ndarray:
-        """S (n, n), whichever way it is kept."""
+        """S (n, n), multiplied out if it is kept as a Kronecker product."""
         return np.kron(self.channels, self.window) if self.full is None else self.full
 
 
-def mapped(tensor: np.ndarray, roots: Sequence[np.ndarray]) -> np.ndarray:
-    """Multiply mode 1, 2, ... of a tensor with the transposed roots."""
-    for mode, root in enumerate(roots, start=1):
-        tensor = np.moveaxis(np.tensordot(tensor, root, (mode, 0)), -1, mode)
-    return tensor
+def whiten(tensor: np.ndarray, roots: Sequence[np.ndarray]) -> np.ndarray:
+    """Multiply the modes 1, 2, ... of a tensor by the transposed roots."""
+    with tl.backend_context("numpy"):
+        modes = range(1, len(roots) + 1)
+        return np.ascontiguousarray(multi_mode_dot(tensor, roots, modes=modes, transpose=True))
 
 
 def _mean_power(moments: np.ndarray) -> float:
-    """Mean of the diagonal; 1 where nothing was seen, which leaves the Frobenius norm."""
+    """Mean of the diagonal; 1 / FLOOR if there are no inputs, which gives the Frobenius norm."""
     mean = float(np.trace(moments)) / len(moments)
     return mean if mean > 0 and math.isfinite(mean) else 1.0 / FLOOR

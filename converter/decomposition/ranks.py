@@ -1,82 +1,61 @@
-"""Which forms and ranks of a layer are worth timing."""
+"""Ranks: read from text, listed for a layer, and chosen for timing."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 
 from converter.decomposition.conv import Conv
-from converter.decomposition.form import Form, Rank, fit_rank, full_rank, refusal, skeleton
-from converter.decomposition.forms import find_form
+from converter.decomposition.form import Form, Rank, full_rank, rank_step
+from converter.decomposition.forms import FORMS
+from converter.errors import ConverterError
 
-# Shares of the layer's multiply-accumulates that ranks are chosen for; more than the last, and
-# what the shorter chain saves is not worth its error.
-CP_SHARES = (0.04, 0.07, 0.11, 0.17, 0.25, 0.35, 0.5, 0.7)
-CP_FORMS = ("flattened", "separable")
-SHARES = (0.12, 0.25, 0.4, 0.6)
-PAIR_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625)  # of the channels, for forms of two ranks
-MOST_SHARE = 0.8
-WINDOWS = (1, 2, 3)  # per input channel, of the form `decoupled`
-LONG = 5  # from this kernel size on, 1-D filters save something over windows; both are tried
+RANK_LIMIT = 1_000_000
 
 
-def ladder(conv: Conv, size: Sequence[int], block: int) -> list[tuple[str, Rank]]:
-    """List forms and ranks worth timing, the ranks of a form from low to high.
+def rank_grid(conv: Conv, size: Sequence[int], block: int) -> list[tuple[str, Rank]]:
+    """List the forms and ranks worth timing, the ranks of a form from low to high.
 
     Args:
-        conv: Of whose kernel only the shape counts.
+        conv: Only the shape of its kernel counts.
         size: Spatial size of its input.
         block: Channels that the runtime computes together.
     """
-    found = []
-    for name in _forms(conv):
-        form = find_form(name)
-        if refusal(form, conv) is None:
-            most = MOST_SHARE * conv.macs(size)
-            full = full_rank(form, conv)
-            for rank in dict.fromkeys(_ranks(form, conv, size, block)):
-                cheaper = skeleton(conv, form, rank).macs(size) <= most
-                if cheaper and (rank != full or conv.depthwise):
-                    found.append((name, rank))
-    return found
+    return [(form.name, rank) for form in FORMS.values() for rank in form.ranks(conv, size, block)]
 
 
-def unit(conv: Conv, block: int) -> int:
-    """Give the step between ranks that fit the runtime's block and the groups."""
-    return conv.groups if conv.depthwise else math.lcm(block, conv.groups)
+def all_ranks(form: Form, conv: Conv, block: int) -> list[Rank]:
+    """List all ranks that are multiples of the runtime's ``block``, and the full rank."""
+    step = 1 if form.per_channel else rank_step(conv, block)
+    axes = [[*range(step, full, step), full] for full in full_rank(form, conv)]
+    return list(itertools.product(*axes))
 
 
-def _forms(conv: Conv) -> list[str]:
-    if conv.depthwise:
-        return ["spatial"]
-    if not conv.k or max(conv.k) == 1:
-        return ["channel"]
-    terms = CP_FORMS if _long(conv) else ("separable",)
-    forms = [*terms, "spatial", "tucker", "channel"]
-    return [*forms, "decoupled"] if max(conv.stride) > 1 else forms
+def parse_rank(text: str, form: Form, conv: Conv) -> Rank:
+    """Turn what the user wrote into a rank, which need not fit ``conv``.
 
+    ``16`` is an integer; ``1.0`` a fraction of O (for ``tucker`` of I and O, for ``decoupled``
+    of the kernel's size); ``0.5,0.5`` or ``16,32`` a pair for ``tucker``, and for ``spatial`` of
+    a kernel over three axes.
 
-def _long(conv: Conv) -> bool:
-    return len(conv.k) > 1 and max(conv.k) >= LONG
-
-
-def _ranks(form: Form, conv: Conv, size: Sequence[int], block: int) -> Iterator[Rank]:
-    full, step = full_rank(form, conv), unit(conv, block)
-    if form.per_channel:
-        yield from ((m,) for m in WINDOWS if m < full[0])
-    elif len(full) > 1:
-        whole = form.whole((conv.O, conv.I, *conv.k))
-        for share in PAIR_SHARES:
-            wanted = tuple(max(round(share * n / step), 1) * step for n in whole)
-            yield fit_rank(tuple(map(min, wanted, full)), form, conv)
-    elif conv.depthwise:
-        yield from ((rank,) for rank in range(step, full[0], step))
-    else:
-        each = skeleton(conv, form, (conv.groups,)).macs(size) / conv.groups
-        shares: Sequence[float] = SHARES
-        if form.name in CP_FORMS:  # of two such forms each is timed at every other rank
-            shares = CP_SHARES[::2] if _long(conv) else CP_SHARES
-        for share in shares:
-            rank = max(round(share * conv.macs(size) / each / step), 1) * step
-            if rank < full[0]:
-                yield (rank,)
+    Raises:
+        ConverterError: When ``text`` is not a number (or a pair), or not above 0.
+    """
+    count = len(full_rank(form, conv))
+    parts = text.split(",")
+    if len(parts) == 1:
+        parts = parts * count
+    if len(parts) != count:
+        raise ConverterError(f"Rank {text!r} has {len(parts)} parts; {form.name} takes {count}.")
+    rank = []
+    for part, reference in zip(parts, form.reference_rank((conv.O, conv.I, *conv.k))):
+        try:
+            value = int(part) if part.strip().lstrip("+-").isdigit() else float(part)
+        except (ValueError, OverflowError):
+            raise ConverterError(
+                f"Rank {text!r} is not a number; write 16 or 0.5 (tucker: 0.5,0.5)."
+            ) from None
+        if not 0 < value < RANK_LIMIT:
+            raise ConverterError(f"Rank {text[:20]!r} must be above 0 and below {RANK_LIMIT}.")
+        rank.append(value if isinstance(value, int) else max(round(value * reference), 1))
+    return tuple(rank)

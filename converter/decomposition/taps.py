@@ -1,4 +1,4 @@
-"""Kernels as arrays of taps: rearranged between groups and layouts, and composed."""
+"""Kernels as arrays of taps: conversions between layouts and groups, and composition."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def swap_in_out(kernel: np.ndarray, groups: int) -> np.ndarray:
 
 
 def stage_sizes(size: int) -> tuple[int, int]:
-    """Split a kernel's size so that two stages in a row reach as far: 5 gives 3 and 3."""
+    """Split a kernel's size into those of two stages with the same receptive field: 5 = 3 and 3."""
     second = (size + 1) // 2
     return size + 1 - second, second
 
 
 def expanded(kernel: np.ndarray, groups: int, outer: int) -> np.ndarray:
-    """Write a grouped kernel with fewer groups, zeros filled in.
+    """Write a grouped kernel with fewer groups; the new entries are zeros.
 
     Args:
         kernel: (O, I/groups, *k), any float type.

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from converter.data.data import Data
+from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain, Conv
-from converter.decomposition.form import relative_error
 from converter.decomposition.metric import Metric
 from converter.evaluation.loss import Loss, LossEstimator
 from converter.graph.network import open_session

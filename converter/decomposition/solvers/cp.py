@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from tensorly.cp_tensor import CPTensor
 
-from converter.decomposition.metric import Metric, mapped
+from converter.decomposition.problem import Problem, SolverSettings
+from converter.decomposition.solvers.khatri_rao import Factors, equalize_norms
+from converter.decomposition.solvers.levenberg_marquardt import Fit, minimise
 from converter.decomposition.solvers.svd import exact_rank
-from converter.decomposition.solvers.varpro import (
-    Factors,
-    Fit,
-    Plain,
-    Weighted,
-    balanced,
-    minimise,
-)
+from converter.decomposition.solvers.varpro import FrobeniusLoss, MetricLoss
 
-PLAIN_STEPS, FIRST_STEPS, STEPS, WARM_STEPS, CG_STEPS = 19, 10, 30, 8, 10
+# Steps without a metric, before those under a full metric, under it, and there from a start.
+FROBENIUS_STEPS, FIRST_STEPS, METRIC_STEPS, WARM_STEPS = 19, 10, 30, 8
+MIN_CG_STEPS, MAX_CG_STEPS = 4, 10
 # Operations that a decomposition may take: under a full metric, whose products are the work, and
 # without, where a conjugate gradient takes so many products of (R, R).
-WORK, PLAIN_WORK, PLAIN_PRODUCTS = 1e11, 5e11, 24
-LEAST_CG_STEPS = 4
-# A fit this close (a share of the power) is near an exact one, which a ridge would keep it from.
-CLOSE = 1e-3
+METRIC_WORK, FROBENIUS_WORK, FROBENIUS_PRODUCTS = 1e11, 5e11, 24
+# A fit with an error below this share of the power is near an exact one, which a ridge prevents.
+NEARLY_EXACT = 1e-3
 RIDGE, FINE_RIDGE = 1e-4, 1e-6
-# Without a metric, small decompositions go the whole way.
-MOST_PLAIN_STEPS, SMALL_WORK = 200, 1.2e10
-DEAD = 1e-12  # of the power of the strongest direction of the channels
-DOUBLE = 100_000  # entries of a tensor up to which double precision costs nothing
+# Without a metric, small decompositions may take many more steps.
+MAX_SMALL_STEPS, SMALL_WORK = 200, 1.2e10
+ZERO_POWER = 1e-12  # of the power of the strongest direction of the channels
+MAX_DOUBLE_SIZE = 100_000  # entries of a tensor up to which double precision costs nothing
 
 
-def cp(
-    tensor: np.ndarray,
-    R: int,
-    seed: int,
-    metric: Metric | None = None,
-    start: list[np.ndarray] | None = None,
-    device: str = "cpu",
-    effort: float = 1.0,
-) -> list[np.ndarray]:
+def cp(problem: Problem, R: int, settings: SolverSettings = SolverSettings()) -> CPTensor:
     """Decompose a tensor, close in the Frobenius norm or under a metric.
 
     CP commutes with a linear map of each mode, so under a metric the modes are whitened with its
@@ -49,122 +39,105 @@ def cp(
     back. At R >= size / largest mode the decomposition is written down exactly instead.
 
     Args:
-        tensor: (O, n_2, ..., n_d), float64; mode 2 is the channels, the others the window.
+        problem: Target (O, n_2, ..., n_d): mode 2 is the channels, the others the window. Start:
+            a ``CPTensor`` of rank r <= R, of which all factors but the first are used; the error
+            of the result is not above that of the start, but for the ridge.
         R: Number of rank-1 terms.
-        seed: Of the random part of the start.
-        metric: Of the modes 2 to d, or None.
-        start: Factors (n_2, r), ..., (n_d, r) to start from, r <= R; the error of what comes is
-            not above theirs, but for the ridge.
-        device: torch device to compute on.
-        effort: Share of the usual work that it may take.
+        settings: Of the solver.
 
     Returns:
-        d factors (n_j, R), each term's norm spread evenly over its factors.
+        d factors (n_j, R) with weights 1, each term's norm spread evenly over its factors.
     """
+    tensor, roots = problem.target, problem.roots
     if not tensor.any():
-        return [np.zeros((n, R)) for n in tensor.shape]
+        return cp_tensor([np.zeros((n, R)) for n in tensor.shape])
     if exact_rank(tensor.shape) <= R:
-        return [f.numpy() for f in balanced([torch.from_numpy(f) for f in _exact(tensor, R)])]
-    light = torch.float64 if tensor.size <= DOUBLE else torch.float32
-    sizes = tensor.shape[1:]
-    roots = [np.eye(n) for n in sizes] if metric is None else metric.roots(sizes[1:])
-    white = mapped(tensor, roots)
-    target = torch.from_numpy(np.ascontiguousarray(white)).reshape(len(tensor), -1)
-    target = target.to(device)
-    rng = np.random.default_rng(seed)
-    if start is None:
-        first = _guess(white, R, rng)
-    else:
-        first = [
-            np.hstack([mapped, _noise(rng, mapped, R - mapped.shape[1])])
-            for mapped in (root.T @ f for root, f in zip(roots, start))
-        ]
-    factors = [torch.from_numpy(f).to(device) for f in first]
-    full = metric is not None and metric.full is not None
-    if start is None or not full:
-        product = PLAIN_PRODUCTS * R**3
-        if not full:
-            small, _ = _afford(MOST_PLAIN_STEPS, product, effort * SMALL_WORK)
-            steps, cg_steps = _afford(PLAIN_STEPS, product, effort * PLAIN_WORK)
-            steps = max(steps, small)
-        else:
-            steps, cg_steps = _afford(FIRST_STEPS, product, effort * WORK)
-        fit = _search(Plain(target, light, RIDGE), factors, steps, cg_steps)
-        factors = fit.factors
-    if metric is not None and full:
-        seen = torch.from_numpy(metric.whitened(sizes[1:])).to(device)
-        weighing = 2.0 * len(seen) * R * (len(seen) + 3 * R)
-        most = round(effort * (STEPS if start is None else WARM_STEPS))
-        steps, cg_steps = _afford(most, weighing, WORK)
-        fit = _search(Weighted.of(target, seen, light, RIDGE), factors, steps, cg_steps)
-    found = [np.linalg.solve(root.T, f.cpu().numpy()) for root, f in zip(roots, fit.factors)]
-    outer = fit.outer.cpu()
-    return [f.numpy() for f in balanced([outer, *(torch.from_numpy(f) for f in found)])]
+        return cp_tensor(_exact(tensor, R))
+    fit = _search_factors(problem, _start(problem, R, settings.seed), settings)
+    factors = [np.linalg.solve(root.T, f.cpu().numpy()) for root, f in zip(roots, fit.factors)]
+    return cp_tensor([fit.outer.cpu().numpy(), *factors])
 
 
-def _search(problem: Plain | Weighted, start: Factors, steps: int, cg_steps: int) -> Fit:
+def cp_tensor(factors: Sequence[np.ndarray]) -> CPTensor:
+    """Make a ``CPTensor`` with weights 1 of factors (n_j, R), each term's norm spread evenly."""
+    even = equalize_norms([torch.from_numpy(np.ascontiguousarray(f)) for f in factors])
+    return CPTensor((np.ones(factors[0].shape[1]), [factor.numpy() for factor in even]))
+
+
+def _search_factors(problem: Problem, factors: Factors, settings: SolverSettings) -> Fit:
+    """Search in whitened coordinates, first without the full metric, then under it if there is one.
+
+    Args:
+        problem: As given to ``cp``.
+        factors: (n_j, R) to start from, of all modes but the first, in whitened coordinates.
+        settings: Of the solver.
+    """
+    tensor, metric, effort = problem.whitened, problem.metric, settings.effort
+    cg_dtype = torch.float64 if tensor.size <= MAX_DOUBLE_SIZE else torch.float32
+    target = torch.from_numpy(tensor).reshape(len(tensor), -1)
+    target = target.to(settings.device)
+    factors = [factor.to(settings.device) for factor in factors]
+    R = factors[0].shape[1]
+    if metric is None or metric.full is None:
+        product = FROBENIUS_PRODUCTS * R**3
+        small, _ = _affordable(MAX_SMALL_STEPS, product, effort * SMALL_WORK)
+        steps, cg_steps = _affordable(FROBENIUS_STEPS, product, effort * FROBENIUS_WORK)
+        loss = FrobeniusLoss(target, cg_dtype, RIDGE)
+        return _search(loss, factors, max(steps, small), cg_steps)
+    if problem.start is None:
+        product = FROBENIUS_PRODUCTS * R**3
+        steps, cg_steps = _affordable(FIRST_STEPS, product, effort * METRIC_WORK)
+        factors = _search(FrobeniusLoss(target, cg_dtype, RIDGE), factors, steps, cg_steps).factors
+    moments = torch.from_numpy(metric.whitened(tensor.shape[2:])).to(settings.device)
+    product = 2 * len(moments) * R * (len(moments) + 3 * R)
+    max_steps = round(effort * (METRIC_STEPS if problem.start is None else WARM_STEPS))
+    steps, cg_steps = _affordable(max_steps, product, METRIC_WORK)
+    return _search(MetricLoss.of(target, moments, cg_dtype, RIDGE), factors, steps, cg_steps)
+
+
+def _search(loss: FrobeniusLoss | MetricLoss, start: Factors, steps: int, cg_steps: int) -> Fit:
     """Search with bounded terms, and without where that leads to an exact decomposition."""
-    fit = minimise(problem, start, steps, cg_steps)
-    if fit.error > CLOSE:
+    fit = minimise(loss, start, steps, cg_steps)
+    if fit.error > NEARLY_EXACT:
         return fit
-    return minimise(replace(problem, ridge=FINE_RIDGE), fit.factors, steps, cg_steps)
+    return minimise(replace(loss, ridge=FINE_RIDGE), fit.factors, steps, cg_steps)
 
 
-def _afford(most: int, product: float, work: float) -> tuple[int, int]:
-    """Say how many steps of how many conjugate gradients, each of ``product``, ``work`` pays."""
-    cg_steps = int(min(max(work / product, LEAST_CG_STEPS), CG_STEPS))
-    return int(min(most, max(work / product / cg_steps, 1))), cg_steps
+def _affordable(max_steps: int, product: float, work: float) -> tuple[int, int]:
+    """Return the number of steps, and of conjugate gradients a step, that ``work`` pays for.
+
+    Args:
+        max_steps: At most so many steps.
+        product: Operations of one conjugate gradient.
+        work: Operations in all.
+    """
+    cg_steps = int(min(max(work / product, MIN_CG_STEPS), MAX_CG_STEPS))
+    return int(min(max_steps, max(work / product / cg_steps, 1))), cg_steps
 
 
-def _guess(tensor: np.ndarray, R: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Start from the leading directions of the channels, the rest at random."""
+def _start(problem: Problem, R: int, seed: int) -> Factors:
+    """Return whitened factors to start from: those given, or a guess; random where there are none.
+
+    A guess has the leading directions of the channels and a random window.
+    """
+    rng = np.random.default_rng(seed)
+    if problem.start is not None:
+        given = [root.T @ f for root, f in zip(problem.roots, problem.start.factors[1:])]
+        factors = [np.hstack([f, _noise(rng, f, R - f.shape[1])]) for f in given]
+        return [torch.from_numpy(f) for f in factors]
+    tensor = problem.whitened
     channels = np.moveaxis(tensor, 1, 0).reshape(tensor.shape[1], -1)
     power, vectors = np.linalg.eigh(channels @ channels.T)
-    alive = power > DEAD * power[-1]  # a term in a direction without power would stay zero
-    leading = (vectors[:, alive] * power[alive] ** 0.25)[:, ::-1][:, :R]
+    nonzero = power > ZERO_POWER * power[-1]  # a term in a direction without power stays zero
+    leading = (vectors[:, nonzero] * power[nonzero] ** 0.25)[:, ::-1][:, :R]
     first = np.hstack([leading, _noise(rng, leading, R - leading.shape[1])])
-    return [first, *(rng.standard_normal((n, R)) for n in tensor.shape[2:])]
+    factors = [first, *(rng.standard_normal((n, R)) for n in tensor.shape[2:])]
+    return [torch.from_numpy(f) for f in factors]
 
 
 def _noise(rng: np.random.Generator, like: np.ndarray, count: int) -> np.ndarray:
     """Random columns (n, count) of the mean power of ``like`` (n, r)."""
     return rng.standard_normal((len(like), count)) * math.sqrt(float(np.mean(like**2)))
-
-
-def rank_one(tensors: np.ndarray, iterations: int = 100) -> list[np.ndarray]:
-    """Give the best rank-1 term of each tensor of a stack (higher-order power method).
-
-    Started from the leading singular vector of each mode's unfolding, in turn, of what the modes
-    before it leave (Vannieuwenhoven, Vandebril and Meerbergen 2012), so that the start of a sparse
-    tensor is never orthogonal to it; exact where a tensor has rank 1.
-
-    Args:
-        tensors: (N, n_1, ..., n_d), float64.
-        iterations: Sweeps over the modes.
-
-    Returns:
-        d factors (N, n_j), norms spread evenly.
-    """
-    count, modes = len(tensors), tensors.ndim - 1
-    letters = "abcdef"[:modes]
-    factors, rest = [], tensors
-    for size in tensors.shape[1:]:
-        unfolding = rest.reshape(count, size, -1)
-        _, vectors = np.linalg.eigh(unfolding @ unfolding.transpose(0, 2, 1))
-        factors.append(vectors[:, :, -1])
-        rest = np.einsum("znm,zn->zm", unfolding, factors[-1])
-    for _ in range(iterations):
-        for mode in range(modes):
-            others = [j for j in range(modes) if j != mode]
-            spec = ",".join([f"z{letters}", *(f"z{letters[j]}" for j in others)])
-            found = np.einsum(
-                f"{spec}->z{letters[mode]}", tensors, *(factors[j] for j in others), optimize=True
-            )
-            norm = np.linalg.norm(found, axis=1, keepdims=True)
-            factors[mode] = found / np.maximum(norm, np.finfo(np.float64).tiny)
-    factors[-1] = factors[-1] * norm
-    columns = [torch.from_numpy(np.ascontiguousarray(factor.T)) for factor in factors]
-    return [factor.T.numpy() for factor in balanced(columns)]
 
 
 def _exact(tensor: np.ndarray, R: int) -> list[np.ndarray]:

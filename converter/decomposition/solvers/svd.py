@@ -1,4 +1,4 @@
-"""What linear algebra gives at once: truncated singular value decompositions, a bound on ranks."""
+"""Truncated singular value decompositions of stacks of matrices, their errors, and exact ranks."""
 
 from __future__ import annotations
 
@@ -8,36 +8,29 @@ import numpy as np
 
 
 def truncated_svd(
-    matrices: np.ndarray,
-    R: int,
-    left: np.ndarray | None = None,
-    right: np.ndarray | None = None,
+    matrices: np.ndarray, R: int, metric: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Factor each matrix of a stack at rank R, the square root of the values on both sides.
+
+    numpy decomposes a stack at once; tensorly's ``svd_interface`` takes one matrix.
 
     Args:
         matrices: (..., m, n), float64.
         R: At most min(m, n).
-        left: (..., m, m), positive definite, or None.
-        right: (..., n, n), positive definite, or None.
+        metric: (..., n, n), positive definite; the identity if None.
 
     Returns:
         a (..., m, R) and b (..., R, n) with a @ b the best approximation of the matrix M: the
-        least tr(left D right D^T) of D = M - a @ b, where a metric left out is the identity.
+        least tr(D S D^T) of D = M - a @ b under the metric S (Eckart and Young 1936).
     """
-    if left is not None:
-        left = np.linalg.cholesky(left)
-        matrices = left.swapaxes(-1, -2) @ matrices
-    if right is not None:
-        right = np.linalg.cholesky(right)
-        matrices = matrices @ right
+    if metric is not None:
+        metric = np.linalg.cholesky(metric)
+        matrices = matrices @ metric
     u, s, vt = np.linalg.svd(matrices, full_matrices=False)
     root = np.sqrt(s[..., :R])
     a, b = u[..., :R] * root[..., None, :], root[..., :, None] * vt[..., :R, :]
-    if left is not None:
-        a = np.linalg.solve(left.swapaxes(-1, -2), a)
-    if right is not None:
-        b = np.linalg.solve(right.swapaxes(-1, -2), b.swapaxes(-1, -2)).swapaxes(-1, -2)
+    if metric is not None:
+        b = np.linalg.solve(metric.swapaxes(-1, -2), b.swapaxes(-1, -2)).swapaxes(-1, -2)
     return a, b
 
 
@@ -52,8 +45,8 @@ def tail_errors(matrix: np.ndarray) -> np.ndarray:
     """
     energy = np.linalg.svd(matrix, compute_uv=False) ** 2
     tail = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
-    found: np.ndarray = np.sqrt(tail / max(energy.sum(), np.finfo(np.float64).tiny))
-    return found
+    errors: np.ndarray = np.sqrt(tail / max(energy.sum(), np.finfo(np.float64).tiny))
+    return errors
 
 
 def exact_rank(shape: tuple[int, ...]) -> int:

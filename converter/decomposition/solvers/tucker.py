@@ -1,18 +1,19 @@
-"""Tucker-2: the channel modes of a kernel compressed, its spatial modes left as they are."""
+"""Tucker-2: the channel modes of a kernel compressed, its window left as it is."""
 
 from __future__ import annotations
 
 import numpy as np
+from tensorly import unfold
+from tensorly.tenalg import mode_dot, multi_mode_dot
+from tensorly.tucker_tensor import TuckerTensor
 
-from converter.decomposition.metric import Metric
+from converter.decomposition.problem import Problem
 from converter.decomposition.solvers.svd import truncated_svd
 
-SWEEPS, LEAST_GAIN = 50, 1e-7
+MAX_SWEEPS, MIN_GAIN = 50, 1e-7
 
 
-def tucker2(
-    tensor: np.ndarray, ranks: tuple[int, int], metric: Metric | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tucker2(problem: Problem, ranks: tuple[int, int]) -> TuckerTensor:
     """Decompose a kernel over its first two modes (Kim et al., arXiv 1511.06530).
 
     Higher-order orthogonal iteration, where a sweep is two eigenvalue problems of channel size;
@@ -20,44 +21,48 @@ def tucker2(
     are solved together, in closed form, under the metric itself.
 
     Args:
-        tensor: (O, I, K), float64.
+        problem: Target (O, I, K).
         ranks: (R2, R1) of the O and the I mode.
-        metric: Of the modes I and K, or None.
 
     Returns:
-        out (O, R2), core (R2, R1, K), in (I, R1).
+        Core (R2, R1, K); factors (O, R2), (I, R1) and, for the window, the identity.
     """
-    O, I, K = tensor.shape
     R2, R1 = ranks
-    white = tensor
-    if metric is not None:
-        channels, window = metric.roots((K,))
-        white = np.einsum("oik,ij->ojk", tensor @ window, channels)
-    inner = _leading(white.swapaxes(0, 1).reshape(I, -1), R1)  # (I, R1)
-    kept = 0.0
-    for _ in range(SWEEPS):
-        seen = np.einsum("oik,ir->ork", white, inner)  # (O, R1, K)
-        out = _leading(seen.reshape(O, -1), R2)
-        seen = np.einsum("oik,or->irk", white, out)  # (I, R2, K)
-        inner = _leading(seen.reshape(I, -1), R1)
-        power = float(np.sum(np.einsum("irk,ij->jrk", seen, inner) ** 2))
-        if power - kept <= LEAST_GAIN * power:
+    white, window = problem.whitened, np.eye(problem.target.shape[2])
+    inner = _leading(unfold(white, 1), R1)  # (I, R1)
+    if problem.start is not None:
+        inner = np.linalg.qr(problem.roots[0].T @ problem.start.factors[1])[0]
+    previous = 0.0
+    for _ in range(MAX_SWEEPS):
+        out = _leading(unfold(mode_dot(white, inner.T, 1), 0), R2)
+        projected = mode_dot(white, out.T, 0)  # (R2, I, K)
+        inner = _leading(unfold(projected, 1), R1)
+        power = float(np.sum(mode_dot(projected, inner.T, 1) ** 2))
+        if power - previous <= MIN_GAIN * power:
             break
-        kept = power
-    if metric is None:
-        core = np.einsum("oik,or,ij->rjk", white, out, inner, optimize=True)
-        return out, core, inner
-    inner = np.linalg.qr(np.linalg.solve(channels.T, inner))[0]
-    basis = np.einsum("ir,kl->ikrl", inner, np.eye(K)).reshape(I * K, R1 * K)
-    seen = metric.dense() @ basis
-    gram = basis.T @ seen
-    free = np.linalg.solve(gram, seen.T @ tensor.reshape(O, -1).T).T  # best (O, R1 K)
-    out, core = truncated_svd(free, min(R2, R1 * K), right=gram)
-    idle = R2 - out.shape[1]  # outputs that so small a core cannot tell apart
-    out, core = np.pad(out, ((0, 0), (0, idle))), np.pad(core, ((0, idle), (0, 0)))
-    return out, core.reshape(R2, R1, K), inner
+        previous = power
+    if problem.metric is None:
+        core = multi_mode_dot(white, [out.T, inner.T], modes=[0, 1])
+    else:
+        inner = np.linalg.qr(np.linalg.solve(problem.roots[0].T, inner))[0]
+        out, core = _solve_outputs(problem, inner, R2)
+    return TuckerTensor((core, [out, inner, window]))
+
+
+def _solve_outputs(problem: Problem, inner: np.ndarray, R2: int) -> tuple[np.ndarray, np.ndarray]:
+    """Solve outputs (O, R2) and core (R2, R1, K) for a given ``inner`` (I, R1)."""
+    assert problem.metric is not None
+    (O, _, K), R1 = problem.target.shape, inner.shape[1]
+    basis = np.kron(inner, np.eye(K))  # (I K, R1 K)
+    weighted = problem.metric.dense() @ basis
+    gram = basis.T @ weighted
+    free = np.linalg.solve(gram, weighted.T @ problem.target.reshape(O, -1).T).T  # best (O, R1 K)
+    out, core = truncated_svd(free, min(R2, R1 * K), gram)
+    unused = R2 - out.shape[1]  # outputs that so small a core cannot tell apart
+    out, core = np.pad(out, ((0, 0), (0, unused))), np.pad(core, ((0, unused), (0, 0)))
+    return out, core.reshape(R2, R1, K)
 
 
 def _leading(matrix: np.ndarray, R: int) -> np.ndarray:
-    """Give the R leading left singular vectors."""
+    """Return the R leading left singular vectors, by the smaller eigenvalue problem."""
     return np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :R]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from tensorly.cp_tensor import CPTensor
 
-from converter.decomposition.metric import Metric, mapped
+from converter.decomposition.problem import Problem, SolverSettings
 from converter.decomposition.solvers.cp import cp
 from converter.decomposition.solvers.svd import exact_rank
 from converter.decomposition.taps import stage_sizes
@@ -16,74 +17,74 @@ ITERATIONS = 300
 NOISE = 0.1  # of the usual entry, where there are no terms to start from
 
 
-def two_stages(
-    tensor: np.ndarray,
-    R: int,
-    seed: int,
-    metric: Metric | None = None,
-    device: str = "cpu",
-    effort: float = 1.0,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def two_stages(problem: Problem, R: int, settings: SolverSettings) -> tuple[CPTensor, CPTensor]:
     """Write a kernel as two stages, each a mix of channels and a 1-D filter per axis and channel.
 
     W[o, i, h, w] = sum_r C[o, r] L[r, i] (v1[r] * v2[o])(h) (h1[r] * h2[o])(w), with convolutions
     of the 1-D filters (arXiv 1412.5474, section 3.1). No closed form is known: started from CP
     terms cut to the first stage's size, then L-BFGS on all factors, in the coordinates that the
-    metric's Kronecker form whitens; what it ends in is a local minimum.
+    metric's Kronecker form whitens; the result is a local minimum.
 
     Args:
-        tensor: (O, I, *k), float64, every entry of k above 1.
+        problem: Target (O, I, *k), every entry of k above 1.
         R: Channels between the stages.
-        seed: Of the start.
-        metric: Of the channels and the window, or None.
-        device: torch device to compute on.
-        effort: Share of the usual work that it may take.
+        settings: Of the solver.
 
     Returns:
-        Factors of the first stage, (R, I), (R, k1), ..., and of the second, (O, R), (O, k2), ...;
-        what the second leaves out, an axis of size 1, is (O, 1).
+        The kernels of the stages, (R, I, *k1) and (O, R, *k2), each with the identity as its first
+        factor and weights 1. Where the second stage does not extend over an axis, k2 is 1.
     """
-    sizes = [stage_sizes(size) for size in tensor.shape[2:]]
-    # Terms of an exact decomposition sit in single taps, and many of them would be cut to nothing.
-    terms = min(R, max(exact_rank(tensor.shape) - 1, 1))
-    found = cp(tensor, terms, seed, metric, device=device, effort=effort)
-    rng = np.random.default_rng(seed)
-    size = [NOISE * float(np.sqrt(np.mean(factor**2))) for factor in found]
-    out, lateral, *windows = (
-        np.hstack([f, scale * rng.standard_normal((len(f), R - terms))])
-        for f, scale in zip(found, size)
-    )
-    first, second = [lateral.T], [out]
-    for window, (near, far) in zip(windows, sizes):
-        begin = far // 2
-        first.append(window[begin : begin + near].T)
-        second.append(np.eye(far)[[begin] * len(tensor)])
-    roots = [np.eye(n) for n in tensor.shape[1:]]
-    if metric is not None:
-        roots = metric.roots(tensor.shape[2:])
-    maps = [torch.from_numpy(root).to(device) for root in roots]
-    target = torch.from_numpy(mapped(tensor, roots)).to(device)
-    power = float(target.square().sum()) or 1.0
-    factors = [
-        torch.from_numpy(np.ascontiguousarray(f)).to(device).requires_grad_()
-        for f in (*first, *second)
+    start = [
+        torch.from_numpy(f).to(settings.device).requires_grad_()
+        for f in _start(problem, R, settings)
     ]
+    half = len(start) // 2
+    roots = [torch.from_numpy(root).to(settings.device) for root in problem.roots]
+    target = torch.from_numpy(problem.whitened).to(settings.device)
+    power = float(target.square().sum()) or 1.0
     search = torch.optim.LBFGS(
-        factors, max_iter=max(round(effort * ITERATIONS), 1), line_search_fn="strong_wolfe"
+        start, max_iter=max(round(settings.effort * ITERATIONS), 1), line_search_fn="strong_wolfe"
     )
 
-    def error() -> torch.Tensor:
+    def relative_squared_error() -> torch.Tensor:
         search.zero_grad()
-        found = _kernel(factors[: len(first)], factors[len(first) :])
-        for mode, root in enumerate(maps, start=1):
-            found = torch.movedim(torch.movedim(found, mode, -1) @ root, -1, mode)
-        loss = (found - target).square().sum() / power
+        kernel = _kernel(start[:half], start[half:])
+        for mode, root in enumerate(roots, start=1):
+            kernel = torch.movedim(torch.movedim(kernel, mode, -1) @ root, -1, mode)
+        loss = (kernel - target).square().sum() / power
         loss.backward()
         return loss
 
-    search.step(error)
-    solved = [factor.detach().cpu().numpy() for factor in factors]
-    return solved[: len(first)], solved[len(first) :]
+    search.step(relative_squared_error)
+    solved = [factor.detach().cpu().numpy() for factor in start]
+    return _stage(solved[:half]), _stage(solved[half:])
+
+
+def _stage(rows: Sequence[np.ndarray]) -> CPTensor:
+    """One stage's kernel of its filters (C, n_j), one for each of its C channels."""
+    channels = len(rows[0])
+    return CPTensor((np.ones(channels), [np.eye(channels), *(row.T for row in rows)]))
+
+
+def _start(problem: Problem, R: int, settings: SolverSettings) -> list[np.ndarray]:
+    """Factors of the first stage, (R, I), (R, k1), ..., then of the second, (O, R), (O, k2), ..."""
+    tensor = problem.target
+    # Terms of an exact decomposition sit in single taps, and many of them would be cut to nothing.
+    terms = min(R, max(exact_rank(tensor.shape) - 1, 1))
+    factors = cp(problem, terms, settings).factors
+    rng = np.random.default_rng(settings.seed)
+    size = [NOISE * float(np.sqrt(np.mean(factor**2))) for factor in factors]
+    out, lateral, *windows = (
+        np.hstack([f, scale * rng.standard_normal((len(f), R - terms))])
+        for f, scale in zip(factors, size)
+    )
+    first, second = [lateral.T], [out]
+    for window, width in zip(windows, tensor.shape[2:]):
+        near, far = stage_sizes(width)
+        begin = far // 2
+        first.append(window[begin : begin + near].T)
+        second.append(np.eye(far)[[begin] * len(tensor)])
+    return [np.ascontiguousarray(f) for f in (*first, *second)]
 
 
 def _kernel(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -96,11 +97,11 @@ def _kernel(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> to
         kernel = kernel[..., None] * window.reshape(shape)
     kernel = torch.tensordot(mix, kernel, 1)  # (O, I, *k1)
     for axis, window in enumerate(far, start=2):
-        moved = kernel.movedim(axis, -1)
+        rows = kernel.movedim(axis, -1)
         reach = window.shape[1] - 1
-        column = (-1, *[1] * (moved.ndim - 1))
+        column = (-1, *[1] * (rows.ndim - 1))
         terms = [
-            torch.nn.functional.pad(moved, (tap, reach - tap)) * window[:, tap].reshape(column)
+            torch.nn.functional.pad(rows, (tap, reach - tap)) * window[:, tap].reshape(column)
             for tap in range(reach + 1)
         ]
         kernel = torch.stack(terms).sum(0).movedim(-1, axis)

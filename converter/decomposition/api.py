@@ -1,0 +1,129 @@
+"""``decompose`` for a kernel of your own: an array in, tensorly's factors and a chain out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import tensorly as tl
+import torch
+
+from converter.decomposition.approximation import relative_error
+from converter.decomposition.conv import Chain, Conv
+from converter.decomposition.decompose import decompose as decompose_conv
+from converter.decomposition.decompose import group_kernels
+from converter.decomposition.form import fit_rank
+from converter.decomposition.forms import find_form
+from converter.decomposition.metric import Metric
+from converter.decomposition.problem import SolverName, SolverSettings, Tensor
+from converter.decomposition.ranks import parse_rank
+from converter.errors import ConverterError
+
+Kernel: TypeAlias = "np.ndarray | torch.Tensor | Conv"
+AnyMetric: TypeAlias = "Metric | np.ndarray | Sequence[Metric | np.ndarray]"
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A kernel in a form.
+
+    Attributes:
+        tensor: The kernel of the chain, (O, I, *k), as a tensor of tensorly's: a ``CPTensor``
+            over (O, I, *k) without axes of size 1 for ``flattened`` and ``lvh``, over (O, I, K)
+            for ``separable`` and ``decoupled``, and over (O, I K) for ``channel``; a
+            ``TuckerTensor`` over (O, I, K) for ``tucker``; a ``TTTensor`` for ``spatial``, over
+            (I Kh, Kw O). For ``lvh2`` a pair of ``CPTensor``, the stages; for ``dense`` the
+            kernel. Of a convolution in groups, a tuple of these, one for each group.
+        chain: The convolutions that stand in for the kernel.
+        rel_error: |W' - W| / |W|, under the metric if there is one.
+    """
+
+    tensor: Tensor
+    chain: Chain
+    rel_error: float
+
+
+def decompose(
+    kernel: Kernel,
+    form: str,
+    rank: int | float | tuple[int | float, ...],
+    *,
+    solver: SolverName = "flatconv",
+    metric: AnyMetric | None = None,
+    seed: int = 0,
+) -> Decomposition:
+    """Write a convolution's kernel in a form.
+
+    Args:
+        kernel: (O, I, *k), of a convolution with stride 1 and no padding; or a ``Conv``, which
+            has groups, stride, padding and a bias besides.
+        form: Its name, one of ``FORMS``.
+        rank: An integer, or a fraction of the number of channels; a pair for ``tucker``. A
+            fraction is brought to the nearest rank that fits.
+        solver: ``flatconv``, ``tensorly``, or ``tensorly+refine``.
+        metric: Second moments (n, n) of the input patches, n = I K with the channels first, or a
+            ``Metric``; a sequence of these, one for each group. The Frobenius norm if None.
+        seed: Of the solver. The same seed gives the same bytes.
+
+    Raises:
+        ConverterError: When the kernel, the metric or the rank does not fit, or the solver does
+            not know the form.
+    """
+    conv, chosen = _conv(kernel), find_form(form)
+    entries = rank if isinstance(rank, tuple) else (rank,)
+    wanted = parse_rank(",".join(map(str, entries)), chosen, conv)
+    if any(isinstance(entry, float) for entry in entries):
+        wanted = fit_rank(wanted, chosen, conv)
+    metrics = _metrics(conv, metric)
+    settings = SolverSettings(solver, seed)
+    chain = decompose_conv(conv, chosen, wanted, settings, metrics=metrics)
+    with tl.backend_context("numpy"):
+        tensors = tuple(chosen.to_tensor(part) for part in group_kernels(chain, conv.groups))
+    tensor = tensors if conv.groups > 1 else tensors[0]
+    return Decomposition(tensor, chain, relative_error(conv, chain, metrics))
+
+
+def _conv(kernel: Kernel) -> Conv:
+    if isinstance(kernel, Conv):
+        conv = kernel
+    else:
+        if isinstance(kernel, torch.Tensor):
+            kernel = kernel.detach().cpu()
+            kernel = (kernel.float() if kernel.dtype == torch.bfloat16 else kernel).numpy()
+        axes = np.ndim(kernel) - 2
+        conv = Conv(np.asarray(kernel), None, (1,) * axes, ((0, 0),) * axes, (1,) * axes)
+    if conv.kernel.dtype.kind not in "fV":  # V: bfloat16
+        raise ConverterError(f"A kernel of type {conv.kernel.dtype} must be of a float type.")
+    if not np.isfinite(conv.kernel).all():
+        raise ConverterError("The kernel has values that are not finite.")
+    return conv
+
+
+def _metrics(conv: Conv, metric: AnyMetric | None) -> list[Metric] | None:
+    """Make a metric for each group of what was given."""
+    if metric is None:
+        return None
+    each = [metric] if isinstance(metric, Metric | np.ndarray) else list(metric)
+    if len(each) != conv.groups:
+        raise ConverterError(f"{len(each)} metrics do not fit {conv.groups} groups.")
+    return [_metric(conv, one) for one in each]
+
+
+def _metric(conv: Conv, metric: Metric | np.ndarray) -> Metric:
+    """Check that a metric has one row for each entry of a filter."""
+    I, n = conv.kernel.shape[1], conv.kernel[0].size
+    if isinstance(metric, Metric):
+        shape = (len(metric.channels), len(metric.window))
+        if shape != (I, n // I):
+            raise ConverterError(
+                f"A metric of {shape[0]} channels and {shape[1]} positions does not fit a kernel "
+                f"of shape {conv.kernel.shape}."
+            )
+        return metric
+    if np.shape(metric) != (n, n) or not np.isfinite(metric).all():
+        raise ConverterError(
+            f"Second moments of shape {np.shape(metric)} must be finite and of shape {(n, n)}."
+        )
+    return Metric.of(metric, I)
