@@ -247,15 +247,13 @@ def measure(
 ) -> int:
     """Time a network's layers in onnxruntime, as they are and in other forms.
 
-    For the machine that the network will run on. Take the table to where you convert, and pass it
-    as --latency. Where only onnxruntime and numpy are installed, prepare a bundle here and run its
-    timer there.
+    The table is for convert --latency. To time the layers on a machine that has onnxruntime and
+    numpy but not flatconv, write a bundle with --prepare, and run python bundle.zip there.
 
     Args:
         model: net.onnx; its weights do not matter.
         output: The table to write, latency.json.
-        prepare: Write a bundle for the target machine instead; there, python timer.py makes
-            latency.json.
+        prepare: The bundle to write instead: bundle.zip, or a new folder.
         input_shape: Shape of an input, [NAME:]1,3,32,32; repeatable.
         timing: How layers are timed.
         int8: Time them in int8, for convert --int8.
@@ -264,21 +262,21 @@ def measure(
     """
     if (output is None) == (prepare is None):
         raise ConverterError("Name the table to write with -o, or a bundle with --prepare.")
-    check_writable_file(output or prepare)
+    check_writable_file(output)
     _check_model(str(model))
+    options = Options(timing=timing).changed(input_shape=input_shape, int8=int8)
     from converter.report.tables import times_table
-    from converter.timing.target import measure_file, prepare_bundle
+    from converter.timing.table import measure_file, prepare_file
 
     with show_progress(quiet) as progress:
-        if prepare is not None:
-            prepare_bundle(model, prepare, input_shape, timing, int8=int8, progress=progress)
+        if output is not None:
+            table = measure_file(model, output, options, progress)
+            shown = [times_table(table), *table.warnings, f"Wrote {output}"]
         else:
-            assert output is not None
-            table = measure_file(model, output, input_shape, timing, int8=int8, progress=progress)
-    if prepare is not None:
-        _show(quiet, False, str, f"Wrote {prepare}; on the target: python {prepare} or timer.py")
-    else:
-        _show(quiet, False, str, times_table(table), f"Wrote {output}")
+            assert prepare is not None
+            count = prepare_file(model, prepare, options, progress)
+            shown = [f"Wrote {count} variants of the network to {prepare}"]
+    _show(quiet, False, str, *shown)
     return 0
 
 

@@ -162,7 +162,7 @@ def open_job(
     if training.schedule > 1 and group.size > 1:
         raise ConverterError("--schedule works in one process; leave out accelerate launch.")
     if training.trains:
-        check_trainable(source, options)
+        check_trainable(source, options, group.size)
     layers = list_layers(source, options.resources.seed)
     problem = make_problem(source, layers, options.resources.seed)
     return Job(source, problem, options, Resources.of(options, group, progress), evaluate)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -21,6 +21,7 @@ from converter.options import Options
 T = TypeVar("T")
 Progress = Callable[[str, float], None]  # a stage, and the fraction of it that is done
 MISSING = object()
+TIMEOUT = timedelta(days=1)  # the others wait while the first process searches and measures
 # Variables that torchrun and the kinds of mpirun set: the number of processes, and the rank.
 SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -166,7 +167,7 @@ class Resources:
     cluster: str | None = None
     group: ProcessGroup = SINGLE_PROCESS
     progress: Progress = no_progress
-    solver: str = "flatconv"
+    solver: Literal["flatconv", "tensorly", "tensorly+refine"] = "flatconv"
 
     @classmethod
     def of(

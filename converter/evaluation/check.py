@@ -13,7 +13,8 @@ from torch import nn
 from converter.data.data import Arrays
 from converter.decomposition.conv import Chain
 from converter.errors import ConverterError, first_line
-from converter.graph.network import compute_values, externals_as_inputs, open_session
+from converter.graph.external import externals_as_inputs
+from converter.graph.network import compute_values, open_session
 from converter.graph.outputs import data_dependent_shapes
 from converter.graph.rewrite import replace_weights
 from converter.graph.survey import Layer

@@ -14,16 +14,16 @@ import onnx_ir as ir
 
 from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
-from converter.evaluation.score import Score, drop_interval, score
+from converter.evaluation.score import Score, drop_interval, fixed_batch, renamed, score
 from converter.graph.canonicalize import canonicalize
-from converter.graph.network import Input, inputs, open_session, size
+from converter.graph.network import Input, inputs, nbytes, open_session
 from converter.graph.outputs import comparison_outputs, with_outputs
 from converter.graph.survey import count_macs, count_params
-from converter.models.source import example_shapes
+from converter.models.input_shapes import choose_shapes
 from converter.processes import Resources
 from converter.runtime.ort import cpu_model, run
 from converter.runtime.runtime import ExclusiveSession, Runtime, Session
-from converter.timing.race import Interval, Race, fixed_batch, race, renamed
+from converter.timing.race import Interval, Race, race
 
 Evaluate = Callable[[Callable[[Arrays], Arrays]], float]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -182,7 +182,7 @@ def compare_models(
         ConverterError: When the networks' inputs or outputs differ, or the data does not fit.
     """
     spec = _shared_inputs(models)
-    shapes = example_shapes(spec, conditions.shapes, data)
+    shapes = choose_shapes(spec, conditions.shapes, data)
     dtypes = {item.name: item.dtype for item in spec}
     sessions = _open_all(models, conditions.runtime)
     insisted = next((b for s in sessions.values() if (b := fixed_batch(s))), None)
@@ -193,7 +193,7 @@ def compare_models(
     feeds = examples.read(np.arange(batch_size) % examples.count)
     raced = _race_all(sessions, feeds, resources.stage("timing"))
     further = [
-        _time_further(sessions, example_shapes(spec, other, None), dtypes, batch_size, resources)
+        _time_further(sessions, choose_shapes(spec, other, None), dtypes, batch_size, resources)
         for other in conditions.more_shapes
     ]
     scores, compared = _score_all(
@@ -210,7 +210,7 @@ def compare_models(
             name=name,
             params=count_params(model),
             macs=_macs(model, one),
-            bytes=size(model),
+            bytes=nbytes(model),
             latency_ms=raced.latency_ms[number],
             accuracy=accuracies[name],
             speedup=raced.speedup[number],
@@ -272,7 +272,7 @@ def _open_all(models: Mapping[str, ir.Model], runtime: Runtime) -> dict[str, Ses
     distinct = {id(model): model for model in models.values()}
     openers = {key: partial(open_session, m, runtime=runtime) for key, m in distinct.items()}
     opened: dict[int, Session]
-    if len(distinct) == 1 or sum(map(size, distinct.values())) < MAX_OPEN_BYTES:
+    if len(distinct) == 1 or sum(map(nbytes, distinct.values())) < MAX_OPEN_BYTES:
         opened = {key: opener() for key, opener in openers.items()}
     else:
         open_now: dict[int, Session] = {}

@@ -20,7 +20,8 @@ CALIBRATION_EXAMPLES, BATCH = 256, 16
 def calibration_data(network: ir.Model, data: Data, seed: int) -> Data:
     """Choose the sample inputs that int8 is calibrated on: a few, in whole batches."""
     fixed_batch = inputs(network)[0].shape[0]
-    data = data.sample(CALIBRATION_EXAMPLES, seed).filled(fixed_batch or 1)
+    data = data.sample(CALIBRATION_EXAMPLES, seed)
+    data = data.repeated_to(fixed_batch or 1)
     return data.take(np.arange(data.count - data.count % _batch_size(network, data)))
 
 

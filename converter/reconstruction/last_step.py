@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from converter.decomposition.conv import Chain, Conv
-from converter.decomposition.form import RIDGE, last_features
+from converter.decomposition.refit import RIDGE, last_features
 
 
 @dataclass(frozen=True)

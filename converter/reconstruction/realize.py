@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from converter.data.data import Data
+from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain
-from converter.decomposition.form import Form, Rank, relative_error
+from converter.decomposition.form import Form, Rank
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import Layer
 from converter.processes import Resources

@@ -10,9 +10,11 @@ import torch
 
 from converter.cache import cached_chain, digest
 from converter.decomposition.conv import Chain, Conv
-from converter.decomposition.form import Form, Rank, decompose
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import Form, Rank
 from converter.decomposition.forms import find_form
 from converter.decomposition.metric import Metric
+from converter.decomposition.problem import SolverSettings
 from converter.errors import ConverterError
 from converter.graph.survey import Layer
 from converter.processes import Resources
@@ -38,12 +40,13 @@ def run_solver(
         conv: The layer.
         form: The form of the chain.
         rank: Over all groups.
-        resources: Seed and device.
+        resources: Solver, seed and device.
         metrics: One for each group; the Frobenius norm if left out.
         start: A chain of the same form and rank to start from, or None.
         effort: Share of the usual work of an iterative solver.
     """
-    return decompose(conv, form, rank, resources.seed, metrics, start, resources.device, effort)
+    settings = SolverSettings(resources.solver, resources.seed, resources.device, effort)
+    return decompose(conv, form, rank, settings, metrics=metrics, start=start)
 
 
 def solve_layer(

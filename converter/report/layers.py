@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from converter.decomposition.approximation import cancellation
 from converter.decomposition.conv import Chain
-from converter.decomposition.form import cancellation
 from converter.graph.survey import Layer
-from converter.reconstruction.refit import REFIT
+from converter.reconstruction.regression import REFIT
 from converter.search.choose import SearchResult
 from converter.timing.latency import LatencyTable
 

@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from converter.cache import cached_text, digest
-from converter.decomposition.conv import Conv
-from converter.decomposition.form import (
-    Rank,
+from converter.decomposition.approximation import (
+    MIN_ERROR,
+    error_curve,
     estimate_errors,
-    full_rank,
-    path,
-    rank_grid,
-    refusal,
-    relative_error,
-    skeleton,
+    whitened,
 )
+from converter.decomposition.conv import Conv
+from converter.decomposition.form import Rank, full_rank, rank_step, refusal, skeleton
 from converter.decomposition.forms import FORMS, find_form
-from converter.decomposition.metric import Metric, mapped
-from converter.decomposition.ranks import unit
+from converter.decomposition.metric import Metric
+from converter.decomposition.problem import SolverSettings
+from converter.decomposition.ranks import all_ranks
 from converter.graph.survey import Layer
 from converter.processes import Resources
-from converter.reconstruction.parallel import spread as parallel_map
+from converter.reconstruction.parallel import parallel_map
 from converter.timing.latency import LatencyTable, LayerTimes
 
-# Where on the rank grid of a form without closed errors ranks are solved, and how well.
-ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.4
 FINE = 12  # ranks between those timed
-MIN_ERROR = 1e-3
 NODE_BYTES = 256  # of an ONNX file, for each step of a chain besides its weights
 BLOCK = 16  # channels that onnxruntime computes together on x86 with AVX-512
 
@@ -80,12 +75,13 @@ def list_candidates(
         for layer in layers
         if layer.conv is not None and layer.output in times
     ]
+    settings = SolverSettings(resources.solver, resources.seed)
     jobs = (
         partial(
             _errors,
-            _whitened(conv, metrics.get(layer.name)),
+            whitened(conv, metrics.get(layer.name)),
             _timed_ranks(timed),
-            resources.seed,
+            settings,
             resources.cache,
         )
         for layer, conv, timed in todo
@@ -118,7 +114,7 @@ def cheapest(layer: Layer, max_error: float) -> tuple[str, Rank, int] | None:
     fitting: list[tuple[int, int, str, Rank]] = []
     for order, form in enumerate(FORMS.values()):
         error_at = None if refusal(form, layer.conv) else estimate_errors(layer.conv, form)
-        for rank in rank_grid(form, layer.conv, BLOCK) if error_at else ():
+        for rank in all_ranks(form, layer.conv, BLOCK) if error_at else ():
             if rank != full_rank(form, layer.conv) and error_at and error_at(rank) <= max_error:
                 macs = skeleton(layer.conv, form, rank).macs(layer.size)
                 fitting.append((macs, order, form.name, rank))
@@ -144,48 +140,21 @@ def _timed_ranks(timed: LayerTimes) -> dict[str, list[Rank]]:
 
 
 def _errors(
-    white: Conv, ranks: Mapping[str, list[Rank]], seed: int, cache: Path | None
+    white: Conv, ranks: Mapping[str, list[Rank]], settings: SolverSettings, cache: Path | None
 ) -> dict[str, dict[Rank, float]]:
     """Estimate the relative error of each form at each rank timed."""
 
     def compute() -> str:
-        return json.dumps({name: _curve(white, name, some, seed) for name, some in ranks.items()})
+        curves = {
+            name: error_curve(white, find_form(name), some, settings)
+            for name, some in ranks.items()
+        }
+        return json.dumps(curves)
 
     wanted = sorted((name, *some) for name, some in ranks.items())
-    key = digest(white.kernel, white.groups, white.transposed, wanted, seed) if cache else ""
-    errors = json.loads(cached_text(cache, key, compute))
+    parts = white.kernel, white.groups, white.transposed, wanted, settings.seed, settings.solver
+    errors = json.loads(cached_text(cache, digest(*parts) if cache else "", compute))
     return {form: dict(zip(some, errors[form])) for form, some in ranks.items()}
-
-
-def _curve(conv: Conv, name: str, ranks: list[Rank], seed: int) -> list[float]:
-    form = find_form(name)
-    error_at = estimate_errors(conv, form)
-    if error_at is not None:
-        return [float(error_at(rank)) for rank in ranks]
-    chosen = sorted({round(share * (len(ranks) - 1)) for share in ANCHORS})
-    chains = path(conv, form, [ranks[n] for n in chosen], seed, effort=EFFORT)
-    errors = [max(relative_error(conv, chains[ranks[n]]), MIN_ERROR) for n in chosen]
-    errors = list(np.minimum.accumulate(errors))
-    # The error falls about exponentially with the rank, also behind the last one solved.
-    anchors, logs = [ranks[n][0] for n in chosen], list(np.log(errors))
-    if chosen[-1] < len(ranks) - 1:
-        slope = (logs[-1] - logs[-2]) / (anchors[-1] - anchors[-2]) if len(chosen) > 1 else 0.0
-        anchors.append(ranks[-1][0])
-        logs.append(logs[-1] + slope * (anchors[-1] - anchors[-2]))
-    return [max(float(np.exp(np.interp(r[0], anchors, logs))), MIN_ERROR) for r in ranks]
-
-
-def _whitened(conv: Conv, metrics: Sequence[Metric] | None) -> Conv:
-    """Return the kernel whose Frobenius error is that of the responses, in the Kronecker form."""
-    kernel = conv.kernel.astype(np.float64)
-    if metrics is not None:
-        window = tuple(size for size in conv.k if size > 1)
-        parts = [
-            mapped(part.reshape(len(part), part.shape[1], *window), metric.roots(window))
-            for part, metric in zip(np.split(kernel, conv.groups), metrics)
-        ]
-        kernel = np.concatenate(parts).reshape(conv.kernel.shape)
-    return replace(conv, kernel=kernel, bias=None)
 
 
 def _between(
@@ -196,7 +165,7 @@ def _between(
     if len(ranks) < 2 or len(ranks[0]) > 1 or find_form(form).per_channel:
         return list(curve.items())
     knots = [rank for (rank,) in ranks]
-    step = unit(conv, block)
+    step = rank_step(conv, block)
     stride = max((knots[-1] - knots[0]) // (step * FINE), 1) * step
     wanted = sorted({*knots, *range(knots[0], knots[-1], stride)})
     logs = np.log([max(curve[(rank,)], MIN_ERROR) for rank in knots])

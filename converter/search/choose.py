@@ -15,14 +15,14 @@ from converter.errors import ConverterError
 from converter.evaluation.compare import Evaluate, evaluated
 from converter.evaluation.loss import LossEstimator
 from converter.evaluation.status import Status, unless
-from converter.graph.network import open_session, size
+from converter.graph.network import nbytes, open_session
 from converter.graph.survey import Layer
 from converter.models.problem import Problem
 from converter.options import Options
 from converter.processes import Resources
 from converter.reconstruction.moments import patch_count, patch_size
 from converter.reconstruction.realize import Realization
-from converter.reconstruction.refit import REFIT
+from converter.reconstruction.regression import REFIT
 from converter.search.budgets import Budget, Measured, Original, budgets_of, default_budget
 from converter.search.candidates import list_candidates
 from converter.search.manual import open_layers
@@ -188,7 +188,7 @@ def _prepare(task: Task) -> _Setting:
     if task.evaluate is not None and any(budget.option == "max_drop" for budget in budgets):
         accuracy = evaluated(task.evaluate, open_session(problem.network, options.timing.threads))
     macs = sum(layer.macs for layer in problem.layers)
-    original = Original(table.original_ms, macs, size(problem.network), accuracy, probes.drop)
+    original = Original(table.original_ms, macs, nbytes(problem.network), accuracy, probes.drop)
     return _Setting(task, free, table, estimator, spaces, budgets, original)
 
 
@@ -269,7 +269,7 @@ def _measured(
         loss=setting.estimator.loss(network) if "loss" in columns else None,
         drop=drop,
         macs=macs,
-        bytes=size(network) if "bytes" in columns else None,
+        bytes=nbytes(network) if "bytes" in columns else None,
     )
 
 

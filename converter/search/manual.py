@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converter.decomposition.conv import Conv
-from converter.decomposition.form import fit_rank, parse_rank, refusal, show_rank, skeleton
+from converter.decomposition.form import fit_rank, refusal, show_rank, skeleton
 from converter.decomposition.forms import find_form
+from converter.decomposition.ranks import parse_rank
 from converter.errors import ConverterError
 from converter.graph.survey import Layer
 from converter.options import LayerForm, LayerOptions

@@ -78,13 +78,14 @@ def _search(
     if limits.loss is None and limits.speedup is None:
         return _least(spaces, limits, measures, effort)
     if limits.loss is None:
-        raced = reach_speedup(first, limits, measures.speedup, progress)
-        best = _built(raced[0], measures)
-        return Outcome(best, (best, *raced[1:]))
+        raced: list[Trial[Built]] = reach_speedup(first, limits, measures.speedup, progress)
+        reached = _built(raced[0], measures)
+        return Outcome(reached, (reached, *raced[1:]))
     trials = stay_within(first, limits, measures, effort, progress)
     kept = [trial for trial in trials if trial.worst <= 1]
-    best = min(kept, key=lambda t: first.total(t.assignment, limits.goal), default=None)
-    if best is not None:
+    best: Trial[Built] | None = None
+    if kept:
+        best = min(kept, key=lambda t: first.total(t.assignment, limits.goal))
         left = min(effort.improve, effort.trials - len(trials))
         best = _improve(spaces[1:], limits, measures, best, left)
     if limits.speedup is not None:
@@ -171,7 +172,7 @@ def _hold_speedup(
         tried.append(_raced(trial, limits.speedup, measures))
         if tried[-1].worst <= 1:
             return tried[-1], tried
-    swift = reach_speedup(space, replace(limits, goal="loss"), measures.speedup)[0]
+    swift: Trial[Built] = reach_speedup(space, replace(limits, goal="loss"), measures.speedup)[0]
     tried.append(_built(swift, measures))
     return min(tried, key=lambda trial: trial.worst), tried
 

@@ -103,7 +103,7 @@ def _open(
 
     def loss_of(output: str, probe: Conv) -> Loss:
         weights = usual | new_weights(nodes[output], probe)
-        return estimator.lost(lambda feeds: run(session, {**feeds, **weights}))
+        return estimator.loss_of(lambda feeds: run(session, {**feeds, **weights}))
 
     return loss_of
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from converter.graph.network import inputs, load, weights_folder
+from converter.graph.external import weights_folder
+from converter.graph.network import inputs, load
 from converter.quantization.quantize import quantized_for_timing
 from converter.runtime import stopwatch
 from converter.runtime.ort import cpu_model, run

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from converter.decomposition.form import Rank, skeleton
 from converter.decomposition.forms import find_form
-from converter.decomposition.ranks import ladder as rank_grid
+from converter.decomposition.ranks import rank_grid
 from converter.graph.network import inputs
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import Layer

@@ -23,8 +23,8 @@ from converter.models.input_shapes import free_axes
 from converter.models.source import Source, examples, samples
 from converter.options import Options
 from converter.processes import Progress, Resources
-from converter.runtime.ort_quantizer import saturates
 from converter.reconstruction.realize import with_chains
+from converter.runtime.ort_quantizer import saturates
 from converter.training.checkpoint import checkpoint_path, loss_source
 from converter.training.losses import Loss, distillation, import_loss, reconstruction
 from converter.training.task import Recipe, StopWhen, Trained, TrainingTask
@@ -224,7 +224,7 @@ def _training_data(source: Source) -> Data:
     raise ConverterError("There are no inputs to train on; give --train.")
 
 
-def check_trainable(source: Source, options: Options) -> None:
+def check_trainable(source: Source, options: Options, group_size: int = 1) -> None:
     """Check that the original can be trained toward itself, on a few examples.
 
     Raises:
@@ -232,7 +232,7 @@ def check_trainable(source: Source, options: Options) -> None:
     """
     data = _training_data(source)
     module = source.module or trainable(source.network, source, options.resources.seed)
-    indices = np.arange(min(data.count, MAX_CHECK_EXAMPLES + 2 * source.place.size))
+    indices = np.arange(min(data.count, MAX_CHECK_EXAMPLES + 2 * group_size))
     if data.labels is not None:
         indices = np.union1d(indices, [data.labels.argmin(), data.labels.argmax()])
     recipe = replace(_recipe(options), epochs=0)

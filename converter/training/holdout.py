@@ -40,7 +40,7 @@ def split_holdout(data: Data, example_bytes: int, seed: int) -> tuple[Data, Data
         raise ConverterError(f"Data {data.source} has {data.count} examples; too few to train on.")
     order = np.random.default_rng(seed).permutation(data.count)
     holdout, rest = data.take(np.sort(order[:count])), data.take(np.sort(order[count:]))
-    return holdout.varied(seed), rest
+    return holdout.augmented(seed), rest
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def evaluate_holdout(
     # Batches have about the same size: with a single example some losses are not defined.
     parts = max(min(math.ceil(holdout.count / batch_size), holdout.count // 2), 1)
     for indices in np.array_split(np.arange(holdout.count), parts):
-        inputs, labels = pair.to_device(*to_tensors(holdout.lesson(indices)))
+        inputs, labels = pair.to_device(*to_tensors(holdout.batch(indices)))
         output, target = pair.student(inputs), pair.teacher(inputs)
         total += float(task.loss(output, target, labels)) * len(indices)
         if task.stop_when is not None:

@@ -12,7 +12,7 @@ from converter.data.data import Data
 from converter.errors import ConverterError, root_line
 from converter.models.export import copied
 from converter.processes import ProcessGroup
-from converter.quantization.rounding import rounded
+from converter.quantization.rounding import fake_quantize
 from converter.training.losses import Loss, Run, Tensors, model_outputs, module_outputs
 from converter.training.task import Recipe, TrainingTask
 
@@ -83,7 +83,7 @@ def prepare_models(
     student, teacher = (
         module_outputs(m, task.features) if task.features else model_outputs(m) for m in models
     )
-    student = rounded(student) if recipe.int8 else student
+    student = fake_quantize(student) if recipe.int8 else student
     bfloat16 = recipe.bfloat16 and group.computes_bfloat16()
     indices = np.arange(2) % task.data.count
     feeds = [torch.from_numpy(feed) for feed in task.data.read(indices).values()]
@@ -116,7 +116,7 @@ def check_labels(data: Data, output: torch.Tensor) -> None:
         ConverterError: If they are not.
     """
     labels = data.labels
-    if labels is None and data.lessons is None:
+    if labels is None and data.load_batch is None:
         return
     classes = labels is not None and output.ndim == 2
     if not classes or labels is None or not 0 <= labels.min() <= labels.max() < output.shape[1]:
