@@ -23,10 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 from bench_zoo import ZOO
+from converter.evaluation.verify import as_int8
 
 import converter
 from converter.evaluation.compare import compare_models
-from converter.evaluation.verify import as_int8
 from converter.pipeline import open_source
 
 SAMPLE_MODEL = "sample_models.paper_cifar10:build"

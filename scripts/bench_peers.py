@@ -31,13 +31,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from converter.evaluation.verify import as_int8
 from torch import nn
 from train_peer import STUDENT, TUNED, made, trained, trained_in, write
 
 import converter
 from converter.errors import ConverterError
 from converter.evaluation.compare import compare_models
-from converter.evaluation.verify import as_int8
 from converter.graph import network as onnx_network
 from converter.models.source import Source
 from converter.pipeline import open_source

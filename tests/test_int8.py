@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from converter.evaluation.verify import as_int8, notice
 from helpers import FEW, difference, flatconv, from_text, make_net, noise, work_in
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from converter.commands import dry_run
 from converter.data.data import from_arrays
 from converter.errors import ConverterError
 from converter.evaluation.compare import Comparison, Figures
-from converter.evaluation.verify import as_int8, notice
 from converter.graph.network import load, open_session
 from converter.graph.survey import count_macs, survey
 from converter.options import Options

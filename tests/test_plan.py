@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from converter.search.weight_candidates import candidates
 
 from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Conv
@@ -15,7 +16,6 @@ from converter.errors import ConverterError
 from converter.graph.survey import Layer
 from converter.options import Options
 from converter.search.plan import MAX_WEIGHT_ERROR, MOST_MACS, Choice, Plan, make_plan
-from converter.search.weight_candidates import candidates
 
 SHAPES = {"x": (1, 3, 8, 8)}
 

@@ -19,7 +19,6 @@ from converter.options import Options
 from converter.pipeline import open_source
 from converter.quantization.rounding import fake_quantize
 from converter.runtime.ort_quantizer import saturates
-from converter.search.int8 import quantize
 from converter.training.distill import phases
 from converter.training.losses import model_outputs
 from converter.training.task import Recipe, TrainingTask
