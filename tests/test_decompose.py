@@ -1,6 +1,7 @@
 """The public ``decompose``, tensorly's solvers, and the ranks that forms bring."""
 
 import itertools
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -248,6 +249,15 @@ def test_estimated_errors_of_forms_that_must_be_solved_fall_with_the_rank():
     assert all(later < earlier for earlier, later in itertools.pairwise(curve))
     exact = decompose(conv, "separable", 4).rel_error
     assert curve[0] == pytest.approx(exact, rel=0.02)
+
+
+def test_errors_of_pairs_of_ranks_are_estimated_without_a_closed_form():
+    conv, form = make_conv((16, 12, 3, 3)), replace(FORMS["tucker"], errors=None)
+    ranks = [(2, 2), (2, 4), (4, 4), (6, 8), (8, 12), (10, 14)]
+    curve = error_curve(conv, form, ranks)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(curve))
+    assert curve[0] == pytest.approx(decompose(conv, "tucker", ranks[0]).rel_error, rel=1e-6)
+    assert error_curve(conv, form, ranks[:1]) == curve[:1]
 
 
 def test_a_conv_keeps_its_geometry():

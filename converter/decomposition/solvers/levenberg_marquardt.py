@@ -13,15 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from converter.decomposition.solvers.khatri_rao import Factors, equalize_norms
-from converter.decomposition.solvers.varpro import (
-    FrobeniusLoss,
-    Iterate,
-    MetricLoss,
-    cholesky,
-    dot,
-    preconditioner_blocks,
-)
+from converter.decomposition.solvers.khatri_rao import Factors, equalize_norms, hadamard
+from converter.decomposition.solvers.varpro import FrobeniusLoss, Iterate, MetricLoss, cholesky
 
 MIN_GAIN = 1e-5  # the search stops when a step lowers the error by less than this share of it
 MIN_DAMPING, MAX_DAMPING = 1e-10, 1e6
@@ -60,7 +53,7 @@ def minimise(
     for _ in range(max_steps):
         slope = loss.gradient(at)
         cg_at = at.to(loss.cg_dtype)
-        blocks = preconditioner_blocks(at)
+        blocks = _preconditioner_blocks(at)
         scales = [float(block.diagonal().mean()) for block in blocks]
         accepted = None
         while accepted is None and damping < MAX_DAMPING:
@@ -107,22 +100,37 @@ def _newton_step(
     x = [torch.zeros_like(s) for s in slope]
     residual = [-s for s in slope]
     direction = precondition(residual)
-    power = first = dot(residual, direction)
+    power = first = _dot(residual, direction)
     if not first > 0:
         return x, 0.0
     for _ in range(max_cg_steps):
         image = loss.curvature(at, direction)
         image = [y + d * v for y, d, v in zip(image, damps, direction)]
-        bend = dot(direction, image)
+        bend = _dot(direction, image)
         if not bend > 0:
             break
         length = power / bend
         x = [u + length * v for u, v in zip(x, direction)]
         residual = [u - length * v for u, v in zip(residual, image)]
         preconditioned = precondition(residual)
-        power, before = dot(residual, preconditioned), power
+        power, before = _dot(residual, preconditioned), power
         if not power > CG_TOLERANCE * first:
             break
         direction = [u + (power / before) * v for u, v in zip(preconditioned, direction)]
     # For iterates of CG, -slope.x = x.H x + residual.x, so the model drops by this much.
-    return x, -dot(slope, x) + dot(residual, x)
+    return x, -_dot(slope, x) + _dot(residual, x)
+
+
+def _preconditioner_blocks(at: Iterate) -> list[torch.Tensor]:
+    """Diagonal blocks of the Gauss-Newton matrix, as if A were fixed and S the identity.
+
+    Returns:
+        For each factor one (R, R), the same for every row of the factor.
+    """
+    grams = [f.T @ f for f in at.factors]
+    return [at.inner * hadamard(grams[:j] + grams[j + 1 :]) for j in range(len(grams))]
+
+
+def _dot(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+    """Inner product of two sets of factors."""
+    return sum(float((x * y).sum()) for x, y in zip(a, b))

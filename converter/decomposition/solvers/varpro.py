@@ -7,8 +7,8 @@ is searched (variable projection; Kaufman's approximation of the Jacobian).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -34,16 +34,12 @@ class Iterate:
 
     def to(self, dtype: torch.dtype) -> Iterate:
         """Return the same iterate in another precision."""
-        return replace(
-            self,
-            factors=[f.to(dtype) for f in self.factors],
-            outer=self.outer.to(dtype),
-            inner=self.inner.to(dtype),
-            lower=self.lower.to(dtype),
-            inverse=self.inverse.to(dtype),
-            basis=None if self.basis is None else self.basis.to(dtype),
-            weighted=None if self.weighted is None else self.weighted.to(dtype),
-        )
+        tensors: dict[str, Any] = {
+            name: value.to(dtype)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, factors=[f.to(dtype) for f in self.factors], **tensors)
 
 
 @dataclass(frozen=True)
@@ -189,18 +185,3 @@ def _iterate(
     common = float((outer * cross).sum())
     error = power - 2 * common + float((inner * gram).sum())
     return Iterate(factors, outer, inner, lower, inverse, None, None, power - common, error)
-
-
-def preconditioner_blocks(at: Iterate) -> list[torch.Tensor]:
-    """Diagonal blocks of the Gauss-Newton matrix, as if A were fixed and S the identity.
-
-    Returns:
-        For each factor one (R, R), the same for every row of the factor.
-    """
-    grams = [f.T @ f for f in at.factors]
-    return [at.inner * hadamard(grams[:j] + grams[j + 1 :]) for j in range(len(grams))]
-
-
-def dot(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
-    """Inner product of two sets of factors."""
-    return sum(float((x * y).sum()) for x, y in zip(a, b))
