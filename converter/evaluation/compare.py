@@ -16,9 +16,9 @@ import onnx_ir as ir
 from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
 from converter.graph.canonicalize import canonicalize
-from converter.graph.network import inputs, nbytes, open_session
+from converter.graph.network import count_params, inputs, nbytes, open_session
 from converter.graph.outputs import comparison_outputs, with_outputs
-from converter.graph.survey import count_macs, count_params
+from converter.graph.survey import count_macs
 from converter.models.source import example_shapes
 from converter.runtime.ort import ExclusiveSession, Session, cpu_model, run
 from converter.timing.race import (
