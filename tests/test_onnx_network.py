@@ -30,9 +30,9 @@ from converter.decomposition.form import skeleton
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
-from converter.graph.network import open_session
+from converter.graph.network import count_params, open_session
 from converter.graph.rewrite import replace_weights, rewrite
-from converter.graph.survey import count_macs, count_params, survey
+from converter.graph.survey import count_macs, survey
 from converter.runtime.ort import OnnxRuntime, run
 
 

@@ -86,9 +86,9 @@ def test_what_a_branch_counts_varies_too():
 def test_exposed_values_are_those_of_the_network():
     model = detector()
     feeds = images().read(np.arange(1))
-    found = run(open_session(with_outputs(model, ["scores", "all"])), feeds)
-    assert list(found) == ["scores", "all"]
-    assert np.array_equal(found["all"], run(open_session(model), feeds)["all"])
+    actual = run(open_session(with_outputs(model, ["scores", "all"])), feeds)
+    assert list(actual) == ["scores", "all"]
+    assert np.array_equal(actual["all"], run(open_session(model), feeds)["all"])
     assert [value.name for value in model.graph.outputs] == ["found", "all"]
 
 

@@ -16,9 +16,9 @@ from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
 from converter.evaluation.score import Score, drop_interval, fixed_batch, renamed, score
 from converter.graph.canonicalize import canonicalize
-from converter.graph.network import Input, inputs, nbytes, open_session
+from converter.graph.network import Input, count_params, inputs, nbytes, open_session
 from converter.graph.outputs import comparison_outputs, with_outputs
-from converter.graph.survey import count_macs, count_params
+from converter.graph.survey import count_macs
 from converter.models.input_shapes import choose_shapes
 from converter.processes import Resources
 from converter.runtime.ort import cpu_model, run

@@ -213,22 +213,6 @@ def _unreadable_layers(model: ir.Model) -> list[Layer]:
     ]
 
 
-def count_params(model: ir.Model) -> int:
-    """Count the weights of the network, in floating point or quantized."""
-    values = [value for graph in model.graphs() for value in graph.initializers.values()]
-    values += [n.outputs[0] for n in model.graph.all_nodes() if n.op_type == "Constant"]
-    kinds = ("QuantizeLinear", "DequantizeLinear")
-    conversions = [node for node in model.graph.all_nodes() if node.op_type in kinds]
-    scales = {value for node in conversions for value in node.inputs[1:]}
-    quantized = {n.inputs[0] for n in conversions if n.op_type == "DequantizeLinear"}
-    tensors = [
-        (value in quantized, ir.convenience.get_const_tensor(value))
-        for value in values
-        if value not in scales
-    ]
-    return sum(t.size for q, t in tensors if t is not None and (q or t.dtype.is_floating_point()))
-
-
 def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
     """Count multiply-accumulates of convolutions and constant-weight matrix products.
 
