@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 from torch import nn
 
+from converter.cache import evict
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
 from converter.evaluation.check import check, check_graph, check_same, check_torch_vs_onnx
@@ -114,6 +115,9 @@ def convert(
         conversion = carried_out(now, layers, found, source, last, evaluate, progress)
         result = prove(source, conversion, options, evaluate, command, progress)
     group.broadcast_task(None)
+    folder = options.resources.cache_folder()
+    if folder is not None:
+        evict(folder)
     return result
 
 
