@@ -1,4 +1,9 @@
-"""Solved chains kept on disk by the content of what was solved."""
+"""Results on disk, addressed by a digest of everything they depend on.
+
+Each entry is a file of its own. diskcache 5.6 was tried instead and not taken: it unpickles a value
+if its database says so, which runs code; one damaged page of the database loses all entries, and
+SQLite is not safe on network folders, which the workers of a cluster share.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +18,30 @@ import numpy as np
 
 from converter.decomposition.conv import Chain, Conv, assemble
 
-VERSION = 3  # of the solvers: a higher number forgets what older ones found
+VERSION = 4  # of the solvers: entries of other versions are not read
+MAX_BYTES = 2 * 10**9
 
 
 def digest(*parts: object) -> str:
-    """Digest arrays and plain values."""
-    digest = hashlib.blake2b(digest_size=20)
+    """Return a digest of arrays and plain values, in nested lists and tuples."""
+    result = hashlib.blake2b(digest_size=20)
     for part in _flat(parts):
         if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).data)
+            result.update(f"{part.dtype}{part.shape}".encode())
+            result.update(np.ascontiguousarray(part).data)
         else:
-            digest.update(f"{part!r};".encode())
-    return digest.hexdigest()
+            result.update(f"{part!r};".encode())
+    return result.hexdigest()
 
 
 def cached_chain(folder: Path, key: str, conv: Conv, compute: Callable[[], Chain]) -> Chain:
-    """Give the chain kept under ``key``, or compute and keep it.
+    """Return the chain stored under ``key``, or compute and store it.
 
     Args:
-        folder: Of the entries.
-        key: Of all that the chain depends on.
-        conv: What the chain stands in for; it gives the steps their geometry.
-        compute: Solves it.
+        folder: Folder of the cache.
+        key: Digest of everything the chain depends on.
+        conv: The convolution that the chain replaces; it gives the steps their geometry.
+        compute: Returns the chain.
     """
     entry = load_arrays(folder, key)
     if entry is not None:
@@ -46,41 +52,43 @@ def cached_chain(folder: Path, key: str, conv: Conv, compute: Callable[[], Chain
 
 
 def packed(chain: Chain) -> dict[str, np.ndarray]:
-    """Put the kernels of a chain into arrays by name."""
+    """Return the kernels and groups of a chain as arrays by name."""
     arrays = {str(n): step.kernel for n, step in enumerate(chain.steps)}
     return arrays | {"groups": np.array([step.groups for step in chain.steps])}
 
 
 def unpacked(conv: Conv, arrays: Mapping[str, np.ndarray]) -> Chain:
-    """Make a chain of what ``packed`` gave; ``conv`` gives it geometry and bias."""
+    """Make a chain of the arrays of ``packed``, with the geometry and bias of ``conv``."""
     groups = arrays["groups"].tolist()
     return assemble(conv, [(arrays[str(n)], group) for n, group in enumerate(groups)])
 
 
 def load_arrays(folder: Path, key: str) -> dict[str, np.ndarray] | None:
-    """Read the arrays kept under ``key``; None where there are none, or none that can be read."""
+    """Read the arrays stored under ``key``; None if there are none or the entry is damaged."""
+    path = entry_path(folder, key, "npz")
     try:
-        with np.load(entry_path(folder, key, "npz"), allow_pickle=False) as entry:
+        with np.load(path, allow_pickle=False) as entry:
             arrays = dict(entry)
+        os.utime(path)  # entries not used for long are deleted first
         return arrays if str(arrays.pop("key")) == key else None
-    except Exception:  # whatever is wrong with an entry, the remedy is the same
+    except Exception:  # numpy and zipfile raise many classes on damaged files
         return None
 
 
 def store_arrays(folder: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays under ``key``; a folder that cannot be written keeps nothing."""
+    """Store arrays under ``key``; nothing is stored if the folder cannot be written."""
     path = entry_path(folder, key, "npz")
     with contextlib.suppress(OSError), atomic_write(path) as scratch, scratch.open("wb") as file:
         np.savez(file, allow_pickle=False, key=np.array(key), **arrays)
 
 
 def cached_text(folder: Path | None, key: str, compute: Callable[[], str]) -> str:
-    """Give the text kept under ``key``, or compute and keep it.
+    """Return the text stored under ``key``, or compute and store it.
 
     Args:
-        folder: Of the entries, or None to keep nothing.
-        key: Of all that the text depends on.
-        compute: Makes it.
+        folder: Folder of the cache, or None for no cache.
+        key: Digest of everything the text depends on.
+        compute: Returns the text.
     """
     if folder is None:
         return compute()
@@ -93,37 +101,59 @@ def cached_text(folder: Path | None, key: str, compute: Callable[[], str]) -> st
 
 
 def store_text(folder: Path, key: str, text: str) -> None:
-    """Write text under ``key``; a folder that cannot be written keeps nothing."""
+    """Store text under ``key``; nothing is stored if the folder cannot be written."""
     with contextlib.suppress(OSError), atomic_write(entry_path(folder, key, "txt")) as scratch:
         scratch.write_text(f"{digest(text)}\n{text}")
 
 
 def load_text(folder: Path, key: str) -> str | None:
-    """Read the text kept under ``key``; None where there is none, or a byte of it has changed."""
+    """Read the text stored under ``key``; None if there is none or the entry is damaged."""
+    path = entry_path(folder, key, "txt")
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        told, _, text = entry_path(folder, key, "txt").read_text().partition("\n")
-        return text if told == digest(text) else None
+        checksum, _, text = path.read_text().partition("\n")
+        os.utime(path)
+        return text if checksum == digest(text) else None
     return None
 
 
 def entry_path(folder: Path, key: str, kind: str) -> Path:
-    """Name the file of an entry."""
+    """Return the file of an entry."""
     return folder / f"v{VERSION}" / key[:2] / f"{key}.{kind}"
+
+
+def evict(folder: Path, max_bytes: int = MAX_BYTES) -> None:
+    """Delete the entries not used for longest until the rest is within ``max_bytes``.
+
+    Entries of other versions are deleted, too. Other files in the folder are left alone.
+    """
+    entries = []
+    for path in folder.glob("v[0-9]*/??/*"):
+        if path.suffix in (".npz", ".txt"):
+            with contextlib.suppress(OSError):  # another process may delete it, too
+                known, status = path.parts[-3] == f"v{VERSION}", path.stat()
+                entries.append((known, status.st_mtime, status.st_size, path))
+    total = sum(size for _, _, size, _ in entries)
+    for known, _, size, path in sorted(entries):
+        if known and total <= max_bytes:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a file to write beside ``path``, and rename it to that when it is written.
+    """Yield a file to write beside ``path``, which replaces ``path`` when it is complete.
 
     Raises:
-        OSError: When it cannot be written.
+        OSError: When the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
     scratch = Path(name)
     try:
-        scratch.chmod(0o644)  # as others are, not for its owner alone
+        scratch.chmod(0o644)  # mkstemp lets only its owner read it
         yield scratch
         scratch.replace(path)
     except BaseException:

@@ -9,6 +9,7 @@ from functools import partial
 import onnx_ir as ir
 from torch import nn
 
+from converter.cache import evict
 from converter.decomposition.conv import Chain
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
@@ -122,6 +123,8 @@ def convert(
         converted = finish(now, search, original)
         verified = measure(job, converted)
     group.broadcast_task(None)
+    if job.resources.cache is not None:
+        evict(job.resources.cache)
     report = Report(verified, job.options.resources.seed, command)
     return Result(report, original.original, original.origin, job.options, original.module)
 

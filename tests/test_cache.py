@@ -1,5 +1,6 @@
 """Solved chains on disk: found again by all they depend on, and never in the way."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import SPLITTING_FORMS, make_conv
 
-from converter.cache import cached_chain, cached_text, digest
+from converter.cache import cached_chain, cached_text, digest, evict, load_arrays, store_arrays
 from converter.decomposition.decompose import decompose
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
@@ -240,3 +241,37 @@ def test_a_text_of_which_a_byte_has_changed_is_made_anew(tmp_path):
     path.write_text(path.read_text().replace("0.125", "0.625"))
     assert cached_text(tmp_path, "ab" * 20, make) == '{"error": 0.125}'
     assert len(made) == 2
+
+
+def stored(folder, keys):
+    """Keys of 1 kB entries, the first one used last."""
+    for age, key in enumerate(keys):
+        store_arrays(folder, key, {"x": np.zeros(125)})
+        (path,) = folder.rglob(f"{key}.npz")
+        os.utime(path, (1000 - age, 1000 - age))
+    return path.stat().st_size
+
+
+def test_entries_that_were_used_last_stay_within_the_size_limit(tmp_path):
+    size = stored(tmp_path, ["aa", "bb", "cc", "dd"])
+    assert load_arrays(tmp_path, "dd") is not None  # it was the oldest
+    evict(tmp_path, 2 * size)
+    assert [key for key in ("aa", "bb", "cc", "dd") if load_arrays(tmp_path, key)] == ["aa", "dd"]
+
+
+def test_only_entries_are_deleted(tmp_path):
+    stored(tmp_path, ["aa"])
+    others = [tmp_path / "photo.npz", tmp_path / "training" / "v4" / "ab" / "state.safetensors"]
+    older = tmp_path / "v1" / "ab" / "abc.npz"
+    for path in (*others, older):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"0")
+    evict(tmp_path)
+    assert load_arrays(tmp_path, "aa") is not None and not older.exists()
+    evict(tmp_path, 0)
+    assert entries(tmp_path) == sorted(others)
+
+
+def test_a_cache_that_is_not_there_is_left_alone(tmp_path):
+    evict(tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []

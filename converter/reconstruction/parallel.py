@@ -1,4 +1,4 @@
-"""Where layers are solved: on the cores of this machine, or on a cluster."""
+"""Jobs in parallel: on the cores of this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from joblib import Parallel, delayed, parallel_config
 from converter.errors import ConverterError, first_line
 
 T = TypeVar("T")
-IDLE_S = 10  # for which helpers keep their memory
-CONNECT_S = 10  # that a scheduler has to answer in
-AHEAD = 4  # jobs for each worker
+IDLE_S = 10  # until idle worker processes end
+CONNECT_S = 10  # timeout of the connection to a scheduler
+JOBS_PER_WORKER = 4  # submitted ahead
 KILLED = (
     "A process that solves layers was killed, most likely for lack of memory; run the same command "
-    "again with less --memory: what was solved is in the cache."
+    "again with less --memory: solved layers are in the cache."
 )
 
 
 def parallel_map(
-    jobs: Iterable[Callable[[], T]], cluster: str | None = None, alone: bool = False
+    jobs: Iterable[Callable[[], T]], cluster: str | None = None, serial: bool = False
 ) -> Iterator[T]:
-    """Run jobs in processes of one thread each, and give what they return, in order.
+    """Run jobs in processes of one thread each, and yield their results in order.
 
     Args:
-        jobs: They can be pickled; made when there is room for them.
-        cluster: Address of a Dask scheduler (``tcp://host:8786``); this machine's cores if None.
-            Its workers have one thread each.
-        alone: Without a cluster, run them in this process, with all its threads.
+        jobs: Functions that can be pickled; taken from the iterator when a worker is free.
+        cluster: Address of a Dask scheduler (``tcp://host:8786``) whose workers have one thread
+            each; None for the cores of this machine.
+        serial: Without a cluster, run the jobs in this process, with all its threads.
 
     Raises:
         ConverterError: When a process is killed, or the cluster cannot be used.
@@ -41,7 +41,7 @@ def parallel_map(
             yield from _submitted(jobs, client)
         return
     with parallel_config(backend="loky", inner_max_num_threads=1, idle_worker_timeout=IDLE_S):
-        run = Parallel(n_jobs=1 if alone else -1, return_as="generator")
+        run = Parallel(n_jobs=1 if serial else -1, return_as="generator")
         try:
             yield from run(delayed(job)() for job in jobs)
         except BrokenExecutor:
@@ -49,14 +49,14 @@ def parallel_map(
 
 
 def _submitted(jobs: Iterable[Callable[[], T]], client: Any) -> Iterator[T]:
-    """Run jobs on a cluster, a few ahead of the one whose result is waited for.
+    """Run jobs on a cluster, a few ahead of the one whose result is next.
 
-    Not by joblib's backend for Dask, which waits forever for a worker that was killed.
+    joblib's backend for Dask is not used: it waits forever for a worker that was killed.
     """
     waiting: deque[Any] = deque()
     for job in jobs:
         waiting.append(client.submit(job, pure=False))
-        if len(waiting) > AHEAD * len(client.nthreads()):
+        if len(waiting) > JOBS_PER_WORKER * len(client.nthreads()):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
@@ -67,8 +67,8 @@ def connected(cluster: str) -> Iterator[Any]:
     """Connect to a Dask scheduler.
 
     Raises:
-        ConverterError: When ``distributed`` is not installed, nothing answers there, there are no
-            workers or some have several threads, or one is killed.
+        ConverterError: When ``distributed`` is not installed, the scheduler does not answer, it
+            has no workers or some with several threads, or a worker is killed.
     """
     try:
         from distributed import Client, KilledWorker
