@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from converter.options import Options
 from converter.errors import ConverterError, first_line
+from converter.options import Options
 
 SHIFT = 8  # an image is shifted by up to one part in so many of its side
 AREAS, SHAPE = (0.35, 1.0), 4 / 3  # of the part of an image file that is looked at

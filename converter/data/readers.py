@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from converter.data.data import Arrays, Data, Batch, are_classes, check_arrays, from_arrays
-from converter.errors import ConverterError, root_line
+from converter.data.data import Arrays, Batch, Data, are_classes, check_arrays, from_arrays
 from converter.data.images import Images
+from converter.errors import ConverterError, root_line
 
 T = TypeVar("T")
 LOOKED_AT = 8  # examples whose classes are held against what the dataset says of all

@@ -123,9 +123,7 @@ ZOO: dict[str, Architecture] = {
     "MobileNet": _pytorchcv("mobilenet_w1", IMAGE),
     "WRN-16-10": _pytorchcv("wrn16_10_cifar10", (1, 3, 32, 32)),
     "FCN-8s (ResNet-D-50b)": _pytorchcv("fcn8sd_resnetd50b_voc", (1, 3, 320, 320), aux=False),
-    "U-Net": _monai(
-        "BasicUNet", (1, 3, 256, 256), spatial_dims=2, in_channels=3, out_channels=2
-    ),
+    "U-Net": _monai("BasicUNet", (1, 3, 256, 256), spatial_dims=2, in_channels=3, out_channels=2),
     "3-D U-Net": _monai(
         "BasicUNet", (1, 1, 48, 48, 48), spatial_dims=3, in_channels=1, out_channels=2
     ),

@@ -64,9 +64,7 @@ def table(name: str, folder: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-def summary(
-    titles: dict[str, tuple[str, str]] | None = None, folder: Path = RESULTS
-) -> str:
+def summary(titles: dict[str, tuple[str, str]] | None = None, folder: Path = RESULTS) -> str:
     """Write the rows that the documentation begins with as a Markdown table.
 
     Args:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,11 @@ while True:
 def converted_files() -> Iterator[tuple[Path, Path]]:
     """Convert the sample network; the files of original and converted network."""
     with tempfile.TemporaryDirectory() as folder:
-        choices = {"form": ("separable",), "rank": ("0.5",), "input_shape": ("1,3,32,32",)}
+        choices: dict[str, Any] = {
+            "form": ("separable",),
+            "rank": ("0.5",),
+            "input_shape": ("1,3,32,32",),
+        }
         convert(SAMPLE.model, **SAMPLE.options, **choices).save(folder)
         yield Path(folder) / "original.onnx", Path(folder) / "model.onnx"
 

@@ -1,56 +1,44 @@
 """Other tools on the same checkpoints: accuracy without training and after it, and time.
 
-The sample network, ResNet-20 and ResNet-56 on CIFAR-10 (``scripts/fetch_cifar10.py``;
-``--checkpoints``): flatconv is given a budget, and every tool the share of multiply-accumulates
-that flatconv's network has left (unstructured pruning: the share of parameters; AIMET: the least
-that its search goes to, where that is more). The others take the statistics of BatchNorm anew, on
-the images that flatconv solves for. All are trained alike, by ``converter.tuning`` for three
-epochs, and raced together in onnxruntime, batch 1, one thread. ResNet-18 (pytorchcv, random
-weights) for time alone. Every package has a virtual environment of its own under ``runs/peers``.
-``--openvino`` also times the original, flatconv's network and their int8 in OpenVINO. Rows are
-written as they come; ``--resume`` keeps those there. What was built and trained stays under
-``runs/peers`` and is found again, until code, options or data change.
+The sample network, ResNet-20 and ResNet-56 on CIFAR-10: flatconv is given a budget, and every tool
+the share of MACs that flatconv's network has left (unstructured pruning: the share of parameters;
+AIMET: the lowest share that its search reaches, where that is more). All are trained alike for
+three epochs, and raced together in onnxruntime, batch 1, one thread. ResNet-18 with random weights
+for time alone. Each tool has a virtual environment of its own under ``runs/peers``.
+``--openvino`` also measures original, flatconv's network and their int8 in OpenVINO. With
+``--resume``, networks that were made and trained at this commit are used again.
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
-import hashlib
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping
+import shutil
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_results import ROOT, gather, resumable, table
-
-sys.path.insert(0, str(ROOT))
-
 import numpy as np
 import torch
-from torch import nn
-from train_peer import STUDENT, TUNED, made, trained, trained_in, write
 
-import converter
 from converter.errors import ConverterError
-from converter.evaluation.compare import compare_models
-from converter.graph import network as onnx_network
-from converter.models.source import Source
-from converter.pipeline import open_source
-from converter.quantization.int8 import as_int8
+from scripts.benchmarks.distillation import (
+    Recipe,
+    Source,
+    distill,
+    export_network,
+    open_source,
+)
+from scripts.benchmarks.models import SAMPLE, Network, cifar_resnet, noise
+from scripts.benchmarks.results import ROOT, commit
+from scripts.benchmarks.rows import from_pair
+from scripts.benchmarks.run import compare, convert, run
+from scripts.benchmarks.suite import Case, Figures, Settings, Suite
+from scripts.peers.environments import interpreter
+from scripts.peers.pruned import MODULE, load, without_masks
 
-EPOCHS, SAMPLES, IMAGES = 3, 2048, 32
+EPOCHS, IMAGES = 3, 32
 FOLDER = ROOT / "runs" / "peers"
-ROOMS = ("converter", "sample_models")  # whose code networks follow from
-REQUIREMENTS = {
-    "tensorly-torch": ["tensorly-torch==0.5.0"],
-    "aimet": ["aimet-torch==2.42.0"],
-    "torch-pruning": ["torch-pruning==1.6.1"],
-    "openvino": ["openvino==2026.4.1", "nncf==3.4.0"],
-}
 TOOLS = {
     "parafac": "parafac script",
     "tensorly-torch": "tensorly-torch, FactorizedConv (CP)",
@@ -58,297 +46,225 @@ TOOLS = {
     "torch-pruning": "Torch-Pruning, group norm",
     "l1": "unstructured L1 pruning",
 }
-RESNET = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
-NETWORKS: dict[str, dict[str, Any]] = {
-    "sample network": {"model": "sample_models.paper_cifar10:build", "target_speedup": 10.0},
-    "ResNet-20": {"model": "sample_models.resnet_cifar:resnet20", "max_macs": 0.43, **RESNET},
-    "ResNet-56": {"model": "sample_models.resnet_cifar:resnet56", "max_macs": 0.34, **RESNET},
+BUDGETS: dict[str, dict[str, Any]] = {
+    "sample network": {"target_speedup": 10.0},
+    "ResNet-20": {"max_macs": 0.43},
+    "ResNet-56": {"max_macs": 0.34},
 }
-TIMED = "ResNet-18, random weights"
-UNTUNED = "untuned.onnx"
-Networks = dict[str, Path]
+RANDOM = "ResNet-18, random weights"
+KEPT: dict[str, Any] = {"form": ("dense",), "keep": ("*",)}  # no layer is converted
+States = dict[str, Path]  # "untuned" and, after training, "tuned": ONNX files
 
 
-def interpreter(tool: str) -> Path:
-    """Make the virtual environment of a tool, if there is none, and give its Python."""
-    if tool not in REQUIREMENTS:
-        return Path(sys.executable)
-    folder = FOLDER / "venvs" / tool
-    python, stamp = folder / "bin" / "python", folder / "installed"
-    if not stamp.exists() or stamp.read_text() != requirements(tool):
-        run([sys.executable, "-m", "venv", "--clear", folder])
-        own = [] if tool == "openvino" else ["-e", f"{ROOT}[tune]", "pytorchcv==0.0.67"]
-        pip = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
-        run([*pip, *own, *REQUIREMENTS[tool]])
-        stamp.write_text(requirements(tool))
-    return python
+@dataclass(frozen=True)
+class Bench:
+    """One network that all tools make smaller.
 
-
-def requirements(tool: str) -> str:
-    """Say what the virtual environment of a tool has, and in which versions."""
-    return "\n".join([*REQUIREMENTS.get(tool, []), (ROOT / "constraints.txt").read_text()])
-
-
-def run(command: list[Any]) -> str:
-    """Run a command for what it prints.
-
-    Raises:
-        RuntimeError: With the last line it wrote, when it fails; or that it was killed.
+    Attributes:
+        network: The network, with its data.
+        budget: flatconv's budget.
+        epochs: Epochs of training.
+        folder: Where networks are kept.
     """
-    found = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
-    if found.returncode < 0:
-        raise RuntimeError(f"It was killed by signal {-found.returncode}, as where memory ends.")
-    if found.returncode:
-        lines = (found.stderr or found.stdout).strip().splitlines() or ["it failed"]
-        raise RuntimeError(lines[-1][:300])
-    return found.stdout
+
+    network: Network
+    budget: dict[str, Any]
+    epochs: int
+    folder: Path
+
+    def source(self) -> Source:
+        """Open the original with its data."""
+        return open_source(self.network.model, **self.network.options)
 
 
-def digest(model: str, config: converter.Options, *others: object) -> str:
-    """Sum up what a network follows from: code, options, what the files named hold, and more."""
-    code = [p.read_text() for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
-    given = config.to_json().items()
-    options = {name: content(v) if isinstance(v, str) else v for name, v in given}
-    parts = [torch.__version__, model, options, *code, *others]
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+def bench_of(name: str, settings: Settings) -> Bench:
+    """Set up the comparison on one network, in a folder of this commit."""
+    folder = FOLDER / commit() / name.replace(" ", "_").replace(",", "")
+    if not settings.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == RANDOM:
+        np.savez(folder / "images.npz", x=noise(IMAGES, 3, 224, 224))
+        options = {"calib": str(folder / "images.npz")}
+        network = Network("scripts.benchmarks.models:resnet18", options)
+        return Bench(network, {"target_speedup": 3.0}, 0, folder)
+    depth = name.rpartition("-")[2]
+    plain = cifar_resnet(int(depth), settings) if depth.isdigit() else SAMPLE
+    options = plain.on(settings) | {"train": str(settings.data / "train.npz")}
+    return Bench(Network(plain.model, options), BUDGETS[name], EPOCHS, folder)
 
 
-@functools.cache
-def content(option: str) -> str:
-    """Sum up the file that an option names; give back what names none."""
-    path = Path(option)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else option
-
-
-def known(figures: Path, made_of: str) -> dict[str, Any]:
-    """Read the figures of a network; none where it is another."""
-    found = json.loads(figures.read_text()) if figures.exists() else {}
-    return found if found.get("made_of") == made_of else {}
-
-
-def by_flatconv(model: str, config: converter.Options, folder: Path) -> dict[str, float]:
-    """Convert by flatconv, without training.
+def by_flatconv(bench: Bench, source: Source) -> tuple[States, dict[str, float]]:
+    """Convert by flatconv, and train.
 
     Returns:
-        The shares of multiply-accumulates and of parameters that are left.
+        The files; the shares of MACs and of parameters that are left.
     """
-    made_of = digest(model, config)
-    figures = folder / "figures.json"
-    if not (shares := known(figures, made_of)):
-        figures.unlink(missing_ok=True)
-        result = converter.convert(model, options=config)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(result.model, folder / STUDENT)
-        onnx_network.save(result.converted, folder / UNTUNED)
-        onnx_network.save(result.original, folder.parent / "original.onnx")
+    folder, shares = bench.folder / "flatconv", bench.folder / "shares.json"
+    if not shares.exists():
+        result = convert(bench.network.model, **bench.network.options, **bench.budget)
+        result.save(folder)
+        shutil.copy(folder / "original.onnx", bench.folder / "original.onnx")
+        torch.save(result.model, folder / MODULE)
         report = result.report.to_dict()
         before, after = report["original"], report["converted"]
-        shares = {name: after[name] / before[name] for name in ("macs", "params")}
-        figures.write_text(json.dumps(shares | {"made_of": made_of}))
-    return shares
+        shares.write_text(json.dumps({n: after[n] / before[n] for n in ("macs", "params")}))
+    return trained(folder, bench, source), json.loads(shares.read_text())
 
 
-def by_tool(
-    tool: str, model: str, config: converter.Options, share: float, folder: Path
-) -> dict[str, Any]:
-    """Have another tool make the network smaller, in an environment of its own.
+def by_tool(tool: str, bench: Bench, source: Source, share: float) -> tuple[States, float]:
+    """Let another tool make the network smaller, in an environment of its own, and train.
 
     Returns:
-        The ``params_share`` that is left, other than zero.
+        The files; the share of parameters that is left, zeros not counted.
 
     Raises:
-        RuntimeError: When it cannot.
-        ConverterError: When what it made cannot be exported.
+        RuntimeError: When the tool fails.
+        ConverterError: When its network cannot be trained or exported.
     """
-    script = ROOT / "scripts" / "build_peer.py"
-    made_of = digest(model, config, tool, share, script.read_text(), requirements(tool))
+    folder = bench.folder / tool
     figures = folder / "figures.json"
-    if not known(figures, made_of):
-        figures.unlink(missing_ok=True)
-        command = [interpreter(tool), script, tool, "--model", model, "--share", share]
-        command += ["--config", json.dumps(config.to_json()), "--out", folder]
-        run([*command, "--made-of", made_of])
-    write(made(folder), open_source(model, None, config, None), folder / UNTUNED)
-    return known(figures, made_of)
+    if not figures.exists():
+        python = interpreter(tool, FOLDER / "venvs")
+        options = {name: _plain(value) for name, value in bench.network.options.items()}
+        command = [python, "-m", "scripts.peers.methods", tool, "--model", bench.network.model]
+        run([*command, "--share", share, "--options", json.dumps(options), "--out", folder])
+    return trained(folder, bench, source), json.loads(figures.read_text())["params_share"]
 
 
-def states(folder: Path, source: Source, epochs: int) -> Networks:
-    """Give the files of a network as it was made and, of some epochs, as trained.
-
-    Raises:
-        ConverterError: When it cannot be trained or exported.
-    """
-    found = {"untuned": folder / UNTUNED}
-    if epochs:
-        found["tuned"] = folder / "tuned.onnx"
-        write(trained(folder, source, epochs), source, found["tuned"])
-    return found
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
 
 
-def race(networks: Mapping[str, Path], data: Any) -> dict[str, Any]:
-    """Score and time networks together, by name; the first is the original."""
-    models = {name: onnx_network.load(path) for name, path in networks.items()}
-    return {figures.name: figures for figures in compare_models(models, data=data).networks}
+def trained(folder: Path, bench: Bench, source: Source) -> States:
+    """Export the network of a folder as it was made and, if epochs are wanted, as trained."""
+    states = {"untuned": folder / "untuned.onnx"}
+    if not states["untuned"].exists():
+        export_network(without_masks(load(folder)), source, states["untuned"])
+    if bench.epochs:
+        states["tuned"] = folder / "tuned.onnx"
+        if not states["tuned"].exists():
+            recipe = Recipe(bench.epochs)
+            model, precision = distill(load(folder), source, recipe, folder / "training")
+            (folder / "precision").write_text(precision)
+            export_network(without_masks(model), source, states["tuned"])
+    return states
 
 
-def peers(
-    name: str, model: str, config: converter.Options, epochs: int
-) -> Iterator[dict[str, Any]]:
-    """Give a row for each tool."""
-    folder = place(name)
-    networks: dict[str, Networks] = {}
-    failed: dict[str, str] = {}
-    left: dict[str, float] = {}  # share of parameters that are not zero, where zeros are stored
-    shares = by_flatconv(model, config, folder / "flatconv")
-    plain = config.changed(target_speedup=None, max_macs=None)
-    source = open_source(model, None, plain, None)
-    networks["flatconv"] = states(folder / "flatconv", source, epochs)
+def int8(states: States, bench: Bench, name: str) -> States:
+    """Quantize networks."""
+    quantized = {}
+    for state, path in states.items():
+        options = {k: v for k, v in bench.network.options.items() if k != "checkpoint"}
+        result = convert(path, **options, **KEPT, int8=True)
+        result.save(bench.folder / f"{name}_{state}")
+        quantized[state] = bench.folder / f"{name}_{state}" / "original.int8.onnx"
+    return quantized
+
+
+def measure(name: str, settings: Settings) -> list[Figures]:
+    """Make a network smaller by all tools, race the results, and give a row for each tool."""
+    bench = bench_of(name, settings)
+    source = bench.source()
+    flatconv, shares = by_flatconv(bench, source)
+    networks: dict[str, States] = {"flatconv": flatconv}
+    failures: list[Figures] = []
+    nonzero: dict[str, float] = {}  # share of parameters, where zeros are stored
     for tool, title in TOOLS.items():
         share = shares["params" if tool == "l1" else "macs"]
         try:
-            figures = by_tool(tool, model, plain, share, folder / tool)
-            networks[title] = states(folder / tool, source, epochs)
+            networks[title], params_share = by_tool(tool, bench, source, share)
             if tool == "l1":
-                left[title] = figures["params_share"]
+                nonzero[title] = params_share
         except (RuntimeError, ConverterError) as error:
-            failed[title] = str(error)
-    original = folder / "original.onnx"
-    for title, path in {"onnxruntime int8": original, "flatconv + int8": None}.items():
-        base = {"untuned": path} if path else networks["flatconv"]
-        networks[title] = {}
-        for state, float_path in base.items():
-            int8 = as_int8(onnx_network.load(float_path), source, plain)
-            networks[title][state] = folder / f"{title.replace(' ', '_')}_{state}.onnx"
-            onnx_network.save(int8, networks[title][state])
-    every = {"original": original} | {
-        f"{title}, {state}": path
+            failures.append({"name": row_name(name, title), "reason": str(error)})
+    original = bench.folder / "original.onnx"
+    networks["onnxruntime int8"] = int8({"untuned": original}, bench, "original_int8")
+    networks["flatconv + int8"] = int8(flatconv, bench, "flatconv_int8")
+    paths = [original, *(path for states in networks.values() for path in states.values())]
+    figures = dict(zip(paths, compare(*paths, **scoring(bench))))
+    rows = [
+        row_of(row_name(name, title), states, figures, original, nonzero.get(title))
         for title, states in networks.items()
-        for state, path in states.items()
-    }
-    seen_of = race(every, source.eval)
-    whole = seen_of["original"]
-    for title in networks:
-        untuned, tuned = (seen_of.get(f"{title}, {state}") for state in ("untuned", "tuned"))
-        shown = tuned or untuned
-        row: dict[str, Any] = {
-            "name": named(name, epochs, title),
-            "macs_share": shown.macs / whole.macs,
-            "params_share": left.get(title, shown.params / whole.params),
-            "speedup": shown.speedup.median,
-            "speedup_low": shown.speedup.low,
-            "speedup_high": shown.speedup.high,
-        }
-        for state, seen in (("untuned", untuned), ("tuned", tuned)):
-            if seen is not None and seen.accuracy is not None:
-                row[f"drop_points_{state}"] = 100 * (whole.accuracy - seen.accuracy)
-        if (weights := networks[title]["untuned"].with_name(TUNED)).exists() and tuned:
-            row["trained_in"] = trained_in(weights.parent)
-        yield row
-    for title, reason in failed.items():
-        yield {"name": named(name, epochs, title), "reason": reason}
+    ]
+    return rows + failures
 
 
-def place(name: str) -> Path:
-    """Name the folder of a network."""
-    return FOLDER / name.replace(" ", "_").replace(",", "")
+def scoring(bench: Bench) -> dict[str, Any]:
+    """Give the options of a comparison: labelled images, and how they are normalized."""
+    options = bench.network.options
+    data = options.get("eval") or options["calib"]
+    return {"data": data} | {n: options[n] for n in ("mean", "std") if n in options}
 
 
-def named(name: str, epochs: int, title: str) -> str:
-    """Name a row."""
-    return f"{name}, {epochs} epochs, {title}" if epochs else f"{name}, {title}"
+def row_of(
+    name: str,
+    states: States,
+    figures: dict[Path, dict[str, Any]],
+    original: Path,
+    params_share: float | None,
+) -> Figures:
+    """Make the row of one tool."""
+    final = states.get("tuned", states["untuned"])
+    row: Figures = {"name": name}
+    names = "macs_share params_share speedup speedup_low speedup_high"
+    row |= from_pair(figures[original], figures[final], names)
+    if params_share is not None:
+        row["params_share"] = params_share
+    for state, path in states.items():
+        if figures[path]["drop_points"] is not None:
+            row[f"drop_points_{state}"] = figures[path]["drop_points"]
+    precision = final.with_name("precision")
+    return row | ({"trained_in": precision.read_text()} if precision.exists() else {})
 
 
-def expected(name: str, epochs: int) -> set[str]:
-    """Name the rows that a network has when it is done."""
-    return {named(name, epochs, title) for title in ("flatconv", *TOOLS.values())}
-
-
-def openvino(
-    name: str, model: str, config: converter.Options, epochs: int
-) -> Iterator[dict[str, Any]]:
-    """Time and score original and flatconv's network, and their int8, in OpenVINO."""
-    folder = place(name)
-    by_flatconv(model, config, folder / "flatconv")
-    source = open_source(model, None, config.changed(target_speedup=None, max_macs=None), None)
-    ours = states(folder / "flatconv", source, epochs)["tuned" if epochs else "untuned"]
+def openvino(name: str, settings: Settings) -> list[Figures]:
+    """Race original and flatconv's network, and their int8, in OpenVINO."""
+    bench = bench_of(name, settings)
+    source = bench.source()
+    states, _ = by_flatconv(bench, source)
     assert source.calib is not None and source.eval is not None
-    calib, scored = folder / "calib.npz", folder / "eval.npz"
-    np.savez(calib, **source.calib.read(np.arange(min(source.calib.count, 256))))
-    every = source.eval.read(np.arange(source.eval.count))
     assert source.eval.labels is not None
-    np.savez(scored, **every, labels_of_all=source.eval.labels)
-    try:
-        command = [interpreter("openvino"), ROOT / "scripts" / "race_openvino.py", calib, scored]
-        found = json.loads(run([*command, folder / "original.onnx", ours]).splitlines()[-1])
-    except RuntimeError as error:
-        yield {"name": named(name, epochs, "OpenVINO, original"), "reason": str(error)}
-        return
-    whole = found["original"]["accuracy"]
-    for title, seen in found.items():
-        state = "tuned" if epochs and title.startswith("flatconv") else "untuned"
-        drop = 100 * (whole - seen.pop("accuracy"))
-        row = {"name": named(name, epochs, f"OpenVINO, {title}"), **seen}
-        yield row | {f"drop_points_{state}": drop}
+    calib, scored = bench.folder / "calib.npz", bench.folder / "eval.npz"
+    np.savez(
+        calib, allow_pickle=False, **source.calib.read(np.arange(min(source.calib.count, 256)))
+    )
+    inputs = source.eval.read(np.arange(source.eval.count))
+    inputs = inputs | {"labels_of_all": np.asarray(source.eval.labels)}
+    np.savez(scored, allow_pickle=False, **inputs)
+    python = interpreter("openvino", FOLDER / "venvs")
+    script = ROOT / "scripts" / "peers" / "race_openvino.py"
+    files = (calib, scored, bench.folder / "original.onnx", states["tuned"])
+    networks = json.loads(run([python, script, *files]).splitlines()[-1])
+    accuracy, rows = networks["original"]["accuracy"], []
+    for title, figures in networks.items():
+        state = "tuned" if title.startswith("flatconv") else "untuned"
+        drop = 100 * (accuracy - figures.pop("accuracy"))
+        named = {"name": row_name(name, f"OpenVINO, {title}"), **figures}
+        rows.append(named | {f"drop_points_{state}": drop})
+    return rows
 
 
-def resnet18() -> nn.Module:
-    """Build ResNet-18 with random weights, the same each time."""
-    from pytorchcv.model_provider import get_model
-
-    torch.manual_seed(0)
-    return get_model("resnet18", pretrained=False)
+def row_name(network: str, title: str) -> str:
+    """Name a row."""
+    return f"{network}, {title}" if network == RANDOM else f"{network}, {EPOCHS} epochs, {title}"
 
 
-def rows(options: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
-    """Measure every network that is not done yet."""
-    train = str(options.data / "train.npz")
-    for name, how in NETWORKS.items():
-        if options.only and name not in options.only:
-            continue
-        model, budget = how["model"], {k: v for k, v in how.items() if k != "model"}
-        number = model.rpartition("resnet")[2]
-        checkpoint = ROOT / "sample_models" / "paper_cifar10.safetensors"
-        if number.isdigit():
-            checkpoint = next(options.checkpoints.glob(f"resnet{number}-*.th"), None)
-            if checkpoint is None:
-                raise SystemExit(f"{options.checkpoints} holds no resnet{number}-*.th.")
-        config = converter.Options.of(
-            checkpoint=checkpoint,
-            calib=train,
-            samples=SAMPLES,
-            train=train,
-            eval=str(options.data / "test.npz"),
-            **budget,
-        )
-        if not expected(name, options.epochs) <= done:
-            start = time.perf_counter()
-            yield from peers(name, model, config, options.epochs)
-            print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
-        if options.openvino and named(name, options.epochs, "OpenVINO, original") not in done:
-            yield from openvino(name, model, config, options.epochs)
-    wanted = not options.only or TIMED in options.only
-    if wanted and not expected(TIMED, 0) <= done:
-        images = np.random.default_rng(0).standard_normal((IMAGES, 3, 224, 224))
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        path = FOLDER / "images.npz"
-        if not path.exists():  # written again it would differ: it holds the time of day
-            np.savez(path, x=images.astype(np.float32))
-        config = converter.Options.of(target_speedup=3.0, calib=str(path))
-        yield from peers(TIMED, "scripts.bench_peers:resnet18", config, 0)
+def tools_case(network: str) -> Case:
+    """Declare the comparison of all tools on a network."""
+    names = tuple(row_name(network, title) for title in ("flatconv", *TOOLS.values()))
+    return Case(network, partial(measure, network), rows=names)
 
 
-def main() -> int:
-    """Measure, print, and write ``scripts/results/peers.json``."""
-    parser = resumable(__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "cifar10")
-    parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--openvino", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=(*NETWORKS, TIMED), help="these networks")
-    gather("peers", rows, parser.parse_args())
-    print(table("peers"))
-    return 0
+def openvino_case(network: str) -> Case:
+    """Declare the comparison in OpenVINO."""
+    rows = (row_name(network, "OpenVINO, original"),)
+    measurement = partial(openvino, network)
+    return Case(f"{network}, OpenVINO", measurement, rows=rows, requires="openvino")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = Suite(
+    "peers",
+    [*map(tools_case, BUDGETS), *map(openvino_case, BUDGETS), tools_case(RANDOM)],
+    about="other compression tools on the same networks, trained and raced alike",
+)

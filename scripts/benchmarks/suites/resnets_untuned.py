@@ -9,6 +9,7 @@ three ways of solving.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -93,19 +94,16 @@ def solve_large(name: str, settings: Settings) -> Figures:
     images, timer = noise(64, 3, 224, 224), SolveTimer(stop=True)
     module = ZOO[name.replace("resnet", "ResNet-")].build()
     choices = {"form": ("separable",), "rank": ("1.0",), "keep": ("*init*",)}
-    with peak_memory() as memory:
-        try:
-            convert(
-                module,
-                images[:1],
-                calib=images,
-                progress=timer,
-                cache=False,
-                correct=False,
-                **choices,
-            )
-        except StageReached:
-            pass
+    with peak_memory() as memory, contextlib.suppress(StageReached):
+        convert(
+            module,
+            images[:1],
+            calib=images,
+            progress=timer,
+            cache=False,
+            correct=False,
+            **choices,
+        )
     return {"solve_s": timer.seconds, **memory}
 
 

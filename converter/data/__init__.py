@@ -1,0 +1,1 @@
+"""Data: arrays, folders of images, loaders, and their preprocessing."""
