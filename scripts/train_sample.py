@@ -88,7 +88,7 @@ def take_step(
         logits = model(x)
     loss = functional.cross_entropy(logits.float(), y, label_smoothing=0.1)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return float(loss.item())
 
