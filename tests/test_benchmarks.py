@@ -1,13 +1,14 @@
 """The benchmarks: what suites declare, how rows are recorded, and the tables made of them."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from converter.runtime.ort import cpu_model
 from scripts.benchmarks import tables
-from scripts.benchmarks.results import RESULTS, commit, earlier_rows, write
+from scripts.benchmarks.results import RESULTS, ROOT, commit, earlier_rows, write
 from scripts.benchmarks.rows import FIGURES, from_int8, from_pair, from_report
 from scripts.benchmarks.run import SUITES, find_suite, flags, run_suite
 from scripts.benchmarks.suite import Case, Settings, Suite, Target
@@ -221,6 +222,12 @@ def test_a_table_has_a_column_for_every_figure(tmp_path):
     table = tables.table("toy", tmp_path)
     assert table.startswith("| name | latency ms | met |")
     assert "| a | 2 |  |\n| b |  | yes |" in table
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *tables.pages()], ids=lambda page: page.stem)
+def test_the_suites_that_the_documentation_runs_exist(page):
+    suites = re.findall(r"scripts\.benchmarks run (\w+)", page.read_text())
+    assert set(suites) <= set(SUITES)
 
 
 @pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.stem)

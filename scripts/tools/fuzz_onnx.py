@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -14,14 +12,9 @@ from onnx import numpy_helper
 
 from scripts.tools.damage import NUMBERS, TEXTS, damaged_bytes
 
-# (random numbers, model, one of its nodes, one of its weights, folder) -> nothing; changes them
-Damage: TypeAlias = Callable[
-    [random.Random, onnx.ModelProto, onnx.NodeProto, onnx.TensorProto, Path], None
-]
 EXTERNAL = ("/etc/passwd", "../../../etc/passwd", "link", ".", "net.onnx", "")
 OPERATORS = ("Conv", "MatMul", "Loop", "Custom", "Resize", "If", "")
 DOMAINS = ("my.ops", "ai.onnx.ml", "com.microsoft", "\0")
-DAMAGES: list[Damage] = []
 
 
 def network() -> onnx.ModelProto:
@@ -53,117 +46,85 @@ def damaged_network(rng: random.Random, folder: Path) -> Path:
     for _ in range(rng.choice((1, 1, 2, 3))):
         if not model.graph.node:
             break
-        node, weight = rng.choice(model.graph.node), rng.choice(model.graph.initializer)
-        rng.choice(DAMAGES)(rng, model, node, weight, folder)
+        node = rng.choice(model.graph.node)
+        kind = rng.randrange(16)
+        if kind < 4:
+            damage_weight(rng, rng.choice(model.graph.initializer), folder)
+        elif kind < 10:
+            damage_node(rng, node)
+        else:
+            damage_graph(rng, model, node)
     path.write_bytes(model.SerializeToString())
     return path
 
 
-def damage(function: Damage) -> Damage:
-    """Register a kind of damage."""
-    DAMAGES.append(function)
-    return function
-
-
-@damage
-def _weight(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    kind = rng.randrange(3)
+def damage_weight(rng: random.Random, weight: onnx.TensorProto, folder: Path) -> None:
+    """Damage the shape, type or values of a weight, or store it in another file."""
+    kind = rng.randrange(4)
     if kind == 0 and weight.dims:
         weight.dims[rng.randrange(len(weight.dims))] = rng.choice(NUMBERS)
     elif kind == 1:
         weight.data_type = rng.randrange(-1, 30)
-    else:
+    elif kind == 2:
         weight.raw_data = weight.raw_data[: rng.choice((0, 1, 7, 40))]
+    else:
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        del weight.external_data[:]
+        (folder / "link").unlink(missing_ok=True)
+        (folder / "link").symlink_to("/etc/passwd")
+        offset, length = (str(rng.choice(NUMBERS)) for _ in range(2))
+        entries = {"location": rng.choice(EXTERNAL), "offset": offset, "length": length}
+        for key, value in entries.items():
+            if rng.random() < 0.8:
+                weight.external_data.add(key=key, value=value)
 
 
-@damage
-def _external_data(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    weight.ClearField("raw_data")
-    weight.data_location = onnx.TensorProto.EXTERNAL
-    del weight.external_data[:]
-    (folder / "link").unlink(missing_ok=True)
-    (folder / "link").symlink_to("/etc/passwd")
-    entries = {
-        "location": rng.choice(EXTERNAL),
-        "offset": str(rng.choice(NUMBERS)),
-        "length": str(rng.choice(NUMBERS)),
-    }
-    for key, value in entries.items():
-        if rng.random() < 0.8:
-            weight.external_data.add(key=key, value=value)
-
-
-@damage
-def _attribute(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    if node.attribute:
+def damage_node(rng: random.Random, node: onnx.NodeProto) -> None:
+    """Damage an attribute, an input, an output, the operator, the domain or the name of a node."""
+    kind = rng.randrange(6)
+    if kind == 0 and node.attribute:
         attribute = rng.choice(node.attribute)
         attribute.i = rng.choice(NUMBERS)
         for index in range(len(attribute.ints)):
             attribute.ints[index] = rng.choice(NUMBERS)
-
-
-@damage
-def _edge(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    if rng.random() < 0.5 and node.input:
+    elif kind == 1 and node.input:
         node.input[rng.randrange(len(node.input))] = rng.choice(TEXTS)  # sometimes a cycle
-    elif node.output:
+    elif kind == 2 and node.output:
         node.output[0] = rng.choice(TEXTS)
-
-
-@damage
-def _operator(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    if rng.random() < 0.5:
+    elif kind == 3:
         node.op_type = rng.choice(OPERATORS)
-    else:
+    elif kind == 4:
         node.domain = rng.choice(DOMAINS)
-
-
-@damage
-def _nodes(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    if rng.random() < 0.5:
-        del model.graph.node[rng.randrange(len(model.graph.node))]
     else:
-        model.graph.node.append(copy.deepcopy(node))
+        node.name = rng.choice(TEXTS)
 
 
-@damage
-def _shape(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    value = rng.choice((model.graph.input[0], model.graph.output[0]))
-    if value.type.tensor_type.shape.dim:
-        rng.choice(value.type.tensor_type.shape.dim).dim_value = rng.choice(NUMBERS)
-
-
-@damage
-def _opset(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    model.opset_import[0].version = rng.choice((*NUMBERS, 6, 7, 30))
-
-
-@damage
-def _names(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    node.name = rng.choice(TEXTS)
-    weight.name = rng.choice(TEXTS)
-
-
-@damage
-def _nested(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    """Add branches within branches."""
-    outputs = model.graph.output
-    leaf = onnx.helper.make_graph([copy.deepcopy(node)], "leaf", [], outputs)
-    inner = leaf
-    for _ in range(rng.choice((1, 3, 20))):
-        branches = {"then_branch": inner, "else_branch": leaf}
-        branch = onnx.helper.make_node("If", ["c"], ["y"], **branches)
-        inner = onnx.helper.make_graph([branch], "inner", [], outputs)
-    model.graph.node.append(inner.node[0])
-
-
-@damage
-def _recursion(rng: random.Random, model: Any, node: Any, weight: Any, folder: Path) -> None:
-    """Add a function that calls itself."""
-    call = onnx.helper.make_node("F", ["p"], ["q"], domain="my.ops")
-    opsets = [onnx.helper.make_opsetid("my.ops", 1)]
-    function = onnx.helper.make_function("my.ops", "F", ["p"], ["q"], [call], opsets)
-    model.functions.append(function)
-    model.opset_import.append(opsets[0])
-    node.op_type, node.domain = "F", "my.ops"
-    del node.input[1:], node.attribute[:]
+def damage_graph(rng: random.Random, model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    """Remove or repeat a node, damage a shape or a version, or add nested or endless functions."""
+    kind, graph = rng.randrange(6), model.graph
+    if kind == 0:
+        graph.node.remove(node)
+    elif kind == 1:
+        graph.node.append(copy.deepcopy(node))
+    elif kind == 2:
+        shape = rng.choice((graph.input[0], graph.output[0])).type.tensor_type.shape
+        if shape.dim:
+            rng.choice(shape.dim).dim_value = rng.choice(NUMBERS)
+    elif kind == 3:
+        model.opset_import[0].version = rng.choice((*NUMBERS, 6, 7, 30))
+    elif kind == 4:  # branches within branches
+        inner = leaf = onnx.helper.make_graph([copy.deepcopy(node)], "leaf", [], graph.output)
+        for _ in range(rng.choice((1, 3, 20))):
+            branches = {"then_branch": inner, "else_branch": leaf}
+            branch = onnx.helper.make_node("If", ["c"], ["y"], **branches)
+            inner = onnx.helper.make_graph([branch], "inner", [], graph.output)
+        graph.node.append(inner.node[0])
+    else:  # a function that calls itself
+        call = onnx.helper.make_node("F", ["p"], ["q"], domain="my.ops")
+        opsets = [onnx.helper.make_opsetid("my.ops", 1)]
+        function = onnx.helper.make_function("my.ops", "F", ["p"], ["q"], [call], opsets)
+        model.functions.append(function)
+        model.opset_import.append(opsets[0])
+        node.op_type, node.domain = "F", "my.ops"
+        del node.input[1:], node.attribute[:]
