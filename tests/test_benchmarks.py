@@ -98,6 +98,13 @@ def test_only_the_cases_whose_names_match_are_measured(tmp_path):
     assert [row["name"] for row in rows] == ["ResNet-20", "ResNet-56"]
 
 
+def test_rows_of_cases_that_are_not_chosen_stay(tmp_path):
+    write("toy", [{"name": "a", "speedup": 1.0}, {"name": "b", "speedup": 1.0}], tmp_path)
+    suite = toy(*(Case(name, lambda settings: {"speedup": 2.0}) for name in "ab"))
+    rows = run_suite(suite, settings(tmp_path, only=("b",)))
+    assert rows == [{"name": "a", "speedup": 1.0}, {"name": "b", "speedup": 2.0}]
+
+
 def test_a_pattern_without_a_case_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="No case of toy matches vgg"):
         run_suite(toy(Case("VGG", lambda settings: {})), settings(tmp_path, only=("vgg",)))

@@ -42,15 +42,19 @@ def find_suite(name: str) -> Suite:
 def run_suite(suite: Suite, settings: Settings) -> list[Row]:
     """Measure the cases that the settings ask for; print and record each row as it arrives.
 
+    Rows of cases that are not chosen stay in the results file.
+
     Raises:
         SystemExit: When no case matches.
     """
     cases = [case for case in suite.cases if case.is_chosen(settings)]
     if not cases:
         raise SystemExit(f"No case of {suite.name} matches {' '.join(settings.only)}.")
-    rows = earlier_rows(suite.name, settings.out, settings.older) if settings.resume else []
+    resumed = earlier_rows(suite.name, settings.out, settings.older) if settings.resume else []
+    done = {row["name"] for row in resumed}
+    rows = earlier_rows(suite.name, settings.out, older=True) if settings.only else resumed
     for case in cases:
-        if case.is_done({row["name"] for row in rows}):
+        if case.is_done(done):
             continue
         for row in measured(suite, case, settings):
             print(row, flush=True)
