@@ -14,6 +14,9 @@ STD = (0.2470, 0.2435, 0.2616)
 class Normalize(nn.Module):
     """Per-channel normalisation of 0..1 images, kept inside the network."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self) -> None:
         """Hold mean and standard deviation of CIFAR-10's training images."""
         super().__init__()

@@ -65,7 +65,8 @@ class ResNet(nn.Module):
         """Map images (N, 3, 32, 32) to logits (N, classes)."""
         y = functional.relu(self.bn1(self.conv1(x)))
         y = self.layer3(self.layer2(self.layer1(y)))
-        return self.linear(y.mean(dim=(2, 3)))
+        logits: torch.Tensor = self.linear(y.mean(dim=(2, 3)))
+        return logits
 
 
 def resnet20(classes: int = 10) -> ResNet:

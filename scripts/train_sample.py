@@ -1,8 +1,8 @@
 """Train the sample network on CIFAR-10 and write its checkpoint and the embedded data sets.
 
-SGD with one cycle, bfloat16 autocast, channels last; random crops and flips. Saves its state
-after every epoch to ``runs/train_sample/state.pt`` and resumes from there. Needs
-``data/cifar10`` (``scripts/fetch_cifar10.py``). Under an hour on two cores.
+SGD with one cycle, bfloat16 autocast, channels last; random crops and flips. The state is saved
+after every epoch in ``runs/train_sample/state.pt``, and training continues from there. Needs
+``data/cifar10`` (``scripts/fetch_cifar10.py``). Takes less than an hour on two cores.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,17 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return picked.permute(0, 3, 1, 2)  # (N, 3, 32, 32), channels last in memory
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the training."""
+
+    epochs: int
+    batch_size: int = 128
+    max_lr: float = 0.1
+    weight_decay: float = 5e-4
+    seed: int = 0
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the share of ``images`` whose largest logit is their label, in float32."""
@@ -68,31 +80,50 @@ def embed(folder: Path, seed: int) -> None:
         )
 
 
+def take_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor
+) -> float:
+    """Train on one batch, and return its loss."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(x)
+    loss = functional.cross_entropy(logits.float(), y, label_smoothing=0.1)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.item())
+
+
 def train(
     images: torch.Tensor,
     labels: torch.Tensor,
     test: tuple[torch.Tensor, torch.Tensor],
     state_path: Path,
-    epochs: int,
-    batch_size: int = 128,
-    max_lr: float = 0.1,
-    weight_decay: float = 5e-4,
-    seed: int = 0,
+    recipe: Recipe,
 ) -> nn.Module:
-    """Train the network, print a line an epoch, and go on from ``state_path`` if it is there."""
+    """Train the network and print a line per epoch.
+
+    Args:
+        images: Training images (N, 3, 32, 32) of bytes.
+        labels: Their classes (N,).
+        test: Test images and their classes.
+        state_path: Where training continues, and where its state is saved.
+        recipe: Settings of the training.
+    """
+    epochs, batch_size, seed = recipe.epochs, recipe.batch_size, recipe.seed
     state_path.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = paper_cifar10.build().to(memory_format=torch.channels_last)
+    model: nn.Module = paper_cifar10.build()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = len(images) // batch_size
     optimizer = torch.optim.SGD(
         model.parameters(),
-        max_lr,
+        recipe.max_lr,
         momentum=0.9,
         nesterov=True,
-        weight_decay=weight_decay,
+        weight_decay=recipe.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr, total_steps=epochs * steps, pct_start=0.2
+        optimizer, recipe.max_lr, total_steps=epochs * steps, pct_start=0.2
     )
     first_epoch = 0
     if state_path.exists():
@@ -110,14 +141,8 @@ def train(
         losses = []
         for picked in order[: steps * batch_size].view(steps, -1):
             x = augment(images[picked], generator)
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(x)
-            loss = functional.cross_entropy(logits.float(), labels[picked], label_smoothing=0.1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            losses.append(take_step(model, optimizer, x, labels[picked]))
             schedule.step()
-            losses.append(loss.item())
         score = accuracy(model, *test)
         print(
             f"epoch {epoch + 1}/{epochs} loss {np.mean(losses):.3f} "
@@ -148,16 +173,9 @@ def main() -> int:
     embed(options.data, options.seed)
     test = load_split(options.data, "test")
     state = ROOT / "runs" / "train_sample" / "state.pt"
-    model = train(
-        *load_split(options.data, "train"),
-        test,
-        state,
-        options.epochs,
-        options.batch_size,
-        options.max_lr,
-        options.weight_decay,
-        options.seed,
-    )
+    values = (options.batch_size, options.max_lr, options.weight_decay, options.seed)
+    recipe = Recipe(options.epochs, *values)
+    model = train(*load_split(options.data, "train"), test, state, recipe)
     save(model, ROOT / "sample_models" / "paper_cifar10.safetensors")
     print(f"test accuracy {accuracy(model, *test):.4f}")
     return 0

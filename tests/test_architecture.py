@@ -1,60 +1,51 @@
-"""The order of the modules: each imports only from those before it."""
+"""The order of the packages, and the size of files and functions."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import converter
 
-ROOT = Path(converter.__file__).parent
-ORDER = """
-errors place config images data readers
-kernels.taps kernels.conv kernels.metric
-kernels.solve.svd kernels.solve.varpro kernels.solve.cp kernels.solve.tucker kernels.solve.twice
-kernels.form kernels.factor kernels.forms
-networks.nodes networks.runtime networks.light networks.onnx_network networks.quantize
-networks.even
-networks.normal_form networks.outputs networks.onnx_rewrite networks.segments networks.survey
-networks.surroundings networks.checkpoint
-networks.torch_modules networks.torch_export networks.torch_network networks.torch_import
-networks.source
-planning.ladder planning.latency planning.sites planning.profile planning.calibrate planning.measure
-planning.candidates planning.plan planning.cache planning.spread planning.solve planning.timing
-planning.options planning.judge planning.sensitivity planning.knapsack
-tuning.lesson tuning.rounding tuning.batches tuning.state tuning.descent tuning.tune
-delivery.check delivery.seen delivery.correct delivery.compare delivery.build delivery.report
-delivery.tables delivery.page delivery.result delivery.search delivery.menus delivery.budget
-delivery.states delivery.teach delivery.int8 delivery.prove delivery.schedule
-pipeline commands target cli __main__
-""".split()
+ROOT = Path(converter.__file__).parent.parent
+FILES = sorted(p for room in ("converter", "scripts") for p in (ROOT / room).rglob("*.py"))
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 300, 60, 7
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("converter"):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            for name in names:
-                parts = name.removeprefix("converter.").split(".")
-                found = [m for m in ORDER if parts[: len(m.split("."))] == m.split(".")]
-                assert found, f"{path.name} imports {name}, which ORDER does not list"
-                yield max(found, key=len)
+def functions(path):
+    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, Function)]
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_a_module_imports_only_from_those_before_it(module):
-    path = ROOT / (module.replace(".", "/") + ".py")
-    before = ORDER[: ORDER.index(module)]
-    assert set(imported(path)) <= set(before)
+def lines(function):
+    """Count the lines of a function without its docstring."""
+    count = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function, clean=False) is not None:
+        count -= function.body[0].end_lineno - function.body[0].lineno + 1
+    return count
 
 
-def test_every_module_has_its_place():
-    modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in ROOT.rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert modules == set(ORDER)
+def parameters(function):
+    """Count the parameters of a function; ``self`` and ``cls`` do not count."""
+    args = function.args
+    names = [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_each_package_imports_only_from_packages_below_it():
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+    long = [f.name for f in functions(path) if lines(f) > MAX_FUNCTION_LINES]
+    wide = [f.name for f in functions(path) if parameters(f) > MAX_PARAMETERS]
+    assert (long, wide) == ([], [])
 
 
 def test_every_public_name_is_there():

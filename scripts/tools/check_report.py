@@ -1,8 +1,8 @@
-"""A report in a real browser: it loads without errors and asks nobody, tables sort, charts draw.
+"""A report in a browser: it loads without errors or requests, its tables sort, its charts draw.
 
 Needs Chromium with its driver (Debian: ``apt install chromium chromium-driver``) and ``pip install
-selenium``. Writes a picture of the page in light, in dark and on a phone beside the report, or
-where ``--pictures`` says, and exits with status 1 if anything is wrong.
+selenium``. Writes pictures of the page in light mode, in dark mode and on a phone into the folder
+``--pictures``, or beside the report. The exit status is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ def opened(page: Path, view: str) -> Iterator[Any]:
 
 def problems(browser: Any, page: Path) -> list[str]:
     """List what is wrong with an open page."""
-    found = [f"the console says: {entry['message']}" for entry in browser.get_log("browser")]
+    wrong = [f"the console says: {entry['message']}" for entry in browser.get_log("browser")]
     for entry in browser.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
             url = message["params"]["request"]["url"]
             if url != page.resolve().as_uri() and not url.startswith("data:"):
-                found.append(f"it asks for {url[:80]}")
+                wrong.append(f"it requests {url[:80]}")
     bars = "g.points path, g.points .point, path.js-line"
     if not browser.find_elements(By.CSS_SELECTOR, bars):
-        found.append("no chart is drawn")
+        wrong.append("no chart is drawn")
     wide = browser.execute_script("return document.body.scrollWidth - window.innerWidth")
     if wide > 0:
-        found.append(f"it is {wide} pixels wider than the screen")
-    return found + unsorted(browser) + cut_off_on_paper(browser)
+        wrong.append(f"it is {wide} pixels wider than the screen")
+    return wrong + unsorted(browser) + cut_off_on_paper(browser)
 
 
 def cut_off_on_paper(browser: Any) -> list[str]:
@@ -80,7 +80,7 @@ def cut_off_on_paper(browser: Any) -> list[str]:
 
 def unsorted(browser: Any) -> list[str]:
     """Sort the layers by every column, both ways, and list the columns that are not in order."""
-    found = []
+    wrong = []
     heads = browser.find_elements(By.CSS_SELECTOR, "#layers th")
     for number, head in enumerate(heads):
         for way in ("ascending", "descending"):
@@ -92,8 +92,8 @@ def unsorted(browser: Any) -> list[str]:
             )
             numbers = [float(v) for v in values if v and _number(v)]
             if numbers and numbers != sorted(numbers, reverse=way == "descending"):
-                found.append(f"column {head.text!r} is not {way}")
-    return found
+                wrong.append(f"column {head.text!r} is not {way}")
+    return wrong
 
 
 def _number(text: str) -> bool:
@@ -105,20 +105,20 @@ def _number(text: str) -> bool:
 
 
 def main() -> int:
-    """Look at one page, print what is wrong, and take pictures."""
+    """Check one page, print what is wrong, and take pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", type=Path)
     parser.add_argument("--pictures", type=Path, help="folder; that of the page if left out")
     options = parser.parse_args()
     if not options.page.is_file():
         raise SystemExit(f"{options.page} does not exist.")
-    folder, found = options.pictures or options.page.parent, []
+    folder, wrong = options.pictures or options.page.parent, list[str]()
     for view in VIEWS:
         with opened(options.page, view) as browser:
             browser.save_screenshot(str(folder / f"{options.page.stem}_{view}.png"))
-            found += [f"{view}: {problem}" for problem in problems(browser, options.page)]
-    print("\n".join(found) or f"{options.page}: nothing is wrong")
-    return 1 if found else 0
+            wrong += [f"{view}: {problem}" for problem in problems(browser, options.page)]
+    print("\n".join(wrong) or f"{options.page}: nothing is wrong")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

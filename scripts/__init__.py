@@ -1,0 +1,1 @@
+"""Benchmarks and tools of the project; they run from a checkout and are not installed."""

@@ -1,0 +1,1 @@
+"""One module per suite; each declares its cases and targets as ``SUITE``."""

@@ -1,0 +1,1 @@
+"""Other compression tools, applied to the same networks as flatconv."""
