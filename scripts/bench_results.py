@@ -1,4 +1,4 @@
-"""What every benchmark shares: conditions, the results file, and the README's tables."""
+"""What every benchmark shares: conditions and the results file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import argparse
 import contextlib
 import datetime
 import json
-import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,24 +15,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "scripts" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "pages" / "figures.md")
-DRAWN = {"way", "frontier"}  # columns of the rows that are points of a picture, in no table
-# Rows that the README begins with: what they are called there (with figures of the row), the
-# results, the row.
-SUMMARY = {
-    "sample network, `--max-drop 0.01`": ("numbers", "--max-drop 0.01 (scripts/demo.sh)"),
-    "ResNet-20, `--max-drop 0.005`": ("resnets_untuned", "ResNet-20, --max-drop 0.005"),
-    "ResNet-56, `--max-drop 0.005`": ("resnets_untuned", "ResNet-56, --max-drop 0.005"),
-    "ResNet-56, `--max-macs 0.34`, 5 epochs": (
-        "resnets_tuned",
-        "ResNet-56, --max-macs 0.34, 5 epochs",
-    ),
-    "sample network, `--target-speedup 10`, 10 epochs": ("paper", "--target-speedup 10, 10 epochs"),
-    "sample network, `--target-speedup {target_speedup:g} --int8`, 20 epochs": (
-        "int8",
-        "sample network, --int8, 20 epochs",
-    ),
-}
 
 
 def write(name: str, conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -146,70 +126,3 @@ def commit() -> str:
     """Name the commit that is checked out."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
-def table(name: str) -> str:
-    """Draw ``scripts/results/NAME.json`` as a Markdown table with its conditions below."""
-    document = json.loads((RESULTS / f"{name}.json").read_text())
-    rows = [row for row in document["rows"] if not DRAWN & row.keys()]
-    conditions = document["conditions"]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [
-        "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",
-        "|" + "---|" * len(columns),
-    ]
-    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
-    shown = ", ".join(f"{name} {number}" for name, number in conditions["versions"].items())
-    lines += [
-        "",
-        f"{conditions['cpu']}, {conditions['threads']} thread(s); {shown}; "
-        f"{conditions['date']}, commit {conditions['commit']}.",
-    ]
-    return "\n".join(lines)
-
-
-def summary() -> str:
-    """Draw the rows of ``SUMMARY`` as a Markdown table."""
-    lines = ["| converted | times as fast | points lost |", "|---|---|---|"]
-    for title, (name, wanted) in SUMMARY.items():
-        rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
-        (row,) = (row for row in rows if row["name"] == wanted)
-        speedup = row.get("speedup") or row["both_speedup"]
-        drop = row.get("drop_points")
-        if drop is None:
-            drop = 100 * (row["accuracy"] - row["both_accuracy"])
-        lines.append(f"| {title.format(**row)} | {speedup:.3g} | {drop:.2f} |")
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
-
-
-def filled(text: str) -> str:
-    """Draw the tables between ``<!-- table: NAME -->`` and ``<!-- end -->`` anew."""
-
-    def drawn(match: re.Match[str]) -> str:
-        name = match[2]
-        return f"{match[1]}{summary() if name == 'summary' else table(name)}\n{match[3]}"
-
-    return re.sub(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", drawn, text, flags=re.DOTALL)
-
-
-def main() -> int:
-    """Put the tables into README and figures."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.parse_args()
-    for page in PAGES:
-        page.write_text(filled(page.read_text()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -140,7 +140,7 @@ def _footnotes(notes: Sequence[str]) -> list[str]:
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     columns = ("".join(cells) for cells in zip(*body))
-    rule = ["---" if re.search("[a-z]{3}", cells) else "---:" for cells in columns]
+    rule = ["---" if n == 0 or re.search("[a-z]{3}", c) else "---:" for n, c in enumerate(columns)]
     return ["| " + " | ".join(line) + " |" for line in (head, rule, *body)]
 
 
