@@ -1,4 +1,4 @@
-"""What every benchmark shares: conditions and the results file."""
+"""What every benchmark shares: conditions, the results file, and its table."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "scripts" / "results"
+DRAWN = {"way", "frontier"}  # columns of the rows that are points of a picture, in no table
 
 
 def write(name: str, conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -126,3 +127,33 @@ def commit() -> str:
     """Name the commit that is checked out."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def table(name: str) -> str:
+    """Draw ``scripts/results/NAME.json`` as a Markdown table with its conditions below."""
+    document = json.loads((RESULTS / f"{name}.json").read_text())
+    rows = [row for row in document["rows"] if not DRAWN & row.keys()]
+    conditions = document["conditions"]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [
+        "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
+    shown = ", ".join(f"{name} {number}" for name, number in conditions["versions"].items())
+    lines += [
+        "",
+        f"{conditions['cpu']}, {conditions['threads']} thread(s); {shown}; "
+        f"{conditions['date']}, commit {conditions['commit']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
