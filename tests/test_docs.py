@@ -105,10 +105,10 @@ def test_the_form_of_the_extension_page_works(tmp_path):
     try:
         exec(code, {})
         with work_in(tmp_path):
-            arguments = "convert toy:build --input-shape 1,3,8,8 --form conv2=strongest -o out"
+            arguments = "convert toy:build --input-shape 1,3,8,8 --form conv2=narrow_input -o out"
             status, _, err = flatconv(*arguments.split())
         assert status == 0, err
-        assert '"strongest"' in (tmp_path / "out" / "plan.json").read_text()
+        assert '"narrow_input"' in (tmp_path / "out" / "plan.json").read_text()
     finally:
         FORMS.clear()
         FORMS.update(before)
