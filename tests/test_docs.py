@@ -1,4 +1,4 @@
-"""The tutorials' commands work as they stand, and the pages are built of the docstrings."""
+"""The documentation: commands run, options exist, tables are those of the results, pages build."""
 
 import os
 import re
@@ -10,42 +10,167 @@ from pathlib import Path
 import pytest
 from helpers import flatconv, work_in
 
+from converter.cli import app
+from converter.decomposition.forms import FORMS
+from scripts import doc_figures, doc_layout, doc_tables
+
 ROOT = Path(__file__).parent.parent
-TUTORIALS = sorted((ROOT / "docs" / "pages" / "tutorials").glob("*.md"))
+PAGES = ROOT / "docs" / "pages"
+README = (ROOT / "README.md").read_text()
+TEXTS = [ROOT / "README.md", *sorted(PAGES.rglob("*.md"))]
+RUN_GUIDES = [page for page in sorted(PAGES.glob("guides/*.md")) if "```bash" in page.read_text()]
+# Options of other programs that the pages name.
+FOREIGN = {"--num_processes", "--multi_gpu", "--nthreads", "--config-file"}
 
 
-def run(command, folder):
-    """What a shell makes of a command in ``folder``."""
+def run(command, folder, **more):
+    """Run a command in ``folder``, with the programs of this environment, in this checkout."""
     tools = Path(sys.executable).parent
     environment = os.environ | {
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
+        **more,
     }
-    return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_the_commands_of_a_tutorial_work(page, tmp_path):
+def commands(page):
+    """Split the bash blocks of a page into flatconv commands and the scripts between them."""
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        joined = block.replace("\\\n", " ")
+        yield from filter(str.strip, re.split(r"^(flatconv .*\n)", joined, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", RUN_GUIDES, ids=lambda page: page.stem)
+def test_the_commands_of_a_guide_work(page, tmp_path):
     (tmp_path / "sample_models").symlink_to(ROOT / "sample_models")
-    commands = re.findall(r"^    (.+)$", page.read_text(), re.MULTILINE)
-    assert len(commands) > 1
-    for command in commands:
-        if command.startswith("flatconv "):  # here, with the short races of all tests
-            line, _, misses = command.partition(" || test $? = ")
+    assert len(list(commands(page))) > 1
+    for command in commands(page):
+        if command.startswith("flatconv "):  # in this process, with the short races of all tests
+            line, _, other_status = command.strip().partition(" || test $? = ")
+            line = re.sub(
+                r'"\$\(cat (\S+)\)"',
+                lambda match: shlex.quote((tmp_path / match[1]).read_text()),
+                line,
+            )
             with work_in(tmp_path):
                 status, _, err = flatconv(*shlex.split(line)[1:])
-            assert status in {0, int(misses or 0)}, f"{command}\n{err}"
+            assert status in {0, int(other_status or 0)}, f"{command}\n{err}"
         else:
-            found = run(command, tmp_path)
-            assert found.returncode == 0, f"{command}\n{found.stdout}\n{found.stderr}"
+            done = run(["bash", "-c", command], tmp_path)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-def test_the_pages_are_built(tmp_path):
+def test_the_guides_have_commands_that_are_run():
+    assert {page.stem for page in RUN_GUIDES} == {"audio", "int8", "medical", "onnx", "torch"}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_every_option_that_a_page_names_exists(page):
+    known = set(re.findall(r"--[a-z][\w-]*", app.generate_docs(output_format="markdown")))
+    text = re.sub(r"^\|.*$", "", page.read_text(), flags=re.MULTILINE)  # without tables
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | FOREIGN
+
+
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 10_000
+    assert len(README.split()) <= 1_500
+    assert README.count("\n| --- |") == 1
+
+
+def test_the_readme_names_the_two_commands_that_set_up_and_test():
+    for script in ("scripts/demo.sh", "scripts/test.sh"):
+        assert f"bash {script}" in README
+        assert (ROOT / script).exists()
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_links_to_files_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_python_example_of_the_readme_ends_in_an_onnxruntime_session(tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    done = run([sys.executable, "example.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("(1, 12544)\n")
+    assert (tmp_path / "out" / "model.onnx").exists()
+
+
+def test_the_form_of_the_extension_page_works(tmp_path):
+    code = re.search(r"```python\n(.*?)```", (PAGES / "extend.md").read_text(), re.DOTALL)[1]
+    before = dict(FORMS)
+    try:
+        exec(code, {})
+        with work_in(tmp_path):
+            arguments = "convert toy:build --input-shape 1,3,8,8 --form conv2=narrow_input -o out"
+            status, _, err = flatconv(*arguments.split())
+        assert status == 0, err
+        assert '"narrow_input"' in (tmp_path / "out" / "plan.json").read_text()
+    finally:
+        FORMS.clear()
+        FORMS.update(before)
+
+
+@pytest.mark.parametrize("page", doc_tables.PAGES, ids=lambda page: page.stem)
+def test_the_tables_are_those_of_the_results(page):
+    text = page.read_text()
+    assert "<!-- table: " in text
+    assert doc_tables.filled(text) == text
+
+
+def test_every_table_is_shown_and_every_result_is_in_a_table():
+    shown = re.findall(r"<!-- table: (\w+) -->", (PAGES / "benchmarks.md").read_text())
+    assert sorted(shown) == sorted(doc_layout.TABLES)
+    results = {path.stem for path in doc_tables.RESULTS.glob("*.json")}
+    assert {layout.results for layout in doc_layout.TABLES.values()} == results
+
+
+def test_a_table_leaves_out_empty_columns_and_marks_rows_measured_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(doc_tables, "RESULTS", tmp_path)
+    monkeypatch.setitem(
+        doc_layout.TABLES, "toy", doc_layout.Table("toy", "speedup minutes drop_points met")
+    )
+    (tmp_path / "toy.json").write_text(
+        """{"conditions": {"cpu": "C", "threads": 2, "date": "D", "commit": "abc", "versions":
+        {"onnxruntime": "1", "torch": "2", "tensorly": "3", "numpy": "4"}}, "rows": [
+        {"name": "a", "speedup": 2.0, "met": true},
+        {"name": "b", "drop_points": 0.5, "commit": "def", "cpu": "E"}]}"""
+    )
+    assert doc_tables.table("toy").splitlines() == [
+        "| Network | Speedup | Points lost | Met |",
+        "| --- | ---: | ---: | --- |",
+        "| a | 2.00 |  | yes |",
+        "| b ¹ |  | 0.50 |  |",
+        "",
+        "C, 2 threads, onnxruntime 1, torch 2, tensorly 3, numpy 4; D, commit abc.",
+        "",
+        "¹ commit def, E.",
+    ]
+    assert doc_tables.missed() == ""
+
+
+def test_a_summary_of_rows_that_are_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(doc_tables, "SUMMARY", (("a", "paper", "no such row"),))
+    with pytest.raises(ValueError, match="not enough values"):
+        doc_tables.summary()
+
+
+@pytest.mark.parametrize("name", doc_figures.PICTURES)
+def test_the_pictures_are_those_of_the_results(name):
+    rows = doc_tables.read("resnets_untuned")["rows"]
+    assert (PAGES / "pictures" / name).read_text() == doc_figures.PICTURES[name](rows)
+
+
+def test_the_pages_are_built_without_a_warning(tmp_path):
     command = "python -m mkdocs build --config-file docs/mkdocs.yml --strict --quiet --site-dir"
-    found = run(f"{command} {tmp_path / 'site'}", ROOT)
-    assert found.returncode == 0, found.stderr
-    reference = (tmp_path / "site" / "reference" / "index.html").read_text()
-    assert "converter.options.Options" in reference
-    assert "target_speedup" in reference
+    done = run([*command.split(), str(tmp_path)], ROOT, NO_MKDOCS_2_WARNING="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    names = re.findall(r'<h\d id="converter\.(\w+)"', (tmp_path / "python/index.html").read_text())
+    assert {"Options", "Plan", "Result", "convert", "finetune"} <= set(names)
+    page = (tmp_path / "commands/index.html").read_text()
+    assert "--target-speedup" in page
+    assert "--no-cache" in page

@@ -1,7 +1,5 @@
-"""What comes with the project: the sample network and its data, the ResNets, the README."""
+"""What comes with the project: the sample network and its data, the ResNets."""
 
-import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -46,21 +44,6 @@ def test_the_resnets_have_the_published_size(name, layers, params):
     assert len(weighted) == layers
     assert sum(p.numel() for p in model.parameters()) == params
     assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-
-
-def test_the_example_of_the_readme_runs(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    example = example.replace('"runs/example"', repr(str(tmp_path / "example")))
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"\dx (faster|slower)|no difference", done.stdout)
-    assert (tmp_path / "example" / "model.onnx").exists()
-
-
-def test_the_commands_of_the_readme_exist():
-    readme = (ROOT / "README.md").read_text()
-    for script in re.findall(r"(?:bash|python) (scripts/[\w.]+)", readme):
-        assert (ROOT / script).exists(), script
 
 
 def test_both_layouts_of_cifar10_are_read(tmp_path):
