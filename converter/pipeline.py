@@ -42,8 +42,9 @@ from converter.runtime import ort as runtime
 from converter.search.find_plan import Found, find_plan
 from converter.search.plan import Plan, make_plan, read_plan
 from converter.timing.table import chosen_times
-from converter.training.distill import check_trainable, distill, distill_chains, phases
+from converter.training.distill import check_trainable, distill, distill_chains
 from converter.training.losses import import_loss
+from converter.training.phases import list_phases
 from converter.training.schedule import compose_chains, increment, split_schedule
 
 # The other processes wait while the first one searches and measures.
@@ -210,7 +211,7 @@ def finetune(
         onnx_network.load(folder / "model.onnx"),
         source,
         layers,
-        phases(options, _judged(budget, evaluate), to_the_end=True),
+        list_phases(options, _judged(budget, evaluate), to_the_end=True),
         Resources.of(options, progress=progress),
     )
     if process_group(options.resources.device).rank > 0:

@@ -21,8 +21,8 @@ from converter.quantization.int8 import as_int8
 from converter.quantization.quantize import saturates
 from converter.quantization.rounding import rounded
 from converter.runtime.ort import open_file
-from converter.training.distill import phases
 from converter.training.losses import model_outputs
+from converter.training.phases import list_phases
 from converter.training.task import Recipe, TrainingTask
 from converter.training.train import train
 
@@ -258,8 +258,8 @@ def test_what_rounding_loses_is_learnt_from():
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_what_becomes_int8_learns_with_its_rounding(int8):
-    found = phases(Options.of(int8=int8, finetune=2, reconstruct=1), {"max_error": 0.1})
-    assert [phase.name for phase in found][:2] == ["reconstructing", "fine-tuning"]
-    assert all(phase.recipe.int8 == int8 for phase in found[:2])
+    phases = list_phases(Options.of(int8=int8, finetune=2, reconstruct=1), {"max_error": 0.1})
+    assert [phase.name for phase in phases][:2] == ["reconstructing", "fine-tuning"]
+    assert all(phase.recipe.int8 == int8 for phase in phases[:2])
     # What is judged is the network in floating point: its int8 is judged as it is.
-    assert not any(phase.recipe.int8 for phase in found[2:])
+    assert not any(phase.recipe.int8 for phase in phases[2:])
