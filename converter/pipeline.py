@@ -44,8 +44,9 @@ from converter.search.int8 import quantize
 from converter.search.manual import make_plan
 from converter.search.plan import Plan, read_plan
 from converter.timing.table import chosen_times
-from converter.training.distill import check_trainable, distill, phases
+from converter.training.distill import check_trainable, distill
 from converter.training.losses import import_loss
+from converter.training.phases import list_phases
 from converter.training.schedule import compose_chains, increment, split_schedule
 
 
@@ -299,8 +300,8 @@ def _train(
     student = source.module and torch_network.apply(source.module, job.layers, chains)
     network = with_chains(source.network, job.layers, chains)
     converted = [layer for layer in job.layers if layer.name in chains]
-    stages = phases(job.options, limits)
-    return distill(student, network, teacher or source, converted, stages, job.resources)
+    phases = list_phases(job.options, limits)
+    return distill(student, network, teacher or source, converted, phases, job.resources)
 
 
 def trainable_limits(budgets: Collection[Budget], evaluate: Evaluate | None) -> dict[str, float]:

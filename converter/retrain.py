@@ -31,7 +31,8 @@ from converter.report.verify import ConvertedModel
 from converter.search.choose import SearchResult
 from converter.search.int8 import quantize
 from converter.search.plan import Plan, read_plan
-from converter.training.distill import distill, phases
+from converter.training.distill import distill
+from converter.training.phases import list_phases
 
 # Options of the conversion that a later training does not repeat.
 FRESH = {"plan": None, "cluster": None, "resume": False, "reconstruct": 0, "schedule": 1}
@@ -179,9 +180,9 @@ def _train(job: Job, earlier: Earlier) -> ConvertedModel:
     options, budgets, plan = job.options, earlier.record.budgets, earlier.plan
     limits = trainable_limits(budgets, job.evaluate)
     layers = [layer for layer in job.layers if layer.name in plan.chosen()]
-    stages = phases(options, limits, to_the_end=True)
+    phases = list_phases(options, limits, to_the_end=True)
     module, network, unproven = distill(
-        earlier.module, earlier.network, job.source, layers, stages, job.resources
+        earlier.module, earlier.network, job.source, layers, phases, job.resources
     )
     problem = check_graph(network)
     if module is not None:

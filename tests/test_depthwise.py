@@ -32,7 +32,7 @@ from converter.models import export as torch_export
 from converter.models import match as torch_network
 from converter.options import Options
 from converter.runtime.ort import run
-from converter.search.plan import make_plan
+from converter.search.manual import make_plan
 
 RANKS = {"lvh": (1,), "spatial": (8,)}
 
@@ -144,7 +144,7 @@ def test_a_layer_that_no_form_fits_is_surveyed_with_the_reason(k):
     (layer,) = survey(model, {"x": np.zeros((1, 32, 9, 9), np.float32)})
     assert layer.reason == "it is depthwise and has no channels to separate"
     with pytest.raises(ConverterError, match="Layer w cannot be converted: it is depthwise"):
-        make_plan((layer,), Options.of(form=("w=spatial",)), {})
+        make_plan((layer,), Options.of(form=("w=spatial",)).layers, {})
 
 
 @pytest.mark.parametrize("rank", [(4,), (12,), (9,)])
@@ -161,7 +161,7 @@ ONE = """g (float[N, 32, 9, 9] x) => (float[N, 32, P, Q] y) {
 def plan_for(kernel, **options):
     model = ir.from_proto(from_text(ONE, w=kernel.astype(np.float32)))
     layers = survey(model, {"x": np.zeros((1, 32, 9, 9), np.float32)})
-    (choice,) = make_plan(layers, Options.of(**options), {}).choices
+    (choice,) = make_plan(layers, Options.of(**options).layers, {}).choices
     return choice
 
 

@@ -29,7 +29,7 @@ from converter.models.modules import read_module, to_modules
 from converter.options import Options
 from converter.reconstruction.moments import choose_positions, cut_patches
 from converter.runtime.ort import run
-from converter.search.plan import make_plan
+from converter.search.manual import make_plan
 
 CHANNEL = FORMS["channel"]
 GEMM = "g (float[N, 8] x) => (float[N, M] y) {{ y = Gemm <{}> (x, w{}) }}"
@@ -267,7 +267,7 @@ def test_a_module_read_back_is_the_layer():
 
 def plan_for(weight, **options):
     _, layer = surveyed(MATMUL, noise(2, 5, weight.shape[0]), w=weight)
-    (choice,) = make_plan((layer,), Options.of(**options), {}).choices
+    (choice,) = make_plan((layer,), Options.of(**options).layers, {}).choices
     return choice
 
 
@@ -313,6 +313,6 @@ def test_by_default_it_is_converted_only_if_that_saves_enough():
     text = MATMUL.replace("8]", "48]")
     for weight, form in ((low, "channel"), (noise(48, 64), None)):
         _, layer = surveyed(text, noise(2, 5, 48), w=weight)
-        (choice,) = make_plan((layer,), Options(), {}).choices
+        (choice,) = make_plan((layer,), Options().layers, {}).choices
         assert choice.form == form
     assert "no form saves 25% of its MACs" in choice.reason

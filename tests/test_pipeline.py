@@ -37,8 +37,8 @@ from converter.report.tables import layer_cells
 from converter.timing import table as timing
 from converter.timing.race import Interval
 from converter.training.checkpoint import Checkpoint
-from converter.training.distill import budget_test, phases
 from converter.training.losses import distillation_loss
+from converter.training.phases import budget_test, list_phases
 from converter.training.schedule import increment, split_schedule
 
 FILES = {"original.onnx", "model.onnx", "plan.json", "report.json", "report.html", "source.json"}
@@ -741,10 +741,10 @@ def test_dense_twins_of_trained_chains_compute_what_they_do(from_factory, build)
 def test_the_steps_of_a_schedule_divide_the_budget():
     config = Options.of(max_macs=0.25, max_drop=0.02, schedule=2, finetune=5, calib="c.npz")
     first, last = split_schedule(config)
-    assert (first.max_macs, first.max_drop, first.finetune) == (0.5, 0.01, 2)
-    assert (last.max_macs, last.max_drop, last.finetune) == (0.25, 0.02, 3)
-    assert [increment(stage, config).max_drop for stage in (first, last)] == [0.01, 0.01]
-    assert increment(last, config).max_macs == 0.25
+    assert (first.limits, first.training.epochs) == ({"max_macs": 0.5, "max_drop": 0.01}, 2)
+    assert (last.limits, last.training.epochs) == ({"max_macs": 0.25, "max_drop": 0.02}, 3)
+    assert [increment(step, config).limits["max_drop"] for step in (first, last)] == [0.01, 0.01]
+    assert increment(last, config).limits["max_macs"] == 0.25
     assert split_schedule(config.changed(schedule=1)) == [config.changed(schedule=1)]
 
 
@@ -762,10 +762,10 @@ def test_an_interrupted_training_resumes(training, place, monkeypatch, tmp_path)
     resumed = converter.convert(
         "toy:build",
         None,
-        replace(options, resume=True),
+        options.changed(resume=True),
         progress=lambda stage, share: done.append(share) if stage == "fine-tuning" else None,
     ).model.state_dict()
-    whole = converter.convert("toy:build", None, replace(options, cache=False)).model.state_dict()
+    whole = converter.convert("toy:build", None, options.changed(cache=False)).model.state_dict()
     assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
     assert min(done) > 0.4
 
@@ -845,9 +845,9 @@ def test_a_measure_of_the_user_says_whether_the_budget_is_kept(
     ],
 )
 def test_the_last_phase_tests_the_budget(options, budget, wanted):
-    found = phases(Options.of(**options), budget)
-    assert [phase.name + "!" * (phase.stop_when is not None) for phase in found] == wanted
-    to_the_end = [phase.name for phase in phases(Options.of(**options), budget, True)]
+    phases = list_phases(Options.of(**options), budget)
+    assert [phase.name + "!" * (phase.stop_when is not None) for phase in phases] == wanted
+    to_the_end = [phase.name for phase in list_phases(Options.of(**options), budget, True)]
     judged = "evaluating" in to_the_end
     assert judged == bool({"max_drop", "max_error"} & set(budget))
 

@@ -5,17 +5,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from converter.search.weight_candidates import candidates
 
-from converter.decomposition.approximation import relative_error
+from converter.decomposition.approximation import estimate_errors, relative_error
 from converter.decomposition.conv import Conv
 from converter.decomposition.decompose import decompose
-from converter.decomposition.form import full_rank
+from converter.decomposition.form import full_rank, refusal
 from converter.decomposition.forms import FORMS
+from converter.decomposition.ranks import all_ranks
 from converter.errors import ConverterError
 from converter.graph.survey import Layer
-from converter.options import Options
-from converter.search.plan import MAX_WEIGHT_ERROR, MOST_MACS, Choice, Plan, make_plan
+from converter.options import LayerForm, Options
+from converter.search.candidates import cheapest
+from converter.search.manual import MAX_MACS, MAX_WEIGHT_ERROR, make_plan
+from converter.search.plan import Choice, Plan
 
 SHAPES = {"x": (1, 3, 8, 8)}
 
@@ -56,8 +58,9 @@ def layers():
     )
 
 
-def plan_of(layers, **options):
-    return make_plan(layers, Options.of(**options), SHAPES)
+def plan_of(layers, /, **options):
+    options = Options.of(**options)
+    return make_plan(layers, options.layers, SHAPES, options.resources.seed)
 
 
 def chosen(plan):
@@ -113,7 +116,7 @@ def test_two_stages_are_of_lvh_alone(layers):
     plan = plan_of(layers, form=("separable", "stem=lvh"), stages=2)
     assert chosen(plan)["stem"] == ("lvh2", (16,))
     assert chosen(plan)["block1.conv1"] == ("separable", (16,))
-    with pytest.raises(ConverterError, match="--stages is of --form lvh"):
+    with pytest.raises(ConverterError, match="--stages is an option of --form lvh"):
         Options.of(form=("separable",), stages=2)
 
 
@@ -228,6 +231,36 @@ def test_an_unknown_layer_is_refused_with_close_names(layers, option):
         plan_of(layers, **{option: (value,)})
 
 
+# typed choices
+
+
+def test_typed_choices_are_those_of_the_command_line(layers):
+    typed = plan_of(
+        layers,
+        layers={
+            "block1.*": LayerForm("tucker", (4, 8)),
+            "stem": LayerForm("spatial"),
+            "head": LayerForm("channel", 0.5),
+            "block2.conv1": None,
+        },
+    )
+    text = plan_of(
+        layers,
+        form=("block1.*=tucker", "stem=spatial", "head=channel"),
+        rank=("block1.*=4,8", "head=0.5"),
+        keep=("block2.conv1",),
+    )
+    assert chosen(typed) == chosen(text)
+    assert reasons(typed)["block2.conv1"] == "the user keeps it"
+
+
+def test_typed_choices_of_unknown_layers_are_refused(layers):
+    with pytest.raises(ConverterError, match="layers: the network has no layer 'steam'"):
+        plan_of(layers, layers={"steam": LayerForm("spatial")})
+    with pytest.raises(ConverterError, match="There is no form 'flat'"):
+        plan_of(layers, layers={"stem": LayerForm("flat")})
+
+
 # by error
 
 
@@ -252,41 +285,36 @@ def test_the_default_saves_macs_within_the_error(mixed):
             form, rank = plan.chosen()[part.name]
             chain = decompose(part.conv, form, rank)
             assert relative_error(part.conv, chain) <= MAX_WEIGHT_ERROR
-            assert chain.macs(part.size) <= MOST_MACS * part.macs
+            assert chain.macs(part.size) <= MAX_MACS * part.macs
     assert "no form saves 25% of its MACs" in reasons(plan)["noise"]
     assert reasons(plan)["up"] == "its weight is shared by 2 layers"
 
 
 def test_the_default_takes_the_cheapest(mixed):
     for part, choice in zip(mixed, plan_of(mixed).choices):
-        found = candidates(part, MAX_WEIGHT_ERROR)
-        assert [c.macs for c in found] == sorted(c.macs for c in found)
         if choice.form:
-            assert (choice.form, choice.rank) == (found[0].form, found[0].rank)
+            assert cheapest(part, MAX_WEIGHT_ERROR)[:2] == (choice.form, choice.rank)
 
 
 def test_the_default_keeps_what_the_user_keeps(mixed):
     assert set(chosen(plan_of(mixed, keep=("low*",)))) == {"pointwise"}
 
 
-@pytest.mark.parametrize("most", [0.02, 0.25, 0.6])
-def test_candidates_tell_their_error_and_cost(mixed, most):
-    listed = [(part, c) for part in mixed for c in candidates(part, most)]
-    assert {c.form for _, c in listed} == {"spatial", "tucker", "channel", "decoupled"}
-    for part, candidate in listed:
-        form = FORMS[candidate.form]
-        assert candidate.rank != full_rank(form, part.conv)
-        chain = decompose(part.conv, form, candidate.rank)
-        assert (candidate.params, candidate.macs) == (chain.params, chain.macs(part.size))
-        error = relative_error(part.conv, chain)
-        assert error <= candidate.rel_error + 1e-6 <= most + 1e-6
-        if candidate.form != "tucker":  # whose error is a bound
-            assert error == pytest.approx(candidate.rel_error, abs=1e-5)
-
-
-def test_a_layer_that_cannot_be_converted_has_no_candidates(mixed):
-    assert candidates(mixed[-1], 1.0) == []
-    assert {c.form for c in candidates(mixed[-2], 1.0)} == {"spatial"}  # depthwise
+@pytest.mark.parametrize("max_error", [0.02, 0.25, 0.6])
+def test_no_chain_within_the_weight_error_is_cheaper(mixed, max_error):
+    for part in mixed[:4]:
+        within = {}
+        for form in FORMS.values():
+            error_at = None if refusal(form, part.conv) else estimate_errors(part.conv, form)
+            for rank in all_ranks(form, part.conv, 16) if error_at else ():
+                if rank != full_rank(form, part.conv) and error_at(rank) <= max_error:
+                    chain = decompose(part.conv, form, rank)
+                    assert relative_error(part.conv, chain) <= max_error + 1e-5
+                    within[form.name, rank] = chain.macs(part.size)
+        chosen_chain = cheapest(part, max_error)
+        assert (chosen_chain is None) is (not within)
+        if chosen_chain is not None:
+            assert chosen_chain[2] == within[chosen_chain[:2]] == min(within.values())
 
 
 # written and read

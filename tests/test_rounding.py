@@ -19,8 +19,9 @@ from converter.options import Options
 from converter.pipeline import open_source
 from converter.quantization.rounding import fake_quantize
 from converter.runtime.ort_quantizer import saturates
-from converter.training.distill import phases
+from converter.search.int8 import quantize
 from converter.training.losses import model_outputs
+from converter.training.phases import list_phases
 from converter.training.task import Recipe, TrainingTask
 from converter.training.train import train
 
@@ -169,9 +170,9 @@ def test_the_error_is_that_of_int8(name):
     model, config = MODELS[name]().eval(), Options()
     x = torch.from_numpy(noise(64, 6, 8, 8, seed=1))
     wanted = run(model, x, rounding=False)
-    source = open_source(model, None, config, x.numpy())
+    source = open_source(model, None, config.changed(calib=x.numpy()))
     twin = to_torch(source.network)
-    session = open_session(as_int8(source.network, source, config))
+    session = open_session(quantize(source.network, source, config))
     feeds = session.get_inputs()[0].name
     rows = [session.run(None, {feeds: row[None]})[0] for row in x.numpy()]
     expected = rel_error(torch.from_numpy(np.concatenate(rows)), wanted)
@@ -260,7 +261,7 @@ def test_training_with_rounding_lowers_the_loss_by_rounding():
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_only_networks_for_int8_are_trained_with_rounding(int8):
-    listed = phases(Options.of(int8=int8, finetune=2, reconstruct=1), {"max_error": 0.1})
+    listed = list_phases(Options.of(int8=int8, finetune=2, reconstruct=1), {"max_error": 0.1})
     assert [phase.name for phase in listed][:2] == ["reconstructing", "fine-tuning"]
     assert all(phase.recipe.int8 == int8 for phase in listed[:2])
     # Later phases check the budget on the network in floating point.

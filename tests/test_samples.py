@@ -1,6 +1,5 @@
 """What comes with the project: the sample network and its data, the ResNets."""
 
-import sys
 from pathlib import Path
 
 import numpy as np

@@ -19,7 +19,7 @@ from converter.options import Options
 from converter.processes import Resources, process_group
 from converter.training.batches import Batches
 from converter.training.checkpoint import Checkpoint, read_checkpoint
-from converter.training.distill import distill, phases
+from converter.training.distill import distill
 from converter.training.losses import (
     distillation,
     distillation_loss,
@@ -27,6 +27,7 @@ from converter.training.losses import (
     reconstruction,
     relative_squared_error,
 )
+from converter.training.phases import list_phases
 from converter.training.task import Recipe, Trained, TrainingTask
 from converter.training.train import train, train_with_fp32_fallback
 
@@ -383,13 +384,13 @@ def test_labels_must_be_classes_of_the_network(labels):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("losses:nothing", "no callable"),
-        ("losses:broken", "failed"),
-        ("losses:two", "one num"),
+        ("unusable:nothing", "no callable"),
+        ("unusable:broken", "failed"),
+        ("unusable:two", "one num"),
     ],
 )
 def test_a_loss_of_the_user_must_work(text, reason, tmp_path, monkeypatch):
-    (tmp_path / "losses.py").write_text(
+    (tmp_path / "unusable.py").write_text(
         "def broken(outputs, targets, labels): return outputs[5]\n"
         "def two(outputs, targets, labels): return outputs[0][:2]\n"
     )
@@ -570,7 +571,7 @@ def test_float32_is_used_if_bfloat16_does_not_lower_the_loss(size, tmp_path, mon
     source = replace(open_source(teacher, TEST, options), train=data())
     names = list[str]()
     resources = Resources.of(options, progress=lambda name, done: names.append(name))
-    parts = phases(options, {})
+    parts = list_phases(options, {})
     model, _, _ = distill(student, source.network, source, [], parts, resources)
     assert loss_of(model, teacher) < 0.2 * loss_of(student, teacher)
     falls_back = bool(size) and process_group("cpu").computes_bfloat16()

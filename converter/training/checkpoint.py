@@ -86,8 +86,7 @@ def read_checkpoint(path: Path, like: Mapping[str, torch.Tensor]) -> Checkpoint 
         for key, tensor in tensors.items():
             group, _, name = key.partition("/")
             groups[group][name] = tensor
-        numbers = [float.fromhex(metadata[name]) for name in NUMBERS]
-        best_loss, first_loss, lr_scale = numbers
+        best_loss, first_loss, lr_scale = (float.fromhex(metadata[name]) for name in NUMBERS)
         step, accepted = int(metadata["step"]), metadata["accepted"] == "True"
     except Exception:  # whatever is wrong with the file, training starts from the beginning
         return None
@@ -95,13 +94,9 @@ def read_checkpoint(path: Path, like: Mapping[str, torch.Tensor]) -> Checkpoint 
     for group in ("weights", "average", "best"):
         if {name: tensor.shape for name, tensor in groups[group].items()} != shapes:
             return None
+    weights, average, best, moments = groups.values()
     return Checkpoint(
-        step,
-        **groups,
-        best_loss=best_loss,
-        first_loss=first_loss,
-        accepted=accepted,
-        lr_scale=lr_scale,
+        step, weights, average, best, moments, best_loss, first_loss, accepted, lr_scale
     )
 
 
