@@ -4,9 +4,11 @@ import contextlib
 import io
 import itertools
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 from converter import cli
 from converter.decomposition.conv import Conv
 from converter.decomposition.decompose import decompose
-from converter.decomposition.form import full_rank, refusal
+from converter.decomposition.form import full_rank, refusal, skeleton
 from converter.decomposition.forms import FORMS
 from converter.decomposition.problem import SolverSettings
+from converter.decomposition.ranks import rank_grid
 from converter.decomposition.taps import swap_in_out
-from converter.graph.network import compute_values
+from converter.graph.canonicalize import canonicalize
+from converter.graph.network import compute_values, load
+from converter.graph.survey import count_macs, survey
+from converter.timing.latency import LatencyTable, LayerTimes, TimedCandidate
 from converter.timing.race import Interval, Race
 
 FEW = settings(max_examples=15, deadline=None)
@@ -261,3 +267,30 @@ def fixed_race(sessions, *_, **__):
 def noise(*shape, seed=0):
     """Normal float32 numbers."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def macs_stopwatch(session, feeds, calls):
+    """A timer whose seconds are the multiply-accumulates of the network, in units of 1e-9."""
+    content = session._model_bytes or Path(session._model_path).read_bytes()
+    network = ir.from_proto(onnx.load_from_string(content))
+    batch = len(next(iter(feeds.values())))
+    return 1e-9 * batch * (count_macs(network, dict(feeds)) + 1)
+
+
+def table_by_macs(network, shape=(1, 3, 32, 32)):
+    """A latency table in which every candidate takes a millisecond per million MACs."""
+    layers = survey(canonicalize(load(Path(network))), {"x": np.zeros(shape, np.float32)})
+    times = []
+    for layer in layers:
+        options = tuple(
+            TimedCandidate(
+                form, rank, 1e-6 * skeleton(layer.conv, FORMS[form], rank).macs(layer.size)
+            )
+            for form, rank in rank_grid(layer.conv, layer.size, 16)
+        )
+        conv = layer.conv
+        geometry = (*conv.stride, *conv.dilation, conv.groups)
+        ms = 1e-6 * layer.macs
+        times.append(LayerTimes(layer.output, conv.kernel.shape, geometry, ms, options))
+    whole_ms = sum(layer.ms for layer in times)
+    return LatencyTable("CPU", "1.0", "provider", 1, {"x": shape}, 16, whole_ms, tuple(times))

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from converter.evaluation.verify import as_int8, notice
 from helpers import FEW, difference, flatconv, from_text, make_net, noise, work_in
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,8 +25,10 @@ from converter.quantization import quantize
 from converter.quantization.channel_equalization import MAX_SCALE, equalize
 from converter.quantization.int8 import check_int8
 from converter.quantization.quantize import linear_steps, observed_ranges, quantized
+from converter.report.verify import notice
 from converter.runtime import ort_quantizer
 from converter.runtime.ort import OnnxRuntime, run
+from converter.search.int8 import quantize as quantize_network
 from converter.timing import profile
 from converter.timing.latency import LatencyTable
 from converter.timing.race import Interval
@@ -142,9 +143,9 @@ def test_odd_graphs_are_quantized_as_far_as_they_can_be(body, count, tmp_path):
     used = {name: array for name, array in weights.items() if f", {name}" in body}
     onnx.save(from_text(text, **used), tmp_path / "odd.onnx")
     config, x = Options.of(int8=True), noise(count, 8, 6, 6)
-    source = converter.pipeline.open_source(tmp_path / "odd.onnx", None, config, x)
+    source = converter.pipeline.open_source(tmp_path / "odd.onnx", None, config.changed(calib=x))
     check_int8(source.network, has_samples=True)
-    small = as_int8(source.network, source, config)
+    small = quantize_network(source.network, source, config)
     assert difference(outputs(small, source.calib), outputs(source.network, source.calib)) < 0.05
 
 
@@ -420,17 +421,19 @@ def test_an_int8_folder_is_trained_further_and_quantized_again(place):
 
 def test_the_worst_steps_stay_in_floating_point_where_a_budget_needs_that(place):
     config = Options.of(calib="calib.npz", int8=True)
-    source = converter.pipeline.open_source("net.onnx", None, config, noise(20, 3, 32, 32))
+    source = converter.pipeline.open_source(
+        "net.onnx", None, config.changed(calib=noise(20, 3, 32, 32))
+    )
     data = source.calib
     wanted = outputs(source.network, data)
 
     def error(network):
         return difference(outputs(network, data), wanted)
 
-    whole = error(as_int8(source.network, source, config))
-    partial = as_int8(source.network, source, config, lambda n: error(n) / (0.7 * whole))
+    whole = error(quantize_network(source.network, source, config))
+    partial = quantize_network(source.network, source, config, lambda n: error(n) / (0.7 * whole))
     assert 0 < error(partial) <= 0.7 * whole
-    hopeless = as_int8(source.network, source, config, lambda n: 2.0)
+    hopeless = quantize_network(source.network, source, config, lambda n: 2.0)
     assert error(hopeless) == whole
 
 
@@ -451,8 +454,20 @@ def test_where_int8_brings_nothing_it_is_told(floating, small, gain, words):
         Figures(name, 1, 1, 1, about(1.0), None, about(speedup), None, None, 0.0)
         for name, speedup in zip("abcd", (1.0, floating, 1.2, small))
     ]
+    names = ("original", "converted", "original, int8", "converted, int8")
     comparison = Comparison(
-        tuple(networks), about(gain), (), "noise", 1, 1, 1, "CPUExecutionProvider", 1, {}, "", {}
+        dict(zip(names, networks, strict=True)),
+        about(gain),
+        (),
+        "noise",
+        1,
+        1,
+        1,
+        "CPUExecutionProvider",
+        1,
+        {},
+        "",
+        {},
     )
     told = notice(comparison, SimpleNamespace(chosen=lambda: {"a": ()}), True)
     assert (told is None) == (words is None)

@@ -20,7 +20,7 @@ from converter.graph.network import open_session
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
 from converter.reconstruction.moments import second_moments
-from converter.reconstruction.refit import correct
+from converter.reconstruction.refit import refit_layers
 from converter.runtime.ort import run
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -299,7 +299,7 @@ def test_mapped_weights_give_the_same_moments_and_corrections(apart):
     ):
         layers = survey(model, data.read(np.arange(1)))
         chosen = {layer.name: (FORMS["channel"], (4,)) for layer in layers}
-        chains, _ = correct(model, layers, chosen, data)
+        chains, _ = refit_layers(model, layers, chosen, data)
         moments = second_moments(model, layers, data)
         actual.append(
             ([c.dense().kernel for c in chains.values()], [m.full for (m,) in moments.values()])

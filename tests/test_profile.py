@@ -12,9 +12,8 @@ import onnx_ir as ir
 import pytest
 from helpers import flatconv, from_text, make_net, noise
 
-from converter.decomposition.form import skeleton
+from converter.decomposition.form import MAX_MACS_SHARE, skeleton
 from converter.decomposition.forms import find_form
-from converter.decomposition.ranks import MOST_SHARE
 from converter.graph.network import load, open_session
 from converter.graph.survey import survey
 from converter.runtime.ort import OnnxRuntime, run
@@ -262,7 +261,7 @@ def test_ranks_to_be_timed_are_in_blocks_and_save_something(path, block):
         for form, rank in options:
             assert form == "decoupled" or all(r % block == 0 for r in rank)
             chain = skeleton(layer.conv, find_form(form), rank)
-            assert chain.macs(layer.size) <= MOST_SHARE * layer.macs
+            assert chain.macs(layer.size) <= MAX_MACS_SHARE * layer.macs
         for form in {form for form, _ in options}:
             ranks = [rank for name, rank in options if name == form]
             assert ranks == sorted(set(ranks))
