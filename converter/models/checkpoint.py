@@ -1,4 +1,4 @@
-"""Weights from files, as data: never as code unless the user says so."""
+"""Weights from files; code in a file runs only if the user trusts it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from converter.errors import ConverterError, first_line, lacks_memory
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
-# Counters that old checkpoints lack and inference never reads.
+# Counters of BatchNorm: old checkpoints lack them, and inference does not read them.
 OPTIONAL_SUFFIX = "num_batches_tracked"
 
 
 def load_state(path: Path, trust_pickle: bool = False) -> dict[str, torch.Tensor]:
     """Read a state dict: safetensors, or any of torch's formats with ``weights_only=True``.
 
-    Weights nested under one of ``NESTED_UNDER`` are found, and the prefixes that wrappers add
-    to every key are removed.
+    Weights may be nested under one of ``NESTED_UNDER``. Prefixes that wrappers add to every key
+    are removed.
 
     Args:
         path: The file.
@@ -35,19 +35,21 @@ def load_state(path: Path, trust_pickle: bool = False) -> dict[str, torch.Tensor
     Raises:
         ConverterError: When the file is missing, unreadable, holds no weights, or NaN.
     """
-    found = read_file(path, trust_pickle)
-    if isinstance(found, nn.Module):
-        found = found.state_dict()
+    content = read_file(path, trust_pickle)
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
     for key in NESTED_UNDER:
-        inner = found.get(key) if isinstance(found, Mapping) else None
+        inner = content.get(key) if isinstance(content, Mapping) else None
         if isinstance(inner, nn.Module):
             inner = inner.state_dict()
         if isinstance(inner, Mapping):
-            found = inner
+            content = inner
             break
-    if not isinstance(found, Mapping):
-        raise ConverterError(f"{path} holds a {type(found).__name__}, not a state dict of tensors.")
-    state = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    if not isinstance(content, Mapping):
+        raise ConverterError(
+            f"{path} holds a {type(content).__name__}, not a state dict of tensors."
+        )
+    state = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not state:
         raise ConverterError(f"{path} holds no tensors; give a state dict saved with torch.save.")
     state = _without_prefixes(state)
@@ -65,7 +67,7 @@ def load_state(path: Path, trust_pickle: bool = False) -> dict[str, torch.Tensor
 
 
 def read_file(path: Path, trust_pickle: bool) -> Any:
-    """Read whatever ``path`` holds, on the CPU.
+    """Read the content of a file of weights, on the CPU.
 
     Raises:
         ConverterError: When it is missing, a folder, empty, damaged, or holds pickled code.
@@ -101,7 +103,7 @@ def read_file(path: Path, trust_pickle: bool) -> Any:
 
 
 def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Fill ``model`` with ``state``; every key must fit.
+    """Load ``state`` into ``model``; every key must fit.
 
     Raises:
         ConverterError: When keys are missing, unexpected or misshapen; it names the first few.
@@ -125,7 +127,7 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -
 
 
 def sha256(path: Path) -> str:
-    """Hash a file."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -137,14 +139,14 @@ def _without_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _looks_like_torch(path: Path) -> bool:
-    """Tell a zip archive, a pickle or a tar archive (whole or not) from, say, a text file."""
+    """Return whether a file begins like a zip archive, a pickle or a tar archive."""
     with path.open("rb") as file:
         start = file.read(2)
     if start == b"PK" or start[:1] == b"\x80":
         return True
     try:
         return tarfile.is_tarfile(path)
-    except MemoryError:  # what looks like a compressed one may ask for any amount
+    except MemoryError:  # a damaged compressed header may ask for any amount
         return False
 
 

@@ -1,4 +1,4 @@
-"""A torch model: built from a factory or a file, exported to ONNX, saved without its class."""
+"""Torch models: built from a factory or a file, exported to ONNX, saved without their class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def find_callable(spec: str, what: str) -> Any:
     """Import ``package.module:name``; the current folder is importable.
 
     Raises:
-        ConverterError: When there is no such thing, or importing it fails.
+        ConverterError: When there is no such callable, or its module cannot be imported.
     """
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
@@ -41,19 +41,20 @@ def find_callable(spec: str, what: str) -> Any:
         raise ConverterError(
             f"{what} {spec!r}: module {module_name!r} cannot be imported: {root_line(error)}"
         ) from None
-    found = getattr(module, name, None)
-    if not callable(found):
+    function = getattr(module, name, None)
+    if not callable(function):
         raise ConverterError(f"{what} {spec!r}: {module_name} has no callable named {name!r}.")
-    return found
+    return function
 
 
 def build(
     factory: str, arguments: Mapping[str, Any], checkpoint: Path | None, trust_pickle: bool
 ) -> nn.Module:
-    """Build a model from ``package.module:factory`` and fill it from a checkpoint.
+    """Build a model from ``package.module:factory`` and load a checkpoint into it.
 
     Raises:
-        ConverterError: When the factory fails or gives no module, or the checkpoint does not fit.
+        ConverterError: When the factory fails or does not return a module, or the checkpoint does
+            not fit.
     """
     function = find_callable(factory, "Factory")
     try:
@@ -87,7 +88,7 @@ def unpickle(path: Path, trust_pickle: bool) -> nn.Module:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Copy a model.
+    """Copy a model deeply.
 
     Raises:
         ConverterError: When torch cannot copy it.
@@ -99,7 +100,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """List the parameters of ``forward`` that must be given."""
+    """List the parameters of ``forward`` without a default."""
     parameters = inspect.signature(model.forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
@@ -107,7 +108,7 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def float_type(model: nn.Module) -> torch.dtype:
-    """Give the type of a model's first floating-point parameter; float32 if it has none."""
+    """Return the type of a model's first floating-point parameter; float32 if it has none."""
     kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(kinds, torch.float32)
 
@@ -138,14 +139,14 @@ def export(
     Args:
         model: Left as it is.
         feeds: Example inputs by name, each (N, ...).
-        free_axes: Axes of each input that are left free where the model allows it; the batch
-            axis if left out.
+        free_axes: Axes of each input that stay free if the model allows it; the batch axis if left
+            out.
 
     Raises:
         ConverterError: When the model cannot run on ``feeds`` or torch cannot export it.
     """
     twin = copied(model).cpu().eval()
-    # torch.export takes a batch of one for a constant.
+    # torch.export treats a batch of one as a constant.
     pairs = {n: np.concatenate([a, a]) if len(a) == 1 else a for n, a in feeds.items()}
     forward(twin, pairs)
     try:
@@ -168,7 +169,7 @@ def export(
 
 
 def flat_outputs(output: object) -> list[torch.Tensor]:
-    """Flatten what a model returns, in the order of the exported outputs."""
+    """Flatten the outputs of a model, in the order of the exported outputs."""
     if isinstance(output, torch.Tensor):
         return [output]
     if isinstance(output, dict):
@@ -183,7 +184,7 @@ def export_program(path: Path, trust_pickle: bool) -> ir.Model:
 
     Args:
         path: The file.
-        trust_pickle: Whether its author is trusted: ``torch.export.load`` unpickles what it holds.
+        trust_pickle: Whether its author is trusted: ``torch.export.load`` unpickles its content.
 
     Raises:
         ConverterError: Without ``trust_pickle``, when the file is missing or damaged, or when
@@ -214,8 +215,8 @@ def save_program(module: nn.Module, shapes: Mapping[str, Sequence[int]], path: P
 
     Args:
         module: In evaluation mode.
-        shapes: By input name; the batch axis is left free where the model allows it.
-        path: Where to.
+        shapes: By input name; the batch axis stays free if the model allows it.
+        path: The file to write.
 
     Raises:
         ConverterError: When torch cannot trace or save it.
@@ -233,14 +234,14 @@ def save_program(module: nn.Module, shapes: Mapping[str, Sequence[int]], path: P
 
 
 def load_program(path: Path) -> nn.Module:
-    """Read what ``save_program`` wrote."""
+    """Read a program that ``save_program`` wrote."""
     with _quiet():
         return torch.export.load(path).module()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about itself off the terminal."""
+    """Suppress the output of the exporter on the terminal."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     sink = io.StringIO()

@@ -1,4 +1,4 @@
-"""A torch model and its exported graph: layers matched, the model rewritten as a copy."""
+"""Match the layers of an exported graph with torch modules, and replace modules by chains."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from converter.models.modules import (
 def match(
     model: nn.Module, layers: Sequence[Layer], feeds: Mapping[str, np.ndarray]
 ) -> tuple[Layer, ...]:
-    """Keep the layers that are not a plain module of ``model``, with the reason.
+    """Mark the layers that are not a plain module of ``model`` as kept, with the reason.
 
     Args:
         model: In evaluation mode.
-        layers: Of its exported graph.
-        feeds: Inputs to run it on once, to see which modules are called.
+        layers: Layers of its exported graph.
+        feeds: Inputs to run it on once, to count the calls of each module.
     """
     calls = _count_calls(model, feeds)
     layers = [_named(model, layer, calls) for layer in layers]
@@ -46,10 +46,14 @@ def match(
 def apply(model: nn.Module, layers: Sequence[Layer], chains: Mapping[str, Chain]) -> nn.Module:
     """Return a copy of ``model`` with convolution modules replaced by chains.
 
-    The exporter folds BatchNorm into the convolutions, the copy keeps it: the folded kernel is
-    the module's times a scale per output channel, which is taken out of the chain again, whose
-    steps are balanced after. What a
-    chain adds to the folded bias it adds to the module's.
+    The exporter folds BatchNorm into the convolutions; the copy keeps it. A folded kernel is the
+    module's kernel times a scale for each output channel. The chain is divided by this scale, and
+    its steps are balanced. The change of the bias is divided, too, and added to the module's bias.
+
+    Args:
+        model: Left as it is.
+        layers: Layers of its exported graph.
+        chains: Chains for the exported kernels, by layer name.
     """
     result = copied(model)
     for layer in layers:
@@ -70,12 +74,12 @@ def apply(model: nn.Module, layers: Sequence[Layer], chains: Mapping[str, Chain]
 
 
 def dense(model: nn.Module, converted: nn.Module, names: Container[str]) -> nn.Module:
-    """Return a copy of ``model`` with the weights of ``converted``, its chains composed.
+    """Return a copy of ``model`` with the weights of ``converted``, chains as dense kernels.
 
     Args:
-        model: What was converted.
-        converted: A copy of it with chains, whose weights may have been trained since.
-        names: Of the modules that are chains there.
+        model: The original.
+        converted: A copy of it with chains, whose weights may have been trained.
+        names: Names of the modules that are chains in ``converted``.
     """
     result = copied(model)
     trained = dict(converted.state_dict())
@@ -100,7 +104,7 @@ def rebuild(
     Args:
         model: Left as it is.
         shapes: Form and rank of the chains by module name.
-        weights: Names of the tensors that the copy is to hold; they say which chains have a bias.
+        weights: Names of the tensors of the copy; they tell which chains have a bias.
     """
     result = copied(model)
     for name, (form, rank) in shapes.items():
@@ -133,7 +137,7 @@ def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def _named(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> Layer:
-    """Name a linear layer after its module: the exporter turns some weights and renames them."""
+    """Name a linear layer after its module: the exporter transposes and renames some weights."""
     if layer.conv is None or layer.conv.k or layer.weight.removesuffix(".weight") in calls:
         return layer
     owners = [
@@ -151,7 +155,7 @@ def _named(model: nn.Module, layer: Layer, calls: Mapping[str, int]) -> Layer:
 def _mismatch(
     model: nn.Module, layer: Layer, calls: Mapping[str, int], users: Mapping[str, int]
 ) -> str | None:
-    """Say why a layer of the exported graph is not a convolution module, or None."""
+    """Return why a layer of the exported graph is not a plain module; None if it is."""
     if layer.conv is None:
         return layer.reason
     if users[layer.weight] > 1:
@@ -182,8 +186,8 @@ def _bias(bias: np.ndarray | None) -> np.ndarray | float:
 
 
 def _channel_scale(own: np.ndarray, folded: np.ndarray) -> np.ndarray:
-    """Least-squares scale s (O,) with s own = folded."""
+    """Return the least-squares scale s (O,) with s own = folded."""
     a, b = (kernel.astype(np.float64).reshape(len(kernel), -1) for kernel in (own, folded))
     power = (a * a).sum(1)
-    found: np.ndarray = np.divide((a * b).sum(1), power, out=np.zeros_like(power), where=power > 0)
-    return found
+    scale = np.divide((a * b).sum(1), power, out=np.zeros_like(power), where=power > 0)
+    return np.asarray(scale)

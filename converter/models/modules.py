@@ -52,7 +52,7 @@ def read_module(module: nn.Module) -> Conv:
 
 
 def write_module(module: nn.Module, kernel: np.ndarray, bias: np.ndarray | None) -> None:
-    """Give a torch convolution or linear layer another kernel (O, I/groups, *k) and bias."""
+    """Set the kernel (O, I/groups, *k) and the bias of a torch convolution or linear layer."""
     assert isinstance(module, CONVERTED)
     if type(module) in TRANSPOSED.values():
         kernel = swap_in_out(kernel, module.groups)
@@ -61,11 +61,11 @@ def write_module(module: nn.Module, kernel: np.ndarray, bias: np.ndarray | None)
 
 
 def to_modules(chain: Chain) -> nn.Sequential:
-    """Write a chain as plain torch modules; a pad in front only where a convolution has none."""
+    """Write a chain as plain torch modules; asymmetric padding becomes a module in front."""
     modules: list[nn.Module] = []
     for step in chain.steps:
         if any(begin != end for begin, end in step.padding):
-            assert not step.transposed  # torch cuts alike at both ends, and so do our chains of it
+            assert not step.transposed  # torch pads them symmetrically, and so do chains of them
             flat = [p for pair in reversed(step.padding) for p in pair]  # last axis first
             modules.append(PADS[step.padding_mode][len(step.k)](tuple(flat)))
             step = replace(step, padding=((0, 0),) * len(step.k))
@@ -77,7 +77,7 @@ def to_modules(chain: Chain) -> nn.Sequential:
 
 
 def _module(step: Conv) -> nn.Module:
-    """Make the plain module of one step, its padding alike at both ends; its bias unset."""
+    """Make the plain module of one step, whose padding is symmetric; its bias is not set."""
     kernel, bias = step.kernel, step.bias is not None
     if not step.k:
         module: nn.Module = nn.Linear(step.I, step.O, bias)
@@ -99,7 +99,7 @@ def _module(step: Conv) -> nn.Module:
 
 
 def replace_module(root: nn.Module, name: str, chain: Chain, old: nn.Module) -> None:
-    """Put a chain in the place of ``old``, with its device and mode."""
+    """Replace the module ``old`` by a chain, with the same device and mode."""
     weight = next(old.parameters())
     root.set_submodule(name, to_modules(chain).to(weight.device).train(old.training))
 
@@ -107,13 +107,12 @@ def replace_module(root: nn.Module, name: str, chain: Chain, old: nn.Module) -> 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Copy a tensor; bfloat16 becomes ml_dtypes' type of that name."""
     tensor = tensor.detach().cpu()
-    wide = ir.tensor(tensor) if tensor.dtype == torch.bfloat16 else tensor
-    found: np.ndarray = wide.numpy().copy()
-    return found
+    readable = ir.tensor(tensor) if tensor.dtype == torch.bfloat16 else tensor
+    return np.array(readable.numpy())
 
 
 def _to_torch(array: np.ndarray) -> torch.Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
-    # Other strides of a 1x1 kernel would make torch give its output in another layout, too.
+    # With other strides of a 1x1 kernel, torch would return its output in another memory layout.
     return torch.from_numpy(np.array(array)).clone(memory_format=torch.contiguous_format)
