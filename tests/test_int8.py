@@ -84,7 +84,7 @@ def test_batches_do_not_matter_for_the_ranges():
 
 @pytest.mark.parametrize(("cut", "largest"), [(True, 64), (False, 127)])
 def test_weights_have_seven_bits_where_sums_are_cut(cut, largest, monkeypatch):
-    monkeypatch.setattr(quantize, "saturates", lambda: cut)
+    monkeypatch.setattr(ort_quantizer, "saturates", lambda: cut)
     network, data = chain()
     found = quantized(network, observed_ranges(network, data, 32)).graph.initializers.values()
     weights = [w for v in found if (w := v.const_value.numpy()).dtype == np.int8 and w.ndim > 1]

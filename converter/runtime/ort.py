@@ -60,16 +60,7 @@ class OnnxRuntime:
         return str(onnxruntime.__version__)
 
     def open(self, model: bytes | Path, weights: Path | None = None, **files: str) -> Session:
-        """Open a network; denormal numbers count as zero.
-
-        Args:
-            model: The content of an ONNX file, or its path.
-            weights: Folder of the files that hold weights, for a ``model`` that is content.
-            files: What else ``ort_session.open_session`` takes.
-
-        Raises:
-            ConverterError: When onnxruntime cannot run the network.
-        """
+        """Open a network; ``files`` is what else ``ort_session.open_session`` takes."""
         content = str(model) if isinstance(model, Path) else model
         folder = None if weights is None else str(weights)
         with _as_errors("onnxruntime cannot open the network"):
@@ -85,11 +76,7 @@ class OnnxRuntime:
         seconds: float,
         weights: Path | None = None,
     ) -> tuple[NodeTime, ...]:
-        """Time the nodes of a network, in the order in which they run.
-
-        Raises:
-            ConverterError: When onnxruntime cannot run the network.
-        """
+        """Time the nodes of a network, in the order in which they run."""
         with _as_errors("onnxruntime cannot run the network"):
             return profile_nodes(
                 lambda file: self.open(model, weights, profile=file), feeds, seconds
@@ -117,19 +104,7 @@ class OnnxRuntime:
     def quantize(
         self, model: onnx.ModelProto, limits: Limits, in_float: Collection[str] = ()
     ) -> onnx.ModelProto:
-        """Quantize statically: weights per channel, activations per tensor.
-
-        Args:
-            model: Nodes named, constants as initializers, shapes known. It is changed.
-            limits: The values that its tensors take; what has none stays in floating point.
-            in_float: Tensors whose nodes stay in floating point.
-
-        Returns:
-            A network with QuantizeLinear and DequantizeLinear nodes, which onnxruntime fuses.
-
-        Raises:
-            ConverterError: When onnxruntime cannot quantize the network.
-        """
+        """Quantize statically to QDQ: weights per channel, activations per tensor."""
         from converter.runtime.ort_quantizer import quantize  # slow to import
 
         return quantize(model, limits, in_float)

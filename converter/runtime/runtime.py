@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 Limits = Mapping[str, tuple[np.floating, np.floating]]
 
 
-class Argument(Protocol):
-    """An input or output of an open network.
+@dataclass(frozen=True)
+class Argument:
+    """An input or output of an open network; the object of a session would keep that alive.
 
     Attributes:
         name: Its name.
@@ -28,8 +29,13 @@ class Argument(Protocol):
     """
 
     name: str
-    shape: Sequence[int | str | None]
+    shape: tuple[int | str | None, ...]
     type: str
+
+    @classmethod
+    def of(cls, argument: Any) -> Argument:
+        """Copy name, shape and type."""
+        return cls(argument.name, tuple(argument.shape), argument.type)
 
 
 class Session(Protocol):
@@ -112,20 +118,6 @@ class Runtime(Protocol):
         ...
 
 
-@dataclass
-class CopiedArgument:
-    """A copy of an ``Argument``: the object of a session would keep that session alive."""
-
-    name: str
-    shape: Sequence[int | str | None]
-    type: str
-
-    @classmethod
-    def of(cls, argument: Argument) -> CopiedArgument:
-        """Copy name, shape and type."""
-        return cls(argument.name, tuple(argument.shape), argument.type)
-
-
 class ExclusiveSession:
     """A session that is one of several too large to be open together: using it closes the other.
 
@@ -137,8 +129,8 @@ class ExclusiveSession:
         """Take what opens the session, and where the open one is stored."""
         self._opener, self.open_now = opener, open_now
         session = self._session()
-        self._inputs = [CopiedArgument.of(value) for value in session.get_inputs()]
-        self._outputs = [CopiedArgument.of(value) for value in session.get_outputs()]
+        self._inputs = [Argument.of(value) for value in session.get_inputs()]
+        self._outputs = [Argument.of(value) for value in session.get_outputs()]
 
     def _session(self) -> Session:
         if id(self) not in self.open_now:
