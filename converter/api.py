@@ -14,7 +14,8 @@ from torch import nn
 
 from converter import commands, pipeline, retrain
 from converter.errors import ConverterError
-from converter.evaluation.compare import Comparison, Evaluate
+from converter.evaluation.compare import Evaluate
+from converter.evaluation.comparison import Comparison
 from converter.evaluation.status import Status
 from converter.options import SUBJECTS, Options
 from converter.processes import Progress, no_progress

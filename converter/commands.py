@@ -10,13 +10,15 @@ import onnx_ir as ir
 
 from converter.errors import ConverterError
 from converter.evaluation.check import check_graph
-from converter.evaluation.compare import Comparison, Conditions, Evaluate, compare_models
+from converter.evaluation.compare import Conditions, Evaluate, compare_models
+from converter.evaluation.comparison import Comparison
 from converter.graph import network as onnx_network
 from converter.graph.survey import Layer
+from converter.job import open_job
 from converter.models.datasets import read_scored_data
 from converter.models.source import Model
 from converter.options import Options, shapes_by_name
-from converter.pipeline import choose, open_job
+from converter.pipeline import choose
 from converter.processes import Progress, Resources, no_progress
 from converter.report.folder import read_record
 from converter.report.layers import LayerRow, layer_rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import onnx_ir as ir
@@ -11,27 +11,20 @@ from torch import nn
 
 from converter.cache import evict
 from converter.decomposition.conv import Chain
-from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
 from converter.evaluation.check import check, check_graph, check_same, check_torch_vs_onnx
-from converter.evaluation.compare import Conditions, Evaluate, verdict
+from converter.evaluation.compare import Conditions, Evaluate
+from converter.evaluation.comparison import verdict
 from converter.evaluation.status import Status, unless
-from converter.graph.survey import Layer, survey
+from converter.job import Job, open_job
 from converter.models import match as torch_network
-from converter.models.problem import Problem, make_problem
-from converter.models.source import Model, Source, examples, open_source, samples
-from converter.options import Options, check_inputs
+from converter.models.source import Model, Source, samples
+from converter.options import Options
 from converter.processes import (
-    TIMEOUT,
     Progress,
-    Resources,
-    check_device,
     no_progress,
-    process_group,
 )
-from converter.quantization.int8 import check_int8
 from converter.reconstruction.moments import Metrics
-from converter.reconstruction.parallel import connected
 from converter.reconstruction.realize import Realization, coarse_metrics, realize, with_chains
 from converter.report.layers import layer_rows, least_gaining
 from converter.report.report import Report
@@ -39,45 +32,15 @@ from converter.report.result import Result
 from converter.report.verify import ConvertedModel, Scoring, Verified, is_slower, verify
 from converter.runtime.ort import OnnxRuntime
 from converter.search.budgets import Budget, budgets_of, limits_of
-from converter.search.choose import SearchResult, Task, choose_plan
+from converter.search.choose import choose_plan
 from converter.search.int8 import quantize
 from converter.search.manual import make_plan
-from converter.search.plan import Plan, read_plan
+from converter.search.plan import Plan
+from converter.search.task import SearchResult, Task
 from converter.timing.table import chosen_times
-from converter.training.distill import check_trainable, distill
-from converter.training.losses import import_loss
+from converter.training.distill import distill
 from converter.training.phases import list_phases
 from converter.training.schedule import compose_chains, increment, split_schedule
-
-
-@dataclass(frozen=True)
-class Job:
-    """A conversion.
-
-    Attributes:
-        source: The network, the torch model behind it, and the data.
-        problem: The network, its layers, and its sample inputs split for a search.
-        options: Of the conversion.
-        resources: Threads, cache, progress and the other processes.
-        evaluate: The user's own measure, or None.
-    """
-
-    source: Source
-    problem: Problem
-    options: Options
-    resources: Resources
-    evaluate: Evaluate | None = None
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers of the network, in graph order."""
-        return self.problem.layers
-
-    def of(self, source: Source, options: Options) -> Job:
-        """Return the same job for another network and other options."""
-        layers = list_layers(source, options.resources.seed)
-        problem = make_problem(source, layers, options.resources.seed)
-        return replace(self, source=source, problem=problem, options=options)
 
 
 def convert(
@@ -140,70 +103,6 @@ def run_worker(model: Model, options: Options, example_input: object = None) -> 
     job.resources.group.all_reduce_mean(0)
     for task in job.resources.group.tasks():
         task(job)
-
-
-def open_job(
-    model: Model,
-    options: Options,
-    example_input: object = None,
-    evaluate: Evaluate | None = None,
-    progress: Progress = no_progress,
-) -> Job:
-    """Load a network and its data, and refuse what could not be done with it.
-
-    Raises:
-        ConverterError: When the model, the data or an option cannot be used.
-    """
-    check_inputs(options, evaluate is not None)
-    options = check_options(options)
-    source = open_source(model, example_input, options)
-    group = process_group(options.resources.device, TIMEOUT)
-    training = options.training
-    if options.search.int8:
-        check_int8(source.network, source.calib is not None)
-    if training.schedule > 1 and training.trains and source.module is None:
-        raise ConverterError("--schedule needs a torch model, not an ONNX network.")
-    if training.schedule > 1 and group.size > 1:
-        raise ConverterError("--schedule works in one process; leave out accelerate launch.")
-    if training.trains:
-        check_trainable(source, options, group.size)
-    layers = list_layers(source, options.resources.seed)
-    problem = make_problem(source, layers, options.resources.seed)
-    return Job(source, problem, options, Resources.of(options, group, progress), evaluate)
-
-
-def check_options(options: Options) -> Options:
-    """Refuse at once what is used only after minutes of solving.
-
-    Returns:
-        The options, with the seed of the plan that is replayed, if one is.
-
-    Raises:
-        ConverterError: When there is no such form, execution provider, device, cluster or plan.
-    """
-    for text in options.layers.form:
-        find_form(text.rpartition("=")[2])
-    for wish in options.layers.layers.values():
-        if wish is not None:
-            find_form(wish.form)
-    OnnxRuntime.of(options.timing.threads, options.timing.provider)
-    check_device(options.resources.device)
-    if options.training.loss:
-        import_loss(options.training.loss)
-    if options.resources.cluster:
-        with connected(options.resources.cluster):  # answers, and has workers
-            pass
-    plan = options.layers.plan
-    return options if plan is None else options.changed(seed=read_plan(plan).seed)
-
-
-def list_layers(source: Source, seed: int) -> tuple[Layer, ...]:
-    """List the convolutions and linear layers."""
-    feeds = examples(source, seed, 1)
-    layers = survey(source.network, feeds)
-    if source.module is None:
-        return layers
-    return torch_network.match(source.module, layers, feeds)
 
 
 def choose(job: Job) -> SearchResult:

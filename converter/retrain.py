@@ -16,21 +16,22 @@ from converter.evaluation.compare import Evaluate
 from converter.evaluation.status import unless
 from converter.graph import network as onnx_network
 from converter.graph.canonicalize import canonicalize
+from converter.job import Job, check_options, list_layers
 from converter.models import export as torch_export
 from converter.models.datasets import read_data, read_named_data
 from converter.models.problem import make_problem
 from converter.models.source import Source, samples
 from converter.options import Options, shapes_by_name
-from converter.pipeline import Job, check_options, list_layers, measure, trainable_limits
+from converter.pipeline import measure, trainable_limits
 from converter.processes import TIMEOUT, Progress, Resources, no_progress, process_group
 from converter.reconstruction.realize import Realization
 from converter.report.folder import Record, read_record
 from converter.report.report import Report
 from converter.report.result import Result, load
 from converter.report.verify import ConvertedModel
-from converter.search.choose import SearchResult
 from converter.search.int8 import quantize
 from converter.search.plan import Plan, read_plan
+from converter.search.task import SearchResult
 from converter.training.distill import distill
 from converter.training.phases import list_phases
 

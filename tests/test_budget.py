@@ -9,8 +9,8 @@ from helpers import flatconv, macs_stopwatch, make_net, noise, table_by_macs, wo
 import converter
 from converter.errors import ConverterError
 from converter.graph.network import load, open_session
+from converter.job import open_job
 from converter.options import Options
-from converter.pipeline import open_job
 from converter.runtime import stopwatch
 from converter.runtime.ort import run
 from converter.search.budgets import BUDGETS, budgets_of, make_budgets

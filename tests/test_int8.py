@@ -17,7 +17,7 @@ import converter
 from converter.commands import dry_run
 from converter.data.data import from_arrays
 from converter.errors import ConverterError
-from converter.evaluation.compare import Comparison, Figures
+from converter.evaluation.comparison import Comparison, Figures
 from converter.graph.network import load, open_session
 from converter.graph.survey import count_macs, survey
 from converter.options import Options

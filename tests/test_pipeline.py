@@ -25,14 +25,14 @@ from converter.decomposition.decompose import decompose
 from converter.decomposition.forms import FORMS
 from converter.evaluation import compare
 from converter.evaluation.check import check, check_graph, difference, tolerance
-from converter.evaluation.compare import verdict, version_of
+from converter.evaluation.comparison import verdict, version_of
 from converter.graph import network as onnx_network
 from converter.graph.network import load as load_onnx
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
+from converter.job import check_options
 from converter.models import match as torch_network
 from converter.models.export import find_callable
-from converter.pipeline import check_options
 from converter.report.tables import layer_cells
 from converter.timing import table as timing
 from converter.timing.race import Interval

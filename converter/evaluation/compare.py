@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import onnx_ir as ir
 
 from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
+from converter.evaluation.comparison import Comparison, Figures, Shapes, Timing, versions
 from converter.evaluation.score import Score, drop_interval, fixed_batch, renamed, score
 from converter.graph.canonicalize import canonicalize
 from converter.graph.network import Input, count_params, inputs, nbytes, open_session
@@ -26,62 +25,9 @@ from converter.runtime.runtime import ExclusiveSession, Runtime, Session
 from converter.timing.race import Interval, Race, race
 
 Evaluate = Callable[[Callable[[Arrays], Arrays]], float]
-Shapes = Mapping[str, tuple[int, ...]]
 SCORING_BATCH = 100
 MAX_OPEN_BYTES = 2 * 10**9  # of networks that are open at once
 RANDOM_EXAMPLES = 16
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The measurements of one network; the last four are relative to the first network.
-
-    Attributes:
-        name: File or role.
-        params: Weights, in floating point or quantized.
-        macs: Multiply-accumulates for one example.
-        bytes: Size of the file.
-        latency_ms: Time of one call.
-        accuracy: Share of correct labels, or the user's measure; None without either.
-        speedup: Latency of the first over this one's.
-        drop_points: Percentage points of accuracy lost.
-        agreement: Share of examples with the same largest output.
-        rel_output_error: |output - first| / |first|.
-    """
-
-    name: str
-    params: int
-    macs: int
-    bytes: int
-    latency_ms: Interval
-    accuracy: float | None
-    speedup: Interval
-    drop_points: Interval | None
-    agreement: float | None
-    rel_output_error: float
-
-    @property
-    def verdict(self) -> str:
-        """Say whether it is faster than the first."""
-        return verdict(self.speedup)
-
-
-def verdict(speedup: Interval) -> str:
-    """Say what a speedup means, as far as its interval allows."""
-    if speedup.low > 1:
-        return f"{speedup.median:.2f}x faster"
-    if speedup.high < 1:
-        return f"{1 / speedup.median:.2f}x slower"
-    return "no difference"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Latencies and speedups by network, at a further input shape."""
-
-    input_shapes: Shapes
-    latency_ms: Mapping[str, Interval]
-    speedup: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -99,67 +45,6 @@ class Conditions:
     shapes: Shapes = field(default_factory=dict)
     more_shapes: Sequence[Shapes] = ()
     batch_size: int | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Figures of several networks by name, and the conditions they were measured under.
-
-    Attributes:
-        networks: By name; the first is the reference.
-        gain: Speedup of the last network over the one before it.
-        further: At further input shapes.
-        compared: Inner values that were compared in place of outputs whose shape depends on the
-            data.
-    """
-
-    networks: Mapping[str, Figures]
-    gain: Interval
-    further: tuple[Timing, ...]
-    data: str
-    examples: int
-    rounds: int
-    threads: int
-    provider: str
-    batch_size: int
-    input_shapes: Shapes
-    cpu: str
-    versions: Mapping[str, str]
-    compared: tuple[str, ...] = ()
-
-    def __getitem__(self, name: str) -> Figures:
-        """Return the figures of the network ``name``."""
-        return self.networks[name]
-
-    @property
-    def original(self) -> Figures:
-        """The reference: the original of a conversion."""
-        return next(iter(self.networks.values()))
-
-    @property
-    def converted(self) -> Figures:
-        """The converted network, in floating point."""
-        return self.networks["converted"]
-
-    @property
-    def original_int8(self) -> Figures | None:
-        """The original in int8, if that was asked for."""
-        return self.networks.get("original, int8")
-
-    @property
-    def converted_int8(self) -> Figures | None:
-        """The converted network in int8, if that was asked for."""
-        return self.networks.get("converted, int8")
-
-    @property
-    def shipped(self) -> Figures:
-        """The last network, which budgets are about."""
-        return list(self.networks.values())[-1]
-
-    @property
-    def others(self) -> list[Figures]:
-        """All networks but the reference."""
-        return list(self.networks.values())[1:]
 
 
 def compare_models(
@@ -204,29 +89,8 @@ def compare_models(
         accuracies = {name: evaluated(evaluate, session) for name, session in sessions.items()}
     sessions.clear()  # counting opens other sessions, and a network may be large
     one = noise.read(np.arange(insisted or 1))
-    first = next(iter(models))
-    networks = {
-        name: Figures(
-            name=name,
-            params=count_params(model),
-            macs=_macs(model, one),
-            bytes=nbytes(model),
-            latency_ms=raced.latency_ms[number],
-            accuracy=accuracies[name],
-            speedup=raced.speedup[number],
-            drop_points=_drop(
-                scores[first].hits if evaluate is None else None,
-                scores[name].hits,
-                accuracies[first],
-                accuracies[name],
-            ),
-            agreement=scores[name].agreement,
-            rel_output_error=scores[name].rel_output_error,
-        )
-        for number, (name, model) in enumerate(models.items())
-    }
     return Comparison(
-        networks=networks,
+        networks=_figures(models, one, raced, scores, accuracies, evaluate is None),
         gain=raced.gain,
         further=tuple(further),
         data=examples.source,
@@ -240,6 +104,38 @@ def compare_models(
         versions=versions(),
         compared=compared,
     )
+
+
+def _figures(
+    models: Mapping[str, ir.Model],
+    feeds: Arrays,
+    raced: Race,
+    scores: Mapping[str, Score],
+    accuracies: Mapping[str, float | None],
+    by_labels: bool,
+) -> dict[str, Figures]:
+    """Put the measurements of each network together."""
+    first = next(iter(models))
+    return {
+        name: Figures(
+            name=name,
+            params=count_params(model),
+            macs=_macs(model, feeds),
+            bytes=nbytes(model),
+            latency_ms=raced.latency_ms[number],
+            accuracy=accuracies[name],
+            speedup=raced.speedup[number],
+            drop_points=_drop(
+                scores[first].hits if by_labels else None,
+                scores[name].hits,
+                accuracies[first],
+                accuracies[name],
+            ),
+            agreement=scores[name].agreement,
+            rel_output_error=scores[name].rel_output_error,
+        )
+        for number, (name, model) in enumerate(models.items())
+    }
 
 
 def _shared_inputs(models: Mapping[str, ir.Model]) -> tuple[Input, ...]:
@@ -341,20 +237,6 @@ def _macs(model: ir.Model, feeds: Arrays) -> int:
         return count_macs(model, own)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that the figures depend on."""
-    packages = ("flatconv", "onnxruntime", "onnx", "torch", "tensorly", "numpy")
-    return {"python": platform.python_version(), **{name: version_of(name) for name in packages}}
-
-
-def version_of(package: str) -> str:
-    """Return the version of a package; flatconv's own source tree need not be installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def evaluated(evaluate: Evaluate, session: Session) -> float:
     """Call the user's function on one network.
 
@@ -384,11 +266,3 @@ def _drop(
         return None
     points = 100 * (accuracy_before - accuracy_after)
     return Interval(points, points, points)
-
-
-def renamed_networks(comparison: Comparison, names: Sequence[str]) -> Comparison:
-    """Return a comparison whose networks have other names, in the same order."""
-    networks = zip(names, comparison.networks.values(), strict=True)
-    return replace(
-        comparison, networks={name: replace(figures, name=name) for name, figures in networks}
-    )

@@ -10,7 +10,7 @@ from converter.decomposition.approximation import cancellation
 from converter.decomposition.conv import Chain
 from converter.graph.survey import Layer
 from converter.reconstruction.regression import REFIT
-from converter.search.choose import SearchResult
+from converter.search.task import SearchResult
 from converter.timing.latency import LatencyTable
 
 MAX_CANCELLATION = 10.0

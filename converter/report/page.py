@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from jinja2 import Environment
 
-from converter.evaluation.compare import Comparison
+from converter.evaluation.comparison import Comparison
 from converter.report.layers import LayerRow
 from converter.report.report import Report
 from converter.report.tables import (

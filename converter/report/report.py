@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from converter.evaluation.compare import Comparison, Figures
+from converter.evaluation.comparison import Comparison, Figures
 from converter.report.layers import LayerRow
 from converter.report.verify import Verified
 from converter.search.budgets import limits_of

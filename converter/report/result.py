@@ -15,7 +15,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from converter.errors import ConverterError, first_line
-from converter.evaluation.compare import Comparison
+from converter.evaluation.comparison import Comparison
 from converter.graph import network as onnx_network
 from converter.models import export as torch_export
 from converter.models import match as torch_network

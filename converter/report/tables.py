@@ -13,7 +13,7 @@ from rich.text import Text
 
 from converter.decomposition.form import show_rank, skeleton
 from converter.decomposition.forms import find_form
-from converter.evaluation.compare import Comparison, Figures, renamed_networks, verdict
+from converter.evaluation.comparison import Comparison, Figures, renamed_networks, verdict
 from converter.graph.survey import Layer
 from converter.report.layers import LayerRow
 from converter.report.report import Report

@@ -9,19 +9,14 @@ import onnx_ir as ir
 from torch import nn
 
 from converter.data.data import Data
-from converter.evaluation.compare import (
-    Comparison,
-    Conditions,
-    Evaluate,
-    compare_models,
-    verdict,
-)
+from converter.evaluation.compare import Conditions, Evaluate, compare_models
+from converter.evaluation.comparison import Comparison, verdict
 from converter.evaluation.status import Status, unless
 from converter.processes import Resources
 from converter.report.layers import LayerRow
 from converter.search.budgets import missed_sentence
-from converter.search.choose import SearchResult
 from converter.search.plan import Plan
+from converter.search.task import SearchResult
 
 
 @dataclass(frozen=True)

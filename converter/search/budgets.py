@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, Protocol, TypeVar
 
-from converter.evaluation.compare import Figures
+from converter.evaluation.comparison import Figures
 from converter.evaluation.loss import Loss
 from converter.options import BudgetOptions, option_text
 

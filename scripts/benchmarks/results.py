@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from converter.evaluation.compare import versions
+from converter.evaluation.comparison import versions
 from converter.runtime.ort import cpu_model
 
 ROOT = Path(__file__).resolve().parents[2]

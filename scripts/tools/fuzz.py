@@ -25,11 +25,11 @@ from converter.errors import ConverterError
 from converter.graph.canonicalize import canonicalize
 from converter.graph.network import Input
 from converter.graph.survey import survey
+from converter.job import list_layers
 from converter.models.checkpoint import load_into, load_state
 from converter.models.source import open_source
 from converter.models.source import read_data as read_samples
 from converter.options import Options
-from converter.pipeline import list_layers
 from converter.search.plan import make_plan
 from scripts.tools.fuzz_inputs import MAKE
 from scripts.tools.fuzz_onnx import network

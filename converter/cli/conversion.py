@@ -1,0 +1,151 @@
+"""The commands that make networks: convert and finetune."""
+
+from __future__ import annotations
+
+from dataclasses import field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from converter.cli.app import (
+    Flat,
+    MaybeOutput,
+    Printed,
+    app,
+    check_model,
+    dump,
+    finish,
+    function,
+    show,
+    typed_command,
+)
+from converter.errors import ConverterError
+from converter.options import Options, TrainOptions, check_inputs
+from converter.progress import show_progress
+from converter.report.paths import writable_folder
+
+
+def _optional(kind: type, **more: tuple[Any, str]) -> Any:
+    """Make options optional: those left out are as at the conversion. It alone has a schedule."""
+    hints = get_type_hints(kind, include_extras=True)
+    types = {f.name: hints[f.name] | None for f in fields(kind) if f.name != "schedule"}
+    types |= {name: hint | None for name, (hint, _) in more.items()}
+    twin = make_dataclass(
+        f"Maybe{kind.__name__}",
+        [(name, hint, field(default=None)) for name, hint in types.items()],
+        frozen=True,
+        kw_only=True,
+        namespace={"__module__": __name__},  # cyclopts takes those of the standard library whole
+    )
+    lines = [f"        {name}: {sentence}" for name, (_, sentence) in more.items()]
+    twin.__doc__ = "\n".join([str(kind.__doc__).rstrip(), *lines, ""])
+    return twin
+
+
+MaybeTrain: Any = _optional(
+    TrainOptions,
+    eval=(str, "Labelled inputs for accuracy."),
+    device=(str, "Where to train: cpu, cuda, cuda:1."),
+    seed=(int, "Seed of every random choice."),
+)
+
+
+@app.command
+def convert(
+    model: str,
+    *,
+    output: MaybeOutput = None,
+    options: Annotated[Options, Flat] = Options(),
+    evaluate: str | None = None,
+    dry_run: bool = False,
+    printed: Annotated[Printed, Flat] = Printed(),
+) -> int:
+    """Convert a trained network and show the result.
+
+    Much data, several GPUs or machines: accelerate launch -m converter convert ...
+
+    Args:
+        model: net.onnx, or package.module:factory (with --checkpoint).
+        output: Folder for the converted network and the report.
+        options: Options of the conversion.
+        evaluate: module:function, called as evaluate(predict) -> float; higher is better.
+        dry_run: Show the plan and write nothing.
+        printed: What is printed.
+    """
+    if output is None and not dry_run:
+        raise ConverterError("Name the output folder with -o, or pass --dry-run.")
+    check_model(model)
+    check_inputs(options, evaluate is not None)
+    folder = None if output is None else writable_folder(output)
+    from converter import commands, pipeline
+    from converter.processes import TIMEOUT, process_group
+    from converter.report.tables import comparison_table, frontier_table, layer_table
+
+    score = function(evaluate)
+    if folder is None or dry_run:
+        with show_progress(printed.silent) as progress:
+            plan, rows = commands.dry_run(model, options, evaluate=score, progress=progress)
+        show(printed, plan.to_json, layer_table(rows))
+        return 0
+    if process_group(options.resources.device, TIMEOUT).rank:
+        pipeline.run_worker(model, options)
+        return 0
+    with show_progress(printed.silent) as progress:
+        result = pipeline.convert(
+            model, options, evaluate=score, command=typed_command(), progress=progress
+        )
+        result.save(folder)
+    report = result.report
+    tables: list[Any] = [layer_table(report.layers)] if printed.verbose else []
+    tables += [frontier_table(report.frontier)] if report.frontier else []
+    tables.append(comparison_table(report.comparison))
+    show(printed, lambda: dump(report.to_dict()), *tables)
+    return finish(report.met, report.reason, folder, printed.silent)
+
+
+@app.command
+def finetune(
+    directory: Path,
+    *,
+    output: MaybeOutput = None,
+    options: Annotated[
+        MaybeTrain, Parameter(name="*", group=Group("Training", sort_key=1))
+    ] = MaybeTrain(),
+    evaluate: str | None = None,
+    printed: Annotated[Printed, Flat] = Printed(),
+) -> int:
+    """Train a converted network further, toward its original.
+
+    Options that are left out are as at the conversion. On several GPUs or machines:
+    accelerate launch -m converter finetune ...
+
+    Args:
+        directory: The folder that convert wrote.
+        output: Folder for the trained network and its report; the same folder if left out.
+        options: Options of training.
+        evaluate: module:function, called as evaluate(predict) -> float; higher is better.
+        printed: What is printed.
+    """
+    values = {name: value for name, value in vars(options).items() if value is not None}
+    if not (values.get("epochs") or values.get("reconstruct")):
+        raise ConverterError("Give --epochs or --reconstruct, at least 1.")
+    Options().changed(**{n: v for n, v in values.items() if n != "resume"})
+    folder = writable_folder(output or directory)
+    from converter import retrain
+    from converter.processes import is_first
+    from converter.report.tables import comparison_table, layer_table
+
+    score = function(evaluate)
+    with show_progress(printed.silent or not is_first()) as progress:
+        result = retrain.finetune(
+            directory, values, evaluate=score, command=typed_command(), progress=progress
+        )
+        if result is None:
+            return 0
+        result.save(folder)
+    report = result.report
+    tables: list[Any] = [layer_table(report.layers)] if printed.verbose else []
+    tables.append(comparison_table(report.comparison))
+    show(printed, lambda: dump(report.to_dict()), *tables)
+    return finish(report.met, report.reason, folder, printed.silent)

@@ -1,0 +1,147 @@
+"""A comparison of networks, as data: figures by name, and the conditions."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+
+from converter.timing.race import Interval
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The measurements of one network; the last four are relative to the first network.
+
+    Attributes:
+        name: File or role.
+        params: Weights, in floating point or quantized.
+        macs: Multiply-accumulates for one example.
+        bytes: Size of the file.
+        latency_ms: Time of one call.
+        accuracy: Share of correct labels, or the user's measure; None without either.
+        speedup: Latency of the first over this one's.
+        drop_points: Percentage points of accuracy lost.
+        agreement: Share of examples with the same largest output.
+        rel_output_error: |output - first| / |first|.
+    """
+
+    name: str
+    params: int
+    macs: int
+    bytes: int
+    latency_ms: Interval
+    accuracy: float | None
+    speedup: Interval
+    drop_points: Interval | None
+    agreement: float | None
+    rel_output_error: float
+
+    @property
+    def verdict(self) -> str:
+        """Say whether it is faster than the first."""
+        return verdict(self.speedup)
+
+
+def verdict(speedup: Interval) -> str:
+    """Say what a speedup means, as far as its interval allows."""
+    if speedup.low > 1:
+        return f"{speedup.median:.2f}x faster"
+    if speedup.high < 1:
+        return f"{1 / speedup.median:.2f}x slower"
+    return "no difference"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latencies and speedups by network, at a further input shape."""
+
+    input_shapes: Shapes
+    latency_ms: Mapping[str, Interval]
+    speedup: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of several networks by name, and the conditions they were measured under.
+
+    Attributes:
+        networks: By name; the first is the reference.
+        gain: Speedup of the last network over the one before it.
+        further: At further input shapes.
+        compared: Inner values that were compared in place of outputs whose shape depends on the
+            data.
+    """
+
+    networks: Mapping[str, Figures]
+    gain: Interval
+    further: tuple[Timing, ...]
+    data: str
+    examples: int
+    rounds: int
+    threads: int
+    provider: str
+    batch_size: int
+    input_shapes: Shapes
+    cpu: str
+    versions: Mapping[str, str]
+    compared: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Figures:
+        """Return the figures of the network ``name``."""
+        return self.networks[name]
+
+    @property
+    def original(self) -> Figures:
+        """The reference: the original of a conversion."""
+        return next(iter(self.networks.values()))
+
+    @property
+    def converted(self) -> Figures:
+        """The converted network, in floating point."""
+        return self.networks["converted"]
+
+    @property
+    def original_int8(self) -> Figures | None:
+        """The original in int8, if that was asked for."""
+        return self.networks.get("original, int8")
+
+    @property
+    def converted_int8(self) -> Figures | None:
+        """The converted network in int8, if that was asked for."""
+        return self.networks.get("converted, int8")
+
+    @property
+    def shipped(self) -> Figures:
+        """The last network, which budgets are about."""
+        return list(self.networks.values())[-1]
+
+    @property
+    def others(self) -> list[Figures]:
+        """All networks but the reference."""
+        return list(self.networks.values())[1:]
+
+
+def renamed_networks(comparison: Comparison, names: Sequence[str]) -> Comparison:
+    """Return a comparison whose networks have other names, in the same order."""
+    networks = zip(names, comparison.networks.values(), strict=True)
+    return replace(
+        comparison, networks={name: replace(figures, name=name) for name, figures in networks}
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that the figures depend on."""
+    packages = ("flatconv", "onnxruntime", "onnx", "torch", "tensorly", "numpy")
+    return {"python": platform.python_version(), **{name: version_of(name) for name in packages}}
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package; flatconv's own source tree need not be installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
