@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 PERCENT = ":.%"  # a format of our own: a share written in per cent
@@ -101,6 +102,12 @@ PEERS = (
     f"{SPEEDUP} macs_share drop_points_untuned drop_points_tuned median_ms trained_in reason",
     "Tool",
 )
+
+
+def _begins_with(name: str, row: Row) -> bool:
+    return bool(row["name"].startswith(name))
+
+
 TABLES = {
     "numbers": Table(
         "numbers",
@@ -169,7 +176,7 @@ TABLES = {
     ),
     **{
         f"peers_{name.split()[0].lower().translate(NO_MARKS)}": Table(
-            "peers", *PEERS, lambda row, name=name: row["name"].startswith(name), name
+            "peers", *PEERS, partial(_begins_with, name), name
         )
         for name in (
             "sample network, 3 epochs, ",

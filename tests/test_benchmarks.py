@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from converter.runtime.ort import cpu_model
-from scripts.benchmarks import tables
 from scripts.benchmarks.results import RESULTS, ROOT, commit, earlier_rows, write
 from scripts.benchmarks.rows import FIGURES, from_int8, from_pair, from_report
 from scripts.benchmarks.run import SUITES, find_suite, flags, run_suite
@@ -224,25 +223,10 @@ def test_a_row_without_labels_is_judged_by_the_row_with_them(drop, met):
     ]
 
 
-def test_a_table_has_a_column_for_every_figure(tmp_path):
-    write("toy", [{"name": "a", "latency_ms": 2.0}, {"name": "b", "met": True}], tmp_path)
-    table = tables.table("toy", tmp_path)
-    assert table.startswith("| name | latency ms | met |")
-    assert "| a | 2 |  |\n| b |  | yes |" in table
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *tables.pages()], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_suites_that_the_documentation_runs_exist(page):
     suites = re.findall(r"scripts\.benchmarks run (\w+)", page.read_text())
-    assert set(suites) <= set(SUITES)
-
-
-@pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.stem)
-def test_the_tables_are_those_of_the_results(page):
-    text = page.read_text()
-    assert tables.filled(text) == text
-
-
-def test_a_summary_of_rows_that_are_not_there_is_refused():
-    with pytest.raises(ValueError, match=r"paper.json has no row 'no such row'\."):
-        tables.summary({"a": ("paper", "no such row")})
+    assert set(suites) <= {*SUITES, "SUITE"}

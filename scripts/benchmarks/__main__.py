@@ -14,7 +14,6 @@ if not __package__:  # started as ``python scripts/benchmarks``; child processes
 
 from cyclopts import App, Parameter
 
-from scripts.benchmarks import tables as pages
 from scripts.benchmarks.run import SUITES, find_suite, run_suite
 from scripts.benchmarks.suite import Settings
 
@@ -32,7 +31,6 @@ def run_command(
         settings: Settings.
     """
     rows = run_suite(find_suite(suite), settings)
-    print(pages.table(suite, settings.out))
     return int(any(row.get("met") is False for row in rows))
 
 
@@ -45,13 +43,6 @@ def list_command(suite: str | None = None) -> None:
         return
     for case in find_suite(suite).cases:
         print(case.name + (f" (needs --{case.requires})" if case.requires else ""))
-
-
-@app.command(name="tables")
-def tables_command() -> None:
-    """Write the tables of the results into README and documentation."""
-    for page in pages.pages():
-        page.write_text(pages.filled(page.read_text()))
 
 
 if __name__ == "__main__":

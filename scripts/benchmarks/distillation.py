@@ -15,17 +15,18 @@ from torch import nn
 import converter
 from converter.graph import network as onnx_network
 from converter.models.export import export
-from converter.models.source import Source, examples, free_axes
+from converter.models.input_shapes import free_axes
+from converter.models.source import Source, examples
 from converter.models.source import open_source as open_with_options
-from converter.training.losses import Recipe
-from converter.training.train import Trained, train_with_fp32_fallback, tune
+from converter.training.task import Recipe, Trained, TrainingTask
+from converter.training.train import train, train_with_fp32_fallback
 
 __all__ = ["Recipe", "Source", "distill", "export_network", "open_source"]
 
 
 def open_source(model: str, **values: Any) -> Source:
     """Open a torch model by its factory, with its data; options by their flat names."""
-    return open_with_options(model, None, converter.Options.of(**values), None)
+    return open_with_options(model, None, converter.Options.of(**values))
 
 
 def distill(
@@ -45,12 +46,13 @@ def distill(
     """
     teacher, data = source.module, source.train
     assert teacher is not None and data is not None
+    task = TrainingTask(student, teacher, data)
 
     def attempt(recipe: Recipe) -> Trained:
         if checkpoint is None:
-            return tune(student, teacher, data, recipe)
+            return train(task, recipe)
         path = checkpoint.with_suffix(f".{'bf16' if recipe.bfloat16 else 'fp32'}.safetensors")
-        return tune(student, teacher, data, recipe, state=path, resume=True)
+        return train(task, recipe, checkpoint=path, resume=True)
 
     recipe = replace(recipe, bfloat16=True)
     trained = train_with_fp32_fallback(attempt, recipe) if checkpoint else attempt(recipe)

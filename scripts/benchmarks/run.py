@@ -61,8 +61,6 @@ def run_suite(suite: Suite, settings: Settings) -> list[Row]:
             rows = [other for other in rows if other["name"] != row["name"]] + [row]
         rows = suite.summarize(rows)
         write(suite.name, rows, settings.out, suite.threads)
-    if suite.draw is not None and not settings.only:
-        suite.draw(rows)
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -118,7 +118,6 @@ class Suite:
         cases: In the order in which they are measured.
         threads: Threads that are timed.
         summarize: Adds what follows from several rows; gives its own result back unchanged.
-        draw: Draws pictures of the rows, once all are measured.
         about: Conditions in one or two sentences, for whoever runs it.
     """
 
@@ -126,7 +125,6 @@ class Suite:
     cases: Sequence[Case]
     threads: int = 1
     summarize: Callable[[list[Row]], list[Row]] = list
-    draw: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
     about: str = field(default="", compare=False)
 
     def case(self, name: str) -> Case:

@@ -27,10 +27,10 @@ from converter.graph.network import Input
 from converter.graph.survey import survey
 from converter.job import list_layers
 from converter.models.checkpoint import load_into, load_state
+from converter.models.datasets import read_data as read_samples
 from converter.models.source import open_source
-from converter.models.source import read_data as read_samples
-from converter.options import Options
-from converter.search.plan import make_plan
+from converter.options import LayerOptions, Options
+from converter.search.manual import make_plan
 from scripts.tools.fuzz_inputs import MAKE
 from scripts.tools.fuzz_onnx import network
 
@@ -48,12 +48,12 @@ def read_checkpoint(path: Path) -> None:
 def read_network(path: Path) -> None:
     """Read a network and list its layers, as ``inspect`` does."""
     options = Options.of(cache=False)
-    list_layers(open_source(path, None, options, None), options)
+    list_layers(open_source(path, None, options), options.resources.seed)
 
 
 def read_plan(path: Path) -> None:
     """Replay a plan on a network."""
-    make_plan(_layers(), Options.of(plan=path), {"x": (1, 3, 8, 8)})
+    make_plan(_layers(), LayerOptions(plan=path), {"x": (1, 3, 8, 8)}, 0)
 
 
 @functools.cache

@@ -19,7 +19,6 @@ from typing import Any
 
 from scripts.benchmarks.memory import peak_memory
 from scripts.benchmarks.models import SAMPLE, ZOO, Network, cifar_resnet, noise
-from scripts.benchmarks.pictures import draw_untuned
 from scripts.benchmarks.results import ROOT
 from scripts.benchmarks.rows import BUDGET, from_pair, from_report
 from scripts.benchmarks.run import convert, report_of
@@ -230,6 +229,5 @@ SUITE = Suite(
             for rank in RANKS
         ),
     ],
-    draw=draw_untuned,
     about="public CIFAR-10 ResNets without fine-tuning; time and memory of solving",
 )

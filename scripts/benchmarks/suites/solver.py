@@ -23,6 +23,7 @@ import tensorly as tl
 import torch
 from tensorly.decomposition import parafac
 
+from converter.decomposition.problem import Problem
 from converter.decomposition.solvers.cp import cp
 from scripts.benchmarks.suite import Case, Figures, Settings, Suite, Target
 
@@ -60,7 +61,7 @@ def error(kernel: np.ndarray, factors: list[np.ndarray]) -> float:
 def timed(kernel: np.ndarray) -> tuple[list[np.ndarray], float]:
     """Decompose by our solver, and time it in seconds."""
     start = time.perf_counter()
-    factors = cp(kernel, R, seed=0)
+    factors = cp(Problem(kernel), R).factors
     return factors, time.perf_counter() - start
 
 
@@ -78,7 +79,7 @@ def timed_parafac(kernel: np.ndarray) -> tuple[list[np.ndarray], float]:
 def race(make: partial[np.ndarray], settings: Settings) -> Figures:
     """Race the two on one kernel."""
     torch.set_num_threads(THREADS)
-    cp(np.random.default_rng(0).standard_normal((256, 256, 3, 3)), R, seed=0)  # libraries load
+    cp(Problem(np.random.default_rng(0).standard_normal((256, 256, 3, 3))), R)  # libraries load
     kernel = make(settings).astype(np.float64)
     _, before_s = timed(kernel)
     theirs, theirs_s = timed_parafac(kernel)
