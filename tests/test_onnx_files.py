@@ -192,7 +192,7 @@ def test_an_input_of_an_impossible_size_is_refused(size, words, axis, tmp_path):
     proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
     onnx.save(proto, tmp_path / "net.onnx")
     with pytest.raises(ConverterError, match=words):
-        converter.convert(tmp_path / "net.onnx", None, Options.of(form=("channel",)))
+        converter.convert(tmp_path / "net.onnx", options=Options.of(form=("channel",)))
 
 
 def test_a_weight_with_fewer_numbers_than_its_shape_says_is_refused(tmp_path):
@@ -200,7 +200,7 @@ def test_a_weight_with_fewer_numbers_than_its_shape_says_is_refused(tmp_path):
     proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-4]
     (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(ConverterError, match="is not a valid ONNX file"):
-        converter.convert(tmp_path / "net.onnx", None, Options.of(form=("channel",)))
+        converter.convert(tmp_path / "net.onnx", options=Options.of(form=("channel",)))
 
 
 def test_statistics_of_another_shape_are_not_folded():
@@ -220,7 +220,7 @@ def test_a_network_without_inputs_is_refused(tmp_path):
     proto = from_text("g () => (float[6, 4, 3, 3] y) { y = Relu (w) }", w=W)
     onnx.save(proto, tmp_path / "net.onnx")
     with pytest.raises(ConverterError, match="has no inputs; there is nothing to feed it"):
-        converter.convert(tmp_path / "net.onnx", None, Options.of(form=("channel",)))
+        converter.convert(tmp_path / "net.onnx", options=Options.of(form=("channel",)))
 
 
 # weights in files of their own

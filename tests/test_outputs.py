@@ -8,12 +8,13 @@ from helpers import from_text, noise
 import converter
 from converter.data.data import from_arrays
 from converter.errors import ConverterError
-from converter.evaluation.compare import compare_models
+from converter.evaluation.compare import Conditions, compare_models
 from converter.evaluation.loss import LossEstimator
 from converter.graph.network import open_session
 from converter.graph.outputs import comparison_outputs, data_dependent_shapes, with_outputs
 from converter.graph.survey import survey
-from converter.runtime.ort import run
+from converter.processes import Resources
+from converter.runtime.ort import OnnxRuntime, run
 
 # A detector: a box and a score a position, and of those the ones that overlap least.
 DETECTOR = """g (float[1, 3, 8, 8] x) => (float[K, 4] found, float[1, 64, 4] all) {
@@ -104,25 +105,30 @@ def test_a_layer_behind_the_count_is_kept():
     assert second.reason == "the shape of its input depends on the data"
 
 
-def test_the_judge_sees_boxes_move():
-    judge = LossEstimator.of(detector(), images(), 1)
-    assert not judge.classes
-    assert judge.loss(detector()).output_error == 0
-    assert judge.loss(detector(seed=3)).output_error > 0.5
+def test_boxes_that_move_are_a_loss():
+    estimator = LossEstimator.of(detector(), images(), 1)
+    assert not estimator.classes
+    assert estimator.loss(detector()).output_error == 0
+    assert estimator.loss(detector(seed=3)).output_error > 0.5
 
 
 def test_a_comparison_says_where_it_was_made():
-    comparison = compare_models({"one": detector(), "other": detector(seed=3)}, data=images())
+    comparison = compare_models(
+        {"one": detector(), "other": detector(seed=3)},
+        Conditions(OnnxRuntime()),
+        Resources(),
+        images(),
+    )
     assert comparison.compared == ("all", "table", "scores")
-    assert 0.5 < comparison.networks[1].rel_output_error < 5
-    assert comparison.networks[1].agreement is None
+    assert 0.5 < comparison["other"].rel_output_error < 5
+    assert comparison["other"].agreement is None
 
 
 def test_a_detector_is_converted_within_its_error(tmp_path):
     path = tmp_path / "detector.onnx"
     ir.save(detector(), path)
     config = converter.Options.of(max_error=0.3)
-    result = converter.convert(path, None, config, calib=noise(40, 3, 8, 8, seed=5))
+    result = converter.convert(path, options=config, calib=noise(40, 3, 8, 8, seed=5))
     report = result.report.to_dict()
     assert report["compared"] == ["all", "table", "scores"]
     assert report["rel_output_error"] <= 0.3

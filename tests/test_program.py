@@ -102,5 +102,5 @@ def test_a_missing_program_is_refused(name, tmp_path):
 
 def test_a_program_is_tuned_as_the_onnx_that_it_becomes(program):
     config = converter.Options.of(form=("channel",), finetune=1, trust_pickle=True)
-    result = converter.convert(program, None, config, calib=np.concatenate([X] * 10))
+    result = converter.convert(program, options=config, calib=np.concatenate([X] * 10))
     assert result.plan.chosen() and all(row.rel_error is None for row in result.report.layers)

@@ -15,8 +15,8 @@ from torch.nn import functional
 from converter.data.data import from_arrays
 from converter.graph.network import open_session
 from converter.models.from_onnx import to_torch
+from converter.models.source import open_source
 from converter.options import Options
-from converter.pipeline import open_source
 from converter.quantization.rounding import fake_quantize
 from converter.runtime.ort_quantizer import saturates
 from converter.search.int8 import quantize

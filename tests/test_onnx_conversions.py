@@ -32,7 +32,7 @@ def saved(path, model):
 
 
 def converted(folder, model, **options):
-    result = converter.convert(model, None, Options.of(**options))
+    result = converter.convert(model, options=Options.of(**options))
     result.save(folder)
     return result
 
@@ -80,8 +80,8 @@ def test_the_original_that_ships_is_the_user_s(annotated, tmp_path):
     assert "BatchNormalization" not in [
         node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node
     ]
-    original, after = result.comparison.networks
-    assert after.rel_output_error < 1e-4
+    original = result.comparison.original
+    assert result.comparison.converted.rel_output_error < 1e-4
     x = {"image": noise(3, 4, 12, 11)}
     (wanted,), (actual,) = (
         outputs(path, x).values() for path in (annotated, tmp_path / "out" / "model.onnx")
@@ -116,7 +116,7 @@ def test_several_inputs_are_read_by_name(tmp_path):
     np.savez(tmp_path / "calib.npz", right=right, left=left)
     options = {"form": ("channel",), "rank": ("2",)}
     fitted = converted(tmp_path / "out", path, calib=str(tmp_path / "calib.npz"), **options)
-    blind = converter.convert(path, None, Options.of(**options))
+    blind = converter.convert(path, options=Options.of(**options))
     np.savez(tmp_path / "one.npz", left=left)
     errors = []
     for result in (fitted, blind):
@@ -125,7 +125,7 @@ def test_several_inputs_are_read_by_name(tmp_path):
         errors.append(difference(actual, wanted))
     assert errors[0] < 0.8 * errors[1]
     with pytest.raises(ConverterError, match="right"):
-        converter.convert(path, None, Options.of(calib=str(tmp_path / "one.npz"), **options))
+        converter.convert(path, options=Options.of(calib=str(tmp_path / "one.npz"), **options))
 
 
 def test_a_folder_of_images_feeds_a_network_of_channels_last(tmp_path):
@@ -146,7 +146,7 @@ def test_a_folder_of_images_feeds_a_network_of_channels_last(tmp_path):
     options = {"calib": str(tmp_path / "images"), "layout": "nhwc", "crop": None}
     result = converted(tmp_path / "out", path, **CHANNEL, **options)
     assert set(result.plan.chosen()) == {"w"}
-    assert result.comparison.networks[1].rel_output_error < 1e-3
+    assert result.comparison.converted.rel_output_error < 1e-3
 
 
 # exporters
@@ -163,7 +163,7 @@ def test_both_exporters_of_torch_give_the_same_conversion(tmp_path):
         torch.onnx.export(
             model, (x,), path, dynamo=dynamo, input_names=["x"], verbose=False, **free
         )
-        results.append(converter.convert(path, None, Options.of(form=("spatial",), rank=("4",))))
+        results.append(converter.convert(path, options=Options.of(form=("spatial",), rank=("4",))))
     first, second = (list(result.plan.chosen().values()) for result in results)
     assert first == second and len(first) >= 2
     feeds = {"x": noise(4, 3, 8, 8, seed=3)}
@@ -178,9 +178,9 @@ def test_the_torch_route_and_the_onnx_route_give_the_same_plan(tmp_path):
     exec(FACTORY, names)
     x = noise(30, 3, 8, 8)
     options = Options.of(form=("separable",), rank=("6",), seed=3)
-    by_torch = converter.convert(names["build"]().eval(), None, options, calib=x)
+    by_torch = converter.convert(names["build"]().eval(), options=options, calib=x)
     by_torch.save(tmp_path / "out")
-    by_onnx = converter.convert(tmp_path / "out" / "original.onnx", None, options, calib=x)
+    by_onnx = converter.convert(tmp_path / "out" / "original.onnx", options=options, calib=x)
     assert by_torch.plan == by_onnx.plan
     feeds = {"x": noise(4, 3, 8, 8, seed=3)}
     one, other = (
@@ -245,8 +245,8 @@ def test_tuning_brings_an_onnx_network_nearer_to_its_original(trained):
     train = str(trained / "train.npz")
     path = trained / "net.onnx"
     plain = converted(trained / "out", path, **options)
-    tuned = converter.convert(path, None, Options.of(finetune=6, train=train, **options))
-    again = converter.finetune(trained / "out", train=train, finetune=6)
+    tuned = converter.convert(path, options=Options.of(finetune=6, train=train, **options))
+    again = converter.finetune(trained / "out", train=train, epochs=6)
     x = {"x": noise(50, 3, 8, 8, seed=5)}
     wanted = outputs(path, x)["logits"]
     errors = [
@@ -271,8 +271,8 @@ def test_tuning_brings_an_onnx_network_nearer_to_its_original(trained):
 def test_layers_of_an_onnx_network_are_reconstructed(trained):
     options = {"form": ("separable",), "rank": ("4",), "keep": ("fc",), "lr": 3e-3}
     train, path = str(trained / "train.npz"), trained / "net.onnx"
-    plain = converter.convert(path, None, Options.of(**options))
-    distill = converter.convert(path, None, Options.of(reconstruct=20, train=train, **options))
+    plain = converter.convert(path, options=Options.of(**options))
+    distill = converter.convert(path, options=Options.of(reconstruct=20, train=train, **options))
     network, x = load(path), {"x": noise(50, 3, 8, 8, seed=5)}
     names = [x.output for x in survey(network, {"x": x["x"][:1]}) if x.name in plain.plan.chosen()]
     wanted = observe(network, names, x)
@@ -286,7 +286,7 @@ def test_layers_of_an_onnx_network_are_reconstructed(trained):
 
 @pytest.mark.parametrize("form", ["flattened", "spatial", "tucker", "decoupled"])
 def test_a_torch_model_of_a_network_computes_the_same_and_gives_its_weights_back(form, trained):
-    result = converter.convert(trained / "net.onnx", None, Options.of(form=(form,)))
+    result = converter.convert(trained / "net.onnx", options=Options.of(form=(form,)))
     network = ir.from_proto(result.model)
     module = torch_import.to_torch(network)
     x = noise(3, 3, 8, 8)
@@ -326,4 +326,4 @@ def test_without_the_package_the_command_to_install_it_is_told(trained, monkeypa
     monkeypatch.setitem(sys.modules, "onnx2fx", None)
     options = Options.of(form=("channel",), finetune=1, train=str(trained / "train.npz"))
     with pytest.raises(ConverterError, match=r"pip install 'flatconv\[onnx\]'"):
-        converter.convert(trained / "net.onnx", None, options)
+        converter.convert(trained / "net.onnx", options=options)

@@ -108,12 +108,12 @@ def test_a_folder_is_trained_when_its_cluster_is_gone(workplace):
         input_shape=("1,3,8,8",), form=("conv2=channel",), only=("conv2",)
     )
     converter.convert("toy:build", options=config).save("out")
-    told = json.loads(Path("out/source.json").read_text())
-    told["options"]["cluster"] = "tcp://127.0.0.1:9"
-    Path("out/source.json").write_text(json.dumps(told))
+    record = json.loads(Path("out/conversion.json").read_text())
+    record["options"]["cluster"] = "tcp://127.0.0.1:9"
+    Path("out/conversion.json").write_text(json.dumps(record))
     x = {"x": noise(64, 3, 8, 8)}
     np.savez("train.npz", **x)
-    assert converter.finetune("out", train="train.npz", finetune=1) is not None
+    assert converter.finetune("out", train="train.npz", epochs=1) is not None
 
 
 def test_without_dask_it_says_what_to_install(monkeypatch):

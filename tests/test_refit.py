@@ -381,7 +381,7 @@ def normed():
     with torch.no_grad():
         model.norm0.weight[3] = 0
     x = smooth((3, 8, 8), 64)
-    result = converter.convert(model.eval(), x[:1], converter.Options.of(**HALVED), calib=x)
+    result = converter.convert(model.eval(), x[:1], options=converter.Options.of(**HALVED), calib=x)
     assert set(result.plan.chosen()) == {"conv0", "conv1", "conv2", "fc"}
     return model, result, x
 
@@ -418,7 +418,7 @@ def test_a_new_bias_is_saved_and_loaded(normed, tmp_path):
 def test_a_factory_is_loaded_with_a_new_bias(workplace):
     x = noise(32, 3, 8, 8)
     config = converter.Options.of(form=("channel",), rank=("4",), input_shape=("1,3,8,8",))
-    result = converter.convert("toy:build", None, config, calib=x)
+    result = converter.convert("toy:build", options=config, calib=x)
     result.save(workplace / "out")
     loaded = converter.load(workplace / "out")
     saved, kept = (m.get_submodule("conv2")[-1].bias for m in (loaded, result.model))
@@ -430,7 +430,7 @@ def test_a_factory_is_loaded_with_a_new_bias(workplace):
 def test_the_network_is_nearer_to_the_original_than_without(normed):
     model, result, x = normed
     config = converter.Options.of(**HALVED, correct=False)
-    blind = converter.convert(model, x[:1], config, calib=x)
+    blind = converter.convert(model, x[:1], options=config, calib=x)
     wanted = outputs_of(result.original, x)
     after, before = (difference(outputs_of(r.converted, x), wanted) for r in (result, blind))
     assert after < before

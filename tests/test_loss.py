@@ -14,6 +14,7 @@ from converter.evaluation.loss import LossEstimator, expected_drop, relative_err
 from converter.graph.network import load, open_session
 from converter.graph.rewrite import new_weights, replace_weights, with_weight_inputs
 from converter.graph.survey import survey
+from converter.processes import Resources
 from converter.runtime.ort import run
 from converter.search.sensitivity import PROBE_ERROR, sensitivities
 
@@ -28,17 +29,17 @@ def data(count=200):
 
 def test_the_original_loses_nothing(tmp_path):
     network = model(tmp_path)
-    judge = LossEstimator.of(network, data(), 1)
-    loss = judge.loss(network)
+    estimator = LossEstimator.of(network, data(), 1)
+    loss = estimator.loss(network)
     assert (loss.drop, loss.output_error) == (0.0, 0.0)
-    assert judge.classes
-    assert len(judge.outputs) == 13
+    assert estimator.classes
+    assert len(estimator.outputs) == 13
 
 
 def test_the_expected_drop_is_between_none_and_the_accuracy(tmp_path):
-    judge = LossEstimator.of(model(tmp_path), data(), 1)
-    loss = judge.loss(model(tmp_path, "other", seed=3))
-    assert 0 < loss.drop <= judge.accuracy <= 1
+    estimator = LossEstimator.of(model(tmp_path), data(), 1)
+    loss = estimator.loss(model(tmp_path, "other", seed=3))
+    assert 0 < loss.drop <= estimator.accuracy <= 1
     assert loss.output_error > 0.1
 
 
@@ -66,10 +67,10 @@ def disagreement(network, other, count):
 def test_a_sure_network_loses_what_it_disagrees_on():
     network, other = linear(), linear(0.1)
     data, wrong = disagreement(network, other, 4000)
-    judge = LossEstimator.of(network, data, 1)
-    assert judge.accuracy == pytest.approx(1.0, abs=1e-3)
+    estimator = LossEstimator.of(network, data, 1)
+    assert estimator.accuracy == pytest.approx(1.0, abs=1e-3)
     assert 0.02 < wrong.mean() < 0.2
-    assert judge.loss(other).drop == pytest.approx(wrong.mean(), rel=0.1)
+    assert estimator.loss(other).drop == pytest.approx(wrong.mean(), rel=0.1)
 
 
 def test_few_examples_say_what_many_would():
@@ -83,16 +84,16 @@ def test_few_examples_say_what_many_would():
 
 
 def test_a_single_output_is_no_class(tmp_path):
-    judge = LossEstimator.of(model(tmp_path, classes=1), data(), 1)
-    loss = judge.loss(model(tmp_path, "other", classes=1, seed=3))
-    assert not judge.classes
+    estimator = LossEstimator.of(model(tmp_path, classes=1), data(), 1)
+    loss = estimator.loss(model(tmp_path, "other", classes=1, seed=3))
+    assert not estimator.classes
     assert loss.drop is None
     assert loss.output_error > 0
 
 
 def test_a_fixed_batch_is_kept_to(tmp_path):
-    judge = LossEstimator.of(model(tmp_path, batch=8), data(20), 1)
-    assert [len(feeds["x"]) for feeds in judge.batches] == [8, 8]
+    estimator = LossEstimator.of(model(tmp_path, batch=8), data(20), 1)
+    assert [len(feeds["x"]) for feeds in estimator.batches] == [8, 8]
 
 
 def test_a_network_that_gives_no_numbers_loses_all():
@@ -121,7 +122,7 @@ def test_a_probe_that_overflows_counts_as_losing_all():
     network = ir.from_proto(from_text(text, w=weight))
     layers = survey(network, {"x": noise(1, 4, 3, 3)})
     data = from_arrays({"x": np.full((4, 4, 3, 3), 2, np.float32)}, "twos")
-    found = sensitivities(network, layers, {}, data, 1)
+    found = sensitivities(network, layers, {}, data, Resources())
     assert found.weights["w"] == pytest.approx(1 / PROBE_ERROR**2, rel=1e-3)
 
 

@@ -1,0 +1,130 @@
+"""Races: intervals, fair blocks of calls, and ratios, by a fixed timer."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from helpers import make_net, noise
+
+from converter.graph.network import open_session
+from converter.runtime import stopwatch
+from converter.runtime.stopwatch import TimedSession, TimingSettings, seconds_per_call
+from converter.timing.race import Interval, race
+
+# intervals
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 9, 15, 60])
+def test_an_interval_covers_its_median(count):
+    values = np.random.default_rng(count).lognormal(size=count)
+    found = Interval.of(values)
+    assert min(values) <= found.low <= found.median <= found.high <= max(values)
+    assert found.median == pytest.approx(np.median(values))
+
+
+def test_an_interval_covers_the_true_median_as_often_as_it_says():
+    samples = np.random.default_rng(0).lognormal(size=(400, 30))  # median 1
+    intervals = [Interval.of(values) for values in samples]
+    assert np.mean([i.low <= 1 <= i.high for i in intervals]) >= 0.98
+    widths = [i.high - i.low for i in intervals]
+    assert np.median(widths) < np.median(np.ptp(samples, axis=1)) / 2
+
+
+def test_a_few_values_give_their_whole_range():
+    assert Interval.of([3.0, 1.0, 2.0]) == Interval(2.0, 1.0, 3.0)
+
+
+def test_more_values_give_a_narrower_interval():
+    values = np.random.default_rng(0).normal(10, 1, 500)
+    few, many = Interval.of(values[:20]), Interval.of(values)
+    assert many.high - many.low < (few.high - few.low) / 2
+
+
+# races
+
+
+FEED = {"x": noise(1, 3, 8, 8)}
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory):
+    """Three open networks, whose true times a fixed timer makes up."""
+    folder = tmp_path_factory.mktemp("race")
+    return [open_session(make_net(folder / f"{n}.onnx", seed=n)) for n in range(3)]
+
+
+def fixed(sessions, call_ms, drift=lambda block: 1.0):
+    """Settings by which sessions take given times, on a machine whose speed drifts."""
+    blocks = []
+
+    def stopwatch(session, feeds, calls):
+        blocks.append(session)
+        n = next(n for n, other in enumerate(sessions) if other is session)
+        return call_ms[n] / 1e3 * drift(len(blocks))
+
+    return TimingSettings(pause_s=0.0, race_s=0.1, stopwatch=stopwatch)
+
+
+def test_a_race_gives_the_times_and_ratios_of_its_timer(sessions):
+    outcome = race(sessions, [FEED] * 3, settings=fixed(sessions, [2.0, 8.0, 4.0]))
+    for interval, ms in zip(outcome.latency_ms, (2.0, 8.0, 4.0)):
+        assert (interval.low, interval.median, interval.high) == pytest.approx((ms, ms, ms))
+    for interval, speedup in zip(outcome.speedup, (1.0, 0.25, 0.5)):
+        assert interval.median == pytest.approx(speedup)
+    assert outcome.gain.median == pytest.approx(2.0)
+
+
+def test_a_slow_drift_of_the_machine_does_not_change_who_wins(sessions):
+    def drift(block):
+        return 1 + block / 50  # three times as slow at the end as at the start
+
+    outcome = race(sessions, [FEED] * 3, settings=fixed(sessions, [2.0, 2.0, 1.0], drift))
+    assert outcome.latency_ms[0].high > 1.3 * outcome.latency_ms[0].low
+    assert outcome.speedup[1].low <= 1 <= outcome.speedup[1].high
+    assert outcome.speedup[2].low > 1.8 and outcome.speedup[2].high < 2.2
+
+
+@pytest.mark.parametrize(
+    ("race_s", "call_ms", "rounds"), [(0.0, 1.0, 15), (100.0, 1.0, 60), (1.0, 30.0, 16)]
+)
+def test_a_race_has_as_many_rounds_as_its_budget_allows(race_s, call_ms, rounds, sessions):
+    settings = replace(fixed(sessions, [call_ms] * 3), race_s=race_s)
+    assert race(sessions[:1], [FEED], settings=settings).rounds == rounds
+
+
+def test_a_race_reports_its_progress(sessions):
+    shares = []
+    outcome = race(sessions[:1], [FEED], shares.append, fixed(sessions, [1.0]))
+    assert shares == [(n + 1) / outcome.rounds for n in range(outcome.rounds)]
+
+
+def test_a_block_is_as_many_calls_as_fill_its_time(sessions):
+    settings = replace(fixed(sessions, [2.0]), block_s=0.03)
+    assert TimedSession.of(sessions[0], FEED, settings).calls == 15
+    assert TimedSession.of(sessions[0], FEED, replace(settings, block_s=0.0001)).calls == 1
+
+
+def test_the_ratio_of_two_sessions_is_by_alternate_blocks(sessions):
+    settings = fixed(sessions, [2.0, 6.0])
+    base, other = (TimedSession.of(session, FEED, settings) for session in sessions[:2])
+    assert other.ratio_to(base) == pytest.approx(3.0)
+
+
+@dataclass
+class Ticking:
+    """A session and its clock: each call takes as long as told, and the first one far longer."""
+
+    call_s: float
+    now: float = 0.0
+    calls: int = 0
+
+    def run(self, names, feeds):
+        self.calls += 1
+        self.now += self.call_s if self.calls > 1 else 100 * self.call_s
+
+
+def test_the_seconds_of_a_call_are_the_mean_of_all_but_the_first(monkeypatch):
+    session = Ticking(0.25)
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: session.now)
+    assert seconds_per_call(session, FEED, 3) == 0.25
+    assert session.calls == 4
