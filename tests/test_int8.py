@@ -1,4 +1,4 @@
-"""int8: components scaled alike, quantized by onnxruntime, measured and budgeted as int8."""
+"""int8, end to end: measured, budgeted and delivered as int8."""
 
 import json
 import re
@@ -10,7 +10,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers import (
-    FEW,
     difference,
     flatconv,
     from_text,
@@ -20,8 +19,6 @@ from helpers import (
     table_by_macs,
     work_in,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 import converter
 from converter.commands import dry_run
@@ -29,15 +26,12 @@ from converter.data.data import from_arrays
 from converter.errors import ConverterError
 from converter.evaluation.comparison import Comparison, Figures
 from converter.graph.network import load, open_session
-from converter.graph.survey import count_macs, survey
+from converter.graph.survey import survey
 from converter.models.source import open_source
 from converter.options import Options
-from converter.quantization import quantize
-from converter.quantization.channel_equalization import MAX_SCALE, equalize
 from converter.quantization.int8 import check_int8
-from converter.quantization.quantize import linear_steps, observed_ranges, quantized
 from converter.report.verify import notice
-from converter.runtime import ort_quantizer, stopwatch
+from converter.runtime import stopwatch
 from converter.runtime.ort import OnnxRuntime, run
 from converter.search.int8 import quantize as quantize_network
 from converter.timing import profile
@@ -82,71 +76,6 @@ def outputs(network, data):
     return next(iter(run(open_session(network), feeds).values()))
 
 
-@FEW
-@given(st.sampled_from([1, 2, 4, 8]), st.booleans(), st.integers(0, 100))
-def test_components_are_brought_to_the_same_range_and_nothing_changes(groups, matrix, seed):
-    network, data = chain(groups, matrix, seed)
-    before = observed_ranges(network, data, 8)
-    copy, told = equalize(network, before)
-    assert difference(outputs(copy, data), outputs(network, data)) < 1e-5
-    seen = observed_ranges(copy, data, 8)
-    old, largest = (np.maximum(-ranges["a"][0], ranges["a"][1]) for ranges in (before, seen))
-    scaled = old >= old.max() / MAX_SCALE  # by no more than that
-    assert np.allclose(largest[scaled], old.max(), rtol=1e-3)
-    for name, (low, high) in seen.items():
-        assert np.allclose(told[name][0], low, rtol=1e-3, atol=1e-5)
-        assert np.allclose(told[name][1], high, rtol=1e-3, atol=1e-5)
-
-
-def test_batches_do_not_matter_for_the_ranges():
-    network, data = chain()
-    one, many = (observed_ranges(network, data, size) for size in (32, 5))
-    assert all(np.array_equal(one[name], many[name]) for name in one)
-
-
-@pytest.mark.parametrize(("cut", "largest"), [(True, 64), (False, 127)])
-def test_weights_have_seven_bits_where_sums_are_cut(cut, largest, monkeypatch):
-    monkeypatch.setattr(ort_quantizer, "saturates", lambda: cut)
-    network, data = chain()
-    found = quantized(network, observed_ranges(network, data, 32)).graph.initializers.values()
-    weights = [w for v in found if (w := v.const_value.numpy()).dtype == np.int8 and w.ndim > 1]
-    assert weights
-    assert all(np.abs(weight.astype(int)).max() == largest for weight in weights)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_scaled_alike_a_chain_errs_less_in_int8(seed):
-    network, data = chain(groups=8, seed=seed)
-    wanted, ranges = outputs(network, data), observed_ranges(network, data, 32)
-    plain = difference(outputs(quantized(network, ranges), data), wanted)
-    even = difference(outputs(quantized(*equalize(network, ranges)), data), wanted)
-    assert even < min(0.03, plain / 3)
-
-
-@pytest.mark.parametrize("groups", [1, 2, 8])
-@pytest.mark.parametrize("kinds", ["tc", "ct", "tt"])
-def test_components_of_transposed_convolutions_are_evened_too(groups, kinds):
-    rng = np.random.default_rng(groups)
-    sizes = 10.0 ** rng.uniform(-1.5, 1.5, 8)
-    first, second = ("ConvTranspose" if kind == "t" else "Conv" for kind in kinds)
-    w = rng.standard_normal((8, 8 // groups, 3, 3))
-    along = np.repeat(sizes.reshape(groups, -1), 8 // groups, axis=0)[..., None, None]
-    w *= along if first == "ConvTranspose" else sizes[:, None, None, None]
-    v = rng.standard_normal((8, 8, 1, 1))
-    v /= sizes[:, None, None, None] if second == "ConvTranspose" else sizes[None, :, None, None]
-    text = f"""net (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {{
-        a = {first} <group = {groups}, pads = [1, 1, 1, 1]> (x, w)
-        y = {second} (a, v) }}"""
-    model = from_text(text, w=w.astype(np.float32), v=v.astype(np.float32))
-    network, data = ir.from_proto(model), from_arrays({"x": noise(32, 8, 6, 6)}, "noise")
-    ranges, wanted = observed_ranges(network, data, 8), outputs(network, data)
-    copy, told = equalize(network, ranges)
-    assert difference(outputs(copy, data), wanted) < 1e-5
-    largest = np.maximum(-told["a"][0], told["a"][1])
-    assert np.allclose(largest, largest[0], rtol=1e-3)
-    assert difference(outputs(quantized(copy, told), data), wanted) < 0.05
-
-
 ODD = {
     "a single number": """a = Conv <pads = [1, 1, 1, 1]> (x, w)
         s = ReduceMax <keepdims = 0> (a) y = Mul (a, s)""",
@@ -169,84 +98,6 @@ def test_odd_graphs_are_quantized_as_far_as_they_can_be(body, count, tmp_path):
     check_int8(source.network, has_samples=True)
     small = quantize_network(source.network, source, config)
     assert difference(outputs(small, source.calib), outputs(source.network, source.calib)) < 0.05
-
-
-UNEVEN = {
-    "a relu between": "a = Conv (x, w) r = Relu (a) y = Conv (r, v)",
-    "products over more axes": "a = MatMul (x, m) y = MatMul (a, n)",
-    "another use": "a = Conv (x, w) b = Conv (a, v) s = Conv (a, v) y = Add (b, s)",
-    "shared weights": "a = Conv (x, w) b = Conv (a, v) y = Conv (b, v)",
-}
-
-
-@pytest.mark.parametrize("body", UNEVEN.values(), ids=UNEVEN)
-def test_what_is_not_free_is_left_alone(body):
-    text = f"net (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {{ {body} }}"
-    weights = {name: noise(8, 8, 1, 1, seed=n) for n, name in enumerate("wv")}
-    weights |= {name: noise(6, 6, seed=n) for n, name in enumerate("mn")}
-    network = ir.from_proto(from_text(text, **weights))
-    data = from_arrays({"x": noise(8, 8, 6, 6)}, "noise")
-    copy, _ = equalize(network, observed_ranges(network, data, 8))
-    for name, weight in weights.items():
-        assert np.array_equal(copy.graph.initializers[name].const_value.numpy(), weight)
-
-
-def test_the_quantizer_is_that_of_onnxruntime_with_a_scale_a_channel():
-    network, data = chain()
-    model = ir.to_proto(quantized(network, observed_ranges(network, data, 32)))
-    onnx.checker.check_model(model, full_check=True)
-    sizes = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    types = {t.name: t.data_type for t in model.graph.initializer}
-    assert types["w_quantized"] == types["v_quantized"] == onnx.TensorProto.INT8
-    assert sizes["w_scale"] == sizes["v_scale"] == (8,)
-    assert sizes["a_scale"] == ()
-
-
-def test_steps_can_stay_in_floating_point():
-    network, data = chain()
-    ranges = observed_ranges(network, data, 32)
-    assert linear_steps(network) == ["a", "y"]
-    model = ir.to_proto(quantized(network, ranges, ["y"]))
-    names = {t.name for t in model.graph.initializer}
-    assert "w_quantized" in names
-    assert "v_quantized" not in names
-
-
-def test_old_operator_sets_are_quantized_too():
-    network, data = chain()
-    proto = onnx.version_converter.convert_version(ir.to_proto(network), 11)
-    old = ir.from_proto(proto)
-    found = quantized(*equalize(old, observed_ranges(old, data, 8)))
-    assert found.opset_imports[""] >= quantize.OLDEST_OPSET
-    assert difference(outputs(found, data), outputs(network, data)) < 0.1
-
-
-CROSSED = {
-    "a product of rows of pictures": "a = Conv (x, w) y = MatMul (a, m)",
-    "a convolution of products": "a = MatMul (x, m) y = Conv (a, w)",
-}
-
-
-@pytest.mark.parametrize("body", CROSSED.values(), ids=CROSSED)
-def test_steps_whose_components_lie_along_other_axes_are_not_scaled(body):
-    text = f"net (float[N, 6, 6, 6] x) => (float[N, 6, 6, 6] y) {{ {body} }}"
-    weights = {"w": noise(6, 6, 1, 1), "m": noise(6, 6, seed=1)}
-    network = ir.from_proto(from_text(text, **weights))
-    data = from_arrays({"x": noise(8, 6, 6, 6, seed=2)}, "noise")
-    copy, _ = equalize(network, observed_ranges(network, data, 8))
-    assert difference(outputs(copy, data), outputs(network, data)) == 0
-
-
-def test_weights_and_numbers_in_constant_nodes_are_quantized_and_counted():
-    text = """net (float[N, 3, 6, 6] x) => (float[N, 3, 6, 6] y) {
-        w = Constant <value = float[3, 3, 1, 1] {1,0,0, 0,2,0, 0,0,3}> ()
-        six = Constant <value = float {6.0}> ()
-        a = Conv (x, w)
-        y = Mul (a, six) }"""
-    network, data = ir.from_proto(from_text(text)), from_arrays({"x": noise(8, 3, 6, 6)}, "noise")
-    small = quantized(network, observed_ranges(network, data, 8))
-    assert difference(outputs(small, data), outputs(network, data)) < 0.05
-    assert count_macs(small, data.read(np.arange(1))) == 9 * 36
 
 
 def test_old_operator_sets_are_timed():
@@ -301,38 +152,6 @@ def test_a_network_in_half_precision_is_refused(tmp_path):
 def test_a_dry_run_refuses_what_a_conversion_refuses(place):
     with pytest.raises(ConverterError, match="--int8 needs sample inputs"):
         dry_run("net.onnx", Options.of(int8=True, max_error=0.1))
-
-
-def test_data_that_cannot_be_read_is_not_blamed_on_the_quantizer():
-    network, data = chain()
-
-    def fails(indices):
-        raise ConverterError("The images differ in size.")
-
-    with pytest.raises(ConverterError, match=r"^The images differ in size\.$"):
-        observed_ranges(network, replace(data, read=fails), 8)
-
-
-def test_a_network_that_is_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(quantize, "MAX_FILE_BYTES", 100)
-    network, data = chain()
-    with pytest.raises(ConverterError, match="2 GB or more cannot be quantized"):
-        observed_ranges(network, data, 8)
-
-
-def test_what_the_quantizer_cannot_do_is_told_in_a_sentence(monkeypatch):
-    def fails(*arguments):
-        raise ValueError("no such scale\nin two lines")
-
-    monkeypatch.setattr(ort_quantizer.QDQQuantizer, "quantize_model", fails)
-    network, data = chain()
-    with pytest.raises(
-        ConverterError, match=r"cannot quantize the network: .*no such scale; leave"
-    ):
-        quantized(network, observed_ranges(network, data, 8))
-
-
-# end to end
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Torch models: built, exported, matched with their graph, and rewritten just as it is."""
+"""Torch models matched with their graphs, and rewritten just as these are."""
 
 import copy
 
@@ -10,23 +10,15 @@ import torch
 import torch.nn.functional as F
 from helpers import (
     EXACT_FORMS,
-    FEW,
     LITTLE,
     SPLITTING_FORMS,
     at_full_rank,
-    compute,
-    convolutions,
     difference,
-    input_for,
-    make_conv,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from converter.decomposition.conv import PADDING_MODES, Chain
 from converter.decomposition.decompose import decompose
-from converter.decomposition.form import fit_rank, full_rank, skeleton
+from converter.decomposition.form import fit_rank, full_rank
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
@@ -34,7 +26,6 @@ from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
 from converter.models import export as torch_export
 from converter.models import match as torch_network
-from converter.models.modules import read_module, replace_module, to_modules
 
 
 class Branches(nn.Module):
@@ -101,19 +92,6 @@ class Odd(nn.Module):
         return two, [self.upward(x), self.line(x.flatten(2))]
 
 
-class Branching(nn.Module):
-    """Which way it goes depends on the numbers: torch cannot export it."""
-
-    def __init__(self):
-        """Make the one layer."""
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3)
-
-    def forward(self, x):
-        """Convolve ``x`` or leave it."""
-        return self.conv(x) if x.sum() > 0 else x
-
-
 X = np.random.default_rng(0).standard_normal((3, 4, 9, 8)).astype(np.float32)
 FEEDS = {"x": X[:1]}
 
@@ -177,25 +155,6 @@ def chains_for(layers, form, share):
 def rewritten_graph(network, layers, chains):
     by_output = {layer.output: (layer.name, chains[layer.name]) for layer in layers}
     return rewrite(network, by_output)
-
-
-def test_the_export_computes_what_the_model_computes(model, network):
-    found = onnx_outputs(network)
-    wanted = torch_outputs(copy.deepcopy(model).eval())
-    assert len(found) == len(wanted) == 12
-    for ours, theirs in zip(found, wanted):
-        assert difference(ours, theirs) < 1e-5
-
-
-def test_the_export_leaves_the_model_in_training(model, network):
-    assert all(module.training for module in model.modules())
-    assert int(model.branches["normed"][1].num_batches_tracked) == 0
-
-
-def test_the_batch_axis_of_the_export_is_free(network):
-    (item,) = onnx_network.inputs(network)
-    assert (item.name, item.shape, item.dtype) == ("x", (None, 4, 9, 8), np.float32)
-    assert [len(output) for output in onnx_outputs(network, X[:2])] == [2] * 12
 
 
 def test_every_plain_convolution_is_matched(model, layers):
@@ -296,20 +255,6 @@ def test_a_bias_that_the_model_did_not_have_is_added_and_rebuilt(model, layers):
         assert difference(ours, theirs) < 1e-6
 
 
-def test_a_saved_program_runs_without_its_class(model, layers, tmp_path):
-    chains = chains_for(layers, FORMS["spatial"], 0.5)
-    module = torch_network.apply(model, layers, chains).eval()
-    torch_export.save_program(module, {"x": (1, 4, 9, 8)}, tmp_path / "model.pt2")
-    program = torch_export.load_program(tmp_path / "model.pt2")
-    for ours, theirs in zip(torch_outputs(program), torch_outputs(module), strict=True):
-        assert difference(ours, theirs) < 1e-5
-
-
-def test_a_model_that_torch_cannot_save_is_refused(tmp_path):
-    with pytest.raises(ConverterError, match=r"torch cannot save the converted model as m\.pt2: "):
-        torch_export.save_program(Branching().eval(), {"x": (1, 4, 9, 8)}, tmp_path / "m.pt2")
-
-
 def test_a_layer_whose_module_has_another_kernel_is_kept(model, layers):
     changed = copy.deepcopy(model)
     with torch.no_grad():
@@ -373,12 +318,6 @@ def test_an_odd_model_is_rewritten_where_it_can_be(odd, odd_layers):
         assert difference(ours, theirs) < 1e-4
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 9, 8), (1, 4), (1, 4, 2, 2)])
-def test_inputs_that_the_model_cannot_take_are_refused(shape, model):
-    with pytest.raises(ConverterError, match=r"does not run on inputs of shape \{'x': \(2, "):
-        torch_export.export(model, {"x": np.zeros(shape, np.float32)})
-
-
 def test_a_model_that_fails_on_one_example_is_refused(model, layers):
     class Pairs(Branches):
         def forward(self, x):
@@ -388,190 +327,6 @@ def test_a_model_that_fails_on_one_example_is_refused(model, layers):
 
     with pytest.raises(ConverterError, match=r"\(1, 4, 9, 8\)\}: ValueError: give me two"):
         torch_network.match(Pairs().eval(), layers, FEEDS)
-
-
-def test_too_few_inputs_are_refused():
-    with pytest.raises(ConverterError, match="The model does not run on inputs of shape"):
-        torch_export.export(nn.Bilinear(2, 2, 2), {"x": np.zeros((1, 2), np.float32)})
-
-
-def test_a_model_that_torch_cannot_export_is_refused():
-    with pytest.raises(ConverterError, match="torch cannot export the model to ONNX"):
-        torch_export.export(Branching().eval(), FEEDS)
-
-
-@pytest.mark.parametrize("mode", PADDING_MODES)
-@pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_a_chain_as_modules_computes_what_the_convolution_does(mode, axes, symmetric):
-    pads = ((1, 1), (2, 2), (0, 0)) if symmetric else ((1, 2), (1, 1), (0, 2))
-    conv = make_conv(
-        (6, 3, *(3, 4, 2)[:axes]),
-        groups=2,
-        stride=(2, 1, 1)[:axes],
-        padding=pads[:axes],
-        dilation=(1, 2, 1)[:axes],
-        padding_mode=mode,
-    )
-    x = input_for(conv)
-    chain = at_full_rank(conv, "flattened")
-    assert difference(torch_outputs(to_modules(chain), x)[0], compute([conv], x)) < 1e-5
-
-
-@pytest.mark.parametrize("mode", PADDING_MODES)
-def test_a_pad_stands_only_where_a_convolution_has_none(mode):
-    even = make_conv((6, 4, 3, 3), padding=((1, 1), (2, 2)), padding_mode=mode)
-    uneven = make_conv((6, 4, 3, 3), padding=((1, 1), (2, 1)), padding_mode=mode)
-    assert [type(module) for module in to_modules(Chain((even,)))] == [nn.Conv2d]
-    pad, conv = to_modules(Chain((uneven,)))
-    assert pad.padding == (2, 1, 1, 1)
-    assert (conv.padding, conv.padding_mode) == ((0, 0), "zeros")
-
-
-@FEW
-@given(conv=convolutions() | convolutions(axes=1) | convolutions(axes=3))
-def test_a_module_read_back_is_the_convolution_it_was_made_of(conv):
-    modules = to_modules(Chain((conv,)))
-    found = read_module(modules[-1])
-    assert found.kernel.tobytes() == conv.kernel.tobytes()
-    assert (found.bias is None) == (conv.bias is None)
-    assert (found.stride, found.dilation, found.groups) == (conv.stride, conv.dilation, conv.groups)
-    x = input_for(conv)
-    assert difference(torch_outputs(modules, x)[0], compute([conv], x)) < 1e-5
-
-
-@FEW
-@given(
-    k=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    mode=st.sampled_from(PADDING_MODES),
-    padding=st.sampled_from(["same", "valid", 1, (2, 0)]),
-)
-def test_paddings_by_name_or_number_are_read_as_torch_means_them(k, dilation, mode, padding):
-    module = nn.Conv2d(4, 6, k, dilation=dilation, padding=padding, padding_mode=mode)
-    x = np.random.default_rng(0).standard_normal((2, 4, 11, 12)).astype(np.float32)
-    assert difference(compute([read_module(module)], x), torch_outputs(module, x)[0]) < 1e-5
-
-
-def test_reading_a_module_copies_its_weights():
-    module = nn.Conv2d(4, 6, 3)
-    conv = read_module(module)
-    before = conv.kernel.copy()
-    with torch.no_grad():
-        module.weight.zero_()
-    assert conv.kernel.tobytes() == before.tobytes()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_modules_keep_the_type_of_the_weights(dtype):
-    module = nn.Conv2d(4, 6, 3).to(dtype)
-    conv = read_module(module)
-    assert conv.kernel.dtype.name == str(dtype).removeprefix("torch.")
-    (again,) = to_modules(Chain((conv,)))
-    assert again.weight.dtype == again.bias.dtype == dtype
-    assert torch.equal(again.weight, module.weight)
-    assert torch.equal(again.bias, module.bias)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_replacement_takes_the_mode_of_what_it_replaces(training):
-    root = nn.Sequential(nn.Conv2d(4, 6, 3)).train(training)
-    bones = skeleton(read_module(root[0]), FORMS["channel"], (2,))
-    replace_module(root, "0", bones, root[0])
-    assert {module.training for module in root[0].modules()} == {training}
-
-
-def test_the_outputs_of_a_model_are_flattened_in_order():
-    a, b, c = (torch.full((1,), float(n)) for n in range(3))
-    assert torch_export.flat_outputs({"z": a, "y": [b, (c,)]}) == [a, b, c]
-    assert torch_export.flat_outputs(a) == [a]
-    assert torch_export.flat_outputs(None) == []
-
-
-def test_the_inputs_of_a_model_are_what_forward_demands():
-    class Net(nn.Module):
-        def forward(self, image, mask, scale=1.0, *rest, flag=False, **options):
-            return image
-
-    assert torch_export.input_names(Net()) == ("image", "mask")
-    assert torch_export.input_names(nn.Sequential(nn.ReLU())) == ("input",)
-
-
-def build(spec, arguments=None, checkpoint=None):
-    return torch_export.build(spec, arguments or {}, checkpoint, trust_pickle=False)
-
-
-def test_a_factory_is_called_with_its_arguments(workplace):
-    model = build("toy:build", {"width": 5})
-    assert model.conv1.out_channels == 5
-    assert not model.training
-
-
-def test_a_factory_is_filled_from_a_checkpoint(workplace):
-    wanted = {name: tensor + 1 for name, tensor in build("toy:build").state_dict().items()}
-    torch.save(wanted, workplace / "weights.pt")
-    found = build("toy:build", checkpoint=workplace / "weights.pt").state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-
-
-@pytest.mark.parametrize(
-    ("spec", "sentence"),
-    [
-        ("toy", r"must be written package\.module:name"),
-        ("toy:", r"must be written package\.module:name"),
-        (":build", r"must be written package\.module:name"),
-        ("no_such_module:build", "module 'no_such_module' cannot be imported: ModuleNotFound"),
-        ("toy.inner:build", r"module 'toy\.inner' cannot be imported: ModuleNotFound"),
-        ("broken:build", "module 'broken' cannot be imported: SyntaxError"),
-        ("raising:build", "module 'raising' cannot be imported: RuntimeError: not today"),
-        ("toy:missing", "toy has no callable named 'missing'"),
-        ("toy:__name__", "toy has no callable named '__name__'"),
-        ("toy:fails", "Factory 'toy:fails' failed: RuntimeError: no such backbone"),
-        ("toy:number", "Factory 'toy:number' gave a int, not an nn.Module"),
-    ],
-)
-def test_a_factory_that_gives_no_model_is_refused(spec, sentence, workplace):
-    (workplace / "broken.py").write_text("def build(:\n")
-    (workplace / "raising.py").write_text("raise RuntimeError('not today')\n")
-    with pytest.raises(ConverterError, match=sentence):
-        build(spec)
-
-
-def test_arguments_that_the_factory_does_not_take_are_refused(workplace):
-    with pytest.raises(ConverterError, match=r"failed: TypeError: .* 'depth'"):
-        build("toy:build", {"depth": 3})
-
-
-def test_a_checkpoint_of_another_width_is_refused(workplace):
-    torch.save(build("toy:build", {"width": 4}).state_dict(), workplace / "weights.pt")
-    with pytest.raises(ConverterError, match=r"does not fit the model: .* of another shape"):
-        build("toy:build", checkpoint=workplace / "weights.pt")
-
-
-def test_a_pickled_module_is_read_when_trusted(tmp_path):
-    path = tmp_path / "net.pt"
-    torch.save(nn.Sequential(nn.Conv2d(4, 6, 3)), path)
-    model = torch_export.unpickle(path, trust_pickle=True)
-    assert type(model[0]) is nn.Conv2d
-    assert not model.training
-
-
-def test_a_pickled_module_is_refused_without_trust(tmp_path):
-    torch.save(nn.Conv2d(4, 6, 3), tmp_path / "net.pt")
-    with pytest.raises(ConverterError, match="or pass --trust-pickle to unpickle"):
-        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=False)
-
-
-@pytest.mark.parametrize("trust", [True, False])
-def test_a_missing_pickle_is_refused(trust, tmp_path):
-    with pytest.raises(ConverterError, match="does not exist"):
-        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=trust)
-
-
-def test_a_state_dict_is_no_pickled_module(tmp_path):
-    torch.save(nn.Conv2d(4, 6, 3).state_dict(), tmp_path / "net.pt")
-    with pytest.raises(ConverterError, match=r"holds a OrderedDict, not a pickled nn\.Module"):
-        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=True)
 
 
 def test_a_bias_that_a_dense_module_was_given_is_rebuilt():

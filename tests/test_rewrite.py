@@ -1,16 +1,14 @@
-"""ONNX graphs: loading, observing, surveying, and rewriting without changing what they compute."""
+"""Graphs rewritten with chains or other weights: they compute what the chains compute."""
 
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from helpers import (
     EXACT_FORMS,
     FEW,
-    SOME,
     at_full_rank,
     compute,
     convolutions_for,
@@ -29,11 +27,10 @@ from converter.decomposition.decompose import decompose
 from converter.decomposition.form import skeleton
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
-from converter.graph import network as onnx_network
 from converter.graph.network import count_params, open_session
 from converter.graph.rewrite import replace_weights, rewrite
-from converter.graph.survey import count_macs, survey
-from converter.runtime.ort import OnnxRuntime, run
+from converter.graph.survey import survey
+from converter.runtime.ort import run
 
 
 def random(*shape, seed=0):
@@ -56,13 +53,6 @@ X = random(2, 4, 9, 8, seed=3)
 @pytest.fixture
 def two_layers():
     return ir.from_proto(from_text(TWO_LAYERS, **TWO_WEIGHTS))
-
-
-@pytest.fixture
-def two_layer_file(tmp_path):
-    path = tmp_path / "two.onnx"
-    onnx.save(from_text(TWO_LAYERS, **TWO_WEIGHTS), path)
-    return path
 
 
 def one_conv(conv):
@@ -101,318 +91,6 @@ def chains_of(model, form, feeds):
     return {
         layer.output: (layer.name, at_full_rank(layer.conv, form)) for layer in survey(model, feeds)
     }
-
-
-def only_layer(text, x=X, **weights):
-    (layer,) = survey(ir.from_proto(from_text(text, **weights)), {"x": x})
-    return layer
-
-
-def test_a_file_is_loaded_and_saved(two_layer_file, tmp_path):
-    model = onnx_network.load(two_layer_file)
-    onnx_network.save(model, tmp_path / "again.onnx")
-    again = onnx_network.load(tmp_path / "again.onnx")
-    session = onnxruntime.InferenceSession(two_layer_file)
-    (wanted,) = session.run(None, {"x": X})
-    assert difference(outputs(again, X)["y"], wanted) < 1e-5
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ConverterError, match=r"nowhere\.onnx does not exist"):
-        onnx_network.load(tmp_path / "nowhere.onnx")
-
-
-def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(ConverterError, match=r"is a folder; name an \.onnx file"):
-        onnx_network.load(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"\n", b"This is a text.\n" * 9, b"{}", b"\x00" * 64])
-def test_a_file_of_another_kind_is_refused(content, tmp_path):
-    path = tmp_path / "net.onnx"
-    path.write_bytes(content)
-    with pytest.raises(ConverterError, match="is not a valid ONNX file"):
-        onnx_network.load(path)
-
-
-@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.9, 0.99])
-def test_a_truncated_file_is_refused(fraction, two_layer_file):
-    content = two_layer_file.read_bytes()
-    two_layer_file.write_bytes(content[: int(fraction * len(content))])
-    with pytest.raises(ConverterError, match="is not a valid ONNX file"):
-        onnx_network.load(two_layer_file)
-
-
-def test_weights_beside_the_graph_are_read_unless_they_are_lost(tmp_path):
-    path = tmp_path / "net.onnx"
-    model = from_text(TWO_LAYERS, **TWO_WEIGHTS)
-    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    first, _ = survey(onnx_network.load(path), {"x": X})
-    assert first.conv.kernel.tobytes() == TWO_WEIGHTS["first"].tobytes()
-    (tmp_path / "weights.bin").unlink()
-    with pytest.raises(ConverterError, match="is not a valid ONNX file"):
-        onnx_network.load(path)
-
-
-def test_a_graph_that_uses_an_unknown_tensor_is_refused(tmp_path):
-    path = tmp_path / "net.onnx"
-    onnx.save(from_text("g (float[1] x) => (float[1] y) { y = Add (x, nothing) }"), path)
-    with pytest.raises(ConverterError, match="is not a valid ONNX file"):
-        onnx_network.load(path)
-
-
-def test_the_inputs_are_those_that_a_caller_feeds():
-    text = """g (float[N, 4, 9, 8] x, int64[M] index, float16 scale, float[6, 4, 3, 3] w)
-        => (float[N, 6, P, Q] y) { y = Conv (x, w) }"""
-    model = ir.from_proto(from_text(text, w=random(6, 4, 3, 3)))
-    actual = {item.name: (item.shape, item.dtype) for item in onnx_network.inputs(model)}
-    assert actual == {
-        "x": ((None, 4, 9, 8), np.float32),
-        "index": ((None,), np.int64),
-        "scale": ((), np.float16),
-    }
-
-
-def test_a_size_of_minus_one_is_free():
-    text = "g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) { y = Conv (x, w) }"
-    model = from_text(text, w=random(6, 4, 3, 3))
-    for axis in (0, 2, 3):
-        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = -1
-    network = ir.from_proto(model)
-    assert [item.shape for item in onnx_network.inputs(network)] == [(None, 4, None, None)]
-    for feeds in ({"x": random(2, 4, 9, 8)}, {"x": random(3, 4, 5, 6)}):
-        (layer,) = survey(network, feeds)
-        assert layer.reason is None and layer.size == feeds["x"].shape[2:]
-
-
-def test_other_negative_sizes_are_refused():
-    model = from_text("g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = -2
-    with pytest.raises(ConverterError, match=r"Input 'x' .* has a size below 0"):
-        onnx_network.inputs(ir.from_proto(model))
-
-
-def test_an_input_that_is_not_a_tensor_is_refused():
-    sequence = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, None)
-    output = helper.make_tensor_value_info("y", TensorProto.INT64, [])
-    graph = helper.make_graph(
-        [helper.make_node("SequenceLength", ["x"], ["y"])], "g", [sequence], [output]
-    )
-    model = ir.from_proto(helper.make_model(graph, ir_version=8))
-    with pytest.raises(ConverterError, match=r"Input 'x' .* has no tensor type or shape"):
-        onnx_network.inputs(model)
-
-
-def test_an_input_of_unknown_rank_is_refused():
-    model = from_text("g (float[] x) => (float[] y) { y = Relu (x) }")
-    with pytest.raises(ConverterError, match=r"Input 'x' .* has no tensor type or shape"):
-        onnx_network.inputs(ir.from_proto(model))
-
-
-def test_a_session_names_the_providers_that_there_are(two_layers):
-    with pytest.raises(ConverterError, match=r"'NoSuchProvider' is not available .* CPUExecution"):
-        open_session(two_layers, runtime=OnnxRuntime(provider="NoSuchProvider"))
-
-
-def test_a_graph_that_onnxruntime_does_not_know_is_refused():
-    model = from_text("g (float[1] x) => (float[1] y) { y = NoSuchOperator (x) }")
-    with pytest.raises(ConverterError, match="onnxruntime cannot open the network"):
-        open_session(ir.from_proto(model))
-
-
-@pytest.mark.parametrize(
-    "feeds", [{}, {"x": X[:, :3]}, {"x": X.astype(np.float64)}, {"x": X, "z": X}]
-)
-def test_inputs_that_do_not_fit_are_refused(feeds, two_layers):
-    with pytest.raises(ConverterError, match="onnxruntime cannot run the network on inputs"):
-        run(open_session(two_layers), feeds)
-
-
-def test_inner_tensors_are_observed(two_layers):
-    actual = observe(two_layers, ["b", "y", "b", "x"], {"x": X})
-    conv = make_conv((6, 4, 3, 3), dtype=np.float32, padding=((1, 1), (1, 1)))
-    wanted = compute([conv], X) - conv.bias[:, None, None] + TWO_WEIGHTS["bias"][:, None, None]
-    assert set(actual) == {"b", "y", "x"}
-    assert difference(actual["b"], np.maximum(wanted, 0)) < 1e-5
-    assert actual["x"].tobytes() == X.tobytes()
-    assert difference(actual["y"], outputs(two_layers, X)["y"]) < 1e-5
-
-
-def test_observing_leaves_the_graph_as_it_is(two_layers):
-    before = ir.to_proto(two_layers).SerializeToString(deterministic=True)
-    observe(two_layers, ["a"], {"x": X})
-    onnx_network.compute_shapes(two_layers, ["a"], {"x": X})
-    assert ir.to_proto(two_layers).SerializeToString(deterministic=True) == before
-
-
-def test_shapes_are_observed(two_layers):
-    actual = onnx_network.compute_shapes(two_layers, ["x", "a", "y"], {"x": X})
-    assert actual == {"x": (2, 4, 9, 8), "a": (2, 6, 9, 8), "y": (2, 5, 4, 7)}
-
-
-def test_the_free_batch_axis_gets_its_name(two_layers):
-    named = onnx_network.name_batch_axis(two_layers)
-    assert [str(dim) for dim in named.graph.inputs[0].shape] == ["batch", "4", "9", "8"]
-    assert [str(dim) for dim in two_layers.graph.inputs[0].shape] == ["N", "4", "9", "8"]
-    assert difference(outputs(named, X)["y"], outputs(two_layers, X)["y"]) < 1e-5
-
-
-@SOME
-@given(data=st.data())
-def test_a_surveyed_convolution_is_the_one_in_the_graph(data):
-    conv = data.draw(convolutions_for("channel", np.float32))
-    x = input_for(conv)
-    (layer,) = survey(one_conv(conv), {"x": x})
-    assert layer.conv.kernel.tobytes() == conv.kernel.tobytes()
-    for field in ("stride", "padding", "dilation", "groups", "padding_mode", "transposed"):
-        assert getattr(layer.conv, field) == getattr(conv, field)
-    assert (layer.conv.bias is None) == (conv.bias is None)
-    assert (layer.name, layer.output, layer.weight, layer.reason) == ("w", "y", "w", None)
-    assert layer.size == x.shape[2:]
-    assert (layer.params, layer.macs) == (conv.params, conv.macs(x.shape[2:]))
-    assert difference(compute([layer.conv], x), outputs(one_conv(conv), x)["y"]) < 1e-5
-
-
-@SOME
-@given(
-    auto_pad=st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"]),
-    size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
-    k=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-)
-def test_padding_left_to_the_runtime_is_read_as_the_runtime_does(auto_pad, size, k, strides):
-    text = f"""g (float[N, 2, {size[0]}, {size[1]}] x) => (float[N, 3, P, Q] y) {{
-        y = Conv <auto_pad = "{auto_pad}", strides = [{strides[0]}, {strides[1]}]> (x, w)
-    }}"""
-    model = ir.from_proto(from_text(text, w=random(3, 2, *k)))
-    x = random(1, 2, *size, seed=1)
-    (layer,) = survey(model, {"x": x})
-    wanted = outputs(model, x)["y"]
-    assert difference(compute([layer.conv], x), wanted) < 1e-5
-    rewritten = rewrite(model, chains_of(model, "channel", {"x": x}))
-    assert difference(outputs(rewritten, x)["y"], wanted) < 1e-4
-
-
-def test_an_explicit_kernel_shape_changes_nothing():
-    text = """g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) {
-        y = Conv <kernel_shape = [3, 3], group = 1, dilations = [1, 1]> (x, w)
-    }"""
-    layer = only_layer(text, w=random(6, 4, 3, 3))
-    assert (layer.conv.k, layer.conv.groups, layer.reason) == ((3, 3), 1, None)
-
-
-def test_layers_are_listed_in_graph_order_with_their_cost(two_layers):
-    first, second = survey(two_layers, {"x": X})
-    assert (first.name, second.name) == ("first", "second")
-    assert (first.params, second.params) == (6 * 4 * 9 + 6, 5 * 6 * 6)
-    assert (first.macs, second.macs) == (6 * 4 * 9 * 9 * 8, 5 * 6 * 6 * 4 * 7)
-    assert (first.size, second.size) == ((9, 8), (9, 8))
-
-
-@pytest.mark.parametrize(
-    ("weight", "node", "name"),
-    [
-        ("features.0.weight", "Conv_0", "features.0"),
-        ("onnx::Conv_12", "/features/0/Conv", "/features/0/Conv"),
-        ("onnx::Conv_12", "", "y"),
-        ("w", "Conv_0", "w"),
-    ],
-)
-def test_a_layer_is_named_by_its_weight_or_its_node(weight, node, name):
-    model = from_text("g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) { y = Conv (x, w) }")
-    model.graph.node[0].input[1], model.graph.node[0].name = weight, node
-    model.graph.initializer.append(onnx.numpy_helper.from_array(random(6, 4, 3, 3), weight))
-    (layer,) = survey(ir.from_proto(model), {"x": X})
-    assert layer.name == name
-
-
-def test_layers_that_share_a_weight_are_told_apart():
-    text = """g (float[N, 4, 9, 8] x) => (float[N, 4, P, Q] y) {
-        a = Conv (x, w)
-        y = Conv (a, w)
-    }"""
-    layers = survey(ir.from_proto(from_text(text, w=random(4, 4, 3, 3))), {"x": X})
-    assert [layer.name for layer in layers] == ["a", "y"]
-    assert [layer.reason for layer in layers] == [None, None]
-
-
-def test_a_weight_that_is_fed_is_kept():
-    text = """g (float[N, 4, 9, 8] x, float[6, 4, 3, 3] w) => (float[N, 6, P, Q] y) {
-        y = Conv (x, w)
-    }"""
-    feeds = {"x": X, "w": random(6, 4, 3, 3)}
-    (layer,) = survey(ir.from_proto(from_text(text)), feeds)
-    assert layer.reason == "its weight is not a constant of the graph"
-    assert layer.conv is None
-
-
-def test_a_weight_that_is_computed_is_kept():
-    text = """g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) {
-        v = Relu (w)
-        y = Conv (x, v)
-    }"""
-    layer = only_layer(text, w=random(6, 4, 3, 3))
-    assert layer.reason == "its weight is not a constant of the graph"
-
-
-def test_a_bias_that_is_computed_is_kept():
-    text = """g (float[N, 4, 9, 8] x) => (float[N, 6, P, Q] y) {
-        c = Relu (b)
-        y = Conv (x, w, c)
-    }"""
-    layer = only_layer(text, w=random(6, 4, 3, 3), b=random(6))
-    assert layer.reason == "its bias is not a constant of the graph"
-
-
-def test_a_convolution_inside_a_subgraph_is_kept():
-    text = """g (float[N, 4, 9, 8] x, bool[] which) => (float[N, 6, P, Q] y) {
-        a = Conv (x, v)
-        y = If (which) <
-            then_branch = then_graph () => (float[N, 6, P, Q] z) { z = Conv (x, w) },
-            else_branch = else_graph () => (float[N, 6, P, Q] z) { z = Relu (a) }
-        >
-    }"""
-    model = ir.from_proto(from_text(text, v=random(6, 4, 3, 3), w=random(6, 4, 3, 3, seed=1)))
-    outer, inner = survey(model, {"x": X, "which": np.array(True)})
-    assert outer.reason is None
-    assert inner.reason == "it is inside a subgraph"
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
-def test_a_weight_that_is_not_finite_is_refused(value, operator):
-    text = f"g (float[N, 4, 9, 8] x) => (float[N, 4, P, Q] y) {{ y = {operator} (x, w) }}"
-    weight = random(4, 4, 3, 3)
-    weight[1, 2, 0, 0] = value
-    with pytest.raises(ConverterError, match="The weight of layer w holds NaN or infinite values"):
-        only_layer(text, w=weight)
-
-
-def test_a_network_that_cannot_run_is_not_surveyed(two_layers):
-    with pytest.raises(ConverterError, match="cannot run the network on inputs of shape"):
-        survey(two_layers, {"x": X[:, :2]})
-
-
-def test_the_network_is_counted_for_one_example():
-    text = """g (float[N, 4, 9, 8] x) => (float[N, 7] y) {
-        a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
-        p = GlobalAveragePool (a)
-        f = Flatten (p)
-        h = MatMul (f, m)
-        y = Gemm (h, v)
-    }"""
-    weights = {"w": random(6, 4, 3, 3), "b": random(6), "m": random(6, 5), "v": random(5, 7)}
-    model = ir.from_proto(from_text(text, **weights))
-    wanted = 6 * 4 * 9 * 9 * 8 + 6 * 5 + 5 * 7
-    assert {count_macs(model, {"x": X[:batch]}) for batch in (1, 2)} == {wanted}
-    assert count_params(model) == sum(array.size for array in weights.values())
-
-
-def test_a_network_without_convolutions_has_no_layers():
-    model = ir.from_proto(from_text("g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }"))
-    feeds = {"x": random(2, 4)}
-    assert survey(model, feeds) == ()
-    assert (count_macs(model, feeds), count_params(model)) == (0, 0)
 
 
 @pytest.mark.parametrize("form", EXACT_FORMS)

@@ -1,0 +1,258 @@
+"""Torch models: built, unpickled, exported as ONNX, saved as programs; others refused."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    LITTLE,
+    difference,
+)
+from torch import nn
+
+from converter.decomposition.decompose import decompose
+from converter.decomposition.form import fit_rank, full_rank
+from converter.decomposition.forms import FORMS
+from converter.errors import ConverterError
+from converter.graph import network as onnx_network
+from converter.graph.survey import survey
+from converter.models import export as torch_export
+from converter.models import match as torch_network
+
+
+class Branches(nn.Module):
+    """Every geometry and padding mode once, each with an output of its own."""
+
+    def __init__(self):
+        """Make the branches."""
+        super().__init__()
+        self.branches = nn.ModuleDict(
+            {
+                "plain": nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)),
+                "valid": nn.Sequential(nn.Conv2d(4, 6, (2, 3), padding="valid", bias=False)),
+                "strided": nn.Sequential(nn.Conv2d(4, 6, 3, stride=(2, 1), padding=(1, 2))),
+                "dilated": nn.Sequential(nn.Conv2d(4, 6, 3, dilation=(2, 1), padding=2)),
+                "grouped": nn.Sequential(nn.Conv2d(4, 6, (3, 2), padding=1, groups=2)),
+                "reflect": nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect")),
+                "replicate": nn.Sequential(
+                    nn.Conv2d(4, 6, (3, 5), padding=(1, 2), padding_mode="replicate")
+                ),
+                "circular": nn.Sequential(
+                    nn.Conv2d(4, 6, 3, stride=2, padding=1, padding_mode="circular")
+                ),
+                "same": nn.Sequential(nn.Conv2d(4, 6, (4, 2), padding="same")),
+                "same_circular": nn.Sequential(
+                    nn.Conv2d(4, 6, (2, 4), padding="same", padding_mode="circular")
+                ),
+                "normed": nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)),
+                "dead": nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)),
+            }
+        )
+
+    def forward(self, x):
+        """Run every branch on ``x``."""
+        return {name: branch(x) for name, branch in self.branches.items()}
+
+
+class Branching(nn.Module):
+    """Which way it goes depends on the numbers: torch cannot export it."""
+
+    def __init__(self):
+        """Make the one layer."""
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        """Convolve ``x`` or leave it."""
+        return self.conv(x) if x.sum() > 0 else x
+
+
+X = np.random.default_rng(0).standard_normal((3, 4, 9, 8)).astype(np.float32)
+FEEDS = {"x": X[:1]}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """``Branches`` in training mode, its norms unlike the identity, one scale zero."""
+    torch.manual_seed(0)
+    made = Branches()
+    with torch.no_grad():
+        for name in ("normed", "dead"):
+            norm = made.branches[name][1]
+            for tensor in (norm.weight, norm.bias, norm.running_mean):
+                tensor.copy_(torch.randn(6))
+            norm.running_var.copy_(torch.rand(6) + 0.5)
+        made.branches["dead"][1].weight[2] = 0
+    return made.train()
+
+
+@pytest.fixture(scope="module")
+def network(model):
+    return torch_export.export(model, FEEDS)
+
+
+@pytest.fixture(scope="module")
+def layers(model, network):
+    return torch_network.match(model, survey(network, FEEDS), FEEDS)
+
+
+def torch_outputs(model, x=X):
+    with torch.no_grad():
+        return [t.numpy() for t in torch_export.flat_outputs(model(torch.from_numpy(x)))]
+
+
+def onnx_outputs(network, x=X):
+    return list(onnx_network.run(onnx_network.open_session(network), {"x": x}).values())
+
+
+def chains_for(layers, form, share):
+    """Chains of ``form`` at about ``share`` of the full rank."""
+    chains = {}
+    for layer in layers:
+        wanted = tuple(max(round(share * r), 1) for r in full_rank(form, layer.conv))
+        rank = fit_rank(wanted, form, layer.conv)
+        chains[layer.name] = decompose(layer.conv, form, rank, LITTLE)
+    return chains
+
+
+def test_the_export_computes_what_the_model_computes(model, network):
+    found = onnx_outputs(network)
+    wanted = torch_outputs(copy.deepcopy(model).eval())
+    assert len(found) == len(wanted) == 12
+    for ours, theirs in zip(found, wanted):
+        assert difference(ours, theirs) < 1e-5
+
+
+def test_the_export_leaves_the_model_in_training(model, network):
+    assert all(module.training for module in model.modules())
+    assert int(model.branches["normed"][1].num_batches_tracked) == 0
+
+
+def test_the_batch_axis_of_the_export_is_free(network):
+    (item,) = onnx_network.inputs(network)
+    assert (item.name, item.shape, item.dtype) == ("x", (None, 4, 9, 8), np.float32)
+    assert [len(output) for output in onnx_outputs(network, X[:2])] == [2] * 12
+
+
+def test_a_saved_program_runs_without_its_class(model, layers, tmp_path):
+    chains = chains_for(layers, FORMS["spatial"], 0.5)
+    module = torch_network.apply(model, layers, chains).eval()
+    torch_export.save_program(module, {"x": (1, 4, 9, 8)}, tmp_path / "model.pt2")
+    program = torch_export.load_program(tmp_path / "model.pt2")
+    for ours, theirs in zip(torch_outputs(program), torch_outputs(module), strict=True):
+        assert difference(ours, theirs) < 1e-5
+
+
+def test_a_model_that_torch_cannot_save_is_refused(tmp_path):
+    with pytest.raises(ConverterError, match=r"torch cannot save the converted model as m\.pt2: "):
+        torch_export.save_program(Branching().eval(), {"x": (1, 4, 9, 8)}, tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9, 8), (1, 4), (1, 4, 2, 2)])
+def test_inputs_that_the_model_cannot_take_are_refused(shape, model):
+    with pytest.raises(ConverterError, match=r"does not run on inputs of shape \{'x': \(2, "):
+        torch_export.export(model, {"x": np.zeros(shape, np.float32)})
+
+
+def test_too_few_inputs_are_refused():
+    with pytest.raises(ConverterError, match="The model does not run on inputs of shape"):
+        torch_export.export(nn.Bilinear(2, 2, 2), {"x": np.zeros((1, 2), np.float32)})
+
+
+def test_a_model_that_torch_cannot_export_is_refused():
+    with pytest.raises(ConverterError, match="torch cannot export the model to ONNX"):
+        torch_export.export(Branching().eval(), FEEDS)
+
+
+def test_the_outputs_of_a_model_are_flattened_in_order():
+    a, b, c = (torch.full((1,), float(n)) for n in range(3))
+    assert torch_export.flat_outputs({"z": a, "y": [b, (c,)]}) == [a, b, c]
+    assert torch_export.flat_outputs(a) == [a]
+    assert torch_export.flat_outputs(None) == []
+
+
+def test_the_inputs_of_a_model_are_what_forward_demands():
+    class Net(nn.Module):
+        def forward(self, image, mask, scale=1.0, *rest, flag=False, **options):
+            return image
+
+    assert torch_export.input_names(Net()) == ("image", "mask")
+    assert torch_export.input_names(nn.Sequential(nn.ReLU())) == ("input",)
+
+
+def build(spec, arguments=None, checkpoint=None):
+    return torch_export.build(spec, arguments or {}, checkpoint, trust_pickle=False)
+
+
+def test_a_factory_is_called_with_its_arguments(workplace):
+    model = build("toy:build", {"width": 5})
+    assert model.conv1.out_channels == 5
+    assert not model.training
+
+
+def test_a_factory_is_filled_from_a_checkpoint(workplace):
+    wanted = {name: tensor + 1 for name, tensor in build("toy:build").state_dict().items()}
+    torch.save(wanted, workplace / "weights.pt")
+    found = build("toy:build", checkpoint=workplace / "weights.pt").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("toy", r"must be written package\.module:name"),
+        ("toy:", r"must be written package\.module:name"),
+        (":build", r"must be written package\.module:name"),
+        ("no_such_module:build", "module 'no_such_module' cannot be imported: ModuleNotFound"),
+        ("toy.inner:build", r"module 'toy\.inner' cannot be imported: ModuleNotFound"),
+        ("broken:build", "module 'broken' cannot be imported: SyntaxError"),
+        ("raising:build", "module 'raising' cannot be imported: RuntimeError: not today"),
+        ("toy:missing", "toy has no callable named 'missing'"),
+        ("toy:__name__", "toy has no callable named '__name__'"),
+        ("toy:fails", "Factory 'toy:fails' failed: RuntimeError: no such backbone"),
+        ("toy:number", "Factory 'toy:number' gave a int, not an nn.Module"),
+    ],
+)
+def test_a_factory_that_gives_no_model_is_refused(spec, sentence, workplace):
+    (workplace / "broken.py").write_text("def build(:\n")
+    (workplace / "raising.py").write_text("raise RuntimeError('not today')\n")
+    with pytest.raises(ConverterError, match=sentence):
+        build(spec)
+
+
+def test_arguments_that_the_factory_does_not_take_are_refused(workplace):
+    with pytest.raises(ConverterError, match=r"failed: TypeError: .* 'depth'"):
+        build("toy:build", {"depth": 3})
+
+
+def test_a_checkpoint_of_another_width_is_refused(workplace):
+    torch.save(build("toy:build", {"width": 4}).state_dict(), workplace / "weights.pt")
+    with pytest.raises(ConverterError, match=r"does not fit the model: .* of another shape"):
+        build("toy:build", checkpoint=workplace / "weights.pt")
+
+
+def test_a_pickled_module_is_read_when_trusted(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save(nn.Sequential(nn.Conv2d(4, 6, 3)), path)
+    model = torch_export.unpickle(path, trust_pickle=True)
+    assert type(model[0]) is nn.Conv2d
+    assert not model.training
+
+
+def test_a_pickled_module_is_refused_without_trust(tmp_path):
+    torch.save(nn.Conv2d(4, 6, 3), tmp_path / "net.pt")
+    with pytest.raises(ConverterError, match="or pass --trust-pickle to unpickle"):
+        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=False)
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_missing_pickle_is_refused(trust, tmp_path):
+    with pytest.raises(ConverterError, match="does not exist"):
+        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=trust)
+
+
+def test_a_state_dict_is_no_pickled_module(tmp_path):
+    torch.save(nn.Conv2d(4, 6, 3).state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ConverterError, match=r"holds a OrderedDict, not a pickled nn\.Module"):
+        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=True)

@@ -1,0 +1,135 @@
+"""Networks quantized by onnxruntime: ranges, weights, what stays in floating point."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from helpers import (
+    difference,
+    from_text,
+    noise,
+)
+
+from converter.data.data import from_arrays
+from converter.errors import ConverterError
+from converter.graph.network import open_session
+from converter.graph.survey import count_macs
+from converter.quantization import quantize
+from converter.quantization.channel_equalization import equalize
+from converter.quantization.quantize import linear_steps, observed_ranges, quantized
+from converter.runtime import ort_quantizer
+from converter.runtime.ort import run
+
+
+def chain(groups=1, matrix=False, seed=0, **between):
+    """Two linear steps whose components differ in size by a thousand; and inputs."""
+    rng = np.random.default_rng(seed)
+    sizes = 10.0 ** rng.uniform(-1.5, 1.5, 8)
+    if matrix:
+        w, v = rng.standard_normal((6, 8)) * sizes, rng.standard_normal((8, 4)) / sizes[:, None]
+        text = "net (float[N, 6] x) => (float[N, 4] y) { a = MatMul (x, w) y = Gemm (a, v) }"
+        weights, x = {"w": w, "v": v}, noise(32, 6, seed=seed)
+    else:
+        w = rng.standard_normal((8, 3, 1, 1)) * sizes[:, None, None, None]
+        v = rng.standard_normal((8, 8 // groups, 3, 3))
+        v /= np.repeat(sizes.reshape(groups, -1), 8 // groups, axis=0)[..., None, None]
+        text = f"""net (float[N, 3, 6, 6] x) => (float[N, 8, 6, 6] y) {{
+            a = Conv (x, w, b)
+            y = Conv <group = {groups}, pads = [1, 1, 1, 1]> (a, v) }}"""
+        weights, x = {"w": w, "b": sizes, "v": v}, noise(32, 3, 6, 6, seed=seed)
+    model = from_text(text, **{name: a.astype(np.float32) for name, a in weights.items()})
+    return ir.from_proto(model), from_arrays({"x": x}, "noise")
+
+
+def outputs(network, data):
+    feeds = data.read(np.arange(data.count))
+    return next(iter(run(open_session(network), feeds).values()))
+
+
+def test_batches_do_not_matter_for_the_ranges():
+    network, data = chain()
+    one, many = (observed_ranges(network, data, size) for size in (32, 5))
+    assert all(np.array_equal(one[name], many[name]) for name in one)
+
+
+@pytest.mark.parametrize(("cut", "largest"), [(True, 64), (False, 127)])
+def test_weights_have_seven_bits_where_sums_are_cut(cut, largest, monkeypatch):
+    monkeypatch.setattr(ort_quantizer, "saturates", lambda: cut)
+    network, data = chain()
+    found = quantized(network, observed_ranges(network, data, 32)).graph.initializers.values()
+    weights = [w for v in found if (w := v.const_value.numpy()).dtype == np.int8 and w.ndim > 1]
+    assert weights
+    assert all(np.abs(weight.astype(int)).max() == largest for weight in weights)
+
+
+def test_the_quantizer_is_that_of_onnxruntime_with_a_scale_a_channel():
+    network, data = chain()
+    model = ir.to_proto(quantized(network, observed_ranges(network, data, 32)))
+    onnx.checker.check_model(model, full_check=True)
+    sizes = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    assert types["w_quantized"] == types["v_quantized"] == onnx.TensorProto.INT8
+    assert sizes["w_scale"] == sizes["v_scale"] == (8,)
+    assert sizes["a_scale"] == ()
+
+
+def test_steps_can_stay_in_floating_point():
+    network, data = chain()
+    ranges = observed_ranges(network, data, 32)
+    assert linear_steps(network) == ["a", "y"]
+    model = ir.to_proto(quantized(network, ranges, ["y"]))
+    names = {t.name for t in model.graph.initializer}
+    assert "w_quantized" in names
+    assert "v_quantized" not in names
+
+
+def test_old_operator_sets_are_quantized_too():
+    network, data = chain()
+    proto = onnx.version_converter.convert_version(ir.to_proto(network), 11)
+    old = ir.from_proto(proto)
+    found = quantized(*equalize(old, observed_ranges(old, data, 8)))
+    assert found.opset_imports[""] >= quantize.OLDEST_OPSET
+    assert difference(outputs(found, data), outputs(network, data)) < 0.1
+
+
+def test_weights_and_numbers_in_constant_nodes_are_quantized_and_counted():
+    text = """net (float[N, 3, 6, 6] x) => (float[N, 3, 6, 6] y) {
+        w = Constant <value = float[3, 3, 1, 1] {1,0,0, 0,2,0, 0,0,3}> ()
+        six = Constant <value = float {6.0}> ()
+        a = Conv (x, w)
+        y = Mul (a, six) }"""
+    network, data = ir.from_proto(from_text(text)), from_arrays({"x": noise(8, 3, 6, 6)}, "noise")
+    small = quantized(network, observed_ranges(network, data, 8))
+    assert difference(outputs(small, data), outputs(network, data)) < 0.05
+    assert count_macs(small, data.read(np.arange(1))) == 9 * 36
+
+
+def test_data_that_cannot_be_read_is_not_blamed_on_the_quantizer():
+    network, data = chain()
+
+    def fails(indices):
+        raise ConverterError("The images differ in size.")
+
+    with pytest.raises(ConverterError, match=r"^The images differ in size\.$"):
+        observed_ranges(network, replace(data, read=fails), 8)
+
+
+def test_a_network_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(quantize, "MAX_FILE_BYTES", 100)
+    network, data = chain()
+    with pytest.raises(ConverterError, match="2 GB or more cannot be quantized"):
+        observed_ranges(network, data, 8)
+
+
+def test_what_the_quantizer_cannot_do_is_told_in_a_sentence(monkeypatch):
+    def fails(*arguments):
+        raise ValueError("no such scale\nin two lines")
+
+    monkeypatch.setattr(ort_quantizer.QDQQuantizer, "quantize_model", fails)
+    network, data = chain()
+    with pytest.raises(
+        ConverterError, match=r"cannot quantize the network: .*no such scale; leave"
+    ):
+        quantized(network, observed_ranges(network, data, 8))
