@@ -1,10 +1,13 @@
-"""Fixtures that several tests share: an own cache, one thread, short races, a working folder."""
+"""Fixtures that several tests share: an own cache, short races, working folders, conversions."""
 
+import numpy as np
 import pytest
 import torch
-from helpers import work_in
+from conversions import converted
+from helpers import make_net, noise, work_in
 from hypothesis import settings
 
+from converter.models.export import find_callable
 from converter.runtime import stopwatch
 
 # The same examples in every run; pytest --hypothesis-profile=default looks for others.
@@ -54,3 +57,63 @@ def workplace(tmp_path):
     """An empty current folder with the factories of ``toy.py``."""
     with work_in(tmp_path):
         yield tmp_path
+
+
+# Three conversions, made once for all tests that look at them.
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory):
+    """A folder with a factory, a network, sample inputs and labelled inputs."""
+    with work_in(tmp_path_factory.mktemp("toys")) as folder:
+        make_net("net.onnx", seed=1)
+        x = noise(60, 3, 8, 8, seed=2)
+        np.savez("calib.npz", x=x)
+        np.savez("eval.npz", x=x, y=np.random.default_rng(0).integers(0, 4, len(x)))
+        np.savez("train.npz", x=noise(400, 3, 8, 8, seed=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(toy_folder):
+    """The current folder of a module's tests."""
+    with work_in(toy_folder):
+        yield toy_folder
+
+
+@pytest.fixture(scope="module")
+def build(place):
+    return find_callable("toy:build", "Factory")
+
+
+@pytest.fixture(scope="session")
+def from_factory(toy_folder):
+    with work_in(toy_folder):
+        shape = ("1,3,8,8",)
+        return converted(toy_folder / "out_f", "toy:build", input_shape=shape, rank=("conv2=6",))
+
+
+@pytest.fixture(scope="session")
+def from_module(toy_folder):
+    with work_in(toy_folder):
+        model = find_callable("toy:build", "Factory")(6).eval()
+        options = {"form": ("conv1=channel", "conv2=separable"), "rank": ("2",)}
+        return converted(toy_folder / "out_m", model, torch.zeros(1, 3, 8, 8), **options)
+
+
+@pytest.fixture(scope="session")
+def from_onnx(toy_folder):
+    with work_in(toy_folder):
+        options = {"calib": "calib.npz", "eval": "eval.npz", "seed": 5}
+        return converted(toy_folder / "out_o", "net.onnx", form=("flattened",), **options)
+
+
+@pytest.fixture(params=["from_factory", "from_module", "from_onnx"])
+def conversion(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def training(place):
+    """Options of a training."""
+    return {"input_shape": ("1,3,8,8",), "train": "train.npz", "lr": 1e-2}

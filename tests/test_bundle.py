@@ -57,8 +57,11 @@ def test_a_free_size_must_be_given(tmp_path):
         (["net.onnx", "-o", "no/such/folder/latency.json"], "cannot be written"),
         (["net.onnx", "-o", "latency.json", "--provider", "Abacus"], "not available"),
         (["net.onnx", "-o", "latency.json", "--input-shape", "y:1,2"], "no input 'y'"),
-        (["net.onnx"], "--output latency.json"),
-        (["net.onnx", "-o", "latency.json", "--prepare", "bundle.zip"], "--output latency.json"),
+        (["net.onnx"], "with -o, or a bundle with --prepare"),
+        (
+            ["net.onnx", "-o", "latency.json", "--prepare", "bundle.zip"],
+            "with -o, or a bundle with --prepare",
+        ),
         (["net.onnx", "--prepare", "no/such/bundle.zip"], "cannot be written"),
         (["net.onnx", "--prepare", "."], "exists"),
     ],

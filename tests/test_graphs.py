@@ -558,7 +558,11 @@ KEPT = [
         reason="its output_shape is larger than what it computes",
     ),
     Graph(
-        "depthwise 1x1", "y = Conv <group = 4> (x, w)", of(w=(4, 1, 1, 1)), layers=0, reason="it"
+        "depthwise 1x1",
+        "y = Conv <group = 4> (x, w)",
+        of(w=(4, 1, 1, 1)),
+        layers=0,
+        reason="it is depthwise and has no channels to separate",
     ),
     *(
         Graph(

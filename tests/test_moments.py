@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from converter.data.data import from_arrays
 from converter.decomposition.conv import Conv
-from converter.decomposition.metric import FLOOR, Metric
+from converter.decomposition.metric import FLOOR
 from converter.graph.network import load
 from converter.graph.survey import survey
 from converter.processes import Resources
@@ -252,4 +252,5 @@ def test_a_linear_layer_sees_the_rows_of_its_inputs():
     (patches,) = cut_patches(x, conv, at)
     assert np.array_equal(patches, at.read(x))
     assert set(map(bytes, patches)) == set(map(bytes, x.reshape(-1, 5)))
-    assert isinstance(metric_of(patches, 5, True, FLOOR), Metric)
+    metric = metric_of(patches, 5, True, 0.0)
+    assert difference(metric.dense(), patches.T @ patches / len(patches)) < 1e-5

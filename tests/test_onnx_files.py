@@ -227,8 +227,9 @@ def test_half_precision_that_cannot_hold_the_product_is_not_folded():
     numbers = {"w": 200 + noise(4, 3, 3, 3), "s": 2 + 0 * noise(4), "h": noise(4), "m": noise(4)}
     halves = {name: array.astype(np.float16) for name, array in numbers.items()}
     model = ir.from_proto(from_text(text, v=np.full(4, 1e-6, np.float16), **halves))
-    feeds = {"x": noise(1, 3, 8, 8).astype(np.float16)}
-    assert [layer.reason for layer in survey(canonicalize(model), feeds)] == [None]
+    read, feeds = canonicalize(model), {"x": noise(1, 3, 8, 8).astype(np.float16)}
+    assert [node.op_type for node in read.graph] == ["Conv", "BatchNormalization"]
+    assert [layer.reason for layer in survey(read, feeds)] == [None]
 
 
 def test_layers_of_one_name_are_told_apart():

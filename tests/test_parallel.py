@@ -10,7 +10,7 @@ import dask
 import numpy as np
 import pytest
 from distributed import LocalCluster, Scheduler, SpecCluster, Worker
-from helpers import flatconv, make_net, noise
+from helpers import flatconv, macs_stopwatch, make_net, noise, table_by_macs
 
 import converter
 from converter import reconstruction
@@ -21,6 +21,7 @@ from converter.graph.survey import survey
 from converter.processes import Resources
 from converter.reconstruction.parallel import parallel_map
 from converter.reconstruction.solve import solve_layer, solve_layers
+from converter.runtime import stopwatch
 
 CHANNELS = (3, 8, 8, 8, 8, 8)
 
@@ -54,11 +55,26 @@ def test_others_solve_what_one_process_solves(where, form, rank, address, layers
                 assert np.array_equal(one.kernel, other.kernel)
 
 
-def test_a_search_goes_through_on_a_cluster(address, tmp_path):
-    net = make_net(tmp_path / "net.onnx", CHANNELS)
-    config = converter.Options.of(max_macs=0.6, cluster=address, cache=False)
-    result = converter.convert(net, options=config)
-    assert len(result.plan.choices) == len(CHANNELS)
+def weights(result):
+    return [tensor.raw_data for tensor in result.model.graph.initializer]
+
+
+def test_a_search_on_a_cluster_ends_as_one_here(address, tmp_path, monkeypatch):
+    by_macs = stopwatch.TimingSettings(
+        pause_s=0, race_s=0, min_rounds=8, max_rounds=8, stopwatch=macs_stopwatch
+    )
+    monkeypatch.setattr(stopwatch, "DEFAULT_SETTINGS", by_macs)
+    net = make_net(tmp_path / "net.onnx", (3, 32, 32), loss=0.02)
+    table = tmp_path / "table.json"
+    table.write_text(table_by_macs(net, (1, 3, 8, 8)).to_json())
+    there, here = (
+        converter.convert(net, max_macs=0.6, latency=table, cluster=cluster, cache=False)
+        for cluster in (address, None)
+    )
+    assert there.report.met and there.plan.chosen()
+    assert there.comparison.converted.macs <= 0.6 * there.comparison.original.macs
+    assert there.plan == here.plan
+    assert weights(there) == weights(here)
 
 
 def test_a_layer_that_a_cluster_refuses_is_named(address, tmp_path):
@@ -107,13 +123,16 @@ def test_a_folder_is_trained_when_its_cluster_is_gone(workplace):
     config = converter.Options.of(
         input_shape=("1,3,8,8",), form=("conv2=channel",), only=("conv2",)
     )
-    converter.convert("toy:build", options=config).save("out")
+    converted = converter.convert("toy:build", options=config)
+    converted.save("out")
     record = json.loads(Path("out/conversion.json").read_text())
     record["options"]["cluster"] = "tcp://127.0.0.1:9"
     Path("out/conversion.json").write_text(json.dumps(record))
     x = {"x": noise(64, 3, 8, 8)}
     np.savez("train.npz", **x)
-    assert converter.finetune("out", train="train.npz", epochs=1) is not None
+    tuned = converter.finetune("out", train="train.npz", epochs=1)
+    assert tuned.plan == converted.plan
+    assert tuned.options.resources.cluster is None
 
 
 def test_without_dask_it_says_what_to_install(monkeypatch):

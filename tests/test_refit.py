@@ -206,7 +206,7 @@ def test_what_follows_an_error_makes_up_for_it():
         error(model, rewritten(model, layers[:n], chains), data)
         for n, chains in ((1, alone), (2, both))
     )
-    assert twice <= once
+    assert twice < 0.9 * once
 
 
 def test_layers_that_are_not_chosen_are_left_alone():
@@ -469,7 +469,7 @@ def test_few_examples_hold_a_layer_that_no_rank_limits_to_what_it_was():
     )
 
 
-def test_an_input_that_never_changes_holds_nothing():
+def test_an_input_that_never_changes_takes_the_first_ridge():
     weights = np.ones((1, 2, 30))
     still = np.zeros((1, 60, 30), np.float32)
-    assert choose_ridge(still, np.ones((60, 2)), weights) in KERNEL_RIDGES
+    assert choose_ridge(still, np.ones((60, 2)), weights) == KERNEL_RIDGES[0]
