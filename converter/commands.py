@@ -74,7 +74,7 @@ def inspect(
     progress("loading", 1.0)
     if normal is not None:
         write_network(job.source.network, normal)
-    return job.layers, latency_table(job.problem, options, job.resources, others=gains)
+    return job.layers, latency_table(job.problem, options, job.resources, all_forms=gains)
 
 
 def compare(
@@ -107,7 +107,7 @@ def compare(
     inputs = onnx_network.inputs(next(iter(models.values())))
     shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in inputs])
     conditions = Conditions(
-        OnnxRuntime.of(options.timing.threads, options.timing.provider),
+        OnnxRuntime.of(options.timing),
         shapes,
         [shapes | other for other in more],
         options.timing.batch_size,
@@ -147,8 +147,7 @@ def node_times(
     """
     from converter.timing.profile import node_times as times_of
 
-    timing = (options or Options()).timing
-    runtime = OnnxRuntime.of(timing.threads, timing.provider)
+    runtime = OnnxRuntime.of((options or Options()).timing)
     shapes = list(comparison.input_shapes.values())
     return [times_of(path, shapes, runtime) for path in compared_files(paths)]
 

@@ -102,7 +102,7 @@ def check_options(options: Options) -> Options:
     for wish in options.layers.layers.values():
         if wish is not None:
             find_form(wish.form)
-    OnnxRuntime.of(options.timing.threads, options.timing.provider)
+    OnnxRuntime.of(options.timing)
     check_device(options.resources.device)
     if options.training.loss:
         import_loss(options.training.loss)

@@ -227,7 +227,7 @@ def measure(job: Job, converted: ConvertedModel) -> Verified:
     """Race and score the original and the converted network."""
     source, options = job.source, job.options
     conditions = Conditions(
-        OnnxRuntime.of(options.timing.threads, options.timing.provider),
+        OnnxRuntime.of(options.timing),
         source.shapes,
         source.more_shapes,
         options.timing.batch_size,

@@ -47,11 +47,6 @@ def test_times_are_interpolated_between_ranks_and_not_beyond(form, rank, ms):
     assert LAYERS[0].ms_of(form, rank) == (None if ms is None else pytest.approx(ms))
 
 
-def test_the_network_takes_what_its_layers_take():
-    assert TABLE.predicted_ms({}) == 6.0
-    assert TABLE.predicted_ms({"a.out": ("separable", (24,))}) == pytest.approx(3.5)
-
-
 def layer(name, shape, stride=1):
     conv = make_conv(shape, stride=(stride, stride))
     return Layer(name, f"{name}.out", "x", "w", conv, (8, 8), conv.kernel.size, 1)

@@ -1,1 +1,1 @@
-"""What runs a network."""
+"""Runtimes: opening, running, profiling and quantizing networks."""

@@ -1,4 +1,4 @@
-"""``OnnxRuntime``: the runtime whose speed flatconv measures."""
+"""``OnnxRuntime``: networks in onnxruntime."""
 
 from __future__ import annotations
 
@@ -13,16 +13,12 @@ import onnx
 import onnxruntime
 
 from converter.errors import ConverterError, first_line
-from converter.runtime.ort_session import (
-    DEFAULT_PROVIDER,
-    NodeTime,
-    open_session,
-    profile_nodes,
-)
+from converter.options import TimingOptions
+from converter.runtime.ort_session import DEFAULT_PROVIDER, NodeTime, open_session, profile_nodes
 from converter.runtime.ort_session import cpu_model as cpu_model
 from converter.runtime.runtime import Limits, Session
 
-BLOCKS = (16, 8)  # channels, with AVX-512 and without
+BLOCKS = (16, 8)  # channels that a convolution computes together, with AVX-512 and without
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,9 @@ class OnnxRuntime:
             )
 
     @classmethod
-    def of(cls, threads: int = 1, provider: str | None = None) -> OnnxRuntime:
-        """Take the options ``--threads`` and ``--provider``; None is the default provider."""
-        return cls(threads, provider or DEFAULT_PROVIDER)
+    def of(cls, timing: TimingOptions) -> OnnxRuntime:
+        """Return the runtime for ``--threads`` and ``--provider``."""
+        return cls(timing.threads, timing.provider or DEFAULT_PROVIDER)
 
     @property
     def version(self) -> str:
@@ -60,7 +56,7 @@ class OnnxRuntime:
         return str(onnxruntime.__version__)
 
     def open(self, model: bytes | Path, weights: Path | None = None, **files: str) -> Session:
-        """Open a network; ``files`` is what else ``ort_session.open_session`` takes."""
+        """Open a network; ``files`` are further arguments of ``ort_session.open_session``."""
         content = str(model) if isinstance(model, Path) else model
         folder = None if weights is None else str(weights)
         with _as_errors("onnxruntime cannot open the network"):
@@ -83,7 +79,7 @@ class OnnxRuntime:
             )
 
     def block(self) -> int:
-        """Return how many channels it computes together, from how it pads a kernel."""
+        """Return how many channels are computed together, read from the size of a padded kernel."""
         sizes = [1, BLOCKS[0], 8, 8]
         graph = onnx.helper.make_graph(
             [onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)],

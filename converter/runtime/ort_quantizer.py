@@ -1,4 +1,4 @@
-"""int8 by onnxruntime's own quantizer, and what its kernels need."""
+"""Quantization to int8 by onnxruntime's own quantizer."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def quantize(
             {},
         )
         quantizer.quantize_model()
-    small: onnx.ModelProto = quantizer.model.model
-    return small
+    quantized: onnx.ModelProto = quantizer.model.model
+    return quantized
 
 
 @functools.cache
 def saturates() -> bool:
     """Tell whether sums of two products of 8 bits saturate at 16 bits on this machine.
 
-    They do on CPUs without VNNI (VPMADDUBSW), and the results are then plainly wrong. Weights of
+    They do on CPUs without VNNI, which use VPMADDUBSW, and the results are then wrong. Weights of
     7 bits cannot reach the limit: 2 * 255 * 64 < 2**15.
     """
     I, expected, largest = 64, 200, 255 * 127
@@ -105,13 +105,16 @@ def quantizer_errors() -> Iterator[None]:
 def _has_no_limits(
     node: onnx.NodeProto, limits: Mapping[str, object], weights: Collection[str]
 ) -> bool:
-    """Tell whether a node takes or gives a tensor whose values are not known."""
-    taken = [name for name in node.input if name and name not in weights]
-    return not all(name in limits for name in [*taken, *node.output])
+    """Tell whether an input or output of a node has no known range."""
+    inputs = [name for name in node.input if name and name not in weights]
+    return not all(name in limits for name in [*inputs, *node.output])
 
 
 def _has_bias_of_groups(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> bool:
-    """Find transposed convolutions whose bias the quantizer takes for that of one group."""
+    """Find grouped transposed convolutions with a bias, which the quantizer gets wrong.
+
+    It takes the bias (O,) for one of O / groups entries.
+    """
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     biased = node.op_type == "ConvTranspose" and len(node.input) > 2
     return biased and groups > 1 and weights.get(node.input[1], (0, 1))[1] > 1

@@ -1,4 +1,4 @@
-"""Open and profile networks in onnxruntime; runs where flatconv is not installed."""
+"""Open and profile networks in onnxruntime; this file also runs without flatconv."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from converter.runtime.stopwatch import Feeds
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-MIN_CALLS, MAX_CALLS = 4, 60  # of a profile
-PAUSE_S = 0.02  # before it, in which the threads of other sessions stop spinning
-KERNEL_TIME = "_kernel_time"  # ends the name of the event that times a node
-# Flags of Linux, of x86 and of ARM, that the speed of a network depends on.
+MIN_CALLS, MAX_CALLS = 4, 60  # calls of the network in a profile
+PAUSE_S = 0.02  # seconds before a profile, in which the threads of other sessions stop spinning
+KERNEL_TIME = "_kernel_time"  # suffix of the name of the event that times a node
+# Flags in /proc/cpuinfo (x86 and ARM) of the instructions that the speed of a network depends on.
 VECTORS = {"avx2": "AVX2", "avx_vnni": "AVX-VNNI", "avx512f": "AVX-512", "avx512_vnni": "VNNI"}
 VECTORS |= {"avx512_bf16": "BF16", "amx_tile": "AMX", "asimddp": "dot product", "i8mm": "I8MM"}
 VECTORS |= {"bf16": "BF16", "sve": "SVE"}
@@ -31,11 +31,11 @@ VECTORS |= {"bf16": "BF16", "sve": "SVE"}
 
 @dataclass(frozen=True)
 class NodeTime:
-    """The time of one node that the runtime made of a network.
+    """The time of one node of a network as the runtime optimized it.
 
     Attributes:
-        operator: Its kind.
-        name: As in the network, without what the runtime adds to it.
+        operator: Operator type.
+        name: Name of the node in the network, without the prefixes and suffixes of the runtime.
         ms: Milliseconds in one call of the network.
     """
 
@@ -53,15 +53,15 @@ def open_session(
     profile: str | None = None,
     optimized: str | None = None,
 ) -> Any:
-    """Open a network in onnxruntime; denormal numbers count as zero.
+    """Open a network in onnxruntime; denormal numbers are flushed to zero.
 
     Args:
         model: The content of an ONNX file, or its path.
         threads: Threads of onnxruntime.
         provider: Execution provider.
-        weights: Folder of the files that hold weights, for a ``model`` that is content; or None.
-        profile: Start of the name of the file to profile into, or None.
-        optimized: Where to write the network as onnxruntime optimized it, or None.
+        weights: Folder of the external weights if ``model`` is content, or None.
+        profile: Prefix of the file to write a profile to, or None.
+        optimized: File to write the optimized network to, or None.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -83,7 +83,7 @@ def profile_nodes(
     """Profile a network in onnxruntime, node by node, in the order in which they run.
 
     Args:
-        open_profiled: Opens the network, given the start of the name of the file to profile into.
+        open_profiled: Opens the network, given the prefix of the file to write the profile to.
         feeds: Inputs by name.
         seconds: How long to run it.
     """
@@ -109,16 +109,16 @@ def profile_nodes(
 
 
 def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
-    """Name the processor and its vector instructions: processors of one name differ in them.
+    """Name the processor and its vector instructions, since the model name does not imply them.
 
     Args:
-        info: The file in which Linux describes the processors; without it, Python's answer counts.
+        info: File in which Linux describes the processors; elsewhere ``platform`` is asked.
     """
-    known: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for line in info.read_text().splitlines() if info.exists() else ():
         key, _, value = line.partition(":")
-        known.setdefault(key.strip(), value.strip())
-    flags = known.get("flags", known.get("Features", "")).split()
+        entries.setdefault(key.strip(), value.strip())
+    flags = entries.get("flags", entries.get("Features", "")).split()
     vectors = ", ".join(name for flag, name in VECTORS.items() if flag in flags)
-    name = known.get("model name") or platform.processor() or platform.machine()
+    name = entries.get("model name") or platform.processor() or platform.machine()
     return f"{name} ({vectors})" if vectors else name

@@ -1,4 +1,4 @@
-"""The protocols of what runs a network, and sessions that cannot be open together."""
+"""The protocols ``Runtime`` and ``Session``, and sessions too large to be open together."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Limits = Mapping[str, tuple[np.floating, np.floating]]
 
 @dataclass(frozen=True)
 class Argument:
-    """An input or output of an open network; the object of a session would keep that alive.
+    """An input or output of an open network; onnxruntime's own object keeps its session alive.
 
     Attributes:
-        name: Its name.
-        shape: Its sizes; a text or None where a size is free.
-        type: Its type in ONNX, as ``tensor(float)``.
+        name: Tensor name.
+        shape: Sizes; a text or None where a size is free.
+        type: ONNX type, such as ``tensor(float)``.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Argument:
 
     @classmethod
     def of(cls, argument: Any) -> Argument:
-        """Copy name, shape and type."""
+        """Copy name, shape and type of onnxruntime's object."""
         return cls(argument.name, tuple(argument.shape), argument.type)
 
 
@@ -55,7 +55,7 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """What opens, times and quantizes networks, under fixed conditions."""
+    """Opens, times and quantizes networks with fixed threads and a fixed device."""
 
     @property
     def version(self) -> str:
@@ -64,12 +64,12 @@ class Runtime(Protocol):
 
     @property
     def provider(self) -> str:
-        """What it computes on, in its own words."""
+        """The runtime's name of the device or backend."""
         ...
 
     @property
     def threads(self) -> int:
-        """Threads that it computes on."""
+        """Threads of a session."""
         ...
 
     def open(self, model: bytes | Path, weights: Path | None = None) -> Session:
@@ -77,7 +77,7 @@ class Runtime(Protocol):
 
         Args:
             model: The content of an ONNX file, or its path.
-            weights: Folder of the files that hold weights, for a ``model`` that is content.
+            weights: Folder of the external weights if ``model`` is content.
 
         Raises:
             ConverterError: When the runtime cannot run the network.
@@ -99,7 +99,7 @@ class Runtime(Protocol):
         ...
 
     def block(self) -> int:
-        """Return how many channels it computes together: it pads kernels to that."""
+        """Return how many channels are computed together; kernels are padded to a multiple."""
         ...
 
     def quantize(
@@ -108,9 +108,10 @@ class Runtime(Protocol):
         """Quantize weights and activations of a network to int8.
 
         Args:
-            model: Nodes named, constants as initializers, shapes known. It may be changed.
-            limits: The values that its tensors take; what has none stays in floating point.
-            in_float: Tensors whose nodes stay in floating point.
+            model: Network with named nodes, constants as initializers, and known shapes. It may be
+                changed.
+            limits: Ranges of the tensors; nodes of tensors without one stay in floating point.
+            in_float: Output tensors of the nodes that stay in floating point.
 
         Raises:
             ConverterError: When the network cannot be quantized.
@@ -119,24 +120,25 @@ class Runtime(Protocol):
 
 
 class ExclusiveSession:
-    """A session that is one of several too large to be open together: using it closes the other.
-
-    Attributes:
-        open_now: The session that is open, by the identity of its owner; shared by all of them.
-    """
+    """One of several sessions too large to be open together: using one closes the others."""
 
     def __init__(self, opener: Callable[[], Session], open_now: dict[int, Session]) -> None:
-        """Take what opens the session, and where the open one is stored."""
-        self._opener, self.open_now = opener, open_now
+        """Open the session once, to read its inputs and outputs.
+
+        Args:
+            opener: Opens the session.
+            open_now: The session that is open, by ``id`` of its owner; shared by all owners.
+        """
+        self._opener, self._open_now = opener, open_now
         session = self._session()
         self._inputs = [Argument.of(value) for value in session.get_inputs()]
         self._outputs = [Argument.of(value) for value in session.get_outputs()]
 
     def _session(self) -> Session:
-        if id(self) not in self.open_now:
-            self.open_now.clear()
-            self.open_now[id(self)] = self._opener()
-        return self.open_now[id(self)]
+        if id(self) not in self._open_now:
+            self._open_now.clear()
+            self._open_now[id(self)] = self._opener()
+        return self._open_now[id(self)]
 
     def get_inputs(self) -> Sequence[Argument]:
         """List the inputs."""
@@ -147,5 +149,5 @@ class ExclusiveSession:
         return self._outputs
 
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[Any]:
-        """Run the network, which is opened first if another one is open."""
+        """Run the network; open it first if another one is open."""
         return self._session().run(names, feeds)

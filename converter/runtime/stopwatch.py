@@ -1,4 +1,4 @@
-"""Time open networks by the clock, in blocks of calls; runs where flatconv is not installed."""
+"""Time open networks by the clock, in blocks of calls; this file also runs without flatconv."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Feeds = Mapping[str, np.ndarray]
 
 
 def seconds_per_call(session: Any, feeds: Feeds, calls: int) -> float:
-    """Time ``calls`` calls of a session by the clock; a first call is not counted."""
+    """Return the mean time of ``calls`` calls of a session, after one call that is not timed."""
     session.run(None, feeds)
     start = time.perf_counter()
     for _ in range(calls):
@@ -25,18 +25,19 @@ def seconds_per_call(session: Any, feeds: Feeds, calls: int) -> float:
 class TimingSettings:
     """How long and how often networks are timed.
 
-    A block is long against the clock and short against the drift of a shared machine.
+    Calls are timed in blocks that are long compared with the resolution of the clock, and short
+    compared with the drift of a shared machine.
 
     Attributes:
         profile_s: Seconds of a profile.
         variants: How many variants race against the original, to scale the profiles.
-        rounds: Pairs of blocks of such a race.
+        rounds: Pairs of blocks in a race of a variant.
         block_s: Seconds of a block of calls.
         pause_s: Seconds before a block, in which the threads of other sessions stop spinning.
         race_s: Seconds that a race of whole networks spends on each of them.
-        min_rounds: Rounds of such a race, at least.
-        max_rounds: And at most.
-        stopwatch: Gives the seconds of a call, from a session, its inputs and a number of calls.
+        min_rounds: Fewest rounds of a race of whole networks.
+        max_rounds: Most rounds of a race of whole networks.
+        stopwatch: (session, inputs, number of calls) -> seconds per call.
     """
 
     profile_s: float = 0.25
@@ -56,14 +57,14 @@ DEFAULT_SETTINGS = TimingSettings()
 
 @dataclass(frozen=True)
 class TimedSession:
-    """An open network and its inputs.
+    """An open network, its inputs, and the number of calls in a block.
 
     Attributes:
         session: The open network.
-        feeds: Its inputs by name.
-        call_s: Seconds of a call, roughly.
-        calls: How many calls make a block.
-        settings: How it is timed.
+        feeds: Inputs by name.
+        call_s: Approximate seconds of a call.
+        calls: Calls in a block.
+        settings: How the network is timed.
     """
 
     session: Any
@@ -74,16 +75,16 @@ class TimedSession:
 
     @classmethod
     def of(cls, session: Any, feeds: Feeds, settings: TimingSettings) -> TimedSession:
-        """Choose the calls of a block by the time of two calls."""
+        """Choose the number of calls in a block from the time of a call."""
         call_s = min(settings.stopwatch(session, feeds, 1) for _ in range(2))
         return cls(session, feeds, call_s, max(1, round(settings.block_s / call_s)), settings)
 
     def seconds(self) -> float:
-        """Time one call, in a block after a pause."""
+        """Return the seconds of a call, from one block after a pause."""
         time.sleep(self.settings.pause_s)
         return self.settings.stopwatch(self.session, self.feeds, self.calls)
 
     def ratio_to(self, base: TimedSession) -> float:
-        """Divide the time of this network by that of another, in alternate blocks."""
+        """Return the median ratio of this network's time to another's, in alternating blocks."""
         rounds = range(self.settings.rounds)
         return float(np.median([self.seconds() / base.seconds() for _ in rounds]))

@@ -1,8 +1,8 @@
 """Time the layers of a network, here or on the target machine.
 
-The time of a network does not depend on its weights. A few variants of the whole network are
-enough: variant n has each layer in its n-th option, and the runtime's profile gives the time of
-each layer with the fusions and layouts that it gets there.
+The time of a network does not depend on its weights, and a profile gives the time of every layer.
+So a few variants of the whole network are enough: variant n has each layer in its n-th option.
+Layers are timed inside the network because fusion and memory layout depend on the neighbours.
 
 ``flatconv measure net.onnx --prepare bundle.zip`` copies this file, ``ort_session.py`` and
 ``stopwatch.py`` into the bundle. They need onnxruntime and numpy, and nothing else of flatconv.
@@ -28,8 +28,8 @@ from converter.runtime.stopwatch import TimedSession, TimingSettings
 
 FORMAT, BUNDLE_FORMAT, VERSION = "flatconv-latency", "flatconv-bundle", 1
 PREFIX = "flatconv_"  # of the names of a layer's nodes; the layer's number follows
-MAX_SCALE = 1.25
-MAX_GAP = 0.15  # between the time of a network and the sum of its nodes, as a share
+MAX_SCALE = 1.25  # factor by which the scale may differ from the ratio of wall time to profile
+MAX_GAP = 0.15  # relative difference between the time of a network and the sum over its nodes
 WARNING = (
     "The times of the nodes and of the whole network ({:.3f} ms) differ by {:.0%}; "
     "measure again when the machine is idle."
@@ -37,24 +37,25 @@ WARNING = (
 
 
 def attribute(nodes: Sequence[NodeTime], ends: Sequence[Sequence[str]]) -> np.ndarray:
-    """Add up a profile by layer; the time of all other nodes comes last.
+    """Add up a profile by layer.
 
-    A node in the blocked layout has the name of its output. That may be the output of an addition
-    that two layers lead to: the node belongs to the layer whose last step has no other node.
+    Most nodes are named by ``PREFIX`` and the number of their layer. onnxruntime names a node in
+    the blocked layout (NCHWc) after its output. This may be the output of an addition of two
+    layers: the node then belongs to the layer for whose last step there is no other node.
 
     Args:
         nodes: The profile of a network whose layers' nodes are named by ``PREFIX``.
-        ends: By layer, the tensors that its node may be named after: its output, and the outputs
-            of what is fused into it.
+        ends: By layer, the tensors that its nodes may be named after: the layer's output, and the
+            outputs of the operators that are fused into it.
 
     Returns:
-        (layers + 1,) milliseconds.
+        Milliseconds (layers + 1,); the last entry is the time of all other nodes.
     """
     sums = np.zeros(len(ends) + 1)
-    ended: dict[str, list[int]] = defaultdict(list)
+    layers_by_end: dict[str, list[int]] = defaultdict(list)
     for layer, names in enumerate(ends):
         for name in names:
-            ended[name].append(layer)
+            layers_by_end[name].append(layer)
     shared: list[tuple[list[int], float]] = []
     done: set[int] = set()
     for node in nodes:
@@ -63,14 +64,16 @@ def attribute(nodes: Sequence[NodeTime], ends: Sequence[Sequence[str]]) -> np.nd
             sums[int(number)] += node.ms
             if not step:
                 done.add(int(number))
-        elif node.name in ended and any(k in node.operator for k in ("Conv", "Gemm", "MatMul")):
-            shared.append((ended[node.name], node.ms))
+        elif node.name in layers_by_end and any(
+            operator in node.operator for operator in ("Conv", "Gemm", "MatMul")
+        ):
+            shared.append((layers_by_end[node.name], node.ms))
         else:
             sums[-1] += node.ms
-    for owners, ms in sorted(shared, key=lambda item: len(item[0])):
-        free = [layer for layer in owners if layer not in done] or owners
-        sums[free[0]] += ms
-        done.add(free[0])
+    for candidates, ms in sorted(shared, key=lambda item: len(item[0])):  # unambiguous ones first
+        owner = next((layer for layer in candidates if layer not in done), candidates[0])
+        sums[owner] += ms
+        done.add(owner)
     return sums
 
 
@@ -81,14 +84,17 @@ def time_layers(
     settings: TimingSettings | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Time the variants of a network, and give the latency table as JSON values.
+    """Time the variants of a network.
 
     Args:
-        manifest: Describes the variants and the conditions.
+        manifest: The variants and the conditions, as JSON values.
         open_network: Opens a network of the manifest, by name.
         profile_network: Profiles a network of the manifest, by name, for some seconds.
-        settings: How long and how often, if not the default.
-        progress: Called with the share done.
+        settings: How long and how often networks are timed; ``DEFAULT_SETTINGS`` if left out.
+        progress: Called with the fraction that is done.
+
+    Returns:
+        The latency table as JSON values; ``LatencyTable.from_document`` reads it.
     """
     settings = settings or stopwatch.DEFAULT_SETTINGS
     feeds, names = make_feeds(manifest["inputs"]), manifest["networks"]
@@ -100,11 +106,12 @@ def time_layers(
         base_s.append(base.seconds())
         profiles.append(attribute(profile_network(name, settings.profile_s), ends))
         progress((number + 1) / (len(names) + len(raced)))
-    slow = np.array(base_s) / np.median(base_s)  # a shared machine has slow moments
-    sums = np.array(profiles) / slow[:, None]
+    # The original is timed before each profile, to correct for changes in the machine's speed.
+    slowness = np.array(base_s) / np.median(base_s)
+    sums = np.array(profiles) / slowness[:, None]
 
     def race() -> tuple[float, float, float]:
-        """Return what profile and clock differ by, the time of the network, and the scale."""
+        """Return the gap between profile and clock, the network's milliseconds, and the scale."""
         ratios = [1.0]
         for number in raced:
             variant = TimedSession.of(open_network(names[number]), feeds, settings)
@@ -124,9 +131,9 @@ def time_layers(
         float_ms = ms * in_float.ratio_to(base)
     layers = []
     for layer, (layer_ms, *options_ms) in zip(manifest["layers"], (scale * sums.T).tolist()):
-        known = {key: layer[key] for key in ("name", "output", "kernel", "geometry")}
+        identity = {key: layer[key] for key in ("name", "output", "kernel", "geometry")}
         options = [{**option, "ms": t} for option, t in zip(layer["options"], options_ms)]
-        layers.append({**known, "ms": layer_ms, "options": options})
+        layers.append({**identity, "ms": layer_ms, "options": options})
     conditions = ("cpu", "onnxruntime", "provider", "threads", "block")
     return {
         "format": FORMAT,
@@ -141,18 +148,19 @@ def time_layers(
 
 
 def _scale(profiled: np.ndarray, wall_ms: np.ndarray) -> float:
-    """Least-squares factor from changes of the profiled time to changes of the real time.
+    """Return the least-squares factor from changes of the profiled time to changes of wall time.
 
-    It stays near the ratio of the times themselves; only noise leads far from that.
+    The factor is clipped to near the ratio of the times themselves, since only noise leads far
+    from it.
     """
     x, y = profiled - profiled[0], wall_ms - wall_ms[0]
-    whole = float(np.median(wall_ms / profiled))
-    slope = float(x @ y / (x @ x)) if x.any() else whole
-    return float(np.clip(slope, whole / MAX_SCALE, whole * MAX_SCALE))
+    ratio = float(np.median(wall_ms / profiled))
+    slope = float(x @ y / (x @ x)) if x.any() else ratio
+    return float(np.clip(slope, ratio / MAX_SCALE, ratio * MAX_SCALE))
 
 
 def make_feeds(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Make random inputs of given shapes and types; zeros where the type is no float."""
+    """Make inputs of given shapes and types: normal random numbers, or zeros for integer types."""
     rng = np.random.default_rng(0)
     feeds = {}
     for name, item in inputs.items():
@@ -167,12 +175,12 @@ def main(arguments: Sequence[str] | None = None, settings: TimingSettings | None
     parser = argparse.ArgumentParser(prog="timer.py", description="Time the layers of a network.")
     parser.add_argument("bundle", type=Path, nargs="?", default=Path(__file__).parents[2])
     parser.add_argument("-o", "--output", type=Path, default=Path("latency.json"))
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     def read(name: str) -> bytes:
-        if given.bundle.is_dir():
-            return bytes((given.bundle / name).read_bytes())
-        with zipfile.ZipFile(given.bundle) as archive:
+        if options.bundle.is_dir():
+            return bytes((options.bundle / name).read_bytes())
+        with zipfile.ZipFile(options.bundle) as archive:
             return archive.read(name)
 
     try:
@@ -180,7 +188,7 @@ def main(arguments: Sequence[str] | None = None, settings: TimingSettings | None
         if (manifest["format"], manifest["version"]) != (BUNDLE_FORMAT, VERSION):
             raise ValueError(f"it is no {BUNDLE_FORMAT} of version {VERSION}")
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        parser.error(f"{given.bundle} cannot be used: {error}.")
+        parser.error(f"{options.bundle} cannot be used: {error}.")
     threads, provider = manifest["threads"], manifest["provider"]
     if provider not in onnxruntime.get_available_providers():
         parser.error(f"Provider {provider!r} is not available here.")
@@ -197,7 +205,7 @@ def main(arguments: Sequence[str] | None = None, settings: TimingSettings | None
         print(f"\rmeasuring {done:4.0%}", end="", file=sys.stderr, flush=True)
 
     table = time_layers(manifest, open_network, profile_network, settings, show)
-    given.output.write_text(json.dumps(table, indent=1) + "\n")
-    print(f"\n{len(table['layers'])} layers, {table['ms']:.3f} ms in all; wrote {given.output}")
+    options.output.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"\n{len(table['layers'])} layers, {table['ms']:.3f} ms in all; wrote {options.output}")
     print(*table["warnings"], sep="\n", end="", file=sys.stderr)
     return 0

@@ -1,1 +1,1 @@
-"""How long a network and its layers take."""
+"""Measured latencies of networks and of their layers."""

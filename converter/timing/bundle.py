@@ -1,4 +1,4 @@
-"""A bundle to take to the target machine: what is timed there, and the program that times it."""
+"""A bundle for the target machine: the networks to time, and the program that times them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from converter.runtime.ort import OnnxRuntime
 from converter.timing.profile import FLOAT, variant_file
 from converter.timing.variants import Variants
 
-BLOCK = 16  # channels; ranks in such blocks also fit a machine that computes 8 together
+BLOCK = 16  # channels; ranks in blocks of 16 also fit a machine that computes 8 together
 LAUNCHER = "from converter.runtime.timer import main\n\nraise SystemExit(main())\n"
 
 
@@ -36,12 +36,12 @@ def write_bundle(
     ``python timer.py`` in a folder, writes the latency table.
 
     Args:
-        variants: What is to be timed.
-        shapes: Of the inputs, by name, batch included.
+        variants: The networks to time.
+        shapes: Input shapes by name, batch included.
         path: A file that ends in .zip, or a new folder.
         timing: Threads and provider on the target machine.
         int8: Time the network in int8.
-        progress: Called with the share done.
+        progress: Called with the fraction that is done.
 
     Raises:
         ConverterError: When the network is too large or cannot be quantized, or ``path`` exists as

@@ -1,4 +1,4 @@
-"""``LatencyTable``: the time of each layer of a network, as it is and in other forms."""
+"""``LatencyTable``: the time of each layer of a network, unchanged and in other forms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from converter.runtime.timer import FORMAT, VERSION
 
 @dataclass(frozen=True)
 class TimedCandidate:
-    """One form of a layer at one rank, and its time."""
+    """One form of a layer at one rank, and its time in milliseconds."""
 
     form: str
     rank: Rank
@@ -30,12 +30,12 @@ class LayerTimes:
     """The times of one layer inside its network.
 
     Attributes:
-        output: Name of its output tensor.
-        kernel: Shape (O, I/groups, *k) of its kernel.
-        geometry: Stride, dilation and groups, one after the other.
-        ms: Its time as it is.
-        options: Its times in other forms.
-        name: Name of the layer, as ``flatconv inspect`` gives it; empty in older tables.
+        output: Name of the output tensor.
+        kernel: Shape (O, I/groups, *k) of the kernel.
+        geometry: Stride, dilation and groups in one tuple.
+        ms: Time of the unchanged layer.
+        options: Times in other forms.
+        name: Name of the layer, as ``flatconv inspect`` shows it; empty in older tables.
     """
 
     output: str
@@ -46,7 +46,7 @@ class LayerTimes:
     name: str = ""
 
     def ms_of(self, form: str, rank: Rank) -> float | None:
-        """Interpolate the time in a form between measured ranks; None outside of them."""
+        """Interpolate the milliseconds in a form between timed ranks; None outside of them."""
         knots = [option for option in self.options if option.form == form]
         exact = next((option.ms for option in knots if option.rank == rank), None)
         if exact is not None or len(rank) > 1 or len(knots) < 2:
@@ -63,15 +63,15 @@ class LatencyTable:
 
     Attributes:
         cpu: Name of the processor.
-        onnxruntime: Version of the runtime.
+        onnxruntime: Version of onnxruntime.
         provider: Execution provider.
-        threads: Threads of the runtime.
-        input_shapes: By input name.
-        block: Channels that the runtime computes together.
-        ms: Time of the whole network as it is.
-        layers: In graph order.
-        float_ms: If all these times are in int8, the time of the network in floating point.
-        warnings: Sentences on what makes the times doubtful.
+        threads: Threads of onnxruntime.
+        input_shapes: Shapes by input name, batch included.
+        block: Channels that onnxruntime computes together.
+        ms: Milliseconds of the whole unchanged network.
+        layers: Times of the layers, in graph order.
+        float_ms: Milliseconds in floating point if all other times are in int8, else None.
+        warnings: Sentences that say why the times are doubtful.
     """
 
     cpu: str
@@ -87,20 +87,8 @@ class LatencyTable:
 
     @property
     def original_ms(self) -> float:
-        """Time of the original network in floating point, the reference of a speedup."""
+        """Milliseconds of the original in floating point, the reference of a speedup."""
         return self.float_ms or self.ms
-
-    def predicted_ms(self, chosen: Mapping[str, tuple[str, Rank]]) -> float:
-        """Predict the time of the network with some layers in other forms.
-
-        Args:
-            chosen: Form and rank by the name of the layer's output.
-        """
-        total = self.ms
-        for layer in self.layers:
-            if layer.output in chosen:
-                total += (layer.ms_of(*chosen[layer.output]) or layer.ms) - layer.ms
-        return total
 
     def to_json(self) -> str:
         """Write the table as JSON; ``from_json`` is the inverse."""
@@ -108,7 +96,7 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, text: str) -> LatencyTable:
-        """Read what ``to_json`` or the timer on a target machine wrote.
+        """Read the JSON that ``to_json`` or the timer on a target machine wrote.
 
         Raises:
             ConverterError: When ``text`` is no latency table.
@@ -134,21 +122,21 @@ class LatencyTable:
         return cls(**values, input_shapes=shapes, layers=layers, warnings=warnings)
 
     def matched(self, layers: Sequence[Layer]) -> LatencyTable:
-        """Return the table with the names of another copy of the network.
+        """Return the table with the layer names of another export of the same network.
 
         Args:
-            layers: The survey of that copy; those that cannot be read have no times.
+            layers: The survey of that network; layers whose weights cannot be read get no times.
 
         Raises:
             ConverterError: When the table is that of another network.
         """
-        rest = iter(self.layers)
+        remaining = iter(self.layers)
         matched = []
         for layer in layers:
             if layer.conv is None:
                 continue
             key = (layer.conv.kernel.shape, geometry(layer.conv))
-            times = next((times for times in rest if (times.kernel, times.geometry) == key), None)
+            times = next((t for t in remaining if (t.kernel, t.geometry) == key), None)
             if times is None:
                 raise ConverterError(
                     "It was measured on another network: the layers differ. Measure the file that "
@@ -159,7 +147,7 @@ class LatencyTable:
 
 
 def geometry(conv: Conv) -> tuple[int, ...]:
-    """Give stride, dilation and groups of a convolution, one after the other."""
+    """Return stride, dilation and groups of a convolution in one tuple."""
     return (*conv.stride, *conv.dilation, conv.groups)
 
 

@@ -1,4 +1,4 @@
-"""Time the layers of a network on this machine, as they are and in other forms."""
+"""Time the layers of a network on this machine, unchanged and in other forms."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def measure(
 
     Args:
         variants: The network and the options.
-        shapes: Of its inputs, by name, batch included.
-        runtime: What runs it.
-        int8: Time it in int8.
-        settings: How long and how often, if not the default.
-        progress: Called with the share done.
+        shapes: Input shapes by name, batch included.
+        runtime: Runs the network.
+        int8: Time the network in int8.
+        settings: How long and how often networks are timed; the default if left out.
+        progress: Called with the fraction that is done.
 
     Raises:
         ConverterError: When the network cannot be run or quantized.
@@ -60,7 +60,7 @@ def measure(
 
     def open_network(name: str) -> Session:
         session = runtime.open(content(name), folder)
-        run(session, feeds)  # raises in one sentence if it cannot
+        run(session, feeds)  # raises a ConverterError if it fails
         return session
 
     def profile_network(name: str, seconds: float) -> Sequence[NodeTime]:
@@ -74,9 +74,9 @@ def variant_file(variants: Variants, name: str, quantizing: Runtime | None) -> b
     """Write one network of a manifest as an ONNX file.
 
     Args:
-        variants: All of them.
-        name: Of the network in the manifest.
-        quantizing: Quantizes all but ``FLOAT``; None leaves all in floating point.
+        variants: The networks.
+        name: Name of the network in the manifest.
+        quantizing: Quantizes all networks but ``FLOAT``; None leaves all in floating point.
 
     Raises:
         ConverterError: When the network cannot be quantized.
@@ -95,12 +95,12 @@ def node_times(
 
     Args:
         path: The file.
-        shapes: Of its inputs, in order, batch included.
-        runtime: What runs it.
+        shapes: Input shapes in order, batch included.
+        runtime: Runs the network.
 
     Raises:
         ConverterError: When the network cannot be read or run.
     """
-    taken = zip(inputs(load(path)), shapes)
-    feeds = make_feeds({i.name: {"shape": shape, "dtype": i.dtype.name} for i, shape in taken})
+    items = zip(inputs(load(path)), shapes)
+    feeds = make_feeds({i.name: {"shape": shape, "dtype": i.dtype.name} for i, shape in items})
     return tuple(runtime.profile(path, feeds, stopwatch.DEFAULT_SETTINGS.profile_s))

@@ -1,4 +1,4 @@
-"""Race open networks fairly: short blocks in turn, and intervals of the ratios."""
+"""Races of open networks: short blocks in turn, and confidence intervals of their ratios."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from converter.runtime.runtime import ExclusiveSession, Session
 from converter.runtime.stopwatch import TimedSession, TimingSettings
 
 CONFIDENCE = 0.99
-MIN_EXCLUSIVE_ROUNDS = 5  # of networks that must be opened for each block
+MIN_EXCLUSIVE_ROUNDS = 5  # where networks must be opened again for each block
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Interval:
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> Interval:
-        """Take median and interval from order statistics (no assumption on the distribution)."""
+        """Take median and interval from order statistics, whatever the distribution."""
         test = quantile_test(values, q=0, p=0.5)
         interval = test.confidence_interval(confidence_level=CONFIDENCE)
         # Below 8 values no order statistic is wide enough; take the whole range.
@@ -38,10 +38,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Race:
-    """Latencies of several sessions, and their speedups over the first, both per session.
+    """Latencies of several sessions, and their speedups over the first.
 
     Attributes:
+        latency_ms: Milliseconds of a call, by session.
+        speedup: Speedup over the first session, by session.
         gain: Speedup of the last session over the one before it.
+        rounds: Blocks that each session ran.
     """
 
     latency_ms: tuple[Interval, ...]
@@ -56,16 +59,16 @@ def race(
     progress: Callable[[float], None] = lambda done: None,
     settings: TimingSettings | None = None,
 ) -> Race:
-    """Time sessions against one another in short blocks, in turn, with a pause between blocks.
+    """Time sessions against one another in short blocks, with a pause before each block.
 
-    Every round gives each session one block of calls, its first call not counted, in an order
-    that rotates; a speedup is a ratio of two blocks of the same round.
+    Every round gives each session one block of calls, in an order that rotates. A speedup is the
+    ratio of two blocks of the same round, so slow changes of the machine's speed cancel.
 
     Args:
-        sessions: At least one.
+        sessions: At least one session.
         feeds: Inputs of each session.
-        progress: Called with the share done.
-        settings: How long and how often, if not the default.
+        progress: Called with the fraction that is done.
+        settings: How long and how often networks are timed; the default if left out.
     """
     settings = settings or stopwatch.DEFAULT_SETTINGS
     timed = [TimedSession.of(session, feed, settings) for session, feed in zip(sessions, feeds)]

@@ -1,9 +1,10 @@
-"""The latency table of a network: from a file, from the cache, or measured; and trial races."""
+"""The latency table of a network, read from a file, from the cache, or measured; trial races."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from converter.timing.profile import measure
 from converter.timing.race import race
 from converter.timing.variants import Variants
 
-TRIAL_RACE_S = 1.5
+TRIAL_RACE_S = 1.5  # seconds that a race spends on each network
 WEIGHT_FIELDS = ("raw_data", "float_data", "double_data", "int32_data", "external_data")
 
 
@@ -39,15 +40,15 @@ def latency_table(
     problem: Problem,
     options: Options,
     resources: Resources,
-    others: bool = True,
+    all_forms: bool = True,
 ) -> LatencyTable:
     """Read the times of the layers from ``--latency``, or from the cache, or measure them.
 
     Args:
         problem: The network and its layers.
-        options: Options.
+        options: Options of the conversion.
         resources: Cache and progress.
-        others: Whether to time other forms, too, if their times are not known yet.
+        all_forms: Time other forms, too, if their times are not in the cache.
 
     Raises:
         ConverterError: When the file is not a table of this network.
@@ -57,17 +58,17 @@ def latency_table(
     variants = Variants.of(problem.network, problem.layers)
     key = digest(_architecture(problem.network), *_conditions(problem, options))
     cache = resources.cache
-    if not others:
-        known = None if cache is None else load_text(cache, key)
-        if known is None:
+    if not all_forms:
+        cached = None if cache is None else load_text(cache, key)
+        if cached is None:
             return _measure(problem, variants, options, resources.progress)
-        return LatencyTable.from_json(known)
+        return LatencyTable.from_json(cached)
 
-    def measured() -> str:
-        grid = variants.with_grid(_runtime(options).block())
+    def measure_all() -> str:
+        grid = variants.with_grid(OnnxRuntime.of(options.timing).block())
         return _measure(problem, grid, options, resources.progress).to_json()
 
-    return LatencyTable.from_json(cached_text(cache, key, measured))
+    return LatencyTable.from_json(cached_text(cache, key, measure_all))
 
 
 def chosen_times(
@@ -81,14 +82,14 @@ def chosen_times(
     Args:
         problem: The network and its layers.
         chosen: Form and rank by layer name.
-        options: Options.
+        options: Options of the conversion.
         resources: Progress.
 
     Returns:
-        The times; None if they cannot be measured, since nothing depends on them here.
+        The times; None if they cannot be measured, since only the report shows them.
     """
     if weights_folder(problem.network) is None and nbytes(problem.network) >= MAX_FILE_BYTES:
-        return None  # no message is that large
+        return None  # a protobuf message cannot be that large
     variants = Variants.of(problem.network, problem.layers).with_chosen(chosen)
     try:
         return _measure(problem, variants, options, resources.progress)
@@ -108,7 +109,7 @@ def measure_file(path: Path, output: Path, options: Options, progress: Progress)
     Raises:
         ConverterError: When the file cannot be read or run, or the table cannot be written.
     """
-    runtime = _runtime(options)
+    runtime = OnnxRuntime.of(options.timing)
     if output.is_dir() or not output.resolve().parent.is_dir():
         raise ConverterError(f"{output} cannot be written; name a file in an existing folder.")
     problem, variants = _read_file(path, options, runtime.block())
@@ -119,7 +120,7 @@ def measure_file(path: Path, output: Path, options: Options, progress: Progress)
 
 
 def prepare_file(path: Path, bundle: Path, options: Options, progress: Progress) -> int:
-    """Write what times the layers of an ONNX file on a machine without flatconv.
+    """Write a bundle that times the layers of an ONNX file on a machine without flatconv.
 
     Args:
         path: The file; its weights do not matter.
@@ -134,17 +135,19 @@ def prepare_file(path: Path, bundle: Path, options: Options, progress: Progress)
         ConverterError: When the file cannot be read, or the bundle cannot be written.
     """
     problem, variants = _read_file(path, options, BLOCK)
-    shapes, int8 = timed_shapes(problem, options), options.search.int8
-
-    def show(done: float) -> None:
-        progress("preparing", done)
-
-    write_bundle(variants, shapes, bundle, options.timing, int8=int8, progress=show)
+    write_bundle(
+        variants,
+        timed_shapes(problem, options),
+        bundle,
+        options.timing,
+        int8=options.search.int8,
+        progress=partial(progress, "preparing"),
+    )
     return len(variants)
 
 
 def timed_shapes(problem: Problem, options: Options) -> dict[str, tuple[int, ...]]:
-    """Give the shapes of the inputs that are timed, with the batch size of ``--batch-size``."""
+    """Return the input shapes for timing, by input name, with the batch size ``--batch-size``."""
     batch = problem.inputs[0].shape[0] or options.timing.batch_size
     return {name: (batch or shape[0], *shape[1:]) for name, shape in problem.shapes.items()}
 
@@ -156,26 +159,30 @@ def measured_speedup(
     options: Options,
     resources: Resources,
 ) -> float:
-    """Race the network with some layers in other forms, zeros for weights, against the original.
+    """Race the network with some layers in other forms against the original.
 
-    With ``--int8`` it is quantized, the original is not. A race is as noisy as the machine, and
-    another plan would have to be trained anew: with ``--resume`` an earlier race counts.
+    The chains get zeros for weights, so nothing is solved. With ``--int8`` the changed network is
+    quantized and the original is not. With ``--resume`` the cached result of an earlier race is
+    used: another result could lead to another plan, whose training would start anew.
 
     Args:
         problem: The network and its layers.
         chosen: Form and rank by layer name.
-        table: Times of the layers, part of the key of an earlier race.
-        options: Options.
+        table: Times of the layers, part of the key in the cache.
+        options: Options of the conversion.
         resources: Cache.
+
+    Returns:
+        Median speedup.
     """
     if not chosen and not options.search.int8:
         return 1.0
     cache = resources.cache
     key = digest("race", table.to_json(), sorted(chosen.items()), *_conditions(problem, options))
-    known = load_text(cache, key) if cache is not None and options.training.resume else None
-    if known is not None:
-        return float.fromhex(known)
-    speedup = _raced(problem, chosen, options)
+    cached = load_text(cache, key) if cache is not None and options.training.resume else None
+    if cached is not None:
+        return float.fromhex(cached)
+    speedup = _race_without_weights(problem, chosen, options)
     if cache is not None:
         store_text(cache, key, speedup.hex())
     return speedup
@@ -194,10 +201,6 @@ def _read_table(path: Path, layers: Sequence[Layer], int8: bool) -> LatencyTable
         raise ConverterError(f"{path} cannot be used. {error}") from None
 
 
-def _runtime(options: Options) -> OnnxRuntime:
-    return OnnxRuntime.of(options.timing.threads, options.timing.provider)
-
-
 def _read_file(path: Path, options: Options, block: int) -> tuple[Problem, Variants]:
     """Read and survey an ONNX file, to time its layers in all forms."""
     source, seed = open_source(path, None, options), options.resources.seed
@@ -212,15 +215,15 @@ def _measure(
     return measure(
         variants,
         timed_shapes(problem, options),
-        _runtime(options),
+        OnnxRuntime.of(options.timing),
         int8=options.search.int8,
-        progress=lambda done: progress("measuring", done),
+        progress=partial(progress, "measuring"),
     )
 
 
 def _conditions(problem: Problem, options: Options) -> list[object]:
-    """List all that the time of a network depends on beside the network."""
-    runtime = _runtime(options)
+    """List everything but the network that its time depends on."""
+    runtime = OnnxRuntime.of(options.timing)
     return [
         sorted(timed_shapes(problem, options).items()),
         cpu_model(),
@@ -232,9 +235,9 @@ def _conditions(problem: Problem, options: Options) -> list[object]:
 
 
 def _architecture(network: ir.Model) -> bytes:
-    """Serialize a network without its weights: the same bytes mean the same times.
+    """Serialize a network without its weights; networks with the same bytes have the same times.
 
-    Notes of the exporter, such as the paths of source files, are left out, too.
+    Notes of the exporter, such as paths of source files, are left out, too.
     """
     model = ir.to_proto(network)
     nodes = model.graph.node
@@ -248,10 +251,8 @@ def _architecture(network: ir.Model) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _raced(
-    problem: Problem,
-    chosen: Mapping[str, tuple[str, Rank]],
-    options: Options,
+def _race_without_weights(
+    problem: Problem, chosen: Mapping[str, tuple[str, Rank]], options: Options
 ) -> float:
     chains = {}
     for layer in problem.layers:
@@ -259,12 +260,12 @@ def _raced(
             form, rank = chosen[layer.name]
             chain = skeleton(layer.conv, find_form(form), rank)
             chains[layer.output] = (layer.name, chain)
-    other, runtime = rewrite(problem.network, chains), _runtime(options)
+    changed, runtime = rewrite(problem.network, chains), OnnxRuntime.of(options.timing)
     sessions = [open_session(problem.network, runtime=runtime)]
     if options.search.int8:
-        sessions.append(runtime.open(quantized_for_timing(other, runtime)))
+        sessions.append(runtime.open(quantized_for_timing(changed, runtime)))
     else:
-        sessions.append(open_session(other, runtime=runtime))
+        sessions.append(open_session(changed, runtime=runtime))
     dtypes = {item.name: item.dtype for item in problem.inputs}
     shapes = timed_shapes(problem, options)
     batch = next(iter(shapes.values()))[0]

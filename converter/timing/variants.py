@@ -1,4 +1,4 @@
-"""Variants of a network that have each layer in all the forms and ranks to be timed."""
+"""Variants of a network: together they have each layer in every form and rank to be timed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from converter.graph.survey import Layer
 from converter.runtime.timer import PREFIX
 from converter.timing.latency import geometry
 
-# Operators that onnxruntime fuses into a layer, which then may have the name of their output.
+# Operators that onnxruntime may fuse into a layer, whose node is then named after their output.
 FUSED = (
     "Relu Add Sum Clip LeakyRelu Sigmoid Tanh HardSigmoid PRelu BatchNormalization Mul HardSwish"
 ).split()
@@ -26,12 +26,12 @@ FUSED = (
 
 @dataclass(frozen=True)
 class Variants:
-    """A network, and by layer the forms and ranks to be timed.
+    """A network, and the forms and ranks in which each layer is timed.
 
     Attributes:
-        network: The network as it is.
-        layers: Its layers that are nodes of the main graph.
-        options: Forms and ranks, by layer.
+        network: The unchanged network.
+        layers: Layers that are nodes of the main graph.
+        options: Forms and ranks of each layer.
     """
 
     network: ir.Model
@@ -40,12 +40,12 @@ class Variants:
 
     @classmethod
     def of(cls, network: ir.Model, layers: Sequence[Layer]) -> Variants:
-        """Take a network and its survey, with nothing to be timed but the layers as they are."""
+        """Take a network and its survey; only the unchanged layers are timed."""
         nodes = tuple(layer for layer in layers if layer.output)
         return cls(network, nodes, ((),) * len(nodes))
 
     def with_grid(self, block: int) -> Variants:
-        """Time all forms that suit a layer, at ranks in blocks of ``block`` channels."""
+        """Return variants with all forms that a layer can take, at ranks in blocks of channels."""
         grids = (
             () if layer.conv is None else tuple(rank_grid(layer.conv, layer.size, block))
             for layer in self.layers
@@ -53,12 +53,12 @@ class Variants:
         return replace(self, options=tuple(grids))
 
     def with_chosen(self, chosen: Mapping[str, tuple[str, Rank]]) -> Variants:
-        """Time one form and rank of some layers, by name."""
-        given = ([chosen[layer.name]] if layer.name in chosen else () for layer in self.layers)
-        return replace(self, options=tuple(given))
+        """Return variants with one form and rank for some layers, by layer name."""
+        options = ([chosen[layer.name]] if layer.name in chosen else () for layer in self.layers)
+        return replace(self, options=tuple(options))
 
     def without_weights(self) -> Variants:
-        """Put zeros, which compress well, in the place of the layers' weights."""
+        """Return variants with zeros for the layers' weights: zeros compress well."""
         copy = self.network.clone()
         weights = (copy.graph.initializers.get(layer.weight) for layer in self.layers)
         for value in weights:
@@ -69,13 +69,13 @@ class Variants:
         return replace(self, network=ir.external_data.load_to_model(copy))
 
     def __len__(self) -> int:
-        """Count the variants; the first is the network as it is."""
+        """Count the variants; the first is the unchanged network."""
         return 1 + max(map(len, self.options), default=0)
 
     def variant(self, number: int) -> ir.Model:
-        """Write variant ``number``, in which layers have their option of this number, from 1 on.
+        """Build variant ``number``: each layer has its option of this number (from 1), if any.
 
-        The names of a layer's nodes begin with ``PREFIX`` and its index.
+        The names of a layer's nodes begin with ``PREFIX`` and the index of the layer.
         """
         chains, names = {}, {}
         for index, (layer, options) in enumerate(zip(self.layers, self.options)):
@@ -94,7 +94,7 @@ class Variants:
         """Describe the inputs, the variants and the layers for ``timer.time_layers``.
 
         Args:
-            shapes: Of the inputs, by name, batch included.
+            shapes: Input shapes by name, batch included.
         """
         values = {str(value.name): value for node in self.network.graph for value in node.outputs}
         return {
@@ -118,7 +118,7 @@ class Variants:
 
 
 def _fused_outputs(value: ir.Value) -> list[str]:
-    """Name the output of a layer, and the outputs of what may be fused into it."""
+    """Name the output of a layer, and the outputs of the operators that may be fused into it."""
     names = [str(value.name)]
     while len(uses := list(value.uses())) == 1 and uses[0].node.op_type in FUSED:
         value = uses[0].node.outputs[0]
