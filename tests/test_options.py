@@ -73,6 +73,7 @@ def test_factory_arguments_must_be_a_json_object(text, match):
         {"form": ("spatial", "conv1=tucker"), "rank": (0.5, 0.25), "keep": "stem"},
         {"layers": {"conv1": LayerForm("tucker", (8, 0.5)), "fc": None}},
         {"finetune": 3, "factory_args": {"width": 8}, "labels": False},
+        {"plan": "/plan.json", "lr": 1, "batch_size": 3, "calib": "a:b", "channels": "bgr"},
     ],
 )
 def test_options_are_written_and_read_back(values):
@@ -117,3 +118,17 @@ def test_data_that_has_no_name_is_not_recorded():
 def test_options_that_do_not_fit_are_refused(values, words):
     with pytest.raises(ConverterError, match=words):
         Options.of(**values)
+
+
+def test_options_may_be_given_as_one_writes_them():
+    given = Options.of(checkpoint="net.pth", form="spatial", rank=["0.5"], eval=Path("a.npz"))
+    meant = Options.of(checkpoint=Path("net.pth"), form=("spatial",), rank=("0.5",), eval="a.npz")
+    assert given == meant
+    assert Options.of(rank=0.5) == Options.of(rank=("0.5",))
+    assert Options.of(form="", rank=[""], plan="", checkpoint="") == Options()
+
+
+@pytest.mark.parametrize("name", ["form", "rank", "only", "keep"])
+def test_a_plan_leaves_nothing_to_choose(name):
+    with pytest.raises(ConverterError, match="--plan says what happens to each layer"):
+        Options.of(plan=Path("plan.json"), **{name: ("conv1=8",)})
