@@ -8,7 +8,7 @@ from helpers import FEW
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.search.knapsack import Limit, _muted, choose
+from converter.search.knapsack import Limit, _silent_stdout, choose
 
 
 @FEW
@@ -42,7 +42,7 @@ def test_nothing_to_choose():
 
 def test_what_the_solver_prints_stays_off_standard_output(capfd):
     print("before", flush=True)
-    with _muted():
+    with _silent_stdout():
         ctypes.CDLL(None).puts(b"debug")
     print("after", flush=True)
     assert capfd.readouterr().out.split() == ["before", "after"]

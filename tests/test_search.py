@@ -9,7 +9,7 @@ from converter.search.candidates import Candidate
 from converter.search.search import EXTRA_TRIALS, search, stay_within
 from converter.search.search_space import SearchSpace, spaces_by_prior
 from converter.search.speedup import reach_speedup
-from converter.search.trials import CLOSELY, Effort, Limits, Measures
+from converter.search.trials import TIGHT, Effort, Limits, Measures
 
 
 def candidates(*errors_and_ms):
@@ -46,7 +46,7 @@ def measures(usage=lambda built: {}, speedup=lambda assignment: 30.0 / ms(assign
 
 
 def effort(trials=6, improve=0):
-    return Effort(trials, CLOSELY, improve)
+    return Effort(trials, TIGHT, improve)
 
 
 def within(value, first, trials=6, space=SPACE, sums=None):

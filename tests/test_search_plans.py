@@ -9,7 +9,7 @@ import pytest
 from converter.search.candidates import Candidate
 from converter.search.search import search
 from converter.search.search_space import SearchSpace
-from converter.search.trials import CLOSELY, Effort, Limits, Measures
+from converter.search.trials import TIGHT, Effort, Limits, Measures
 
 CHOSEN = json.loads((Path(__file__).parent / "data/plans_of_version_0_1.json").read_text())[
     "chosen"
@@ -53,7 +53,7 @@ def test_the_plans_of_version_0_1_are_chosen(seed):
         times = (c.ms * jitter[n][(c.rank or (9,))[0]] for n, c in enumerate(assignment.values()))
         return truth * whole_ms / sum(times)
 
-    effort = Effort(6, CLOSELY)
+    effort = Effort(6, TIGHT)
     by_loss = Measures(dict, usage, speedup, lambda built: 0.0)
     outcome = search([space], Limits(loss=first), by_loss, effort)
     expected = CHOSEN[seed]

@@ -1,8 +1,8 @@
-"""Budgets: what may be lost or must be gained, one class each.
+"""Budgets: limits on loss, time, MACs and size, one class each.
 
-A budget says what it demands of the candidate table, what share of it a network uses, its part in
-a schedule, and its sentence in the verdict. To add one, write its class here, list it in
-``BUDGETS`` and give it a field in ``BudgetOptions``.
+A budget knows its limit on the candidate table, the share of it that a network uses, its part in a
+schedule, and its sentence in the verdict. To add one, write its class here, list it in ``BUDGETS``
+and give it a field in ``BudgetOptions``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Original:
     """The original network, which budgets are shares of.
 
     Attributes:
-        ms: Latency by the latency table.
+        ms: Milliseconds by the latency table.
         macs: Multiply-accumulates of all layers, for one example.
         bytes: Size of the ONNX file.
         accuracy: Expected accuracy, or the user's measure; None without classes or a measure.
-        drop_per_loss: Accuracy lost per squared relative output error, by the probes.
+        drop_per_loss: Accuracy lost per squared relative output error, from the probes.
     """
 
     ms: float
@@ -42,13 +42,13 @@ class Original:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a network in the search; None where it was not measured.
+    """The measurements of a network in the search; None if a quantity was not measured.
 
     Attributes:
-        loss: Estimated on the holdout inputs.
-        drop: Loss of the user's own measure.
-        speedup: Over the original, in a race.
-        macs: For one example.
+        loss: Loss on the holdout inputs.
+        drop: Drop of the user's own measure.
+        speedup: Speedup over the original.
+        macs: Multiply-accumulates for one example.
         bytes: Size of the ONNX file.
     """
 
@@ -70,7 +70,7 @@ class Budget(Protocol):
         """The value of the option."""
 
     def allowance(self, original: Original) -> float:
-        """Return what the whole network may sum to in ``column``; for the loss, a first guess."""
+        """Return the limit on the network's sum of ``column``; for the loss, a first guess."""
 
     def usage(self, measured: Measured, original: Original) -> float:
         """Return the share of the limit that a network uses; at most 1 keeps it, 0 if unknown."""
@@ -79,10 +79,10 @@ class Budget(Protocol):
         """Return the budget of step ``number`` (from 1) of a schedule of ``count`` steps."""
 
     def achieved(self, before: Figures, after: Figures) -> float | None:
-        """Return the measured value that the limit is held against, or None without one."""
+        """Return the measured value to compare with the limit, or None if there is none."""
 
     def value_at(self, usage: float) -> float:
-        """Return the value of which a share ``usage`` of the limit is used."""
+        """Return the measured value at which a share ``usage`` of the limit is used."""
 
     def keeps(self, value: float) -> bool:
         """Tell whether a measured value keeps the limit."""
@@ -219,18 +219,18 @@ class MaxBytes(_AtMost):
     option: ClassVar[str] = "max_bytes"
     column: ClassVar[Column] = "bytes"
 
-    def _most(self, whole: float) -> float:
-        return self.limit * whole if self.limit < 1 else self.limit
+    def _max_bytes(self, original: float) -> float:
+        return self.limit * original if self.limit < 1 else self.limit
 
     def allowance(self, original: Original) -> float:
-        return self._most(original.bytes)
+        return self._max_bytes(original.bytes)
 
     def usage(self, measured: Measured, original: Original) -> float:
         left = measured.bytes
-        return 0.0 if left is None else left / self._most(original.bytes)
+        return 0.0 if left is None else left / self._max_bytes(original.bytes)
 
     def step(self, number: int, count: int) -> MaxBytes:
-        # A number of bytes is a share of a file whose size is not known here: it holds at the end.
+        # The original's size is not known here, so a number of bytes only holds in the last step.
         if self.limit >= 1:
             return self if number == count else MaxBytes(math.inf)
         return MaxBytes(self.limit ** (number / count))
@@ -247,7 +247,7 @@ BUDGETS: tuple[type[Budget], ...] = (MaxDrop, MaxError, TargetSpeedup, MaxMacs, 
 
 
 def budgets_of(options: BudgetOptions) -> tuple[Budget, ...]:
-    """List the budgets that options ask for."""
+    """List the budgets that are set in the options."""
     return make_budgets(
         {b.option: v for b in BUDGETS if (v := getattr(options, b.option)) is not None},
         relative=options.drop_type == "relative",
@@ -270,9 +270,10 @@ def make_budgets(limits: Mapping[str, float], relative: bool = False) -> tuple[B
     return tuple(budgets)
 
 
-def default_budget(classes: bool) -> Budget:
-    """Return the budget of a search that none was given for."""
-    return MaxDrop(DEFAULT_DROP) if classes else MaxError(DEFAULT_ERROR)
+def default_budget(classes: bool, options: BudgetOptions) -> Budget:
+    """Return the budget of a search without a given budget."""
+    relative = options.drop_type == "relative"
+    return MaxDrop(DEFAULT_DROP, relative) if classes else MaxError(DEFAULT_ERROR)
 
 
 def limits_of(budgets: Sequence[Budget]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""``Candidate``: form and rank for a layer, with its error, cost and time."""
+"""``Candidate``: form and rank for a layer, with error, cost and time."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from converter.processes import Resources
 from converter.reconstruction.parallel import parallel_map
 from converter.timing.latency import LatencyTable, LayerTimes
 
-FINE = 12  # ranks between those timed
-NODE_BYTES = 256  # of an ONNX file, for each step of a chain besides its weights
+MAX_INTERPOLATED = 12  # ranks at which errors and times are interpolated, for each form
+NODE_BYTES = 256  # of a step of a chain in an ONNX file, besides the weights
 BLOCK = 16  # channels that onnxruntime computes together on x86 with AVX-512
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing to do with a layer: another form, or (form None) nothing.
+    """A form and rank for a layer, or the unchanged layer.
 
     Attributes:
-        form: Its name.
-        rank: Its rank.
-        rel_error: Relative error of the layer's responses, estimated.
+        form: Name of the form; None keeps the layer.
+        rank: The rank; None keeps the layer.
+        rel_error: Estimated relative error of the layer's responses.
         macs: Multiply-accumulates for one example.
-        bytes: Of its weights in an ONNX file.
-        ms: Time in the network.
+        bytes: Bytes in an ONNX file.
+        ms: Milliseconds in the network.
     """
 
     form: str | None
@@ -63,10 +63,13 @@ def list_candidates(
     """List the candidates of each layer; the first keeps the layer.
 
     Args:
-        layers: Those that may be converted.
-        table: Their times, which say what forms and ranks there are.
-        metrics: Of each layer's inputs; the Frobenius norm where left out.
+        layers: The layers that may be converted.
+        table: Times of the layers; the forms and ranks in it become candidates.
+        metrics: Metrics of each layer's inputs, by layer name; the Frobenius norm if left out.
         resources: Seed, cache and cluster.
+
+    Returns:
+        Candidates by layer name.
     """
     progress = resources.stage("options")
     times = {layer.output: layer for layer in table.layers}
@@ -89,26 +92,27 @@ def list_candidates(
     candidates = {}
     solved = zip(parallel_map(jobs, resources.cluster), todo)
     for number, (curves, (layer, conv, timed)) in enumerate(solved):
-        kept = Candidate(None, None, 0.0, layer.macs, layer.params * conv.kernel.itemsize, timed.ms)
+        size = layer.params * conv.kernel.itemsize
+        unchanged = Candidate(None, None, 0.0, layer.macs, size, timed.ms)
         others = [
             _candidate(layer, conv, form, rank, error, ms)
             for form, curve in curves.items()
-            for rank, error in _between(conv, form, curve, table.block)
+            for rank, error in _interpolate(conv, form, curve, table.block)
             if (ms := timed.ms_of(form, rank)) is not None
         ]
-        candidates[layer.name] = [kept, *others]
+        candidates[layer.name] = [unchanged, *others]
         progress((number + 1) / len(todo))
     return candidates
 
 
 def cheapest(layer: Layer, max_error: float) -> tuple[str, Rank, int] | None:
-    """Return form, rank and MACs of the cheapest chain by weight error alone.
+    """Return form, rank and MACs of the cheapest chain within a weight error, or None.
 
-    Only forms whose error has a closed form are tried, at ranks that fill the runtime's blocks.
+    Only forms whose error has a closed formula are tried, at ranks that fill the runtime's blocks.
 
     Args:
         layer: A layer that can be converted.
-        max_error: Largest relative error of the weights (for tucker, of its upper bound).
+        max_error: Largest relative error of the weights (of its upper bound for tucker).
     """
     assert layer.conv is not None
     fitting: list[tuple[int, int, str, Rank]] = []
@@ -140,33 +144,33 @@ def _timed_ranks(timed: LayerTimes) -> dict[str, list[Rank]]:
 
 
 def _errors(
-    white: Conv, ranks: Mapping[str, list[Rank]], settings: SolverSettings, cache: Path | None
+    conv: Conv, ranks: Mapping[str, list[Rank]], settings: SolverSettings, cache: Path | None
 ) -> dict[str, dict[Rank, float]]:
-    """Estimate the relative error of each form at each rank timed."""
+    """Estimate the relative errors of a whitened kernel, by form and rank."""
 
     def compute() -> str:
         curves = {
-            name: error_curve(white, find_form(name), some, settings)
-            for name, some in ranks.items()
+            form: error_curve(conv, find_form(form), form_ranks, settings)
+            for form, form_ranks in ranks.items()
         }
         return json.dumps(curves)
 
-    wanted = sorted((name, *some) for name, some in ranks.items())
-    parts = white.kernel, white.groups, white.transposed, wanted, settings.seed, settings.solver
+    ordered = sorted((form, *form_ranks) for form, form_ranks in ranks.items())
+    parts = conv.kernel, conv.groups, conv.transposed, ordered, settings.seed, settings.solver
     errors = json.loads(cached_text(cache, digest(*parts) if cache else "", compute))
-    return {form: dict(zip(some, errors[form])) for form, some in ranks.items()}
+    return {form: dict(zip(form_ranks, errors[form])) for form, form_ranks in ranks.items()}
 
 
-def _between(
+def _interpolate(
     conv: Conv, form: str, curve: Mapping[Rank, float], block: int
 ) -> list[tuple[Rank, float]]:
-    """Add ranks between those of a curve, on the runtime's grid."""
+    """Add ranks between those of an error curve, in blocks of the runtime's channels."""
     ranks = sorted(curve)
     if len(ranks) < 2 or len(ranks[0]) > 1 or find_form(form).per_channel:
         return list(curve.items())
     knots = [rank for (rank,) in ranks]
     step = rank_step(conv, block)
-    stride = max((knots[-1] - knots[0]) // (step * FINE), 1) * step
-    wanted = sorted({*knots, *range(knots[0], knots[-1], stride)})
+    stride = max((knots[-1] - knots[0]) // (step * MAX_INTERPOLATED), 1) * step
+    grid = sorted({*knots, *range(knots[0], knots[-1], stride)})
     logs = np.log([max(curve[(rank,)], MIN_ERROR) for rank in knots])
-    return [((rank,), float(np.exp(np.interp(rank, knots, logs)))) for rank in wanted]
+    return [((rank,), float(np.exp(np.interp(rank, knots, logs)))) for rank in grid]

@@ -1,4 +1,4 @@
-"""From budgets to a plan: times, errors and sensitivities of the layers, then the search."""
+"""Search a plan under budgets, from the times, errors and sensitivities of the layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from converter.graph.survey import Layer
 from converter.reconstruction.moments import patch_count, patch_size
 from converter.reconstruction.realize import Realization
 from converter.reconstruction.regression import REFIT
-from converter.search.budgets import Budget, Measured, Original, budgets_of, default_budget
+from converter.search.budgets import Budget, Column, Measured, Original, budgets_of, default_budget
 from converter.search.candidates import list_candidates
 from converter.search.manual import open_layers
 from converter.search.misses import miss_sentence
@@ -28,26 +28,25 @@ from converter.search.search import search
 from converter.search.search_space import Assignment, SearchSpace, spaces_by_prior
 from converter.search.sensitivity import sensitivities
 from converter.search.task import SearchResult, Task
-from converter.search.trials import CLOSELY, ROUGHLY, Effort, Limits, Measures
+from converter.search.trials import LOOSE, TIGHT, Effort, Limits, Measures
 from converter.timing.latency import LatencyTable
 from converter.timing.table import latency_table, measured_speedup
 
-RECOVERED = 0.75  # share of a loss that fine-tuning undoes
+RECOVERED = 0.75  # share of a loss that fine-tuning is expected to undo
 FRONTIER_POINTS = 6
-FIRST_LOSS = 0.01  # squared relative output error at which a search begins without a better guess
-# Networks to build for a budget: as many as take about SEARCH_S, if a layer takes LAYER_S and its
-# share of the arithmetic on second moments. This is an estimate, so that the result does not
+FIRST_LOSS = 0.01  # squared relative output error at which a search starts without a better guess
+# As many networks are built as take about SEARCH_S, at LAYER_S for a layer and WORK_PER_S
+# operations on second moments. The time is estimated, not measured, so that the result does not
 # depend on how busy the machine is.
 MAX_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 160.0, 1.0, 3e10
 MAX_IMPROVE = 4  # networks for other priors
-# With fewer holdout inputs, the luckiest of many networks would win, and no network comes closer
-# to a limit than the noise.
-MANY = 1024
+# With fewer holdout inputs, the noise of the loss would decide between networks close to the limit.
+MIN_TIGHT_INPUTS = 1024
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """What a search knows before its first trial.
+    """The inputs of a search, prepared before its first trial.
 
     Attributes:
         task: The search.
@@ -55,8 +54,8 @@ class _Setting:
         table: Times of the layers.
         estimator: Estimates the loss on the holdout inputs.
         spaces: The candidates, under one prior each.
-        budgets: To keep.
-        original: What the budgets are shares of.
+        budgets: The limits to keep.
+        original: The original network, which budgets are shares of.
     """
 
     task: Task
@@ -67,39 +66,39 @@ class _Setting:
     budgets: tuple[Budget, ...]
     original: Original
 
-    def rest(self, column: str) -> float:
-        """Sum of a column over all that the search cannot change."""
-        wholes = {"ms": self.table.ms, "macs": self.original.macs, "bytes": self.original.bytes}
+    def fixed(self, column: Column) -> float:
+        """Return the part of the network's time, MACs or bytes that the search cannot change."""
+        totals = {"ms": self.table.ms, "macs": self.original.macs, "bytes": self.original.bytes}
         space = self.spaces[0]
-        return wholes[column] - space.total(space.unchanged(), column)  # type: ignore[arg-type]
+        return totals[column] - space.total(space.unchanged(), column)
 
     def predicted_speedup(self, assignment: Assignment) -> float:
-        """Predict by the table how much faster an assignment is."""
-        return self.original.ms / (self.rest("ms") + self.spaces[0].total(assignment, "ms"))
+        """Predict the speedup of an assignment by the table."""
+        return self.original.ms / (self.fixed("ms") + self.spaces[0].total(assignment, "ms"))
 
 
 def choose_plan(task: Task) -> SearchResult:
-    """Choose forms and ranks by measured time, under budgets.
+    """Search the forms and ranks of the layers under budgets.
 
     Raises:
         ConverterError: When a budget cannot be judged on this network or these inputs.
     """
     setting = _prepare(task)
     problem, resources, space = task.problem, task.resources, setting.spaces[0]
-    limits, many = _limits(setting), problem.holdout.count >= MANY
-    trials = _affordable(setting.free)
-    effort = Effort(trials, CLOSELY if many else ROUGHLY, MAX_IMPROVE if many else 0)
+    limits, tight = _limits(setting), problem.holdout.count >= MIN_TIGHT_INPUTS
+    trials = _affordable_trials(setting.free)
+    effort = Effort(trials, TIGHT if tight else LOOSE, MAX_IMPROVE if tight else 0)
     stage = "racing" if limits.loss is None and limits.speedup else "searching"
     outcome = search(setting.spaces, limits, _measures(setting), effort, resources.stage(stage))
     best = outcome.best
     assert best.network is not None
     realization, plan = best.network, _plan(setting, best.assignment)
     if trials > 1 and problem.fit is not problem.calib and realization.chains:
-        realization = task.build(plan, True)  # fit to the inputs that judged, too
+        realization = task.build(plan, True)  # fit to the holdout inputs, too
     missed = None
     if not outcome.kept and not (task.options.training.trains and limits.loss is not None):
         missed = miss_sentence(outcome, setting.budgets, space, limits, setting.original)
-    judged = any(budget.column == "loss" for budget in setting.budgets)
+    limits_loss = any(budget.column == "loss" for budget in setting.budgets)
     return SearchResult(
         plan=plan,
         realization=realization,
@@ -108,16 +107,16 @@ def choose_plan(task: Task) -> SearchResult:
         predicted_speedup=setting.predicted_speedup(best.assignment),
         status=unless("missed", missed),
         frontier=_frontier(setting) if task.options.search.frontier else {},
-        loss_usage=partial(_loss_usage, setting) if judged else None,
+        loss_usage=partial(_loss_usage, setting) if limits_loss else None,
     )
 
 
 def _prepare(task: Task) -> _Setting:
-    """Time the layers, list candidates, probe sensitivities."""
+    """Time the layers, list their candidates, and probe their sensitivities."""
     problem, resources, options = task.problem, task.resources, task.options
     table = latency_table(problem, options, resources)
     estimator = LossEstimator.of(problem.network, problem.holdout, resources.threads)
-    budgets = budgets_of(options.budget) or (default_budget(estimator.classes),)
+    budgets = budgets_of(options.budget) or (default_budget(estimator.classes, options.budget),)
     _check_judgeable(budgets, estimator, task)
     free = open_layers(problem.layers, options.layers)
     metrics = task.metrics([layer.name for layer in free])
@@ -153,26 +152,26 @@ def _check_judgeable(budgets: Sequence[Budget], estimator: LossEstimator, task: 
 
 def _limits(setting: _Setting) -> Limits:
     """Turn the budgets into limits of the search."""
-    original, ms = setting.original, setting.rest("ms")
+    original, fixed_ms = setting.original, setting.fixed("ms")
     losses = [b.allowance(original) for b in setting.budgets if b.column == "loss"]
-    first = min(losses, default=None)
+    loss = min(losses, default=None)
     return Limits(
-        loss=FIRST_LOSS if first == np.inf else first,
+        loss=FIRST_LOSS if loss == np.inf else loss,
         speedup=next((b.limit for b in setting.budgets if b.column == "ms"), None),
         sums={
-            budget.column: budget.allowance(original) - setting.rest(budget.column)
+            budget.column: budget.allowance(original) - setting.fixed(budget.column)
             for budget in setting.budgets
             if budget.column in ("macs", "bytes")
         },
-        ms_at=lambda speedup: original.ms / speedup - ms,
-        goal="loss" if first is None else "ms",
+        ms_at=lambda speedup: original.ms / speedup - fixed_ms,
+        goal="loss" if loss is None else "ms",
     )
 
 
 def _measures(setting: _Setting) -> Measures[Realization]:
-    """Say how the search builds, scores and races an assignment."""
+    """Return the functions that build, score and race an assignment."""
     task = setting.task
-    won_back = 1 / (1 - RECOVERED) if task.options.training.trains else 1.0
+    recovery = 1 / (1 - RECOVERED) if task.options.training.trains else 1.0
 
     def build(assignment: Assignment) -> Realization:
         return task.build(_plan(setting, assignment), False)
@@ -181,7 +180,7 @@ def _measures(setting: _Setting) -> Measures[Realization]:
         measured = _measured(setting, task.deployed(realization.network), realization)
         return {
             budget.option: budget.usage(measured, setting.original)
-            / (won_back if budget.column == "loss" else 1.0)
+            / (recovery if budget.column == "loss" else 1.0)
             for budget in setting.budgets
             if budget.column != "ms"
         }
@@ -199,7 +198,7 @@ def _measures(setting: _Setting) -> Measures[Realization]:
 def _measured(
     setting: _Setting, network: ir.Model, realization: Realization | None = None
 ) -> Measured:
-    """Measure what the budgets are about; the macs follow from the chains."""
+    """Measure the quantities that the budgets limit; the MACs follow from the chains."""
     columns = {budget.column for budget in setting.budgets}
     evaluate, before = setting.task.evaluate, setting.original.accuracy
     drop = None
@@ -222,7 +221,7 @@ def _measured(
 
 
 def _loss_usage(setting: _Setting, network: ir.Model) -> float:
-    """Return the share that a network uses of what may be lost."""
+    """Return the share of the allowed loss that a network uses."""
     measured = _measured(setting, network)
     return max(
         budget.usage(measured, setting.original)
@@ -232,26 +231,26 @@ def _loss_usage(setting: _Setting, network: ir.Model) -> float:
 
 
 def _plan(setting: _Setting, assignment: Assignment) -> Plan:
-    """Write an assignment as a plan; layers behind a converted one are refit."""
+    """Write an assignment as a plan; layers after the first converted one are refit."""
     task, forms = setting.task, _forms(assignment)
     free = {layer.name for layer in setting.free}
-    refits = task.options.search.correct and task.problem.fit is not None
+    refit = task.options.search.correct and task.problem.fit is not None
     chosen: dict[str, tuple[str, Rank]] = {}
     for layer in task.problem.layers:
         if layer.name in forms:
             chosen[layer.name] = forms[layer.name]
-        elif layer.name in free and refits and chosen:
+        elif layer.name in free and refit and chosen:
             chosen[layer.name] = (REFIT, (1,))
     return plan_of(task.problem.layers, chosen, free, task.problem.shapes, task.resources.seed)
 
 
 def _forms(assignment: Assignment) -> dict[str, tuple[str, Rank]]:
-    """Form and rank of the layers that an assignment changes."""
+    """Return form and rank of the layers that an assignment changes."""
     return {name: (c.form, c.rank) for name, c in assignment.items() if c.form and c.rank}
 
 
 def _frontier(setting: _Setting) -> dict[str, ir.Model]:
-    """Build networks of the least loss for speedups up to the fastest."""
+    """Build networks of the least loss for predicted speedups up to the largest."""
     task, space = setting.task, setting.spaces[0]
     fastest, limits = space.least("ms"), _limits(setting)
     ends = (setting.predicted_speedup(space.unchanged()), setting.predicted_speedup(fastest))
@@ -265,9 +264,9 @@ def _frontier(setting: _Setting) -> dict[str, ir.Model]:
     return networks
 
 
-def _affordable(layers: Sequence[Layer]) -> int:
-    """Say how many networks a search may build."""
+def _affordable_trials(layers: Sequence[Layer]) -> int:
+    """Return how many networks a search may build, by an estimate of their time."""
     sizes = [patch_size(layer.conv) for layer in layers if layer.conv is not None]
-    work = sum(n**2 * patch_count(n, np.inf) for n in sizes)
-    each_s = LAYER_S * len(sizes) + work / WORK_PER_S
-    return int(np.clip(SEARCH_S / max(each_s, 1.0), 1, MAX_TRIALS))
+    operations = sum(n**2 * patch_count(n, np.inf) for n in sizes)
+    trial_s = LAYER_S * len(sizes) + operations / WORK_PER_S
+    return int(np.clip(SEARCH_S / max(trial_s, 1.0), 1, MAX_TRIALS))

@@ -1,7 +1,8 @@
-"""int8 within what may be lost: layers stay in floating point where that needs it."""
+"""Quantization within the budget: some layers may stay in floating point."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ from converter.models.source import Source
 from converter.options import Options
 from converter.quantization.int8 import calibration_data, quantize_within
 
-RANKING_EXAMPLES = 32  # by which layers are ranked
+RANKING_EXAMPLES = 32  # on which layers are ranked by their error
 
 
 def quantize(
@@ -21,13 +22,13 @@ def quantize(
     options: Options,
     usage: Callable[[ir.Model], float] | None = None,
 ) -> ir.Model:
-    """Quantize a version of a network, calibrated on its sample inputs.
+    """Quantize a network, calibrated on the sample inputs.
 
     Args:
-        network: Left as it is.
+        network: The original or a converted network; it is not changed.
         source: The original, with sample inputs.
-        options: Of the conversion.
-        usage: A network -> the share that it uses of what may be lost; None without a limit.
+        options: Options of the conversion.
+        usage: Network -> share of the allowed loss that it uses; None without a limit.
 
     Raises:
         ConverterError: When the runtime cannot quantize the network.
@@ -38,12 +39,13 @@ def quantize(
     if usage is None:
         return quantize_within(network, data)
     batch = source.inputs[0].shape[0] or 1
-    few = data.take(np.arange(min(max(RANKING_EXAMPLES, batch), data.count)))
-    estimators: list[LossEstimator] = []  # made where layers have to be ranked at all
+    ranking_data = data.take(np.arange(min(max(RANKING_EXAMPLES, batch), data.count)))
+
+    @functools.cache
+    def estimator() -> LossEstimator:  # only made if layers must be ranked
+        return LossEstimator.of(network, ranking_data, 1)
 
     def output_error(quantized: ir.Model) -> float:
-        if not estimators:
-            estimators.append(LossEstimator.of(network, few, 1))
-        return estimators[0].loss(quantized).output_error
+        return estimator().loss(quantized).output_error
 
     return quantize_within(network, data, usage=usage, output_error=output_error)

@@ -1,4 +1,4 @@
-"""One option for each layer, best together: a multiple-choice knapsack, solved exactly."""
+"""Choosing one option for each layer: a multiple-choice knapsack, as an integer program."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-GAP, LIMIT_S = 1e-4, 20.0
+RELATIVE_GAP, TIME_LIMIT_S = 1e-4, 20.0
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on a sum of what the chosen options cost: one array for each layer."""
+    """An upper bound on the summed cost of the chosen options.
+
+    Attributes:
+        costs: Cost of each option, one array (options,) for each layer.
+        maximum: Largest sum.
+    """
 
     costs: Sequence[np.ndarray]
-    most: float
+    maximum: float
 
 
 def choose(goal: Sequence[np.ndarray], limits: Sequence[Limit]) -> list[int] | None:
     """Choose an option for each layer.
 
     Args:
-        goal: What the sum of is to be least, one array (options,) for each layer.
-        limits: What must hold.
+        goal: Cost of each option whose sum is minimized, one array (options,) for each layer.
+        limits: Upper bounds on the sums of other costs.
 
     Returns:
-        The number of each layer's option, or None where no choice keeps the limits.
+        The number of each layer's option, or None if no choice keeps the limits.
     """
     sizes = [len(costs) for costs in goal]
     if not sizes:
@@ -41,19 +46,19 @@ def choose(goal: Sequence[np.ndarray], limits: Sequence[Limit]) -> list[int] | N
     owner = np.repeat(np.arange(len(sizes)), sizes)
     count = int(starts[-1])
     one_each = csr_array((np.ones(count), (owner, np.arange(count))), (len(sizes), count))
-    rules = [LinearConstraint(one_each, 1, 1)]
+    constraints = [LinearConstraint(one_each, 1, 1)]
     for limit in limits:
         row = np.concatenate(limit.costs)
         scale = np.abs(row).max() or 1.0  # the solver's tolerances are absolute
-        rules.append(LinearConstraint(row[None] / scale, -np.inf, limit.most / scale))
+        constraints.append(LinearConstraint(row[None] / scale, -np.inf, limit.maximum / scale))
     objective = np.concatenate(goal)
-    with _muted():
+    with _silent_stdout():
         solution = milp(
             objective / (np.abs(objective).max() or 1.0),
             integrality=np.ones(count),
             bounds=Bounds(0, 1),
-            constraints=rules,
-            options={"mip_rel_gap": GAP, "time_limit": LIMIT_S},
+            constraints=constraints,
+            options={"mip_rel_gap": RELATIVE_GAP, "time_limit": TIME_LIMIT_S},
         )
     if solution.x is None:
         return None
@@ -61,10 +66,10 @@ def choose(goal: Sequence[np.ndarray], limits: Sequence[Limit]) -> list[int] | N
 
 
 @contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Keep what the solver's C++ prints, whatever it is told, off standard output."""
+def _silent_stdout() -> Iterator[None]:
+    """Discard standard output of the solver's C++ code, which prints even if told not to."""
     try:
-        kept = os.dup(1)
+        stdout = os.dup(1)
     except OSError:  # there is no standard output
         yield
         return
@@ -75,6 +80,6 @@ def _muted() -> Iterator[None]:
             os.dup2(sink.fileno(), 1)
         yield
     finally:
-        library.fflush(None)  # what it printed may still be in C's buffer
-        os.dup2(kept, 1)
-        os.close(kept)
+        library.fflush(None)  # output may still be in C's buffer
+        os.dup2(stdout, 1)
+        os.close(stdout)

@@ -1,4 +1,4 @@
-"""The sentence of a search that could not keep its budgets."""
+"""The sentence that says why a search could not keep its budgets."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def miss_sentence(
     limits: Limits,
     original: Original,
 ) -> str | None:
-    """Say which budget is in the way, and what the best of each would be.
+    """Say which budget cannot be kept, and the best value of each under the others.
 
     Args:
-        outcome: Of a search that did not keep every limit.
-        budgets: Of the search.
+        outcome: The result of a search that did not keep every limit.
+        budgets: The budgets of the search.
         space: The candidates.
-        limits: As the search had them.
-        original: What the budgets are shares of.
+        limits: The limits of the search.
+        original: The original network, which budgets are shares of.
 
     Returns:
-        The sentence, or None where only the final race can tell.
+        The sentence, or None if only the final race can tell.
     """
     for budget in budgets:
         sentence = _beyond_tables(budget, space, limits, original)
         if sentence is not None:
             return sentence
-    if len(budgets) > 1 and (sentence := _in_the_way(outcome, budgets)) is not None:
+    if len(budgets) > 1 and (sentence := _conflict(outcome, budgets)) is not None:
         return sentence
     target = next((budget for budget in budgets if budget.column == "ms"), None)
     if target is not None and outcome.best.usage.get(target.option, 0.0) > 1:
@@ -44,7 +44,7 @@ def miss_sentence(
             return None
         return (
             f"A speedup of {target.limit:g}x is out of reach: with every layer in its fastest form "
-            f"the network is {outcome.best.speedup:.2f}x as fast ({_rest(original, space)})."
+            f"the network is {outcome.best.speedup:.2f}x as fast ({_fixed_time(original, space)})."
         )
     return f"The best network found loses {outcome.best.worst:.2f} times what it may."
 
@@ -52,23 +52,21 @@ def miss_sentence(
 def _beyond_tables(
     budget: Budget, space: SearchSpace, limits: Limits, original: Original
 ) -> str | None:
-    """Say that even the least sum of a column is above its limit."""
+    """Say that even the least possible sum of a column is above its limit."""
     column = budget.column
     if column not in limits.sums:
         return None
     least = space.total(space.least(column), column)
     if least <= limits.sums[column]:
         return None
-    # The limit less the sum that the searched layers may take is the rest of the network.
-    whole = {"macs": original.macs, "bytes": original.bytes}[column]
-    left = budget.allowance(original) - limits.sums[column] + least
-    return (
-        f"No choice of forms leaves less than {left / max(whole, 1):.2f} of the {COLUMNS[column]}."
-    )
+    total = {"macs": original.macs, "bytes": original.bytes}[column]
+    fixed = budget.allowance(original) - limits.sums[column]  # of the layers that stay as they are
+    share = (fixed + least) / max(total, 1)
+    return f"No choice of forms leaves less than {share:.2f} of the {COLUMNS[column]}."
 
 
-def _in_the_way(outcome: Outcome[Built], budgets: Sequence[Budget]) -> str | None:
-    """For each budget whose absence lets the others be kept, say its best value then."""
+def _conflict(outcome: Outcome[Built], budgets: Sequence[Budget]) -> str | None:
+    """Say of each budget without which the others are kept its best value in that case."""
     parts = []
     for budget in budgets:
         others = {other.option for other in budgets} - {budget.option}
@@ -87,6 +85,6 @@ def _in_the_way(outcome: Outcome[Built], budgets: Sequence[Budget]) -> str | Non
     return f"No network found keeps all budgets: {'; '.join(parts)}."
 
 
-def _rest(original: Original, space: SearchSpace) -> str:
+def _fixed_time(original: Original, space: SearchSpace) -> str:
     share = 1 - space.total(space.unchanged(), "ms") / original.ms
-    return f"{max(share, 0):.0%} of its time is in what no form makes faster"
+    return f"no form shortens {max(share, 0):.0%} of its time"

@@ -1,4 +1,4 @@
-"""Plan: which form and rank each layer gets, or why it is kept; decided once, then obeyed."""
+"""``Plan``: form and rank of each layer, or the reason why it is kept."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Choice:
     """The form and rank of one layer.
 
     Attributes:
-        layer: Its name.
+        layer: Name of the layer.
         form: Name of the form, or None if the layer is kept.
         rank: The rank, or None if the layer is kept.
         reason: Why the layer is kept, or a note on the rank.
-        kernel_sha256: Of the kernel that the choice was made for.
+        kernel_sha256: Digest of the kernel that the choice was made for.
     """
 
     layer: str
@@ -41,9 +41,9 @@ class Plan:
     """A choice for every layer; replaying it on the same sample inputs gives the same network.
 
     Attributes:
-        choices: In graph order.
-        input_shapes: The shapes it was made for, by input name.
-        seed: Of the solvers.
+        choices: Choices of all layers, in graph order.
+        input_shapes: The shapes that the plan was made for, by input name.
+        seed: Seed of the solvers.
     """
 
     choices: tuple[Choice, ...]
@@ -55,7 +55,7 @@ class Plan:
         return {c.layer: (find_form(c.form), c.rank) for c in self.choices if c.form and c.rank}
 
     def reverted(self, reason: str, layers: Collection[str]) -> Plan:
-        """Return a plan that keeps ``layers``; those that were converted, for ``reason``."""
+        """Return a plan that keeps ``layers``; ``reason`` is noted where they were converted."""
         choices = (
             replace(c, form=None, rank=None, reason=reason) if c.form and c.layer in layers else c
             for c in self.choices
@@ -84,7 +84,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read what ``to_json`` wrote, possibly edited by hand.
+        """Read the JSON that ``to_json`` wrote, possibly edited by hand.
 
         Raises:
             ConverterError: When ``text`` is no plan of this version.
@@ -107,14 +107,14 @@ def plan_of(
     input_shapes: Mapping[str, tuple[int, ...]],
     seed: int,
 ) -> Plan:
-    """Write down the form and rank that a search chose for some layers; the others are kept.
+    """Make the plan of a search; layers without a chosen form are kept.
 
     Args:
-        layers: Of the network.
+        layers: All layers of the network.
         chosen: Form and rank by layer name.
         free: Names of the layers that the search could change.
-        input_shapes: By input name.
-        seed: Of the solvers.
+        input_shapes: Input shapes by name.
+        seed: Seed of the solvers.
     """
     choices = []
     for layer in layers:
@@ -134,7 +134,7 @@ def read_plan(path: Path) -> Plan:
     """Read a plan file.
 
     Raises:
-        ConverterError: When it is missing or no plan; the sentence names it.
+        ConverterError: When the file is missing or holds no plan.
     """
     try:
         return Plan.from_json(path.read_text())
@@ -145,7 +145,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def kernel_digest(conv: Conv | None) -> str | None:
-    """Return the SHA-256 of a layer's kernel, by which a plan knows it again."""
+    """Return the SHA-256 of a layer's kernel, by which a plan detects other weights."""
     if conv is None:
         return None
     return hashlib.sha256(str(conv.kernel.shape).encode() + conv.kernel.tobytes()).hexdigest()
@@ -155,8 +155,8 @@ def _read_choice(name: str, entry: Mapping[str, object]) -> Choice:
     form, rank, reason = entry.get("form"), entry.get("rank"), entry.get("reason")
     digest = str(entry["kernel_sha256"]) if entry.get("kernel_sha256") else None
     if form is None:
-        why = str(reason) if reason else "the plan keeps it"
-        return Choice(name, reason=why, kernel_sha256=digest)
+        reason = str(reason) if reason else "the plan keeps it"
+        return Choice(name, reason=reason, kernel_sha256=digest)
     if isinstance(rank, int):
         rank = [rank]
     if not (isinstance(rank, list) and rank and all(type(r) is int for r in rank)):

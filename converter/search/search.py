@@ -1,8 +1,8 @@
-"""The search: propose from the tables, build and measure, adjust what the tables are allowed.
+"""The search: propose an assignment from the tables, measure it, and adjust the allowance.
 
-Losses of single layers do not add up, and times of single layers nearly do. So a trial is proposed
-from the tables under an allowance, its loss and its time are measured, and the allowance moves
-until the measured values come close to their limits from the right side.
+The times of single layers nearly add up, their losses do not. So a trial is proposed from the
+tables under an allowance for the predicted loss, its real loss and time are measured, and the
+allowance is adjusted until the measured values keep their limits closely.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from converter.search.search_space import Assignment, SearchSpace
 from converter.search.speedup import reach_speedup
 from converter.search.trials import (
-    ROUGHLY,
+    LOOSE,
     Built,
     Effort,
     Limits,
@@ -26,11 +26,11 @@ from converter.search.trials import (
     walk,
 )
 
-STEP = 8.0  # largest factor between the loss allowances of two trials
-# Where no trial is within the limits, EXTRA_TRIALS more aim at LOWER_AIM of them.
+MAX_STEP = 8.0  # largest factor between the loss allowances of two trials
+# If no trial keeps the limits, EXTRA_TRIALS more aim at LOWER_AIM of them.
 EXTRA_TRIALS, LOWER_AIM = 3, 0.75
-CONFLICT_TRIALS = 3  # networks to build for each limit where all together cannot be kept
-FASTER = 0.94  # share of the best network's time that another prior's network may take
+CONFLICT_TRIALS = 3  # networks to build for each limit if all together cannot be kept
+IMPROVED_TIME = 0.94  # share of the best network's time that a network of another prior may take
 
 
 def search(
@@ -40,27 +40,28 @@ def search(
     effort: Effort,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Outcome[Built]:
-    """Search the best network that keeps every limit, measured.
+    """Search the best network that keeps every limit when measured.
 
-    Where the loss is limited, the fastest one; else the one of the least loss. Where the limits
-    cannot all be kept, the search also finds the best value of each that the others allow.
+    The best network is the fastest if the loss is limited, else the one of the least loss. If the
+    limits cannot all be kept, the search also finds the best value of each under the others.
 
     Args:
-        spaces: The candidates under one prior each; the first leads, others may improve on it.
-        limits: What has to hold.
+        spaces: The candidates under one prior each. The first is searched; the others are tried
+            for improvements.
+        limits: The limits to keep.
         measures: How an assignment is built, scored and raced.
-        effort: How much may be built.
-        progress: Called with the share done.
+        effort: How many networks may be built.
+        progress: Called with the fraction that is done.
     """
     outcome = _search(spaces, limits, measures, effort, progress)
     if outcome.kept or len(limits.columns) < 2:
         return outcome
-    fewer = Effort(min(effort.trials, CONFLICT_TRIALS), ROUGHLY)
+    less = Effort(min(effort.trials, CONFLICT_TRIALS), LOOSE)
     others: list[Trial[Built]] = []
     for column in limits.columns:
-        best = _search(spaces[:1], limits.without(column), measures, fewer, lambda done: None).best
+        best = _search(spaces[:1], limits.without(column), measures, less, lambda done: None).best
         if limits.speedup is not None and best.speedup is None:
-            best = _raced(best, limits.speedup, measures)
+            best = _race_trial(best, limits.speedup, measures)
         others.append(best)
     kept = [trial for trial in others if trial.worst <= 1]
     return Outcome(kept[0] if kept else outcome.best, (*outcome.trials, *others))
@@ -73,24 +74,24 @@ def _search(
     effort: Effort,
     progress: Callable[[float], None],
 ) -> Outcome[Built]:
-    """Search once; the limits may turn out to contradict each other."""
+    """Search once, under all limits together."""
     first = spaces[0]
     if limits.loss is None and limits.speedup is None:
-        return _least(spaces, limits, measures, effort)
+        return _search_under_sums(spaces, limits, measures, effort)
     if limits.loss is None:
         raced: list[Trial[Built]] = reach_speedup(first, limits, measures.speedup, progress)
-        reached = _built(raced[0], measures)
-        return Outcome(reached, (reached, *raced[1:]))
+        fast = _build_trial(raced[0], measures)
+        return Outcome(fast, (fast, *raced[1:]))
     trials = stay_within(first, limits, measures, effort, progress)
     kept = [trial for trial in trials if trial.worst <= 1]
     best: Trial[Built] | None = None
     if kept:
         best = min(kept, key=lambda t: first.total(t.assignment, limits.goal))
-        left = min(effort.improve, effort.trials - len(trials))
-        best = _improve(spaces[1:], limits, measures, best, left)
+        max_built = min(effort.improve, effort.trials - len(trials))
+        best = _improve(spaces[1:], limits, measures, best, max_built)
     if limits.speedup is not None:
-        best, others = _hold_speedup(first, limits, measures, best, kept)
-        trials += others
+        best, raced = _meet_speedup(first, limits, measures, best, kept)
+        trials += raced
     return Outcome(best or min(trials, key=lambda trial: trial.worst), tuple(trials))
 
 
@@ -101,7 +102,7 @@ def stay_within(
     effort: Effort,
     progress: Callable[[float], None] = lambda done: None,
 ) -> list[Trial[Built]]:
-    """Walk toward the fastest network that loses no more than it may."""
+    """Make trials toward the fastest network whose measured loss keeps its limit."""
     assert limits.loss is not None
     fastest = space.least(limits.goal)
 
@@ -111,7 +112,7 @@ def stay_within(
         )
 
     def measure(assignment: Assignment, allowance: float) -> Trial[Built]:
-        return _built(Trial(assignment, allowance), measures)
+        return _build_trial(Trial(assignment, allowance), measures)
 
     def advance(trials: Sequence[Trial[Built]]) -> float | None:
         progress(min(len(trials) / effort.trials, 1.0))
@@ -120,8 +121,8 @@ def stay_within(
             return None
         if len(trials) >= effort.trials and any(trial.worst <= 1 for trial in trials):
             return None
-        at_the_end = last.assignment == fastest and last.worst <= 1
-        if effort.aim.close <= last.worst <= 1 or at_the_end:
+        cannot_improve = last.assignment == fastest and last.worst <= 1
+        if effort.aim.close <= last.worst <= 1 or cannot_improve:
             return None
         return _next_loss(trials, effort.aim.at if len(trials) < effort.trials else LOWER_AIM)
 
@@ -135,33 +136,33 @@ def _improve(
     best: Trial[Built],
     max_built: int,
 ) -> Trial[Built]:
-    """Look for faster networks that keep the limits, by what other priors lose least by."""
-    todo = list(spaces)
+    """Look for faster networks that keep the limits, at the least loss under other priors."""
+    remaining = list(spaces)
     for _ in range(max_built):
-        if not todo:
+        if not remaining:
             break
-        ms = FASTER * todo[0].total(best.assignment, "ms")
-        assignment = todo[0].minimize("loss", {**limits.sums, "ms": ms})
+        ms = IMPROVED_TIME * remaining[0].total(best.assignment, "ms")
+        assignment = remaining[0].minimize("loss", {**limits.sums, "ms": ms})
         if assignment is not None:
-            trial = _built(Trial(assignment, best.allowance), measures)
+            trial = _build_trial(Trial(assignment, best.allowance), measures)
             if trial.worst <= 1:
                 best = trial
                 continue
-        todo = todo[1:]
+        remaining = remaining[1:]
     return best
 
 
-def _hold_speedup(
+def _meet_speedup(
     space: SearchSpace,
     limits: Limits,
     measures: Measures[Built],
     best: Trial[Built] | None,
     kept: Sequence[Trial[Built]],
 ) -> tuple[Trial[Built] | None, list[Trial[Built]]]:
-    """Race the networks that lose little enough; if none is fast enough, come from the other side.
+    """Race the networks that keep the loss; if none is fast enough, measure the loss of a fast one.
 
     Returns:
-        The network that keeps both limits, or comes nearest; and what was tried in addition.
+        The trial that keeps both limits, or comes nearest; and the new trials.
     """
     assert limits.speedup is not None
     tried: list[Trial[Built]] = []
@@ -169,31 +170,36 @@ def _hold_speedup(
     for trial in ([best] if best else []) + sorted(
         others, key=lambda trial: space.total(trial.assignment, "ms")
     ):
-        tried.append(_raced(trial, limits.speedup, measures))
+        tried.append(_race_trial(trial, limits.speedup, measures))
         if tried[-1].worst <= 1:
             return tried[-1], tried
-    swift: Trial[Built] = reach_speedup(space, replace(limits, goal="loss"), measures.speedup)[0]
-    tried.append(_built(swift, measures))
+    fast: Trial[Built] = reach_speedup(space, replace(limits, goal="loss"), measures.speedup)[0]
+    tried.append(_build_trial(fast, measures))
     return min(tried, key=lambda trial: trial.worst), tried
 
 
-def _raced(trial: Trial[Built], target: float, measures: Measures[Built]) -> Trial[Built]:
+def _race_trial(trial: Trial[Built], target: float, measures: Measures[Built]) -> Trial[Built]:
+    """Measure the speedup of a trial."""
     speedup = measures.speedup(trial.assignment)
     usage = {**trial.usage, "target_speedup": target / speedup}
     return replace(trial, speedup=speedup, usage=usage)
 
 
-def _least(
+def _search_under_sums(
     spaces: Sequence[SearchSpace], limits: Limits, measures: Measures[Built], effort: Effort
 ) -> Outcome[Built]:
-    """Build the best assignment of each prior, and take the network that really loses least."""
+    """Build the best assignment of each prior, and choose the network of the least measured error.
+
+    Only sums that follow from the tables are limited, so one network for each prior is enough.
+    """
     assignments: list[Assignment] = []
     for space in spaces:
         assignment = space.minimize(limits.goal, limits.sums) or _nearest(space, limits)
         if assignment not in assignments:
             assignments.append(assignment)
     trials = [
-        _built(Trial(assignment, math.inf), measures) for assignment in assignments[: effort.trials]
+        _build_trial(Trial(assignment, math.inf), measures)
+        for assignment in assignments[: effort.trials]
     ]
     best = trials[0]
     if len(trials) > 1:
@@ -202,25 +208,29 @@ def _least(
     return Outcome(best, tuple(trials))
 
 
-def _built(trial: Trial[Built], measures: Measures[Built]) -> Trial[Built]:
-    """Build the network of a trial and measure what it uses of the limits."""
+def _build_trial(trial: Trial[Built], measures: Measures[Built]) -> Trial[Built]:
+    """Build the network of a trial and measure its usage of the limits."""
     network = measures.build(trial.assignment)
     return replace(trial, network=network, usage={**measures.usage(network), **trial.usage})
 
 
 def _nearest(space: SearchSpace, limits: Limits) -> Assignment:
-    """Return the assignment of the least loss that keeps the sums, or comes nearest to them."""
+    """Return the assignment of the least loss within the sums; else the least of the first sum."""
     assignment = space.minimize("loss", limits.sums)
     return assignment or space.least(next(iter(limits.sums), "ms"))
 
 
 def _next_loss(trials: Sequence[Trial[Built]], aim: float) -> float:
-    """Interpolate between the last trials on both sides of the limit, or step toward ``aim``."""
+    """Return the next loss allowance.
+
+    It is interpolated, on logarithmic scales, between the closest trials on both sides of the
+    limit; with trials on one side only, it is scaled toward ``aim``.
+    """
     below = max((t for t in trials if t.worst <= 1), key=lambda t: t.allowance, default=None)
     above = min((t for t in trials if t.worst > 1), key=lambda t: t.allowance, default=None)
     if below is None or above is None or below.allowance >= above.allowance:
         last = trials[-1]
-        return last.allowance * float(np.clip(aim / max(last.worst, 1e-9), 1 / STEP, STEP))
+        return last.allowance * float(np.clip(aim / max(last.worst, 1e-9), 1 / MAX_STEP, MAX_STEP))
     low, high = (math.log(max(trial.worst, 1e-3)) for trial in (below, above))
     share = float(np.clip((math.log(aim) - low) / max(high - low, 1e-9), 0.1, 0.9))
     return float(below.allowance ** (1 - share) * above.allowance**share)

@@ -1,4 +1,4 @@
-"""The walk toward a measured speedup, for the least loss."""
+"""The search for a measured speedup at the least loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from converter.search.candidates import Candidate
 from converter.search.search_space import Assignment, SearchSpace
 from converter.search.trials import Built, Limits, Trial, walk
 
-# A race that is ENOUGH above the target is won again in other minutes; one that is CLOSE above it
-# is worth no further race.
-MAX_RACES, ENOUGH, CLOSE = 8, 1.03, 1.06
-# Tables err. Candidates of single layers that lose less and take at most DOUBT times as long by
-# the tables are raced, up to MAX_SWAPS of them.
-MAX_SWAPS, DOUBT = 10, 1.5
+# The search stops when the measured speedup exceeds the target by a factor between these two: the
+# lower margin absorbs the noise between races, the upper one is not worth a further race.
+MAX_RACES, MIN_MARGIN, MAX_MARGIN = 8, 1.03, 1.06
+# The tables have errors: candidates of single layers that lose less are raced even if they take
+# MAX_SLOWDOWN times as long by the tables, up to MAX_SWAPS of them.
+MAX_SWAPS, MAX_SLOWDOWN = 10, 1.5
 
 
 def reach_speedup(
@@ -24,18 +24,25 @@ def reach_speedup(
     speedup_of: Callable[[Assignment], float],
     progress: Callable[[float], None] = lambda done: None,
 ) -> list[Trial[Built]]:
-    """Walk toward the network of least loss that is as much faster as wanted, and hardly more.
+    """Search the network of least loss that reaches a measured speedup, and hardly more.
 
-    Tables err, so the predicted speedup that is aimed at moves until a race is won by little. Then
-    single layers get candidates that lose less, as long as races are still won.
+    The tables have errors, so the predicted speedup that is aimed at is adjusted until the measured
+    one is just above the target. Then single layers get candidates that lose less, as long as the
+    target is still reached.
+
+    Args:
+        space: The candidates.
+        limits: The limits; ``speedup`` is the target.
+        speedup_of: Assignment -> measured speedup.
+        progress: Called with the fraction that is done.
 
     Returns:
-        All trials; the first is the best: the fastest where the target is out of reach.
+        All trials, the best first; it is the fastest one if the target is out of reach.
     """
     assert limits.speedup is not None
     target = limits.speedup
     fastest = (space.minimize("ms", limits.sums) if limits.sums else None) or space.least("ms")
-    middle = math.sqrt(ENOUGH * CLOSE) * target
+    middle = math.sqrt(MIN_MARGIN * MAX_MARGIN) * target
     races = 0
 
     def propose(aim: float) -> Assignment | None:
@@ -53,27 +60,27 @@ def reach_speedup(
         last = trials[-1]
         assert last.speedup is not None
         ratio = last.speedup / target
-        if ENOUGH <= ratio <= CLOSE or (ratio < ENOUGH and last.assignment == fastest):
+        if MIN_MARGIN <= ratio <= MAX_MARGIN or (ratio < MIN_MARGIN and last.assignment == fastest):
             return None
         aim = last.allowance * middle / last.speedup
-        low = next((t.allowance for t in reversed(trials) if not _won(t)), 0.0)
-        high = next((t.allowance for t in reversed(trials) if _won(t)), math.inf)
+        low = next((t.allowance for t in reversed(trials) if not _reached(t)), 0.0)
+        high = next((t.allowance for t in reversed(trials) if _reached(t)), math.inf)
         return aim if low < aim < high else math.sqrt(low * high)
 
     trials = walk(propose, measure, advance, middle, MAX_RACES)
-    won = [trial for trial in trials if _won(trial)]
-    if not won:
+    reached = [trial for trial in trials if _reached(trial)]
+    if not reached:
         best = max(trials, key=lambda trial: trial.speedup or 0.0)
         return [best, *(trial for trial in trials if trial is not best)]
     if limits.goal != "loss":
-        return [won[-1], *(trial for trial in trials if trial is not won[-1])]
-    best, swapped = _swap(space, limits, won[-1], measure)
+        return [reached[-1], *(trial for trial in trials if trial is not reached[-1])]
+    best, swapped = _swap(space, limits, reached[-1], measure)
     return [best, *(trial for trial in [*trials, *swapped] if trial is not best)]
 
 
-def _won(trial: Trial[Built]) -> bool:
-    """Tell whether a race was won by so much that another is, too."""
-    return trial.usage["target_speedup"] * ENOUGH <= 1
+def _reached(trial: Trial[Built]) -> bool:
+    """Tell whether the speedup is above the target by more than the noise of a race."""
+    return trial.usage["target_speedup"] * MIN_MARGIN <= 1
 
 
 def _swap(
@@ -82,27 +89,31 @@ def _swap(
     best: Trial[Built],
     measure: Callable[[Assignment, float], Trial[Built]],
 ) -> tuple[Trial[Built], list[Trial[Built]]]:
-    """Give single layers candidates that lose less, as long as races are still won."""
+    """Give single layers candidates that lose less, as long as the target is still reached.
+
+    Returns:
+        The best trial, and all new trials.
+    """
     raced: list[Trial[Built]] = []
-    lost: list[tuple[str, Candidate]] = []
+    rejected: list[tuple[str, Candidate]] = []
     for _ in range(MAX_SWAPS):
-        swaps = _gentler(space, best.assignment, limits.sums)
-        swap = next((other for other in swaps if other not in lost), None)
+        swaps = _less_lossy_swaps(space, best.assignment, limits.sums)
+        swap = next((other for other in swaps if other not in rejected), None)
         if swap is None:
             break
         trial = measure({**best.assignment, swap[0]: swap[1]}, best.allowance)
         raced.append(trial)
-        if _won(trial):
+        if _reached(trial):
             best = trial
         else:
-            lost.append(swap)
+            rejected.append(swap)
     return best, raced
 
 
-def _gentler(
+def _less_lossy_swaps(
     space: SearchSpace, assignment: Assignment, sums: Mapping[Column, float]
 ) -> list[tuple[str, Candidate]]:
-    """List other candidates of single layers that lose less, the largest gain per ms first."""
+    """List candidates of single layers that lose less, the least loss per added ms first."""
 
     def gain_per_ms(swap: tuple[str, Candidate]) -> float:
         name, candidate = swap
@@ -111,13 +122,13 @@ def _gentler(
 
     swaps = [
         (name, candidate)
-        for name, now in assignment.items()
+        for name, current in assignment.items()
         for candidate in space.candidates[name]
-        if candidate.rel_error < now.rel_error
-        and candidate.ms <= DOUBT * now.ms
+        if candidate.rel_error < current.rel_error
+        and candidate.ms <= MAX_SLOWDOWN * current.ms
         and all(
-            space.total({**assignment, name: candidate}, column) <= most
-            for column, most in sums.items()
+            space.total({**assignment, name: candidate}, column) <= limit
+            for column, limit in sums.items()
         )
     ]
     return sorted(swaps, key=gain_per_ms, reverse=True)

@@ -1,4 +1,4 @@
-"""What a search is given, and what it gives."""
+"""``Task`` and ``SearchResult``: the input and the output of a search."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from converter.timing.latency import LatencyTable
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The end of a search, or of a choice by hand.
+    """The result of a search, or of a choice by hand.
 
     Attributes:
         plan: Form and rank of each layer.
-        realization: The network that was built of it.
-        budgets: The limits that it was searched for; the default if none was given.
+        realization: The network that was built from the plan.
+        budgets: The budgets of the search; the default budget if none was given.
         table: Times of the layers, or None.
-        predicted_speedup: By the table, or None.
+        predicted_speedup: Speedup predicted by the table, or None.
         status: Whether the search kept the budgets.
         frontier: Networks for other budgets, by name.
-        loss_usage: A network -> the share that it uses of what may be lost; None where nothing
-            limits the loss.
+        loss_usage: Network -> share of the allowed loss that it uses; None if nothing limits the
+            loss.
     """
 
     plan: Plan
@@ -51,12 +51,13 @@ class Task:
 
     Attributes:
         problem: The network and its sample inputs.
-        options: Of the conversion.
-        resources: Threads, cache and so on.
+        options: Options of the conversion.
+        resources: Threads, seed, cache and progress.
         evaluate: The user's own measure, or None.
-        metrics: Names of layers -> coarse second moments of their inputs, by name.
-        build: Realizes a plan, fitted to all sample inputs or only to those that do not judge.
-        deployed: Network -> the version of it that has to keep the budgets (int8, if asked for).
+        metrics: Layer names -> coarse second moments of the layers' inputs, by name.
+        build: (plan, whole) -> network, fit to all sample inputs if ``whole``, else only to those
+            that are not held out.
+        deployed: Network -> the version of it that must keep the budgets (int8, if requested).
     """
 
     problem: Problem

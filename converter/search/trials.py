@@ -1,4 +1,4 @@
-"""Trials of a search, and the walk that makes one after the other."""
+"""Trials of a search, and the loop that makes one after another."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from converter.search.budgets import Column
 from converter.search.search_space import Assignment
 
 Built = TypeVar("Built")
-MAX_PROPOSALS = 16  # of the tables, in one walk
+MAX_PROPOSALS = 16  # assignments proposed from the tables in one walk
 
 
 @dataclass(frozen=True)
 class Aim:
-    """Shares of what may be lost: ``at`` for the next trial, ``close`` where no more is needed."""
+    """The share of the allowed loss that a search aims at.
+
+    Attributes:
+        at: Share that the next trial should use.
+        close: Share from which on the search stops.
+    """
 
     at: float
     close: float
 
 
-CLOSELY, ROUGHLY = Aim(0.97, 0.94), Aim(0.87, 0.75)
+TIGHT, LOOSE = Aim(0.97, 0.94), Aim(0.87, 0.75)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a search has to keep.
+    """The limits of a search.
 
     Attributes:
-        loss: The loss that the tables are allowed at first; None where nothing limits the loss.
-        speedup: The measured speedup to reach; None for none.
-        sums: Largest sums over the searched layers by column, which the tables know.
-        ms_at: The milliseconds that the searched layers may take at a predicted speedup.
-        goal: The column to minimize: the time where the loss is limited, else the loss.
+        loss: Predicted loss allowed in the first trial; None where nothing limits the loss.
+        speedup: Measured speedup to reach, or None.
+        sums: Largest sums over the searched layers by column; they follow from the tables.
+        ms_at: Predicted speedup -> milliseconds that the searched layers may take.
+        goal: Column to minimize: the time where the loss is limited, else the loss.
     """
 
     loss: float | None = None
@@ -51,25 +56,25 @@ class Limits:
         return [*measured, *self.sums]
 
     def without(self, column: Column) -> Limits:
-        """Drop one limit, and minimize its column instead."""
+        """Return the limits without one; its column is minimized instead."""
         return replace(
             self,
             loss=None if column == "loss" else self.loss,
             speedup=None if column == "ms" else self.speedup,
-            sums={name: most for name, most in self.sums.items() if name != column},
+            sums={name: limit for name, limit in self.sums.items() if name != column},
             goal=column,
         )
 
 
 @dataclass(frozen=True)
 class Measures(Generic[Built]):
-    """How a search measures an assignment.
+    """The functions by which a search measures an assignment.
 
     Attributes:
-        build: Makes the network.
-        usage: A built network -> share of each limit that it uses, by option; at most 1 keeps it.
-        speedup: Races an assignment against the original.
-        error: A built network -> its loss, where nothing limits it.
+        build: Assignment -> network.
+        usage: Network -> share of each limit that it uses, by option; 1 or less keeps the limit.
+        speedup: Assignment -> measured speedup over the original.
+        error: Network -> relative output error, by which networks are compared without a limit.
     """
 
     build: Callable[[Assignment], Built]
@@ -84,10 +89,10 @@ class Trial(Generic[Built]):
 
     Attributes:
         assignment: The candidate of each layer.
-        allowance: What the tables were allowed.
-        network: The built network; None where it was only raced.
-        usage: Share of each measured limit that it uses, by option.
-        speedup: As raced, or None.
+        allowance: Predicted loss, or predicted speedup, for which the assignment was proposed.
+        network: The built network; None if it was only raced.
+        usage: Share of each measured limit that the network uses, by option.
+        speedup: Measured speedup, or None.
     """
 
     assignment: Assignment
@@ -107,13 +112,13 @@ class Effort:
     """How much a search may build.
 
     Attributes:
-        trials: Networks to build; some more where none of these keeps the limits.
-        aim: How near a limit is near enough.
-        improve: Networks to build for other priors after that.
+        trials: Networks to build; a few more if none of these keeps the limits.
+        aim: How close to the limit the loss should come.
+        improve: Further networks to build for other priors.
     """
 
     trials: int
-    aim: Aim = CLOSELY
+    aim: Aim = TIGHT
     improve: int = 0
 
 
@@ -137,13 +142,13 @@ def walk(
     allowance: float,
     max_measured: int,
 ) -> list[Trial[Built]]:
-    """Measure one proposal after the other; the allowance follows from the trials so far.
+    """Measure one proposal after another; the allowance follows from the trials so far.
 
     Args:
-        propose: Allowance -> assignment, or None where the tables know none.
-        measure: Measures an assignment; one that comes again is not measured again.
+        propose: Allowance -> assignment, or None if no assignment keeps it by the tables.
+        measure: Measures an assignment; it is called once for equal assignments.
         advance: Trials so far -> the next allowance, or None to stop.
-        allowance: The first.
+        allowance: The first allowance.
         max_measured: How many assignments may be measured.
     """
     trials: list[Trial[Built]] = []
@@ -159,8 +164,8 @@ def walk(
             trial = measure(assignment, allowance)
             measured.append(trial)
         trials.append(replace(trial, allowance=allowance))
-        following = advance(trials)
-        if following is None:
+        next_allowance = advance(trials)
+        if next_allowance is None:
             break
-        allowance = following
+        allowance = next_allowance
     return trials
