@@ -154,6 +154,11 @@ def test_a_dry_run_refuses_what_a_conversion_refuses(place):
         dry_run("net.onnx", Options.of(int8=True, max_error=0.1))
 
 
+def channel_only(times):
+    options = tuple(option for option in times.options if option.form == "channel")
+    return replace(times, options=options)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A network whose kernels are nearly of low rank, and data, in the current folder."""
@@ -161,7 +166,9 @@ def place(tmp_path_factory):
         make_net(here / "net.onnx", channels=(3, 32, 32, 32), size=32, loss=0.02)
         np.savez(here / "calib.npz", x=noise(64, 3, 32, 32, seed=1))
         table = table_by_macs("net.onnx")
-        (here / "table.json").write_text(replace(table, float_ms=2 * table.ms).to_json())
+        layers = tuple(channel_only(layer) for layer in table.layers)  # the quickest to solve
+        table = replace(table, layers=layers, float_ms=2 * table.ms)
+        (here / "table.json").write_text(table.to_json())
         yield here
 
 
@@ -194,14 +201,21 @@ def test_four_networks_are_delivered_and_told_of(by_hand, place):
     assert timed and all(ms > 0 for ms in timed)
 
 
+def errors_of_int8(folder, x):
+    """By how much the int8 files of a folder differ from those in floating point."""
+    return [
+        difference(*(output(folder / f"{name}{kind}.onnx", x) for kind in (".int8", "")))
+        for name in ("original", "model")
+    ]
+
+
+def output(path, x):
+    return next(iter(run(open_session(load(path)), {"x": x}).values()))
+
+
 def test_the_int8_files_compute_nearly_the_same(by_hand, place):
-    x = {"x": noise(8, 3, 32, 32, seed=5)}
-    for name in ("original", "model"):
-        whole, small = (
-            next(iter(run(open_session(load(place / "out" / f"{name}{kind}.onnx")), x).values()))
-            for kind in ("", ".int8")
-        )
-        assert 0 < difference(small, whole) < 0.1
+    errors = errors_of_int8(place / "out", noise(8, 3, 32, 32, seed=5))
+    assert min(errors) > 0 and max(errors) < 0.1
 
 
 def test_a_budget_is_that_of_the_int8_network(place):
@@ -211,7 +225,8 @@ def test_a_budget_is_that_of_the_int8_network(place):
     assert report["met"] and result.plan.chosen()
     assert report["rel_output_error"] < report["int8"]["converted"]["rel_output_error"] <= 0.2
     macs = [report["int8"][name]["macs"] for name in ("original", "converted")]
-    assert report["int8"]["gain"]["low"] == pytest.approx(macs[0] / macs[1], rel=1e-3) > 1
+    assert macs[1] < macs[0]
+    assert report["int8"]["gain"]["low"] == pytest.approx(macs[0] / macs[1], rel=1e-3)
 
 
 def test_times_are_those_of_int8(place):
@@ -227,7 +242,9 @@ def test_times_are_those_of_int8(place):
     assert found["int8"].original_ms == found["int8"].float_ms
     assert [layer.name for layer in found["int8"].layers] == ["conv0", "conv1", "conv2", "fc"]
     assert all(layer.ms > 0 for layer in found["int8"].layers[:3])
-    plan, _ = dry_run("net.onnx", Options.of(latency=place / "int8.json", **options))
+    plan, _ = dry_run(
+        "net.onnx", Options.of(latency=place / "int8.json", keep=("conv1", "conv2"), **options)
+    )
     assert [choice.layer for choice in plan.choices] == ["conv0", "conv1", "conv2", "fc"]
     with pytest.raises(ConverterError, match="Measure with --int8"):
         dry_run("net.onnx", Options.of(latency=place / "float.json", **options))
@@ -259,8 +276,9 @@ def test_an_int8_folder_is_trained_further_and_quantized_again(place):
     result.save("toy_out")
     (place / "small.npz").rename(place / "moved.npz")  # the images for the ranges are gone
     tuned = converter.finetune("toy_out", train="moved.npz", epochs=1)
-    assert len(tuned.int8) == 2
-    assert tuned.report.to_dict()["int8"]["gain"]["median"] > 0
+    tuned.save("tuned")
+    errors = errors_of_int8(place / "tuned", noise(8, 3, 8, 8, seed=5))
+    assert min(errors) > 0 and max(errors) < 0.1
 
 
 def test_the_worst_steps_stay_in_floating_point_where_a_budget_needs_that(place):
