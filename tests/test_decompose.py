@@ -118,7 +118,7 @@ def test_moments_may_be_given_as_an_array_or_a_metric():
         ({"rank": (2, 2)}, "has 2 parts; channel takes 1"),
         ({"rank": 0}, "must be above 0"),
         ({"solver": "scipy"}, "no solver 'scipy'; use one of flatconv, tensorly, tensorly.refine"),
-        ({"solver": "tensorly", "form": "lvh2"}, "tensorly cannot .* lvh2; use --solver flatconv"),
+        ({"solver": "tensorly", "form": "lvh2"}, "tensorly cannot .* lvh2; use solver flatconv"),
         ({"metric": np.eye(8)}, r"shape \(8, 8\) must be finite and of shape \(72, 72\)"),
         ({"metric": np.full((72, 72), np.nan)}, "must be finite"),
         ({"metric": [np.eye(72)] * 2}, "2 metrics do not fit 1 groups"),

@@ -91,5 +91,5 @@ def test_a_network_is_rewritten_with_it():
 
 @pytest.mark.parametrize("solver", ["tensorly", "tensorly+refine"])
 def test_a_form_that_tensorly_cannot_solve_is_refused(solver):
-    with pytest.raises(ConverterError, match=r"tensorly cannot .* narrow_input; use --solver flat"):
+    with pytest.raises(ConverterError, match=r"tensorly cannot .* narrow_input; use solver flat"):
         api.decompose(np.ones((8, 6, 3, 3)), "narrow_input", 2, solver=solver)

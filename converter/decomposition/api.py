@@ -19,10 +19,13 @@ from converter.decomposition.forms import find_form
 from converter.decomposition.metric import Metric
 from converter.decomposition.problem import SolverName, SolverSettings, Tensor
 from converter.decomposition.ranks import parse_rank
-from converter.errors import ConverterError
+from converter.errors import ConverterError, first_line
+from converter.options import speaks_python
 
 Kernel: TypeAlias = "np.ndarray | torch.Tensor | Conv"
-AnyMetric: TypeAlias = "Metric | np.ndarray | Sequence[Metric | np.ndarray]"
+AnyMetric: TypeAlias = (
+    "Metric | np.ndarray | torch.Tensor | Sequence[Metric | np.ndarray | torch.Tensor]"
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Decomposition:
     rel_error: float
 
 
+@speaks_python
 def decompose(
     kernel: Kernel,
     form: str,
@@ -78,7 +82,10 @@ def decompose(
         wanted = fit_rank(wanted, chosen, conv)
     metrics = _metrics(conv, metric)
     settings = SolverSettings(solver, seed)
-    chain = decompose_conv(conv, chosen, wanted, settings, metrics=metrics)
+    try:
+        chain = decompose_conv(conv, chosen, wanted, settings, metrics=metrics)
+    except np.linalg.LinAlgError as error:
+        raise ConverterError(f"The kernel cannot be solved under this metric: {error}.") from None
     with tl.backend_context("numpy"):
         tensors = tuple(chosen.to_tensor(part) for part in group_kernels(chain, conv.groups))
     tensor = tensors if conv.groups > 1 else tensors[0]
@@ -92,8 +99,9 @@ def _conv(kernel: Kernel) -> Conv:
         if isinstance(kernel, torch.Tensor):
             kernel = kernel.detach().cpu()
             kernel = (kernel.float() if kernel.dtype == torch.bfloat16 else kernel).numpy()
-        axes = np.ndim(kernel) - 2
-        conv = Conv(np.asarray(kernel), None, (1,) * axes, ((0, 0),) * axes, (1,) * axes)
+        array = _array(kernel, "kernel")
+        axes = array.ndim - 2
+        conv = Conv(array, None, (1,) * axes, ((0, 0),) * axes, (1,) * axes)
     if conv.kernel.dtype.kind not in "fV":  # V: bfloat16
         raise ConverterError(f"A kernel of type {conv.kernel.dtype} must be of a float type.")
     if not np.isfinite(conv.kernel).all():
@@ -101,17 +109,24 @@ def _conv(kernel: Kernel) -> Conv:
     return conv
 
 
+def _array(values: object, what: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, types numpy lacks
+        raise ConverterError(f"The {what} is no array: {first_line(error)}") from None
+
+
 def _metrics(conv: Conv, metric: AnyMetric | None) -> list[Metric] | None:
     """Make a metric for each group of what was given."""
     if metric is None:
         return None
-    each = [metric] if isinstance(metric, Metric | np.ndarray) else list(metric)
+    each = list(metric) if isinstance(metric, list | tuple) else [metric]
     if len(each) != conv.groups:
         raise ConverterError(f"{len(each)} metrics do not fit {conv.groups} groups.")
     return [_metric(conv, one) for one in each]
 
 
-def _metric(conv: Conv, metric: Metric | np.ndarray) -> Metric:
+def _metric(conv: Conv, metric: object) -> Metric:
     """Check that a metric has one row for each entry of a filter."""
     I, n = conv.kernel.shape[1], conv.kernel[0].size
     if isinstance(metric, Metric):
@@ -122,8 +137,9 @@ def _metric(conv: Conv, metric: Metric | np.ndarray) -> Metric:
                 f"of shape {conv.kernel.shape}."
             )
         return metric
-    if np.shape(metric) != (n, n) or not np.isfinite(metric).all():
+    moments = _array(metric, "metric")
+    if moments.shape != (n, n) or moments.dtype.kind not in "fiu" or not np.isfinite(moments).all():
         raise ConverterError(
-            f"Second moments of shape {np.shape(metric)} must be finite and of shape {(n, n)}."
+            f"Second moments of shape {moments.shape} must be finite and of shape {(n, n)}."
         )
-    return Metric.of(metric, I)
+    return Metric.of(moments, I)

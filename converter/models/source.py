@@ -74,7 +74,6 @@ def open_source(model: Model, example_input: object, options: Options) -> Source
         ConverterError: When the model or any of the data cannot be used.
     """
     module, origin = _torch_model(model, options)
-    origin["options"] = options.to_json()
     if module is None:
         network = _read_network(model, options.model.trust_pickle)
         inputs = onnx_network.inputs(network)

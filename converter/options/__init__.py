@@ -28,6 +28,7 @@ from converter.options.subjects import (
     TimingOptions,
     TrainOptions,
 )
+from converter.options.words import python_words, speaks_python
 
 __all__ = [
     "SUBJECTS",
@@ -51,5 +52,7 @@ __all__ = [
     "option_text",
     "panel",
     "parse_input_shape",
+    "python_words",
     "shapes_by_name",
+    "speaks_python",
 ]

@@ -63,8 +63,8 @@ def read_record(folder: Path) -> Record:
             raise ValueError(f"it is no {FORMAT}")
         if document["version"] != VERSION:
             raise ConverterError(
-                f"{path} is of version {document['version']}; this flatconv reads version "
-                f"{VERSION} and folders of 0.1. Convert again, or install the flatconv that wrote "
+                f"{path} is of version {document['version']}, but this flatconv reads version "
+                f"{VERSION} and folders of 0.1; convert again, or install the flatconv that wrote "
                 "it."
             )
         return Record(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from converter.decomposition.approximation import cancellation
@@ -107,12 +107,13 @@ def survey_dicts(layers: Sequence[Layer], table: LatencyTable) -> list[dict[str,
 
 
 def read_rows(documents: Sequence[Mapping[str, Any]]) -> tuple[LayerRow, ...]:
-    """Read rows that were written as JSON; the errors are those of earlier weights.
+    """Read rows that were written as JSON; fields of later versions are not used.
 
     Raises:
-        TypeError: When a row has other fields.
+        KeyError: When a row lacks a field.
     """
-    return tuple(LayerRow(**(dict(document) | {"rel_error": None})) for document in documents)
+    names = [item.name for item in fields(LayerRow)]
+    return tuple(LayerRow(**{name: row[name] for name in names}) for row in documents)
 
 
 def _cancellation_note(chain: Chain) -> str | None:

@@ -1,0 +1,333 @@
+"""Output folders: those of version 0.1 are read, other versions are refused, records come back."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from helpers import FEW, difference, flatconv, noise, work_in
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import converter
+from converter.commands import export
+from converter.errors import ConverterError
+from converter.options import LayerForm, Options
+from converter.report.folder import Record, read_record
+from converter.report.layers import LayerRow
+from converter.search.budgets import budgets_of, default_budget
+from converter.search.plan import read_plan
+
+OLD = Path(__file__).parent / "data" / "version_0_1"
+KINDS = ["of_onnx", "of_torch"]
+X = noise(4, 3, 8, 8)
+TRAINING = {"train": "calib.npz", "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The folders of version 0.1, with the data and the checkpoint that they name."""
+    with work_in(tmp_path_factory.mktemp("folder")) as here:
+        shutil.copytree(OLD / "onnx", here / "of_onnx")
+        shutil.copytree(OLD / "torch", here / "of_torch")
+        shutil.copy(OLD / "toy.pt", here)
+        np.savez("calib.npz", x=noise(32, 3, 8, 8, seed=1))
+        np.savez("eval.npz", x=noise(32, 3, 8, 8, seed=2), y=np.arange(32) % 4)
+        yield here
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def old(request, place):
+    return Path(request.param)
+
+
+@pytest.fixture(scope="module")
+def new(place):
+    """A folder of this version."""
+    options = {"checkpoint": "toy.pt", "calib": str(place / "calib.npz"), "form": "channel"}
+    result = converter.convert("toy:build", **options)
+    result.save("of_today")
+    return result, Path("of_today")
+
+
+def outputs(model, x=X):
+    if isinstance(model, nn.Module):
+        with torch.no_grad():
+            return model(torch.from_numpy(x)).numpy()
+    content = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def rewritten(folder, target, name, change):
+    """A copy of a folder in which ``change`` was applied to the JSON file ``name``."""
+    shutil.copytree(folder, target)
+    document = json.loads((target / name).read_text())
+    change(document)
+    (target / name).write_text(json.dumps(document))
+    return target
+
+
+# folders of version 0.1
+
+
+def test_the_network_of_an_old_folder_is_loaded(old):
+    loaded = converter.load(old)
+    assert isinstance(loaded, nn.Module if old.name == "of_torch" else onnx.ModelProto)
+    assert difference(outputs(loaded), outputs(old / "model.onnx")) < 1e-5
+    if isinstance(loaded, nn.Module):
+        assert [type(step) for step in loaded.conv1] == [nn.Conv2d] * 3
+
+
+def test_the_record_of_an_old_folder_is_read(old):
+    record, report = read_record(old), json.loads((old / "report.json").read_text())
+    assert [(row.name, row.form, row.rank) for row in record.layers] == [
+        (row["name"], row["form"], row["rank"]) for row in report["layers"]
+    ]
+    assert record.budgets == ()
+    assert record.options.data.calib == "calib.npz"
+    assert record.options.layers.form == (("spatial" if old.name == "of_onnx" else "separable"),)
+    assert "config" not in record.origin
+    assert ("factory" in record.origin) is (old.name == "of_torch")
+
+
+def test_an_old_folder_is_compared(old):
+    comparison = converter.compare(old)
+    report = json.loads((old / "report.json").read_text())
+    assert list(comparison.networks) == [str(old / n) for n in ("original.onnx", "model.onnx")]
+    reference, other = comparison.networks.values()
+    assert [reference.macs, other.macs] == [report[n]["macs"] for n in ("original", "converted")]
+    # the second folder names labelled inputs, the first does not
+    assert (reference.accuracy, other.accuracy) == (
+        report["original"]["accuracy"],
+        report["converted"]["accuracy"],
+    )
+    status, out, _ = flatconv("compare", old, "--data", "eval.npz")
+    assert status == 0 and "model.onnx against original.onnx" in " ".join(out.split())
+
+
+def test_an_old_folder_is_trained_further_into_a_new_one(old, tmp_path):
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    arguments = ("--train", "calib.npz", "--epochs", 1)
+    status, _, error = flatconv("finetune", old, *arguments, "-o", tmp_path / "out")
+    assert status == 0, error
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "conversion.json" in names and "source.json" not in names
+    record, earlier = read_record(tmp_path / "out"), read_record(old)
+    assert [(row.name, row.form, row.rank) for row in record.layers] == [
+        (row.name, row.form, row.rank) for row in earlier.layers
+    ]
+    assert record.origin == earlier.origin
+    assert record.options.training.epochs == 1
+    trained = outputs(tmp_path / "out" / "model.onnx")
+    assert not np.array_equal(trained, outputs(old / "model.onnx"))
+    if old.name == "of_torch":
+        assert difference(outputs(converter.load(tmp_path / "out")), trained) < 1e-4
+
+
+def test_the_plan_of_an_old_folder_is_replayed(old, tmp_path):
+    plan = old / "plan.json"
+    model = "toy:build" if old.name == "of_torch" else old / "original.onnx"
+    more = ["--checkpoint", "toy.pt"] if old.name == "of_torch" else []
+    arguments = ("--plan", plan, "--calib", "calib.npz", *more, "-o", tmp_path / "out")
+    status, _, error = flatconv("convert", model, *arguments)
+    assert status == 0, error
+    assert read_plan(tmp_path / "out" / "plan.json") == read_plan(plan)
+    macs = [
+        json.loads((f / "report.json").read_text())["converted"] for f in (tmp_path / "out", old)
+    ]
+    assert macs[0]["macs"] == macs[1]["macs"]
+    assert macs[0]["params"] == macs[1]["params"]
+
+
+def test_an_old_folder_is_replaced_by_a_new_one(new, old, tmp_path):
+    shutil.copytree(old, tmp_path / "out")
+    new[0].save(tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {path.name for path in new[1].iterdir()}
+    assert "source.json" not in written
+
+
+def test_an_old_folder_without_its_report_is_named_as_damaged(old, tmp_path):
+    shutil.copytree(old, tmp_path / "out")
+    (tmp_path / "out" / "report.json").unlink()
+    with pytest.raises(ConverterError, match=r"out.report\.json is damaged"):
+        converter.load(tmp_path / "out")
+
+
+# what is added later
+
+
+def add_columns(report):
+    report["carbon"] = {"grams": 3}
+    for row in report["layers"]:
+        row["energy_mj"] = 0.5
+
+
+def test_further_columns_of_an_old_report_break_nothing(old, tmp_path):
+    folder = rewritten(old, tmp_path / "more", "report.json", add_columns)
+    assert read_record(folder) == read_record(old)
+    assert difference(outputs(converter.load(folder)), outputs(old / "model.onnx")) < 1e-5
+
+
+def test_further_columns_of_a_folder_break_nothing(new, tmp_path):
+    folder = rewritten(new[1], tmp_path / "report", "report.json", add_columns)
+    assert read_record(folder) == read_record(new[1])
+    folder = rewritten(new[1], tmp_path / "record", "conversion.json", add_columns)
+    assert read_record(folder) == read_record(new[1])
+    assert isinstance(converter.load(folder), nn.Module)
+
+
+# unknown versions
+
+
+@pytest.fixture
+def of_later(new, tmp_path):
+    return rewritten(new[1], tmp_path / "later", "conversion.json", lambda d: d.update(version=2))
+
+
+READERS = {
+    "load": converter.load,
+    "finetune": lambda folder: converter.finetune(folder, **TRAINING),
+    "compare": converter.compare,
+    "export": lambda folder: export(folder, folder.parent / "model.onnx"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_unknown_version_of_a_folder_is_refused(of_later, reader):
+    with pytest.raises(ConverterError) as refused:
+        READERS[reader](of_later)
+    sentence = str(refused.value)
+    path = str(of_later / "conversion.json")
+    assert sentence.startswith(f"{path} is of version 2, but this flatconv reads version 1")
+    assert sentence.count(". ") == 0 and sentence.endswith("wrote it.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare",),
+        ("finetune", "--train", "calib.npz", "--epochs", "1"),
+        ("export", "-o", "exported.onnx"),
+    ],
+)
+def test_the_command_line_refuses_an_unknown_version_and_writes_nothing(of_later, arguments):
+    before = {path.name: path.read_bytes() for path in of_later.iterdir()}
+    status, _, error = flatconv(arguments[0], of_later, *arguments[1:])
+    assert status == 2
+    assert "conversion.json is of version 2" in " ".join(error.split())
+    assert {path.name: path.read_bytes() for path in of_later.iterdir()} == before
+    assert not Path("exported.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["conversion.json", "report.json", "source.json"])
+@pytest.mark.parametrize("text", ["{", "[]", "3", "\xff", '{"format": "other"}'])
+def test_a_damaged_record_is_named(new, old, tmp_path, name, text):
+    folder = new[1] if name == "conversion.json" else old
+    shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConverterError, match=rf"out.{name} is damaged"):
+        converter.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_a_plan_of_an_unknown_version_is_refused(old, tmp_path, version):
+    folder = rewritten(old, tmp_path / "out", "plan.json", lambda d: d.update(version=version))
+    words = r"out.plan\.json cannot be used\. It is not a flatconv plan of version 1"
+    for read in (
+        converter.load,
+        lambda folder: converter.finetune(folder, **TRAINING),
+        lambda folder: converter.convert(folder / "original.onnx", plan=folder / "plan.json"),
+    ):
+        with pytest.raises(ConverterError, match=words):
+            read(folder)
+
+
+# written and read again
+
+
+def test_a_saved_conversion_has_the_record_of_its_result(new):
+    result, folder = new
+    record = read_record(folder)
+    assert record.origin == result.origin
+    assert set(record.origin) == {"factory", "factory_args", "checkpoint", "checkpoint_sha256"}
+    assert record.options == result.options.changed(checkpoint=Path("toy.pt").resolve())
+    assert record.layers == result.report.layers
+    document = json.loads((folder / "conversion.json").read_text())
+    assert (document["format"], document["version"]) == ("flatconv-conversion", 1)
+    assert Options.from_json(document["options"]) == record.options
+
+
+def test_an_onnx_network_has_no_origin(place):
+    result = converter.convert("of_onnx/original.onnx", form="channel", rank=2)
+    assert dict(result.origin) == {}
+
+
+shares = st.floats(1e-6, 0.999)
+names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=8)
+times = st.none() | st.floats(0, 1e6, allow_subnormal=False)
+rows = st.builds(
+    LayerRow,
+    name=names,
+    form=st.none() | st.sampled_from(["flattened", "spatial", "dense"]),
+    rank=st.none() | st.integers(1, 999) | st.lists(st.integers(1, 999), min_size=2, max_size=2),
+    macs_before=st.integers(0, 10**12),
+    macs_after=st.integers(0, 10**12),
+    rel_error=times,
+    latency_before_ms=times,
+    latency_after_ms=times,
+    reason=st.none() | names,
+)
+chosen = st.builds(
+    LayerForm,
+    st.sampled_from(["tucker", "channel"]),
+    st.none() | st.integers(1, 99) | shares | st.tuples(shares, st.integers(1, 99)),
+)
+limits = {
+    "max_drop": shares,
+    "drop_type": st.sampled_from(["absolute", "relative"]),
+    "max_error": st.floats(1e-6, 10),
+    "target_speedup": st.floats(1.001, 100),
+    "max_macs": shares,
+    "max_bytes": shares | st.floats(1, 1e9),
+}
+by_hand = {"layers": st.dictionaries(names, st.none() | chosen, max_size=3)}
+others = {
+    "calib": st.sampled_from([None, "a:b", "/data/x.npz"]),
+    "input_shape": st.lists(st.tuples(st.none() | names, st.just((1, 3, 8))), max_size=2),
+    "mean": st.lists(st.floats(0, 1, allow_subnormal=False), max_size=3),
+    "factory_args": st.dictionaries(names, st.integers() | names, max_size=2),
+    "epochs": st.integers(0, 9),
+    "int8": st.booleans(),
+    "latency": st.sampled_from([None, "/data/latency.json"]),
+    "threads": st.integers(1, 4),
+    "memory": st.floats(0.1, 64),
+    "seed": st.integers(0, 2**32),
+}
+choices = st.fixed_dictionaries({}, optional=others | limits) | st.fixed_dictionaries(
+    {}, optional=others | by_hand
+)
+
+
+@FEW
+@given(
+    options=choices.map(lambda values: Options.of(**values)),
+    origin=st.dictionaries(names, names | st.dictionaries(names, st.integers())),
+    layers=st.lists(rows, max_size=3),
+    classes=st.booleans(),
+)
+def test_a_record_is_read_as_it_was_written(tmp_path_factory, options, origin, layers, classes):
+    budgets = budgets_of(options.budget) or (default_budget(classes, options.budget),)
+    record = Record(origin, options, budgets, tuple(layers))
+    folder = tmp_path_factory.mktemp("record")
+    (folder / "conversion.json").write_text(record.to_json())
+    again = read_record(folder)
+    assert again == record
+    assert again.to_json() == record.to_json()
