@@ -15,7 +15,7 @@ from converter.errors import ConverterError
 from converter.evaluation.check import check, check_graph, check_same, check_torch_vs_onnx
 from converter.evaluation.compare import Conditions, Evaluate
 from converter.evaluation.comparison import verdict
-from converter.evaluation.status import Status, unless
+from converter.evaluation.status import Status, status_of
 from converter.job import Job, open_job
 from converter.models import match as torch_network
 from converter.models.source import Model, Source, samples
@@ -186,7 +186,7 @@ def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
     if source is not teacher:  # the search judged beside an earlier step of the schedule
         search = replace(search, loss_usage=None)
     int8, status = _quantize_if_requested(job, network, search)
-    status = unless("unsound", problem).then(status).then(unless("unproven", unproven))
+    status = status_of("unsound", problem).then(status).then(status_of("unproven", unproven))
     rows = layer_rows(job.layers, search, trained=trains)
     return ConvertedModel(search, network, module, rows, int8, status)
 
@@ -220,7 +220,7 @@ def _quantize_if_requested(
         return int8, search.status
     times = search.loss_usage(int8)
     missed = f"The int8 network loses {times:.2f} times what it may." if times > 1 else None
-    return int8, unless("missed", missed)
+    return int8, status_of("missed", missed)
 
 
 def measure(job: Job, converted: ConvertedModel) -> Verified:

@@ -13,7 +13,7 @@ from torch import nn
 from converter.errors import ConverterError
 from converter.evaluation.check import check_graph, check_torch_vs_onnx
 from converter.evaluation.compare import Evaluate
-from converter.evaluation.status import unless
+from converter.evaluation.status import status_of
 from converter.graph import network as onnx_network
 from converter.graph.canonicalize import canonicalize
 from converter.job import Job, check_options, list_layers
@@ -196,5 +196,5 @@ def _train(job: Job, earlier: Earlier) -> ConvertedModel:
             unproven = "No measurement says how much accuracy int8 loses; give labelled --eval."
     search = SearchResult(plan, Realization({}, {}, network), budgets)
     rows = tuple(replace(row, rel_error=None) for row in earlier.record.layers)
-    status = unless("unsound", problem).then(unless("unproven", unproven))
+    status = status_of("unsound", problem).then(status_of("unproven", unproven))
     return ConvertedModel(search, network, module, rows, int8, status)

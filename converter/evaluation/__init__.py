@@ -1,1 +1,1 @@
-"""What a converted network loses, and whether it is sound."""
+"""Checks, losses and comparisons of converted networks."""

@@ -1,8 +1,8 @@
-"""Checks that a rewritten network computes the same as its chains, layer by layer."""
+"""Checks that two versions of a network compute the same values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from converter.runtime.ort import run
 
 # Relative difference between two computations of the same network, by the type of the output.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-6, "float16": 3e-2}
-# Integers come from rounding or argmax, where rounding errors decide ties: a percent may differ.
+# Integers come from rounding or argmax, where rounding errors decide ties: 1 % may differ.
 INTEGER_TOLERANCE = 1e-2
 
 
@@ -34,17 +34,17 @@ def check(
     chains: Mapping[str, Chain],
     samples: Mapping[str, Arrays],
 ) -> str | None:
-    """Compare a rewritten network with the original that has the dense kernels of its chains.
+    """Compare a rewritten network with the original that has the chains' dense kernels.
 
     Args:
         original: The network before.
         converted: The network after.
         layers: The layers of the original, in graph order.
         chains: The chains in place of layers, by layer name.
-        samples: Inputs, by a description of them.
+        samples: Inputs by name, by a description of them.
 
     Returns:
-        A sentence that names the first layer where the two differ, or None.
+        A sentence that names the first layer where the networks differ, or None.
     """
     problem = check_graph(converted)
     if problem:
@@ -57,18 +57,16 @@ def check(
         compute_values(_dense(original, replaced, chains), names, samples.values())
     )
     converted_batches = compute_values(converted, names, samples.values())
-    for what, expected in zip(samples, expected_batches):
+    for description, expected in zip(samples, expected_batches):
         try:
-            got = next(converted_batches)
-        except ConverterError as failure:
-            return f"The rewritten network does not run on {what}: {failure}"
-        for name in (n for n in names if _numeric(expected[n])):
-            error = difference(expected[name], got[name])
-            if not error <= tolerance(expected[name]):
-                return (
-                    f"The rewritten network differs from its own dense kernels by {error:.1e} on "
-                    f"{what}, beginning at {titles.get(name, f'output {name}')}."
-                )
+            actual = next(converted_batches)
+        except ConverterError as error:
+            return f"The rewritten network does not run on {description}: {error}"
+        for name, distance in _differences(expected, actual, names):
+            return (
+                f"The rewritten network differs from its own dense kernels by {distance:.1e} on "
+                f"{description}, beginning at {titles.get(name, f'output {name}')}."
+            )
     return None
 
 
@@ -90,21 +88,20 @@ def _dense(original: ir.Model, replaced: Sequence[Layer], chains: Mapping[str, C
 
 
 def check_same(original: ir.Model, network: ir.Model, samples: Mapping[str, Arrays]) -> str | None:
-    """Compare a canonical network with the network as it was read, by outputs of fixed shape.
+    """Compare a canonical network with the network in the file, by outputs of fixed shape.
 
     Returns:
         A sentence that says by how much they differ, or None.
     """
     unstable = data_dependent_shapes(original)
-    for what, feeds in samples.items():
-        expected, got = (run(open_session(model), feeds) for model in (original, network))
-        for name in (n for n in expected if n not in unstable and _numeric(expected[n])):
-            error = difference(expected[name], got[name])
-            if not error <= tolerance(expected[name]):
-                return (
-                    f"The network as it was read differs from the file by {error:.1e} on {what}, "
-                    f"at output {name}."
-                )
+    for description, feeds in samples.items():
+        expected, actual = (run(open_session(model), feeds) for model in (original, network))
+        stable = [name for name in expected if name not in unstable]
+        for name, distance in _differences(expected, actual, stable):
+            return (
+                f"The network as it was read differs from the file by {distance:.1e} on "
+                f"{description}, at output {name}."
+            )
     return None
 
 
@@ -120,20 +117,30 @@ def check_graph(model: ir.Model) -> str | None:
     return None
 
 
-def _numeric(value: object) -> bool:
-    """Return whether a value is an array of numbers, not strings, a sequence or a map."""
-    return isinstance(value, np.ndarray) and value.dtype.kind not in "OSU"
+def _differences(
+    expected: Arrays, actual: Arrays, names: Iterable[str]
+) -> Iterator[tuple[str, float]]:
+    """Iterate over the arrays that differ by more than their tolerance: name and difference.
+
+    Strings, sequences and maps are not compared.
+    """
+    for name in names:
+        array: object = expected[name]
+        if isinstance(array, np.ndarray) and array.dtype.kind not in "OSU":
+            distance = difference(array, actual[name])
+            if not distance <= tolerance(array):  # also true of NaN
+                yield name, distance
 
 
-def difference(expected: np.ndarray, got: np.ndarray) -> float:
-    """Return the relative difference |got - expected| / |expected|; infinite if shapes differ.
+def difference(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Return the relative difference |actual - expected| / |expected|; infinite if shapes differ.
 
     For integers, the share of elements that differ counts if it is less, because the distance
     between class indices has no meaning. One differing element is ignored.
     """
-    if expected.shape != got.shape:
+    if expected.shape != actual.shape:
         return float("inf")
-    a, b = expected.astype(np.float64), got.astype(np.float64)
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
     relative = float(np.linalg.norm(b - a)) / (float(np.linalg.norm(a)) or 1.0)
     if expected.dtype.kind in "biu":
         return min(relative, max(int(np.count_nonzero(a != b)) - 1, 0) / max(a.size, 1))
@@ -154,13 +161,13 @@ def check_torch_vs_onnx(
         A sentence that says by how much they differ, or None.
     """
     session = open_session(network)
-    for what, feeds in samples.items():
+    for description, feeds in samples.items():
         outputs = flat_outputs(forward(module, feeds))
-        for (name, got), expected in zip(run(session, feeds).items(), outputs):
-            error = difference(expected.numpy(), got)
-            if not error <= tolerance(got):
+        for (name, actual), expected in zip(run(session, feeds).items(), outputs):
+            distance = difference(expected.numpy(), actual)
+            if not distance <= tolerance(actual):
                 return (
-                    f"The converted torch model and its ONNX network differ by {error:.1e} on "
-                    f"{what}, at output {name}."
+                    f"The converted torch model and its ONNX network differ by {distance:.1e} on "
+                    f"{description}, at output {name}."
                 )
     return None

@@ -24,9 +24,10 @@ from converter.runtime.ort import cpu_model, run
 from converter.runtime.runtime import ExclusiveSession, Runtime, Session
 from converter.timing.race import Interval, Race, race
 
+# The user's measure of a network, given a function from inputs to outputs; higher is better.
 Evaluate = Callable[[Callable[[Arrays], Arrays]], float]
 SCORING_BATCH = 100
-MAX_OPEN_BYTES = 2 * 10**9  # of networks that are open at once
+MAX_OPEN_BYTES = 2 * 10**9  # of all networks that are open at the same time
 RANDOM_EXAMPLES = 16
 
 
@@ -35,10 +36,10 @@ class Conditions:
     """The conditions of a comparison.
 
     Attributes:
-        runtime: What runs the networks when they are timed.
+        runtime: Runs the networks.
         shapes: Input shapes for timing, by name; those of the data or the network if left out.
-        more_shapes: Further input shapes that are timed.
-        batch_size: Examples a call when timing; the first axis of ``shapes`` if left out.
+        more_shapes: Further input shapes for timing.
+        batch_size: Examples per call when timing; the first axis of ``shapes`` if left out.
     """
 
     runtime: Runtime
@@ -57,11 +58,11 @@ def compare_models(
     """Race networks in a runtime and score them on the same data.
 
     Args:
-        models: By name, at least two; the others are compared with the first.
+        models: At least two networks by name; the first is the reference.
         conditions: Runtime and input shapes.
         resources: Seed of random inputs, and progress.
-        data: Inputs, with labels for accuracy; random numbers without.
-        evaluate: Higher is better; takes the place of the accuracy on ``data``.
+        data: Inputs, with labels for accuracy; random inputs if left out.
+        evaluate: Measures networks instead of the accuracy on ``data``.
 
     Raises:
         ConverterError: When the networks' inputs or outputs differ, or the data does not fit.
@@ -70,29 +71,29 @@ def compare_models(
     shapes = choose_shapes(spec, conditions.shapes, data)
     dtypes = {item.name: item.dtype for item in spec}
     sessions = _open_all(models, conditions.runtime)
-    insisted = next((b for s in sessions.values() if (b := fixed_batch(s))), None)
-    batch_size = insisted or conditions.batch_size or next(iter(shapes.values()))[0]
+    required_batch = next((b for s in sessions.values() if (b := fixed_batch(s))), None)
+    batch_size = required_batch or conditions.batch_size or next(iter(shapes.values()))[0]
     noise = random_data(shapes, dtypes, max(RANDOM_EXAMPLES, batch_size), resources.seed)
     examples = noise if data is None else conform(data, shapes, dtypes)
-    examples = _whole_batches(examples, insisted)
+    examples = _whole_batches(examples, required_batch)
     feeds = examples.read(np.arange(batch_size) % examples.count)
     raced = _race_all(sessions, feeds, resources.stage("timing"))
-    further = [
-        _time_further(sessions, choose_shapes(spec, other, None), dtypes, batch_size, resources)
-        for other in conditions.more_shapes
+    timings = [
+        _time_at(sessions, choose_shapes(spec, shape, None), dtypes, batch_size, resources)
+        for shape in conditions.more_shapes
     ]
     scores, compared = _score_all(
-        models, sessions, examples, insisted, conditions.runtime, resources
+        models, sessions, examples, required_batch, conditions.runtime, resources
     )
     accuracies = {name: s.accuracy for name, s in scores.items()}
     if evaluate is not None:
         accuracies = {name: evaluated(evaluate, session) for name, session in sessions.items()}
     sessions.clear()  # counting opens other sessions, and a network may be large
-    one = noise.read(np.arange(insisted or 1))
+    smallest_batch = noise.read(np.arange(required_batch or 1))
     return Comparison(
-        networks=_figures(models, one, raced, scores, accuracies, evaluate is None),
+        networks=_figures(models, smallest_batch, raced, scores, accuracies, evaluate is None),
         gain=raced.gain,
-        further=tuple(further),
+        further=tuple(timings),
         data=examples.source,
         examples=examples.count,
         rounds=raced.rounds,
@@ -114,7 +115,7 @@ def _figures(
     accuracies: Mapping[str, float | None],
     by_labels: bool,
 ) -> dict[str, Figures]:
-    """Put the measurements of each network together."""
+    """Collect the measurements of each network."""
     first = next(iter(models))
     return {
         name: Figures(
@@ -139,7 +140,7 @@ def _figures(
 
 
 def _shared_inputs(models: Mapping[str, ir.Model]) -> tuple[Input, ...]:
-    """Return the inputs of the first network, which all others take."""
+    """Return the inputs of the first network, and check that all others take them."""
     specs = {name: inputs(model) for name, model in models.items()}
     first, reference = next(iter(specs.items()))
     for name, spec in specs.items():
@@ -153,17 +154,17 @@ def _shared_inputs(models: Mapping[str, ir.Model]) -> tuple[Input, ...]:
     return reference
 
 
-def _compatible(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
+def _compatible(first: Sequence[int | None], second: Sequence[int | None]) -> bool:
     """Tell whether two shapes agree where both are fixed."""
-    return len(one) == len(other) and all(
-        a == b or a is None or b is None for a, b in zip(one, other)
+    return len(first) == len(second) and all(
+        a == b or a is None or b is None for a, b in zip(first, second)
     )
 
 
 def _open_all(models: Mapping[str, ir.Model], runtime: Runtime) -> dict[str, Session]:
-    """Open networks together, or one at a time if that would take too much memory.
+    """Open networks together, or one at a time if together they take too much memory.
 
-    A network that has several names is opened once.
+    A network with several names is opened once.
     """
     distinct = {id(model): model for model in models.values()}
     openers = {key: partial(open_session, m, runtime=runtime) for key, m in distinct.items()}
@@ -176,21 +177,21 @@ def _open_all(models: Mapping[str, ir.Model], runtime: Runtime) -> dict[str, Ses
     return {name: opened[id(model)] for name, model in models.items()}
 
 
-def _whole_batches(examples: Data, insisted: int | None) -> Data:
+def _whole_batches(examples: Data, required_batch: int | None) -> Data:
     """Repeat or leave out examples, so that they fill batches of a fixed size."""
-    if insisted and examples.count < insisted:
-        return examples.take(np.arange(insisted) % examples.count)
-    return examples.take(np.arange(examples.count - examples.count % (insisted or 1)))
+    if required_batch and examples.count < required_batch:
+        return examples.take(np.arange(required_batch) % examples.count)
+    return examples.take(np.arange(examples.count - examples.count % (required_batch or 1)))
 
 
 def _race_all(
     sessions: Mapping[str, Session], feeds: Arrays, progress: Callable[[float], None]
 ) -> Race:
-    several = list(sessions.values())
-    return race(several, [renamed(feeds, session) for session in several], progress)
+    networks = list(sessions.values())
+    return race(networks, [renamed(feeds, session) for session in networks], progress)
 
 
-def _time_further(
+def _time_at(
     sessions: Mapping[str, Session],
     shapes: Shapes,
     dtypes: Mapping[str, np.dtype],
@@ -210,7 +211,7 @@ def _score_all(
     models: Mapping[str, ir.Model],
     sessions: Mapping[str, Session],
     examples: Data,
-    insisted: int | None,
+    required_batch: int | None,
     runtime: Runtime,
     resources: Resources,
 ) -> tuple[dict[str, Score], tuple[str, ...]]:
@@ -223,22 +224,25 @@ def _score_all(
         distinct = {id(model): with_outputs(model, names) for model in models.values()}
         inner = {name: distinct[id(model)] for name, model in models.items()}
         sessions = _open_all(inner, runtime)
-    batch = insisted or SCORING_BATCH
+    batch = required_batch or SCORING_BATCH
     scores = score(list(sessions.values()), examples, batch, resources.stage("scoring"))
     return dict(zip(models, scores, strict=True)), compared
 
 
 def _macs(model: ir.Model, feeds: Arrays) -> int:
-    """Count MACs as a conversion would; of an operator set too old for that, as it stands."""
-    own = {item.name: x.astype(item.dtype) for item, x in zip(inputs(model), feeds.values())}
+    """Count the MACs of a network in canonical form, as a conversion does.
+
+    A network of an operator set too old for that is counted as it is.
+    """
+    feeds = {item.name: x.astype(item.dtype) for item, x in zip(inputs(model), feeds.values())}
     try:
-        return count_macs(canonicalize(model), own)
+        return count_macs(canonicalize(model), feeds)
     except ConverterError:
-        return count_macs(model, own)
+        return count_macs(model, feeds)
 
 
 def evaluated(evaluate: Evaluate, session: Session) -> float:
-    """Call the user's function on one network.
+    """Call the user's measure on a network.
 
     Raises:
         ConverterError: When it fails, or does not return a finite number.

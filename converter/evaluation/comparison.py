@@ -1,4 +1,4 @@
-"""A comparison of networks, as data: figures by name, and the conditions."""
+"""``Comparison``: measurements of networks by name, and the conditions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Figures:
     """The measurements of one network; the last four are relative to the first network.
 
     Attributes:
-        name: File or role.
-        params: Weights, in floating point or quantized.
+        name: File name or role.
+        params: Number of weights, in floating point or quantized.
         macs: Multiply-accumulates for one example.
         bytes: Size of the file.
-        latency_ms: Time of one call.
+        latency_ms: Milliseconds of one call.
         accuracy: Share of correct labels, or the user's measure; None without either.
-        speedup: Latency of the first over this one's.
-        drop_points: Percentage points of accuracy lost.
-        agreement: Share of examples with the same largest output.
-        rel_output_error: |output - first| / |first|.
+        speedup: Latency of the first network divided by this one's.
+        drop_points: Accuracy lost, in percentage points; None without accuracy.
+        agreement: Share of examples with the same largest output; None if the output is not (N, C).
+        rel_output_error: |output - first| / |first|, of the worst output.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Figures:
 
     @property
     def verdict(self) -> str:
-        """Say whether it is faster than the first."""
+        """Say whether the network is faster than the first."""
         return verdict(self.speedup)
 
 
 def verdict(speedup: Interval) -> str:
-    """Say what a speedup means, as far as its interval allows."""
+    """Say whether a speedup differs from 1 by more than its interval."""
     if speedup.low > 1:
         return f"{speedup.median:.2f}x faster"
     if speedup.high < 1:
@@ -66,14 +66,23 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of several networks by name, and the conditions they were measured under.
+    """Measurements of several networks by name, and the conditions they were measured under.
 
     Attributes:
-        networks: By name; the first is the reference.
+        networks: Measurements by name; the first network is the reference.
         gain: Speedup of the last network over the one before it.
-        further: At further input shapes.
-        compared: Inner values that were compared in place of outputs whose shape depends on the
-            data.
+        further: Timings at further input shapes.
+        data: Description of the inputs.
+        examples: Number of examples that were scored.
+        rounds: Paired blocks of the race.
+        threads: Threads of the runtime.
+        provider: Execution provider.
+        batch_size: Examples per call when timing.
+        input_shapes: Input shapes for timing, by name, batch included.
+        cpu: Name of the processor.
+        versions: Versions of packages by name.
+        compared: Inner tensors that were compared instead of the outputs, if an output's shape
+            depends on the data.
     """
 
     networks: Mapping[str, Figures]
@@ -106,17 +115,17 @@ class Comparison:
 
     @property
     def original_int8(self) -> Figures | None:
-        """The original in int8, if that was asked for."""
+        """The original in int8, or None."""
         return self.networks.get("original, int8")
 
     @property
     def converted_int8(self) -> Figures | None:
-        """The converted network in int8, if that was asked for."""
+        """The converted network in int8, or None."""
         return self.networks.get("converted, int8")
 
     @property
     def shipped(self) -> Figures:
-        """The last network, which budgets are about."""
+        """The last network, for which budgets hold."""
         return list(self.networks.values())[-1]
 
     @property

@@ -1,4 +1,4 @@
-"""The loss of a converted network against the original, on examples that were not fitted to."""
+"""The loss of a converted network against the original, on examples that no layer was fit to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Loss:
 
     Attributes:
         drop: Expected loss of accuracy, a fraction; None without classes.
-        drop_high: Its upper bound at 95 % confidence, which is wider with fewer examples.
+        drop_high: Upper bound of ``drop`` at 95 % confidence, which is wider with fewer examples.
         output_error: |output - original| / |original|, of the worst output.
     """
 
@@ -40,15 +40,16 @@ class Loss:
 
 @dataclass(frozen=True)
 class LossEstimator:
-    """Examples, and the outputs of the original network for them.
+    """Estimates the loss of networks on examples, from the original's outputs for them.
 
-    The loss of accuracy is expected under the original's own probabilities: if the two networks
-    disagree, each class is right with the probability that the original gives it. Labels are not
-    counted: sample inputs are often training inputs, whose labels the network has memorised.
+    The loss of accuracy is its expectation under the original's probabilities: if the two networks
+    disagree, each class is right with the probability that the original gives it. Labels are only
+    used for the temperature: sample inputs are often training inputs, whose labels the network has
+    memorised.
 
     Attributes:
-        batches: Inputs.
-        outputs: The original's outputs, batch by batch.
+        batches: Inputs by name, batch by batch.
+        outputs: The original's outputs by name, batch by batch.
         threads: Threads of onnxruntime.
         temperature: Temperature of the original's probabilities.
     """
@@ -60,13 +61,14 @@ class LossEstimator:
 
     @classmethod
     def of(cls, network: ir.Model, data: Data, threads: int) -> LossEstimator:
-        """Run the original on ``data``; with a fixed batch size, on whole batches.
+        """Run the original on ``data``.
 
-        An output whose shape depends on the data is replaced by the values it is computed from.
+        A network with a fixed batch size is run on whole batches. An output whose shape depends on
+        the data is replaced by the values it is computed from.
 
         Args:
             network: The original network.
-            data: Examples that no layer is fitted to.
+            data: Examples that no layer is fit to.
             threads: Threads of onnxruntime.
 
         Raises:
@@ -87,7 +89,9 @@ class LossEstimator:
                     )
         if data.labels is None or not estimator.classes:
             return estimator
-        return replace(estimator, temperature=temperature_of(estimator._first(), data.labels))
+        return replace(
+            estimator, temperature=temperature_of(estimator._first_output(), data.labels)
+        )
 
     @property
     def names(self) -> list[str]:
@@ -104,7 +108,7 @@ class LossEstimator:
     @property
     def accuracy(self) -> float:
         """Expected accuracy of the original, a fraction."""
-        return accuracy(self._first(), self.temperature)
+        return accuracy(self._first_output(), self.temperature)
 
     def loss(self, network: ir.Model) -> Loss:
         """Run a version of the original that has values of the same names, and compare."""
@@ -123,10 +127,10 @@ class LossEstimator:
         if not self.classes:
             return Loss(None, None, max(errors))
         after = np.concatenate([next(iter(arrays.values())) for arrays in results])
-        drop, drop_high = expected_drop(self._first(), after, self.temperature)
+        drop, drop_high = expected_drop(self._first_output(), after, self.temperature)
         return Loss(drop, drop_high, max(errors))
 
-    def _first(self) -> np.ndarray:
+    def _first_output(self) -> np.ndarray:
         """Return the original's first output on all examples."""
         return np.concatenate([next(iter(outputs.values())) for outputs in self.outputs])
 

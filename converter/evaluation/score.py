@@ -1,4 +1,4 @@
-"""Score networks on data: accuracy, agreement with the first, error of the outputs."""
+"""Scores of networks on data: accuracy, agreement with the first, and error of the outputs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from converter.runtime.runtime import ExclusiveSession, Session
 from converter.timing.race import Interval
 
 FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
-MAX_GROUP_BYTES = 2**27  # of the inputs and outputs of batches that run in a row
+Z_99 = 2.576  # standard errors from the mean to a two-sided 99 % bound
+MAX_GROUP_BYTES = 2**27  # of the inputs and outputs of batches that one session runs in a row
 
 
 @dataclass(frozen=True)
 class Score:
-    """The outputs of a network on data, against those of the first network of a comparison.
+    """A network's outputs on data, compared with those of the first network.
 
     Attributes:
-        hits: (N,) whether each example's label was the largest output, or None without labels.
-        agreement: Share of examples whose largest output is the first network's; None if the
-            output is not one vector per example.
+        hits: (N,) whether each example's label is the largest output; None without labels.
+        agreement: Share of examples with the same largest output; None if the output is not (N, C).
         rel_output_error: |output - first| / |first| over all data, of the worst output.
     """
 
@@ -37,7 +37,7 @@ class Score:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of hits."""
+        """Share of hits; None without labels."""
         return None if self.hits is None else float(self.hits.mean())
 
 
@@ -50,10 +50,10 @@ def score(
     """Run every session over ``data`` and compare each with the first.
 
     Args:
-        sessions: At least one; all take the same inputs.
-        data: With labels for accuracy.
+        sessions: At least one session; all take the same inputs.
+        data: Inputs, with labels for accuracy.
         batch_size: Examples per call.
-        progress: Called with the share done.
+        progress: Called with the fraction that is done.
 
     Raises:
         ConverterError: When the outputs differ in shape, or none are numbers.
@@ -91,9 +91,10 @@ def score(
 def _outputs(
     sessions: Sequence[Session], data: Data, batch_size: int
 ) -> Iterator[tuple[np.ndarray, list[list[np.ndarray]]]]:
-    """Give the indices of each batch, and the outputs of each session for it.
+    """Iterate over batches: their indices, and the outputs of each session for them.
 
-    An exclusive session runs as many batches in a row as fit into ``MAX_GROUP_BYTES``.
+    Exclusive sessions run groups of batches, of up to ``MAX_GROUP_BYTES``, so that they are opened
+    less often.
     """
     batches, group_size = data.batches(batch_size), 1
     while group := list(islice(batches, group_size)):
@@ -107,10 +108,10 @@ def _outputs(
 
 
 def drop_interval(before: np.ndarray, after: np.ndarray) -> Interval:
-    """Estimate the drop of accuracy in percentage points, with a paired 99 % interval.
+    """Estimate the drop of accuracy in percentage points, with a 99 % interval.
 
-    Both networks have the same examples, so only those that change count (as in McNemar's test);
-    the interval is the normal approximation of their mean.
+    The samples are paired: only examples whose hit changes contribute, as in McNemar's test. The
+    interval is the normal approximation for the mean change.
 
     Args:
         before: (N,) hits of the original.
@@ -118,18 +119,21 @@ def drop_interval(before: np.ndarray, after: np.ndarray) -> Interval:
     """
     change = before.astype(np.float64) - after.astype(np.float64)
     mean = 100 * float(change.mean())
-    half = 2.576 * 100 * float(change.std()) / math.sqrt(len(change))
-    return Interval(mean, mean - half, mean + half)
+    margin = Z_99 * 100 * float(change.std()) / math.sqrt(len(change))
+    return Interval(mean, mean - margin, mean + margin)
 
 
 def fixed_batch(session: Session) -> int | None:
-    """Return the batch size that a network is fixed to, or None if it takes any."""
+    """Return the fixed batch size of a network, or None if it takes any."""
     sizes = [i.shape[0] for i in session.get_inputs() if i.shape]
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def renamed(feeds: Mapping[str, np.ndarray], session: Session) -> Arrays:
-    """Name inputs as a session does, by name, else in order; floats in the session's precision."""
+    """Rename inputs to a session's names, in order, and cast floats to its precision.
+
+    Inputs whose names all match are assigned by name instead.
+    """
     inputs = session.get_inputs()
     by_name = all(item.name in feeds for item in inputs)
     arrays = [feeds[item.name] for item in inputs] if by_name else list(feeds.values())

@@ -13,10 +13,10 @@ class Status:
     """How a conversion, or a part of it, ended.
 
     Attributes:
-        code: ``met``: every check and budget was met. ``missed``: a budget was not. ``unproven``:
-            no measurement says whether a budget is kept. ``unsound``: a check of the network
-            failed.
-        sentence: Why, or what the user should know; None where there is nothing to say.
+        code: ``met``: every check and budget was met. ``missed``: a budget was not kept.
+            ``unproven``: no measurement shows whether a budget is kept. ``unsound``: a check of the
+            network failed.
+        sentence: The reason, or a note to the user; None without either.
     """
 
     code: Code = "met"
@@ -28,10 +28,10 @@ class Status:
         return self.code == "met"
 
     def then(self, other: Status) -> Status:
-        """Return this status if it is not met or the other says nothing, else the other."""
+        """Return this status if it is not met or the other adds nothing; else the other."""
         return self if not self.met or (other.met and other.sentence is None) else other
 
 
-def unless(code: Code, sentence: str | None) -> Status:
-    """Return a status that is met where there is no sentence."""
-    return Status() if sentence is None else Status(code, sentence)
+def status_of(code: Code, problem: str | None) -> Status:
+    """Return the status ``code`` if there is a problem, else ``met``."""
+    return Status() if problem is None else Status(code, problem)

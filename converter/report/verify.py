@@ -11,7 +11,7 @@ from torch import nn
 from converter.data.data import Data
 from converter.evaluation.compare import Conditions, Evaluate, compare_models
 from converter.evaluation.comparison import Comparison, verdict
-from converter.evaluation.status import Status, unless
+from converter.evaluation.status import Status, status_of
 from converter.processes import Resources
 from converter.report.layers import LayerRow
 from converter.search.budgets import missed_sentence
@@ -129,11 +129,11 @@ def _status(converted: ConvertedModel, comparison: Comparison, calibrated: bool)
     told = notice(comparison, converted.plan, calibrated)
     status = converted.status
     if status.code == "unproven":  # a measured loss is the better judge
-        status = unless("missed", missed).then(
+        status = status_of("missed", missed).then(
             status if comparison.shipped.drop_points is None else Status()
         )
     else:
-        status = status.then(unless("missed", missed))
+        status = status.then(status_of("missed", missed))
     if not status.met and told and not converted.plan.chosen():
         return Status(status.code, f"{status.sentence} {told}")
     return status if not status.met else Status("met", told)

@@ -13,7 +13,7 @@ from converter.decomposition.form import Rank
 from converter.errors import ConverterError
 from converter.evaluation.compare import evaluated
 from converter.evaluation.loss import LossEstimator
-from converter.evaluation.status import unless
+from converter.evaluation.status import status_of
 from converter.graph.network import nbytes, open_session
 from converter.graph.survey import Layer
 from converter.reconstruction.moments import patch_count, patch_size
@@ -105,7 +105,7 @@ def choose_plan(task: Task) -> SearchResult:
         budgets=setting.budgets,
         table=setting.table,
         predicted_speedup=setting.predicted_speedup(best.assignment),
-        status=unless("missed", missed),
+        status=status_of("missed", missed),
         frontier=_frontier(setting) if task.options.search.frontier else {},
         loss_usage=partial(_loss_usage, setting) if limits_loss else None,
     )
