@@ -181,7 +181,7 @@ def _train(job: Job, earlier: Earlier) -> ConvertedModel:
     options, budgets, plan = job.options, earlier.record.budgets, earlier.plan
     limits = trainable_limits(budgets, job.evaluate)
     layers = [layer for layer in job.layers if layer.name in plan.chosen()]
-    phases = list_phases(options, limits, to_the_end=True)
+    phases = list_phases(options, limits, all_epochs=True)
     module, network, unproven = distill(
         earlier.module, earlier.network, job.source, layers, phases, job.resources
     )

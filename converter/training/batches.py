@@ -1,4 +1,4 @@
-"""The training batches: which examples each step takes, and in which process."""
+"""The training batches: the examples of each step, divided among the processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from converter.training.task import Recipe
 
 MIN_BATCHES = 8  # per epoch; small data sets use smaller batches
 
-# Inputs, labels or None, and the fraction of the batch that they are.
+# Inputs, labels or None, and the fraction of the process's share of the batch in this part.
 Part = tuple[list[torch.Tensor], "torch.Tensor | None", float]
 
 
 class Batches(Dataset[Any]):
-    """The batches of all steps. Each is read and augmented by its number alone."""
+    """The batches of all steps; the examples and the augmentation follow from the step's number."""
 
     def __init__(self, data: Data, recipe: Recipe, rank: int, size: int) -> None:
         """Divide every epoch into batches of equal size, and every batch among ``size`` processes.

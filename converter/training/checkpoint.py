@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path, like: Mapping[str, torch.Tensor]) -> Checkpoint | None:
-    """Read what ``Checkpoint.save`` wrote.
+    """Read a checkpoint that ``Checkpoint.save`` wrote.
 
     Args:
         path: The file.
@@ -88,7 +88,7 @@ def read_checkpoint(path: Path, like: Mapping[str, torch.Tensor]) -> Checkpoint 
             groups[group][name] = tensor
         best_loss, first_loss, lr_scale = (float.fromhex(metadata[name]) for name in NUMBERS)
         step, accepted = int(metadata["step"]), metadata["accepted"] == "True"
-    except Exception:  # whatever is wrong with the file, training starts from the beginning
+    except Exception:  # with a damaged file, training starts from the beginning
         return None
     shapes = {name: tensor.shape for name, tensor in like.items()}
     for group in ("weights", "average", "best"):
@@ -106,7 +106,7 @@ def checkpoint_path(folder: Path | None, task: TrainingTask, *settings: object) 
     Args:
         folder: The cache, or None.
         task: What is trained.
-        settings: What else the training depends on; nested tuples and lists of plain values.
+        settings: Further values that the training depends on, in nested tuples and lists.
 
     Returns:
         The path, whether or not the file exists; None without a cache.
@@ -134,7 +134,7 @@ def checkpoint_path(folder: Path | None, task: TrainingTask, *settings: object) 
 
 
 def loss_source(text: str) -> str:
-    """Return the source code of ``module:function``; of the whole module if it is no function."""
+    """Return the source code of ``module:function``, or of its module if it is no function."""
     function = find_callable(text, "--loss")
     with contextlib.suppress(TypeError, OSError):
         return inspect.getsource(function)

@@ -1,4 +1,4 @@
-"""Fine-tuning of a conversion: its data, and the way back into the network."""
+"""Fine-tuning of a converted network by distillation."""
 
 from __future__ import annotations
 
@@ -56,20 +56,19 @@ def distill(
     """
     data, unproven = _training_data(teacher), None
     for phase in phases:
-        outputs = [layer.output for layer in layers] if phase.features else []
+        compared = layers if phase.features else ()
         if student is not None:
             assert teacher.module is not None
-            pair = student, teacher.module
-            features = [layer.name for layer in layers] if phase.features else []
-        else:
-            student_onnx, teacher_onnx = (
+            pair, features = (student, teacher.module), [layer.name for layer in compared]
+        else:  # the compared features become the outputs of the networks
+            outputs, features = [layer.output for layer in compared], []
+            networks = [
                 with_outputs(n, outputs) if outputs else n for n in (network, teacher.network)
-            )
+            ]
             pair = (
-                trainable(student_onnx, teacher, resources.seed),
-                trainable(teacher_onnx, teacher, resources.seed),
+                trainable(networks[0], teacher, resources.seed),
+                trainable(networks[1], teacher, resources.seed),
             )
-            features = []
         task = TrainingTask(*pair, data, phase.loss, features, phase.stop_when)
         trained = run_phase(task, phase, resources)
         if student is not None:

@@ -20,8 +20,8 @@ HOLDOUT_SHARE, MAX_HOLDOUT, MAX_HOLDOUT_BYTES = 0.1, 2048, 2**28
 def split_holdout(data: Data, example_bytes: int, seed: int) -> tuple[Data, Data]:
     """Choose holdout examples at random.
 
-    They are augmented once, always in the same way: the original may know the images themselves by
-    heart, and then says little about others.
+    They are augmented once, with a fixed seed: the original may have memorised the images
+    themselves, and its outputs for them would then say little about other images.
 
     Args:
         data: All examples.
@@ -53,7 +53,7 @@ def evaluate_holdout(
         pair: Student and teacher.
         task: Gives the loss and ``stop_when``.
         holdout: The holdout examples.
-        batch_size: Examples per call, about.
+        batch_size: Approximate number of examples per call.
         group: The processes; all evaluate all examples and agree on the result.
 
     Returns:
@@ -72,7 +72,9 @@ def evaluate_holdout(
     loss = group.all_reduce_mean(total / holdout.count)
     if task.stop_when is None or not math.isfinite(loss):
         return loss, False
-    before, after = ([np.concatenate(batch) for batch in zip(*all)] for all in (targets, outputs))
+    before, after = (
+        [np.concatenate(output) for output in zip(*batches)] for batches in (targets, outputs)
+    )
     return loss, group.all_reduce_mean(task.stop_when(before, after, holdout.labels)) == 1
 
 

@@ -13,7 +13,7 @@ from converter.models.export import find_callable, flat_outputs
 
 TEMPERATURE = 4.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
 LABEL_WEIGHT = 0.3  # of the cross-entropy with the labels
-ERROR_WEIGHT = 0.1  # of the relative squared error, which sees the level that softmax ignores
+ERROR_WEIGHT = 0.1  # of the relative squared error: softmax ignores a constant added to all logits
 TINY = 1e-12
 
 Tensors = Sequence[torch.Tensor]

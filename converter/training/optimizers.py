@@ -13,7 +13,7 @@ from converter.training.checkpoint import Weights
 from converter.training.task import Recipe
 
 MOMENTUM = 0.95
-# Coefficients and number of the quintic iterations (Jordan 2024).
+# Coefficients of x, x^3 and x^5, and the number of Newton-Schulz iterations (Jordan 2024).
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 ADAM_RMS = 0.2  # root mean square of AdamW's steps, in units of the learning rate
 # Limits of the smaller side of a matrix for Muon, whose cost grows with the square of that side.
@@ -85,7 +85,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Take parameter groups of one tensor each."""
+        """Make the optimizer of parameter groups of one tensor each."""
         super().__init__(groups, {"lr": 0.0})
 
     @torch.no_grad()
@@ -120,11 +120,11 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + TINY)
     gram = wide @ wide.T
-    one, three, five = QUINTIC
+    a, b, c = QUINTIC
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor = identity
     for _ in range(ITERATIONS):
-        step = one * identity + three * gram + five * gram @ gram
+        step = a * identity + b * gram + c * gram @ gram
         factor, gram = step @ factor, step @ gram @ step
     result: torch.Tensor = factor @ wide
     return result if result.shape == matrix.shape else result.T
@@ -142,6 +142,6 @@ def _scales(parameters: Sequence[torch.Tensor]) -> list[float]:
     it. At one learning rate, the convolutions would diverge before the filter learns.
     """
     sizes = [float(p.detach().square().mean().sqrt()) if p.ndim > 1 else 0.0 for p in parameters]
-    known = [math.log(size) for size in sizes if size > 0]
-    usual = math.exp(sum(known) / max(len(known), 1))
-    return [min(max(size / usual, 1 / MAX_SCALE), MAX_SCALE) if size else 1.0 for size in sizes]
+    logs = [math.log(size) for size in sizes if size > 0]
+    typical = math.exp(sum(logs) / max(len(logs), 1))
+    return [min(max(size / typical, 1 / MAX_SCALE), MAX_SCALE) if size else 1.0 for size in sizes]

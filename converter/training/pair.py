@@ -61,7 +61,9 @@ class ModelPair:
                 targets = self.teacher(inputs)
             value = loss(self.student(inputs), targets, labels)
         if not value.requires_grad:
-            raise ConverterError("What the network gives does not depend on its weights smoothly.")
+            raise ConverterError(
+                "The loss has no gradient: no output depends on trainable weights."
+            )
         return value
 
 
@@ -122,5 +124,5 @@ def check_labels(data: Data, output: torch.Tensor) -> None:
     if not classes or labels is None or not 0 <= labels.min() <= labels.max() < output.shape[1]:
         raise ConverterError(
             f"The labels of {data.source} do not fit the network's outputs of shape "
-            f"{tuple(output.shape[1:])}; give classes from 0 on, or pass --labels=false."
+            f"{tuple(output.shape[1:])}; give classes from 0 on, or pass --no-labels."
         )

@@ -29,7 +29,7 @@ class Phase:
         features: Compare the outputs of the converted layers, not those of the network.
         stop_when: Tells from holdout outputs whether the budget is kept, or None.
         resume: Continue from the checkpoint of an interrupted training.
-        settings: Plain values of all else that the result depends on.
+        settings: All other values that the result depends on, for the name of the checkpoint.
     """
 
     name: str
@@ -43,33 +43,41 @@ class Phase:
 
 
 def list_phases(
-    options: Options, budget: Mapping[str, float], to_the_end: bool = False
+    options: Options, budget: Mapping[str, float], all_epochs: bool = False
 ) -> list[Phase]:
     """List the phases of the training that the options ask for.
 
-    Only the last phase tests the budget. The loss of int8 does not show in floating-point outputs;
-    for ``--int8``, or with ``to_the_end``, all epochs are trained and the budget is tested after
-    them.
+    Only the last phase tests the budget, and training ends early if it is kept. With
+    ``all_epochs``, or for ``--int8``, whose loss does not show in floating-point outputs, the test
+    is a phase of its own after all epochs.
     """
     training, recipe = options.training, recipe_of(options)
     source = training.loss and loss_source(training.loss)
     settings = options.budget.drop_type, training.augment, source, recipe.int8 and saturates()
-    stop_when, to_the_end = budget_test(budget, options), to_the_end or recipe.int8
-    tune = Phase(
+    stop_when, all_epochs = budget_test(budget, options), all_epochs or recipe.int8
+    tuning = Phase(
         "fine-tuning", recipe, loss_of(options), budget, False, None, training.resume, settings
     )
     phases = []
     if training.reconstruct:
         shorter = replace(recipe, epochs=training.reconstruct)
         phases.append(
-            replace(tune, name="reconstructing", recipe=shorter, loss=reconstruction, features=True)
+            replace(
+                tuning, name="reconstructing", recipe=shorter, loss=reconstruction, features=True
+            )
         )
     if training.epochs:
-        phases.append(replace(tune, stop_when=None if to_the_end else stop_when))
-    if stop_when is not None and (to_the_end or not training.epochs):
-        none = replace(recipe, epochs=0, int8=False)
+        phases.append(replace(tuning, stop_when=None if all_epochs else stop_when))
+    if stop_when is not None and (all_epochs or not training.epochs):
+        no_epochs = replace(recipe, epochs=0, int8=False)
         phases.append(
-            replace(tune, name="evaluating", recipe=none, loss=reconstruction, stop_when=stop_when)
+            replace(
+                tuning,
+                name="evaluating",
+                recipe=no_epochs,
+                loss=reconstruction,
+                stop_when=stop_when,
+            )
         )
     return phases
 

@@ -1,4 +1,4 @@
-"""Converting and training in several steps: the options of each, and the network it starts from."""
+"""Converting and training in several steps: the options and the network of each step."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from converter.search.plan import Plan
 def split_schedule(options: Options) -> list[Options]:
     """Return the options of each step of ``--schedule``: a part of the budget and of the epochs.
 
-    The remaining operations, and the remaining time, fall by the same factor in every step. Drop
-    and error grow by the same amount.
+    Remaining MACs, bytes and time fall by the same factor in every step. Drop and error grow by
+    the same amount.
     """
     total = options.training.schedule
     if total == 1:
@@ -40,7 +40,7 @@ def split_schedule(options: Options) -> list[Options]:
 
 
 def increment(step: Options, options: Options) -> Options:
-    """Return the options of one step's search: what it may lose beyond the steps before it."""
+    """Return the options of one step's search: limits on loss count from the step before it."""
     total = options.training.schedule
     losses = [budget for budget in budgets_of(options.budget) if budget.column == "loss"]
     return step.changed(**{budget.option: budget.limit / total for budget in losses})
@@ -50,9 +50,9 @@ def compose_chains(source: Source, module: nn.Module | None, plan: Plan) -> Sour
     """Multiply trained chains out to dense convolutions, for the next step of a schedule.
 
     Args:
-        source: The network of the step that ends.
-        module: Its converted and trained torch model.
-        plan: Its plan.
+        source: The network at the start of the step that ends.
+        module: The converted and trained torch model of that step.
+        plan: The plan of that step.
     """
     if module is None or source.module is None or not plan.chosen():
         return source

@@ -1,4 +1,4 @@
-"""A training as data: the task, the recipe and the result."""
+"""``TrainingTask``, ``Recipe`` and ``Trained``: the input and the output of a training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 from converter.data.data import Data
 from converter.training.losses import Loss, distillation
 
-# Decides from the outputs of teacher and student on the holdout examples, and from their labels if
-# there are any, whether training may stop.
+# (teacher's outputs, student's outputs, labels or None), all on the holdout examples -> whether
+# training may stop.
 StopWhen = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], "np.ndarray | None"], bool]
 
 
@@ -48,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What is trained, toward what, and on what.
+    """A student, its teacher, the data, and the loss.
 
     Attributes:
         student: The converted model; it is not changed.

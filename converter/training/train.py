@@ -1,4 +1,4 @@
-"""Training a converted network toward its original, so that chains of small filters learn.
+"""Training of a converted network toward its original.
 
 In a chain the gradients of the steps multiply (arXiv 1412.5474, section 3.2). For this reason the
 norms of its factors are balanced beforehand (``Chain.balanced``), the learning rate of each step is
@@ -34,7 +34,7 @@ MAX_HOLDOUT_BATCH = 128
 MAX_GRADIENT_NORM = 1.0
 WARM_UP, LAST_LR = 0.1, 0.01  # share of the steps, and of the highest learning rate
 MAX_WINDOW = 0.25  # epochs that the moving average spans
-LR_REDUCTION = 3.0  # of the learning rate after an epoch that made the network worse
+LR_REDUCTION = 3.0  # divides the learning rate after an epoch that made the network worse
 EARLY_EVALUATIONS = 4  # in the first epoch; later ones end with an evaluation each
 SAVE_INTERVAL_S = 60.0
 
@@ -44,8 +44,9 @@ Evaluate = Callable[[], tuple[float, bool]]  # holdout loss, and whether stop_wh
 def train_with_fp32_fallback(attempt: Callable[[Recipe], Trained], recipe: Recipe) -> Trained:
     """Train, and once more in float32 if bfloat16 did not lower the holdout loss.
 
-    This happens when large components nearly cancel: rounding each loses their sum. Training is not
-    repeated if ``stop_when`` accepts the weights, nothing was trained, or it was in float32 anyway.
+    bfloat16 fails when large components nearly cancel, since their rounding errors exceed their
+    sum. Training is not repeated if ``stop_when`` accepts the weights, no epoch was trained, or
+    training was in float32 already.
 
     Args:
         attempt: Trains by a recipe, from the same weights each time.
@@ -84,8 +85,8 @@ def train(
     processes share every batch.
 
     Args:
-        task: What is trained, toward what, and on what.
-        recipe: How it is trained.
+        task: Student, teacher, data and loss.
+        recipe: Epochs, learning rate and so on.
         device: torch device.
         checkpoint: File in which the state is saved once a minute, or None.
         resume: Continue from that file if it exists.
@@ -113,7 +114,7 @@ def train(
         if recipe.epochs and not math.isfinite(start.first_loss):
             raise ConverterError(
                 f"The network loses {start.first_loss} on {task.data.source} before any training; "
-                "nothing can be won from there."
+                "training cannot start from there."
             )
     state = _State.of(pair.model, batches, start)
     gradients = partial(_compute_gradients, pair, task.loss, group)
@@ -152,11 +153,13 @@ class _State:
             state.optimizers.restore(start.moments)
         return state
 
-    def capture(self, now: Checkpoint) -> Checkpoint:
+    def capture(self, checkpoint: Checkpoint) -> Checkpoint:
         """Complete a checkpoint with the present weights, average and moments."""
         average = self.average.module.state_dict()
         moments = self.optimizers.moments()
-        return replace(now, weights=self.model.state_dict(), average=average, moments=moments)
+        return replace(
+            checkpoint, weights=self.model.state_dict(), average=average, moments=moments
+        )
 
 
 def _read_shared(path: Path, model: nn.Module, group: ProcessGroup) -> Checkpoint | None:
@@ -177,7 +180,7 @@ def _fit(
     state: _State,
     compute_gradients: Callable[[Sequence[Part]], None],
     batches: Batches,
-    now: Checkpoint,
+    checkpoint: Checkpoint,
     evaluate: Evaluate,
     save_to: Path | None,
     progress: Callable[[float], None],
@@ -185,26 +188,26 @@ def _fit(
     """Take the steps after a checkpoint, until the last or until ``stop_when`` accepts."""
     steps = batches.recipe.epochs * batches.per_epoch
     saved_s = time.monotonic()
-    progress(now.step / max(steps, 1))
-    for step, parts in () if now.accepted else batches.read(now.step):
+    progress(checkpoint.step / max(steps, 1))
+    for step, parts in () if checkpoint.accepted else batches.read(checkpoint.step):
         compute_gradients(parts)
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), MAX_GRADIENT_NORM)
         if norm.isfinite():
             scale = lr_schedule((step + 0.5) / steps)
-            state.optimizers.step(now.lr_scale * batches.recipe.lr * scale)
+            state.optimizers.step(checkpoint.lr_scale * batches.recipe.lr * scale)
             state.average.n_averaged.fill_(step)  # counts steps that were left out, too
             state.average.update_parameters(state.model)
-        now = replace(now, step=step + 1)
-        evaluated = _is_evaluated(now.step, batches.per_epoch)
+        checkpoint = replace(checkpoint, step=step + 1)
+        evaluated = _is_evaluated(checkpoint.step, batches.per_epoch)
         if evaluated:
-            now = _evaluate_average(state, now, evaluate)
+            checkpoint = _evaluate_average(state, checkpoint, evaluate)
         if save_to is not None and (evaluated or time.monotonic() - saved_s > SAVE_INTERVAL_S):
-            state.capture(now).save(save_to)
+            state.capture(checkpoint).save(save_to)
             saved_s = time.monotonic()
-        progress(1.0 if now.accepted else now.step / steps)
-        if now.accepted:
+        progress(1.0 if checkpoint.accepted else checkpoint.step / steps)
+        if checkpoint.accepted:
             break
-    return now
+    return checkpoint
 
 
 def _compute_gradients(
@@ -217,21 +220,21 @@ def _compute_gradients(
     group.average([p.grad for p in pair.model.parameters() if p.grad is not None])
 
 
-def _evaluate_average(state: _State, now: Checkpoint, evaluate: Evaluate) -> Checkpoint:
+def _evaluate_average(state: _State, checkpoint: Checkpoint, evaluate: Evaluate) -> Checkpoint:
     """Evaluate the moving average; if it is worse than no training, return to the best weights."""
     weights = _copy(state.model.state_dict())
     average = state.average.module.state_dict()
     state.model.load_state_dict(average)
     loss, accepted = evaluate()
-    if loss < now.best_loss or accepted:
-        now = replace(now, best_loss=loss, best=_copy(average), accepted=accepted)
-    if not loss <= now.first_loss and not accepted:
-        now = replace(now, lr_scale=now.lr_scale / LR_REDUCTION)
-        weights = now.best
+    if loss < checkpoint.best_loss or accepted:
+        checkpoint = replace(checkpoint, best_loss=loss, best=_copy(average), accepted=accepted)
+    if not loss <= checkpoint.first_loss and not accepted:
+        checkpoint = replace(checkpoint, lr_scale=checkpoint.lr_scale / LR_REDUCTION)
+        weights = checkpoint.best
         state.average.module.load_state_dict(weights)
         state.optimizers.reset()
     state.model.load_state_dict(weights)
-    return now
+    return checkpoint
 
 
 def moving_average(window: int) -> Callable[..., None]:
