@@ -50,7 +50,7 @@ SIZES = {1: (17,), 2: (11, 9), 3: (7, 6, 8)}
 def network_over(axes, mode):
     """Convolutions with the usual geometries, one behind the other, and a norm."""
     conv = CONVOLUTIONS[axes]
-    torch.manual_seed(0)
+    torch.manual_seed(PADDING_MODES.index(mode))
     layers = nn.Sequential(
         conv(3, 8, 3, padding=1, padding_mode=mode),
         NORMS[axes](8),

@@ -66,7 +66,7 @@ def test_a_search_on_a_cluster_ends_as_one_here(address, tmp_path, monkeypatch):
     monkeypatch.setattr(stopwatch, "DEFAULT_SETTINGS", by_macs)
     net = make_net(tmp_path / "net.onnx", (3, 32, 32), loss=0.02)
     table = tmp_path / "table.json"
-    table.write_text(table_by_macs(net, (1, 3, 8, 8)).to_json())
+    table.write_text(table_by_macs(net, (1, 3, 8, 8), ("channel",)).to_json())
     there, here = (
         converter.convert(net, max_macs=0.6, latency=table, cluster=cluster, cache=False)
         for cluster in (address, None)
