@@ -1,1 +1,1 @@
-"""What the user is shown: tables, JSON, HTML, the output folder."""
+"""Results for the user: tables, JSON, HTML, and the output folder."""

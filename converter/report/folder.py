@@ -20,13 +20,13 @@ FORMAT, VERSION = "flatconv-conversion", 1
 
 @dataclass(frozen=True)
 class Record:
-    """What a later command needs to know of a conversion.
+    """The data of a conversion that later commands need.
 
     Attributes:
-        origin: How the torch model is built again: ``factory``, ``factory_args``, ``checkpoint``;
-            empty without a factory.
-        options: Of the conversion.
-        budgets: That it was searched for.
+        origin: How to build the torch model: ``factory``, ``factory_args``, ``checkpoint``; empty
+            without a factory.
+        options: Options of the conversion.
+        budgets: Budgets of the search.
         layers: Every layer before and after.
     """
 
@@ -49,7 +49,7 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """Read what an output folder says of its conversion; folders of version 0.1 are read, too.
+    """Read the record in an output folder, also one of version 0.1.
 
     Raises:
         ConverterError: When ``folder`` is not an output folder, of an unknown version, or damaged.
@@ -57,7 +57,7 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD
     if not path.exists():
         return _read_old_record(folder)
-    with _as_damage(path):
+    with _damage_errors(path):
         document = json.loads(path.read_text())
         if document["format"] != FORMAT:
             raise ValueError(f"it is no {FORMAT}")
@@ -80,10 +80,10 @@ def _read_old_record(folder: Path) -> Record:
     path = folder / OLD_RECORD
     if not path.exists():
         raise ConverterError(f"{folder} is not an output folder of flatconv.")
-    with _as_damage(path):
+    with _damage_errors(path):
         origin = _mapping(json.loads(path.read_text()))
         options = Options.from_json(origin.pop("config", None))
-    with _as_damage(folder / "report.json"):
+    with _damage_errors(folder / "report.json"):
         report = json.loads((folder / "report.json").read_text())
         budgets = _budgets(report["budget"], options.to_json())
         return Record(origin, options, budgets, read_rows(report["layers"]))
@@ -101,14 +101,12 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _as_damage(path: Path) -> Iterator[None]:
-    """Name the file in errors of what it holds."""
+def _damage_errors(path: Path) -> Iterator[None]:
+    """Name the file in errors about its content."""
     try:
         yield
     except ConverterError as error:
-        sentence = str(error)
-        raise ConverterError(
-            sentence if str(path) in sentence else f"{path} is damaged. {sentence}"
-        ) from None
+        text = str(error)
+        raise ConverterError(text if str(path) in text else f"{path} is damaged. {text}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConverterError(f"{path} is damaged: {error}.") from None

@@ -13,14 +13,23 @@ from converter.reconstruction.regression import REFIT
 from converter.search.task import SearchResult
 from converter.timing.latency import LatencyTable
 
-MAX_CANCELLATION = 10.0
+MAX_CANCELLATION = 10.0  # norm of the terms over the norm of their sum, above which a note is made
 
 
 @dataclass(frozen=True)
 class LayerRow:
     """One layer before and after.
 
-    Latencies are None where they were not measured, the error of a layer that is kept or trained.
+    Attributes:
+        name: Name of the layer.
+        form: Name of the form; None if the layer is kept.
+        rank: The rank; None if the layer is kept.
+        macs_before: Multiply-accumulates for one example before the conversion.
+        macs_after: Multiply-accumulates for one example after it.
+        rel_error: Relative error of the layer; None if it is kept or was trained.
+        latency_before_ms: Milliseconds before; None if they were not measured.
+        latency_after_ms: Milliseconds after; None if they were not measured.
+        reason: Why the layer is kept, or a note.
     """
 
     name: str
@@ -40,9 +49,9 @@ def layer_rows(
     """List all layers before and after.
 
     Args:
-        layers: In graph order, as in the plan.
-        search: With the plan, the chains and the times of the layers.
-        trained: Whether the chains were trained since, so that their errors are not known.
+        layers: All layers in graph order, as in the plan.
+        search: The plan, the chains and the times of the layers.
+        trained: Whether the chains were trained afterwards, which changes their errors.
     """
     realization, table = search.realization, search.table
     times = {layer.output: layer for layer in table.layers} if table else {}
@@ -72,16 +81,16 @@ def layer_rows(
 
 
 def least_gaining(rows: Sequence[LayerRow]) -> Collection[str]:
-    """Name the half of the converted layers that gains least; all layers if that leaves none."""
+    """Name the half of the converted layers that gains least; all layers if fewer than two are."""
 
     def gain(row: LayerRow) -> tuple[float, int]:
         before_ms, after_ms = row.latency_before_ms or 0.0, row.latency_after_ms or 0.0
         return before_ms - after_ms, row.macs_before - row.macs_after
 
-    changed = [row for row in rows if row.form and row.form != REFIT]
-    if len(changed) < 2:
+    converted = [row for row in rows if row.form and row.form != REFIT]
+    if len(converted) < 2:
         return {row.name for row in rows}
-    return {row.name for row in sorted(changed, key=gain)[: (len(changed) + 1) // 2]}
+    return {row.name for row in sorted(converted, key=gain)[: (len(converted) + 1) // 2]}
 
 
 def survey_dicts(layers: Sequence[Layer], table: LatencyTable) -> list[dict[str, Any]]:
@@ -118,7 +127,7 @@ def read_rows(documents: Sequence[Mapping[str, Any]]) -> tuple[LayerRow, ...]:
 
 def _cancellation_note(chain: Chain) -> str | None:
     """Warn of terms that cancel one another."""
-    times = cancellation(chain)
-    if times < MAX_CANCELLATION:
+    ratio = cancellation(chain)
+    if ratio < MAX_CANCELLATION:
         return None
-    return f"its terms cancel one another (together {times:.0f} times as large as their sum)"
+    return f"its terms cancel one another (together {ratio:.0f} times as large as their sum)"

@@ -1,4 +1,4 @@
-"""The report as a page: one HTML file that needs nothing from outside."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from converter.report.tables import (
     verdict_lines,
 )
 from converter.runtime.ort_session import NodeTime
+from converter.timing.race import Interval
 
-FRONTIER_ROWS = 12  # height of its chart, in bars of the others
-LEFT = {"note", "operator", "node"}  # columns of words
+FRONTIER_BARS = 12  # height of the frontier chart, in bars of the other charts
+TEXT_COLUMNS = {"note", "operator", "node"}  # left-aligned
 NODE_HEADINGS = ("network", "operator", "node", "ms")
 CONFIG = {"displayModeBar": False, "responsive": True}
-LONG = 28  # characters of a layer's name beside a bar
-MAX_KINDS = 7  # of nodes, each in a colour of its own
-MAX_NAMED = 24  # layers that a legend has room for
-GRID = "rgba(128,128,128,0.3)"  # to be seen on white and on black
-ENDS = "#888"  # of intervals, to be seen on either
+MAX_NAME = 28  # characters of a layer's name beside a bar
+MAX_OPERATORS = 7  # with a colour of their own; all others are summed
+MAX_LEGEND = 24  # layers in a legend
+# These colours are visible on a white and on a black background.
+GRID, INTERVAL = "rgba(128,128,128,0.3)", "#888"
 
 
 def report_html(report: Report) -> str:
-    """Draw the report as one page that needs nothing from outside."""
-    where = " in int8" if report.comparison.converted_int8 else ""
+    """Return the report as a self-contained HTML page."""
+    timed = any(row.latency_before_ms is not None for row in report.layers)
+    precision = " in int8" if report.comparison.converted_int8 else ""
     return _page(
         report.comparison,
         title="flatconv report",
@@ -43,7 +45,7 @@ def report_html(report: Report) -> str:
         charts=[
             _latency_chart(report.comparison),
             *([_frontier_chart(report)] if report.frontier else []),
-            *([_time_chart(report.layers, where)] if _timed(report.layers) else []),
+            *([_time_chart(report.layers, precision)] if timed else []),
             _layer_chart(report.layers),
             *([_error_chart(report.layers)] if any(r.rel_error for r in report.layers) else []),
         ],
@@ -56,11 +58,11 @@ def report_html(report: Report) -> str:
 def comparison_html(
     comparison: Comparison, nodes: Sequence[Sequence[NodeTime]] = (), command: str | None = None
 ) -> str:
-    """Draw a comparison as one page that needs nothing from outside.
+    """Return a comparison as a self-contained HTML page.
 
     Args:
-        comparison: Of any number of networks.
-        nodes: Times of the nodes of each network, or nothing.
+        comparison: Comparison of any number of networks.
+        nodes: Times of the nodes of each network, if they are shown.
         command: The command that made the comparison.
     """
     names = list(comparison.networks)
@@ -95,7 +97,7 @@ def _page(comparison: Comparison, charts: Sequence[go.Figure], **values: Any) ->
             verdicts=verdict_lines(comparison),
             conditions=conditions_line(comparison),
             charts=drawn,
-            notes=LEFT,
+            notes=TEXT_COLUMNS,
             **values,
         )
     )
@@ -108,14 +110,9 @@ def _latency_chart(comparison: Comparison) -> go.Figure:
         x=medians,
         y=[n.name for n in networks],
         orientation="h",
-        error_x={
-            "type": "data",
-            "array": [n.latency_ms.high - n.latency_ms.median for n in networks],
-            "arrayminus": [n.latency_ms.median - n.latency_ms.low for n in networks],
-            "color": ENDS,
-        },
+        error_x=_error_bars([n.latency_ms for n in networks]),
         text=[f"{median:.3g} ms" for median in medians],
-        insidetextanchor="start",  # at the other end there is the interval
+        insidetextanchor="start",  # the interval is at the other end
     )
     return _styled(
         go.Figure(bars), "Latency of one call, ms (median, 99 % interval)", len(networks)
@@ -132,12 +129,7 @@ def _frontier_chart(report: Report) -> go.Figure:
             go.Scatter(
                 x=[n.drop_points.median if n.drop_points else n.rel_output_error for n in networks],
                 y=[n.speedup.median for n in networks],
-                error_y={
-                    "type": "data",
-                    "array": [n.speedup.high - n.speedup.median for n in networks],
-                    "arrayminus": [n.speedup.median - n.speedup.low for n in networks],
-                    "color": ENDS,
-                },
+                error_y=_error_bars([n.speedup for n in networks]),
                 mode=mode,
                 name=name,
             )
@@ -147,65 +139,65 @@ def _frontier_chart(report: Report) -> go.Figure:
             )
         ]
     )
-    chart = _styled(chart, "Speedup over loss (99 % intervals)", FRONTIER_ROWS)
+    chart = _styled(chart, "Speedup over loss (99 % intervals)", FRONTIER_BARS)
     lost = "accuracy lost, percentage points" if labelled else "relative output error"
     return chart.update_layout(xaxis={"title": lost}, yaxis={"title": "speedup", "autorange": True})
 
 
-def _timed(layers: Sequence[LayerRow]) -> bool:
-    return any(row.latency_before_ms is not None for row in layers)
+def _error_bars(intervals: Sequence[Interval]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "array": [interval.high - interval.median for interval in intervals],
+        "arrayminus": [interval.median - interval.low for interval in intervals],
+        "color": INTERVAL,
+    }
 
 
-def _time_chart(layers: Sequence[LayerRow], where: str = "") -> go.Figure:
+def _time_chart(layers: Sequence[LayerRow], precision: str) -> go.Figure:
     """Draw the time of the layers before and after as two stacked bars."""
-    bars = [
-        go.Bar(
-            x=[row.latency_before_ms or 0.0, _after_ms(row)],
-            y=["before", "after"],
-            name=row.name,
-            orientation="h",
-            hovertemplate="%{fullData.name}: %{x:.3g} ms<extra></extra>",
-        )
-        for row in layers
+    before_ms = [row.latency_before_ms or 0.0 for row in layers]
+    after_ms = [
+        before if row.latency_after_ms is None else row.latency_after_ms
+        for row, before in zip(layers, before_ms)
     ]
-    chart = _styled(go.Figure(bars), f"Time of the layers{where}, ms (by their profile)", 4)
-    return chart.update_layout(barmode="stack", showlegend=len(layers) <= MAX_NAMED)
+    parts = [(row.name, ms) for row, ms in zip(layers, zip(before_ms, after_ms))]
+    chart = _stacked(parts, ["before", "after"])
+    chart = _styled(chart, f"Time of the layers{precision}, ms (by their profile)", 4)
+    return chart.update_layout(showlegend=len(layers) <= MAX_LEGEND)
+
+
+def _stacked(parts: Sequence[tuple[str, Sequence[float]]], bars: Sequence[str]) -> go.Figure:
+    """Stack named parts, each of which has a number of milliseconds for each bar."""
+    return go.Figure(
+        [
+            go.Bar(
+                x=list(ms),
+                y=list(bars),
+                name=name,
+                orientation="h",
+                hovertemplate="%{fullData.name}: %{x:.3g} ms<extra></extra>",
+            )
+            for name, ms in parts
+        ]
+    ).update_layout(barmode="stack")
 
 
 def _node_chart(names: Sequence[str], nodes: Sequence[Sequence[NodeTime]]) -> go.Figure:
-    """Draw the time of each network as a bar, by kind of operator, the slowest first."""
+    """Draw the time of each network as a bar, by operator, the slowest first."""
     sums = [
         {
-            kind: sum(node.ms for node in times if node.operator == kind)
-            for kind in {node.operator for node in times}
+            operator: sum(node.ms for node in times if node.operator == operator)
+            for operator in {node.operator for node in times}
         }
         for times in nodes
     ]
-    largest = {kind: max(ms.get(kind, 0.0) for ms in sums) for kind in set().union(*sums)}
-    kinds = sorted(largest, key=lambda kind: (-largest[kind], kind))[:MAX_KINDS]
-    parts = {kind: [ms.get(kind, 0.0) for ms in sums] for kind in kinds}
-    parts["others"] = [
-        sum(ms for kind, ms in of_kind.items() if kind not in kinds) for of_kind in sums
-    ]
-    bars = [
-        go.Bar(
-            x=ms,
-            y=list(names),
-            name=kind,
-            orientation="h",
-            hovertemplate="%{fullData.name}: %{x:.3g} ms<extra></extra>",
-        )
-        for kind, ms in parts.items()
-    ]
-    title = "Time by kinds of nodes, ms (by their profile)"
-    chart = _styled(go.Figure(bars), title, 2 * len(names))
-    return chart.update_layout(barmode="stack", legend={"traceorder": "normal"})
-
-
-def _after_ms(row: LayerRow) -> float:
-    """Return a layer's time after; where its form was not timed, the time before."""
-    after_ms = row.latency_after_ms
-    return (row.latency_before_ms or 0.0) if after_ms is None else after_ms
+    largest = {op: max(ms.get(op, 0.0) for ms in sums) for op in set().union(*sums)}
+    operators = sorted(largest, key=lambda op: (-largest[op], op))[:MAX_OPERATORS]
+    parts = [(op, [ms.get(op, 0.0) for ms in sums]) for op in operators]
+    others = [sum(ms for op, ms in network.items() if op not in operators) for network in sums]
+    chart = _stacked([*parts, ("others", others)], names)
+    chart = _styled(chart, "Time by kinds of nodes, ms (by their profile)", 2 * len(names))
+    return chart.update_layout(legend={"traceorder": "normal"})
 
 
 def _error_chart(layers: Sequence[LayerRow]) -> go.Figure:
@@ -213,7 +205,7 @@ def _error_chart(layers: Sequence[LayerRow]) -> go.Figure:
     shown = [row for row in layers if row.rel_error is not None]
     names = [row.name for row in shown]
     bars = go.Bar(x=[row.rel_error for row in shown], y=names, orientation="h")
-    return _named(_styled(go.Figure(bars), "Relative error by layer", len(shown)), names)
+    return _label_by_layer(_styled(go.Figure(bars), "Relative error by layer", len(shown)), names)
 
 
 def _sorted_by(row: LayerRow) -> list[str | int | float]:
@@ -241,12 +233,12 @@ def _layer_chart(layers: Sequence[LayerRow]) -> go.Figure:
             go.Bar(x=[row.macs_after for row in layers], y=names, name="after", orientation="h"),
         ]
     )
-    return _named(_styled(chart, "Multiply-accumulates by layer", 2 * len(layers)), names)
+    return _label_by_layer(_styled(chart, "Multiply-accumulates by layer", 2 * len(layers)), names)
 
 
-def _named(chart: go.Figure, names: Sequence[str]) -> go.Figure:
-    """Label bars by layer; of long names only the end, since a phone would cut it off."""
-    short = [name if len(name) <= LONG else f"…{name[-LONG:]}" for name in names]
+def _label_by_layer(chart: go.Figure, names: Sequence[str]) -> go.Figure:
+    """Label bars by layer; long names are cut at the start, to fit on a narrow screen."""
+    short = [name if len(name) <= MAX_NAME else f"…{name[-MAX_NAME:]}" for name in names]
     return chart.update_yaxes(
         type="category", tickmode="array", tickvals=list(names), ticktext=short
     )

@@ -19,8 +19,8 @@ class Report:
 
     Attributes:
         verified: The converted network and its measurements.
-        seed: Of every random choice.
-        command: How the conversion was started.
+        seed: Seed of every random choice.
+        command: The command or function that started the conversion.
     """
 
     verified: Verified
@@ -29,7 +29,7 @@ class Report:
 
     @property
     def comparison(self) -> Comparison:
-        """Of original and converted network, and of both in int8 if that was asked for."""
+        """The original and the converted network, and both in int8 if requested."""
         return self.verified.comparison
 
     @property
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def frontier(self) -> Comparison | None:
-        """Of networks for other budgets, if that was asked for."""
+        """Networks for other budgets, or None."""
         return self.verified.frontier
 
     @property
@@ -54,17 +54,17 @@ class Report:
 
     @property
     def reason(self) -> str | None:
-        """Why not, or what the user should know."""
+        """The reason if not, or a note to the user."""
         return self.verified.status.sentence
 
     @property
     def budget(self) -> dict[str, float]:
-        """The limits that were asked for, by option name."""
+        """The limits of the search, by option name."""
         return limits_of(self.verified.converted.search.budgets)
 
     @property
     def predicted_speedup(self) -> float | None:
-        """The speedup that the layers' times promised, or None."""
+        """The speedup predicted from the layers' times, or None."""
         return self.verified.converted.search.predicted_speedup
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,11 +73,7 @@ class Report:
         return {
             "original": _network(self.comparison.original),
             "converted": _network(after),
-            "speedup": asdict(after.speedup),
-            "drop_points": after.drop_points.median if after.drop_points else None,
-            "drop_points_interval": asdict(after.drop_points) if after.drop_points else None,
-            "agreement": after.agreement,
-            "rel_output_error": after.rel_output_error,
+            **_against_original(after),
             "int8": _int8(self.comparison),
             "met": self.met,
             "reason": self.reason,
@@ -87,7 +83,7 @@ class Report:
             "seed": self.seed,
             "command": self.command,
             "layers": [asdict(row) for row in self.layers],
-            "frontier": _beside(self.frontier)[1:] if self.frontier else [],
+            "frontier": _networks(self.frontier)[1:] if self.frontier else [],
         }
 
 
@@ -117,24 +113,27 @@ def conditions(comparison: Comparison) -> dict[str, Any]:
 
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison of any number of networks as JSON values."""
-    return {"networks": _beside(comparison), **conditions(comparison)}
+    return {"networks": _networks(comparison), **conditions(comparison)}
 
 
-def _beside(comparison: Comparison) -> list[dict[str, Any]]:
-    reference = comparison.original
-    return [_relative(n, n is reference) for n in comparison.networks.values()]
+def _networks(comparison: Comparison) -> list[dict[str, Any]]:
+    first, *others = (_named_network(network) for network in comparison.networks.values())
+    return [first | {"verdict": "reference"}, *others]
 
 
-def _relative(network: Figures, is_reference: bool) -> dict[str, Any]:
+def _named_network(figures: Figures) -> dict[str, Any]:
+    verdict = {"name": figures.name, "verdict": figures.verdict}
+    return verdict | _network(figures) | _against_original(figures)
+
+
+def _against_original(figures: Figures) -> dict[str, Any]:
+    drop = figures.drop_points
     return {
-        "name": network.name,
-        **_network(network),
-        "speedup": asdict(network.speedup),
-        "verdict": "reference" if is_reference else network.verdict,
-        "drop_points": network.drop_points.median if network.drop_points else None,
-        "drop_points_interval": asdict(network.drop_points) if network.drop_points else None,
-        "agreement": network.agreement,
-        "rel_output_error": network.rel_output_error,
+        "speedup": asdict(figures.speedup),
+        "drop_points": drop.median if drop else None,
+        "drop_points_interval": asdict(drop) if drop else None,
+        "agreement": figures.agreement,
+        "rel_output_error": figures.rel_output_error,
     }
 
 
@@ -144,8 +143,8 @@ def _int8(comparison: Comparison) -> dict[str, Any] | None:
     if before is None or after is None:
         return None
     return {
-        "original": _relative(before, False),
-        "converted": _relative(after, False),
+        "original": _named_network(before),
+        "converted": _named_network(after),
         "gain": asdict(comparison.gain),
         "speedup": asdict(after.speedup),
         "drop_points": after.drop_points.median if after.drop_points else None,

@@ -33,10 +33,10 @@ class Result:
     """A converted network and its measurements.
 
     Attributes:
-        report: All of it.
+        report: The converted network, the plan and the measurements.
         original: The original network.
-        origin: How the torch model is built again, as JSON values.
-        options: Of the conversion.
+        origin: How to build the torch model, as JSON values.
+        options: Options of the conversion.
         teacher: The original torch model, or None for an ONNX input.
     """
 
@@ -63,11 +63,11 @@ class Result:
         return self.report.comparison
 
     def summary(self) -> str:
-        """Say in a few lines what became of the network."""
+        """Describe the conversion in a few lines: speedup, loss, size, budget and status."""
         return summary(self.report)
 
     def __repr__(self) -> str:
-        """Return the summary: the networks themselves would fill pages."""
+        """Return the summary, since the networks themselves are too long to print."""
         return f"<{type(self).__name__}: {self.summary()}>"
 
     def save(self, directory: str | Path) -> None:
@@ -105,15 +105,7 @@ class Result:
 
 
 def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
-    """Load the converted network of an output folder.
-
-    Returns:
-        The torch model in evaluation mode, built by its factory (without one, what
-        ``torch.export`` saved of it); for an ONNX input the ONNX model.
-
-    Raises:
-        ConverterError: When the folder is not one that ``Result.save`` wrote.
-    """
+    """Load the converted network of an output folder; see ``converter.load``."""
     folder = Path(directory)
     origin, plan = read_record(folder).origin, read_plan(folder / "plan.json")
     if "factory" not in origin and not (folder / "model.pt2").exists():

@@ -1,4 +1,4 @@
-"""Tables for the terminal: one column a network, one row a layer."""
+"""Tables for the terminal: one column per network, or one row per layer."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ LAYER_COLUMNS = (
     "ms",
     "share",
 )
-USEFUL_SHARE = 0.2  # of a layer's MACs; with less, few layers keep what they know
+USEFUL_SHARE = 0.2  # of a layer's MACs; forms with less rarely have an acceptable error
 
 
 def summary(report: Report) -> str:
-    """Say in a few lines what became of a network."""
+    """Describe a conversion in a few lines: speedup, loss, size, budget and status."""
     comparison = report.comparison
     after = comparison.shipped
     parts = [after.verdict]
@@ -91,12 +91,12 @@ def comparison_table(comparison: Comparison) -> RenderableType:
 
 
 def verdict_lines(comparison: Comparison) -> list[str]:
-    """Say of each network whether it is faster than the first; of the last, than the one before."""
+    """Say whether each network is faster than the first, and the last than the one before it."""
     first, others = comparison.original, comparison.others
     lines = [f"{other.name} against {first.name}: {other.verdict}" for other in others]
     if len(others) > 1:
-        one, last = others[-2:]
-        lines.append(f"{last.name} against {one.name}: {verdict(comparison.gain)}")
+        previous, last = others[-2:]
+        lines.append(f"{last.name} against {previous.name}: {verdict(comparison.gain)}")
     return lines
 
 
@@ -111,10 +111,11 @@ def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
         ("speedup", ["1", *(_interval(n.speedup, 2, "x") for n in others)]),
     ]
     for timing in comparison.further:
-        where = f"at {_show_shapes(timing.input_shapes)}"
-        rows.append((f"latency {where}, ms", [_interval(i, 3) for i in timing.latency_ms.values()]))
-        _, *faster = (_interval(interval, 2, "x") for interval in timing.speedup.values())
-        rows.append((f"speedup {where}", ["1", *faster]))
+        shapes = _show_shapes(timing.input_shapes)
+        latencies = [_interval(interval, 3) for interval in timing.latency_ms.values()]
+        rows.append((f"latency at {shapes}, ms", latencies))
+        _, *speedups = (_interval(interval, 2, "x") for interval in timing.speedup.values())
+        rows.append((f"speedup at {shapes}", ["1", *speedups]))
     if comparison.original.accuracy is not None:
         rows.append(("accuracy", [f"{n.accuracy:.4f}" for n in networks]))
         drops = [_interval(n.drop_points, 2) if n.drop_points else "" for n in others]
@@ -144,12 +145,12 @@ def layer_table(layers: Sequence[LayerRow]) -> Table:
     """Draw one row for each layer."""
     table = _table(LAYER_HEADINGS, left=("layer", "form", "note"))
     for row in layers:
-        table.add_row(*map(Text, layer_cells(row)))  # a name is no markup
+        table.add_row(*map(Text, layer_cells(row)))  # names may look like markup
     return table
 
 
 def layer_cells(row: LayerRow) -> list[str]:
-    """Write the cells of a layer's row."""
+    """Return the cells of a layer's row."""
     rank = [row.rank] if isinstance(row.rank, int) else row.rank
     return [
         row.name,
@@ -165,7 +166,7 @@ def layer_cells(row: LayerRow) -> list[str]:
 
 
 def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType:
-    """Draw a network's layers, one row each, with what each could gain if that is known."""
+    """Draw a network's layers, one row each, with their fastest form if forms were timed."""
     drawn = _table(
         (*LAYER_COLUMNS, "could take, ms", ""),
         left=("layer", "kernel", "stride", "input", "could take, ms", ""),
@@ -216,7 +217,7 @@ def _ms(ms: float | None) -> str:
 
 
 def _gain(layer: Layer, timed: LayerTimes) -> str:
-    """Name the fastest of the forms that keep enough of the layer to be of use."""
+    """Name the fastest of the forms that keep at least ``USEFUL_SHARE`` of the layer's MACs."""
     assert layer.conv is not None
     useful = [
         option

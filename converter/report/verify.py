@@ -1,4 +1,4 @@
-"""The verification of a conversion: race, scores, budgets, and what the user should know."""
+"""The verification of a conversion: race, scores, budgets, and notes to the user."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ConvertedModel:
     """A converted network before it is measured.
 
     Attributes:
-        search: The plan, and what it was chosen by.
+        search: The plan, and the tables it was chosen by.
         network: The converted network.
         module: The converted torch model, or None for an ONNX input.
         rows: Every layer before and after.
-        int8: The converted network, quantized, if that was asked for.
-        status: Of the checks, the search and the training.
+        int8: The converted network in int8, or None.
+        status: Status of the checks, the search and the training.
     """
 
     search: SearchResult
@@ -50,11 +50,12 @@ class Verified:
     """A converted network and its measurements.
 
     Attributes:
-        converted: The network.
-        comparison: Of original and converted network, and of both in int8 if asked for.
-        int8: The original and the converted network in int8, if asked for.
+        converted: The converted network.
+        comparison: Comparison of the original and the converted network, and of both in int8 if
+            requested.
+        int8: The original and the converted network in int8; empty if not requested.
         frontier: Comparison of networks for other budgets, or None.
-        status: Whether every check and budget was met, and what the user should know.
+        status: Whether every check and budget was met, or a note to the user.
     """
 
     converted: ConvertedModel
@@ -66,10 +67,10 @@ class Verified:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What networks are scored on.
+    """The data and the measure by which networks are scored.
 
     Attributes:
-        data: Inputs, labelled for accuracy; None for random numbers.
+        data: Inputs, labelled for accuracy; None for random inputs.
         evaluate: The user's own measure, or None.
         calibrated: Whether layers were solved for sample inputs.
     """
@@ -89,16 +90,16 @@ def verify(
 ) -> Verified:
     """Race the original and the converted network, and score them.
 
-    With int8, four networks race, and the budgets are those of the last. It is compared with the
-    int8 of the original, whose steps stay in floating point where the budget needs that.
+    With int8, four networks race, and the budgets hold for the last. The original in int8 is the
+    baseline; it has layers in floating point if the budget needs them.
 
     Args:
-        original: As the user gave it, or as it was exported.
+        original: The network from the user, or exported from the torch model.
         converted: The converted network.
         scoring: Data or the user's measure.
         conditions: Runtime and input shapes.
         resources: Seed and progress.
-        original_int8: Quantizes the original; called where the converted network is quantized.
+        original_int8: Quantizes the original; called if the converted network is quantized.
     """
     networks = {"original": original, "converted": converted.network}
     if converted.int8 is not None:
@@ -122,34 +123,35 @@ def verify(
 
 
 def _status(converted: ConvertedModel, comparison: Comparison, calibrated: bool) -> Status:
-    """Combine the checks, the budgets and the notice, the gravest first."""
+    """Combine checks, budgets and the note to the user; the most severe comes first."""
     missed = missed_sentence(
         converted.search.budgets, comparison.original, comparison.shipped, comparison.data
     )
-    told = notice(comparison, converted.plan, calibrated)
+    note = notice(comparison, converted.plan, calibrated)
     status = converted.status
-    if status.code == "unproven":  # a measured loss is the better judge
+    if status.code == "unproven":  # a measured loss replaces the estimate
         status = status_of("missed", missed).then(
             status if comparison.shipped.drop_points is None else Status()
         )
     else:
         status = status.then(status_of("missed", missed))
-    if not status.met and told and not converted.plan.chosen():
-        return Status(status.code, f"{status.sentence} {told}")
-    return status if not status.met else Status("met", told)
+    if not status.met and note and not converted.plan.chosen():
+        return Status(status.code, f"{status.sentence} {note}")
+    return status if not status.met else Status("met", note)
 
 
 def notice(comparison: Comparison, plan: Plan, calibrated: bool) -> str | None:
-    """Say what the user should know: no layer converted, slower by their own choice, no data."""
+    """Note that no layer was converted, that the result is not faster, or that data is missing."""
     if not plan.chosen():
         reasons = sorted({c.reason for c in plan.choices if c.reason})
         why = "; ".join(reasons[:3]) or "there is no convolution"
         return f"No layer was converted: {why}."
     before_int8, after_int8 = comparison.original_int8, comparison.converted_int8
     if comparison.gain.low <= 1:
-        slow, than = verdict(comparison.gain), " than the original's int8" if before_int8 else ""
+        baseline = " than the original's int8" if before_int8 else ""
         return (
-            f"The network is not faster in onnxruntime{than} ({slow}); the chosen forms were kept."
+            f"The network is not faster in onnxruntime{baseline} ({verdict(comparison.gain)}); the "
+            "chosen forms were kept."
         )
     in_float = comparison.converted.speedup
     if after_int8 is not None and after_int8.speedup.high < in_float.low:
