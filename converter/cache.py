@@ -25,7 +25,7 @@ MAX_BYTES = 2 * 10**9
 def digest(*parts: object) -> str:
     """Return a digest of arrays and plain values, in nested lists and tuples."""
     result = hashlib.blake2b(digest_size=20)
-    for part in _flat(parts):
+    for part in _flatten(parts):
         if isinstance(part, np.ndarray):
             result.update(f"{part.dtype}{part.shape}".encode())
             result.update(np.ascontiguousarray(part).data)
@@ -69,7 +69,7 @@ def load_arrays(folder: Path, key: str) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as entry:
             arrays = dict(entry)
-        os.utime(path)  # entries not used for long are deleted first
+        os.utime(path)  # ``evict`` deletes the least recently used entries first
         return arrays if str(arrays.pop("key")) == key else None
     except Exception:  # numpy and zipfile raise many classes on damaged files
         return None
@@ -92,11 +92,10 @@ def cached_text(folder: Path | None, key: str, compute: Callable[[], str]) -> st
     """
     if folder is None:
         return compute()
-    known = load_text(folder, key)
-    if known is not None:
-        return known
-    text = compute()
-    store_text(folder, key, text)
+    text = load_text(folder, key)
+    if text is None:
+        text = compute()
+        store_text(folder, key, text)
     return text
 
 
@@ -122,19 +121,19 @@ def entry_path(folder: Path, key: str, kind: str) -> Path:
 
 
 def evict(folder: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Delete the entries not used for longest until the rest is within ``max_bytes``.
+    """Delete the least recently used entries until the rest is within ``max_bytes``.
 
-    Entries of other versions are deleted, too. Other files in the folder are left alone.
+    Entries of other versions are deleted, too; other files in the folder stay.
     """
     entries = []
     for path in folder.glob("v[0-9]*/??/*"):
         if path.suffix in (".npz", ".txt"):
             with contextlib.suppress(OSError):  # another process may delete it, too
-                known, status = path.parts[-3] == f"v{VERSION}", path.stat()
-                entries.append((known, status.st_mtime, status.st_size, path))
+                current, status = path.parts[-3] == f"v{VERSION}", path.stat()
+                entries.append((current, status.st_mtime, status.st_size, path))
     total = sum(size for _, _, size, _ in entries)
-    for known, _, size, path in sorted(entries):
-        if known and total <= max_bytes:
+    for current, _, size, path in sorted(entries):  # other versions, then the oldest
+        if current and total <= max_bytes:
             break
         with contextlib.suppress(OSError):
             path.unlink()
@@ -161,10 +160,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
 
 
-def _flat(parts: Iterable[object]) -> Iterable[object]:
+def _flatten(parts: Iterable[object]) -> Iterable[object]:
+    """Iterate over nested parts, with a mark of the length before each list or tuple."""
     for part in parts:
         if isinstance(part, (list, tuple)):
             yield f"[{len(part)}"
-            yield from _flat(part)
+            yield from _flatten(part)
         else:
             yield part

@@ -1,10 +1,10 @@
-"""The one error class of the package, and how the errors of others are told in one line."""
+"""The error class of the package, and one-line texts for the errors of other libraries."""
 
 from __future__ import annotations
 
 import re
 
-MOST = 10_000  # characters of a message that are looked at: some quote the whole of a file
+MAX_LENGTH = 10_000  # characters of a message that are read: some quote a whole file
 
 
 class ConverterError(Exception):
@@ -12,21 +12,21 @@ class ConverterError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of what an exception says; its class if it says nothing."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[:MOST]).strip()
+    """Return the first line of an exception's message, or its class if the message is empty."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)[:MAX_LENGTH]).strip()
     return (text.splitlines() or [type(error).__name__])[0][:300]
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out: torch and onnxruntime have no class for it."""
-    text = str(error)[:MOST]
-    told = re.search(r"bad.?alloc|allocate memory|(not enough|out of) memory", text, re.IGNORECASE)
-    return isinstance(error, MemoryError) or told is not None
+    """Whether memory ran out; torch and onnxruntime have no exception class for it."""
+    text = str(error)[:MAX_LENGTH]
+    match = re.search(r"bad.?alloc|allocate memory|(not enough|out of) memory", text, re.IGNORECASE)
+    return isinstance(error, MemoryError) or match is not None
 
 
 def root_line(error: BaseException) -> str:
-    """Give class and first line of an exception, or of what it says it was caused by."""
-    while error.__cause__ is not None:  # exporters wrap what went wrong in advice
+    """Return class and first line of an exception, or of the exception that caused it."""
+    while error.__cause__ is not None:  # exporters wrap the cause in advice
         error = error.__cause__
     line = first_line(error)
     name = type(error).__name__

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import from_text
 
-from converter.errors import MOST, first_line, lacks_memory, root_line
+from converter.errors import MAX_LENGTH, first_line, lacks_memory, root_line
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_other_errors_are_not_taken_for_it(text):
 
 
 def test_only_the_beginning_of_a_long_message_is_looked_at():
-    error = RuntimeError("damaged " + "\0" * MOST + " not enough memory")
+    error = RuntimeError("damaged " + "\0" * MAX_LENGTH + " not enough memory")
     assert not lacks_memory(error)
     assert len(first_line(error)) == 300
-    assert lacks_memory(RuntimeError("not enough memory " + "\0" * MOST))
+    assert lacks_memory(RuntimeError("not enough memory " + "\0" * MAX_LENGTH))

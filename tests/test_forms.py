@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from converter.decomposition.approximation import cancellation, estimate_errors, relative_error
 from converter.decomposition.conv import PADDING_MODES, Chain, Conv, assemble
-from converter.decomposition.decompose import decompose, path
+from converter.decomposition.decompose import decompose, decompose_ranks
 from converter.decomposition.form import fit_rank, full_rank, refusal, show_rank, skeleton
 from converter.decomposition.forms import FORMS, find_form
 from converter.decomposition.metric import Metric
@@ -631,7 +631,7 @@ def test_the_error_never_rises_along_a_path(name, under):
     metrics = metrics_for(conv, kronecker=under == "kronecker") if under else None
     full = full_rank(form, conv)
     ranks = sorted({fit_rank((r,) * len(full), form, conv) for r in (2, 4, 6, 8, 12, 20, 999)})
-    chains = path(conv, form, ranks[::-1], metrics=metrics)
+    chains = decompose_ranks(conv, form, ranks[::-1], metrics=metrics)
     assert sorted(chains) == ranks
     errors = [relative_error(conv, chains[rank], metrics) for rank in ranks]
     assert all(later <= 1.001 * earlier for earlier, later in itertools.pairwise(errors))

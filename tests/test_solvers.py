@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tensorly.decomposition import parafac, partial_tucker
 
 from converter.decomposition.metric import Metric
-from converter.decomposition.problem import Problem, SolverSettings
+from converter.decomposition.problem import KernelProblem, SolverSettings
 from converter.decomposition.solvers.cp import cp
 from converter.decomposition.solvers.rank_one import rank_one
 from converter.decomposition.solvers.svd import exact_rank, tail_errors, truncated_svd
@@ -33,7 +33,7 @@ def smooth(shape, seed):
 
 
 def cp_of(tensor, R, metric=None, seed=0, start=None):
-    return cp(Problem(tensor, metric, start), R, SolverSettings(seed=seed))
+    return cp(KernelProblem(tensor, metric, start), R, SolverSettings(seed=seed))
 
 
 def metric_for(shape, seed, kronecker=False):
@@ -103,7 +103,7 @@ def test_solving_leaves_the_input_and_tensorlys_backend_alone():
     tensor = random((6, 5, 4), 0)
     before, backend = tensor.copy(), tl.get_backend()
     cp_of(tensor, 7)
-    tucker2(Problem(tensor), (3, 3))
+    tucker2(KernelProblem(tensor), (3, 3))
     rank_one(tensor)
     assert tensor.tobytes() == before.tobytes()
     assert tl.get_backend() == backend
@@ -171,13 +171,13 @@ def test_tucker_is_not_worse_than_tensorly(make, ranks):
             tensor, rank=list(ranks), modes=[0, 1], init="svd", n_iter_max=100, tol=1e-8
         )
         theirs = difference(tl.tenalg.multi_mode_dot(core, factors, modes=[0, 1]), tensor)
-    ours = difference(tl.tucker_to_tensor(tucker2(Problem(tensor), ranks)), tensor)
+    ours = difference(tl.tucker_to_tensor(tucker2(KernelProblem(tensor), ranks)), tensor)
     assert ours <= theirs + 1e-3
 
 
 @pytest.mark.parametrize("ranks", [(1, 1), (4, 6), (10, 8)])
 def test_the_outer_factors_of_tucker_are_orthonormal(ranks):
-    core, (out, inner, _) = tucker2(Problem(random((10, 8, 9), 0)), ranks)
+    core, (out, inner, _) = tucker2(KernelProblem(random((10, 8, 9), 0)), ranks)
     assert core.shape == (*ranks, 9)
     assert difference(out.T @ out, np.eye(ranks[0])) < 1e-5
     assert difference(inner.T @ inner, np.eye(ranks[1])) < 1e-5
@@ -323,6 +323,7 @@ def test_the_truncated_svd_under_a_metric_is_that_of_the_whitened_matrix(m, n, s
 def test_tucker_under_a_metric_is_closer_there_than_plain_tucker(ranks):
     tensor, metric = smooth((10, 8, 3), 0), metric_for((10, 8, 3), 1)
     plain, ours = (
-        tl.tucker_to_tensor(tucker2(Problem(tensor, under), ranks)) for under in (None, metric)
+        tl.tucker_to_tensor(tucker2(KernelProblem(tensor, under), ranks))
+        for under in (None, metric)
     )
     assert error_under(metric, ours, tensor) < 0.97 * error_under(metric, plain, tensor)

@@ -1,4 +1,4 @@
-"""How far a chain is from the convolution it stands in for: measured, and estimated by rank."""
+"""The error of a chain against the convolution that it replaces: measured, or estimated by rank."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from dataclasses import replace
 import numpy as np
 
 from converter.decomposition.conv import Chain, Conv
-from converter.decomposition.decompose import path
+from converter.decomposition.decompose import decompose_ranks
 from converter.decomposition.form import ErrorAt, Form, Rank, group_rank
 from converter.decomposition.metric import Metric, whiten
 from converter.decomposition.problem import SolverSettings
 
-# Where in the list of ranks of a form without closed errors ranks are solved, and how well.
+# Without a closed form of the error, the ranks at these places in the list (0 to 1) are solved,
+# with this share of a solver's work.
 ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.4
-MIN_ERROR = 1e-3
+MIN_ERROR = 1e-3  # of an estimate; the logarithm needs one above 0
 
 
 def relative_error(conv: Conv, chain: Chain, metrics: Sequence[Metric] | None = None) -> float:
-    """Relative error of the chain's dense kernel: Frobenius, or of the responses under metrics.
+    """Return |W' - W| / |W| for the chain's dense kernel W' and the kernel W of ``conv``.
 
     Args:
-        conv: What the chain stands in for.
-        chain: Of any form.
-        metrics: One for each group, or None.
+        conv: The convolution that the chain replaces.
+        chain: A chain of any form.
+        metrics: One for each group; the Frobenius norm if None.
     """
     kernel = conv.kernel.astype(np.float64)
-    rest = chain.dense().kernel.reshape(kernel.shape) - kernel
-    error, norm = (_norm(array, conv.groups, metrics) for array in (rest, kernel))
+    difference = chain.dense().kernel.reshape(kernel.shape) - kernel
+    error, norm = (_norm(array, conv.groups, metrics) for array in (difference, kernel))
     return error / norm if norm else error
 
 
@@ -70,23 +71,23 @@ def estimate_errors(conv: Conv, form: Form) -> ErrorAt | None:
 def error_curve(
     conv: Conv, form: Form, ranks: Sequence[Rank], settings: SolverSettings = SolverSettings()
 ) -> list[float]:
-    """Estimate the relative Frobenius error of ``conv`` at each of ``ranks``.
+    """Estimate the relative Frobenius error of ``form`` at each of ``ranks``.
 
     Where the error has no closed form, a few of the ranks are solved, with less effort. Between
-    and behind them the error is taken to fall exponentially with the sum of a rank's entries.
+    and beyond them the error is taken to fall exponentially with the sum of a rank's entries.
 
     Args:
-        conv: What the chains stand in for.
-        form: Of the chains.
+        conv: The convolution to replace.
+        form: Form of the chains.
         ranks: At least one, from low to high.
-        settings: Of the solver.
+        settings: Settings of the solver.
     """
     error_at = estimate_errors(conv, form)
     if error_at is not None:
         return [float(error_at(rank)) for rank in ranks]
-    chosen = sorted({round(share * (len(ranks) - 1)) for share in ANCHORS})
+    chosen = sorted({round(place * (len(ranks) - 1)) for place in ANCHORS})
     settings = replace(settings, effort=EFFORT * settings.effort)
-    chains = path(conv, form, [ranks[n] for n in chosen], settings)
+    chains = decompose_ranks(conv, form, [ranks[n] for n in chosen], settings)
     errors = [max(relative_error(conv, chains[ranks[n]]), MIN_ERROR) for n in chosen]
     logs = list(np.log(np.minimum.accumulate(errors)))
     knots = [sum(ranks[n]) for n in chosen]
@@ -98,13 +99,11 @@ def error_curve(
 
 
 def whitened(conv: Conv, metrics: Sequence[Metric] | None) -> Conv:
-    """Return the kernel whose Frobenius error is that of the responses.
-
-    The moments of the inputs are taken in their Kronecker form.
+    """Return ``conv`` with a kernel whose Frobenius error is the error of the responses.
 
     Args:
         conv: The convolution.
-        metrics: One for each group; the Frobenius norm if None.
+        metrics: One for each group, used in their Kronecker form; the kernel stays if None.
     """
     kernel = conv.kernel.astype(np.float64)
     if metrics is not None:

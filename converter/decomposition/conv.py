@@ -1,4 +1,4 @@
-"""``Conv``, one convolution as data, and ``Chain``, the convolutions that replace one."""
+"""``Conv``, one convolution as data, and ``Chain``, a sequence of convolutions that replaces it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from converter.decomposition.taps import composed, expanded, swap_in_out
+from converter.decomposition.taps import compose_taps, merge_groups, swap_in_out
 from converter.errors import ConverterError
 
 BALANCING_SWEEPS = 12
@@ -131,7 +131,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Chain:
-    """A sequence of convolutions that stands in for one ``Conv``.
+    """A sequence of convolutions that replaces one ``Conv``.
 
     Raises:
         ConverterError: When channels do not match, a step before the last has a bias, or a chain
@@ -182,9 +182,8 @@ class Chain:
     def scaled(self, scale: np.ndarray) -> Chain:
         """Multiply the kernel, but not the bias, of each output channel by ``scale`` (O,)."""
         *head, last = self.steps
-        factor = scale.reshape(-1, *[1] * (last.kernel.ndim - 1))
-        kernel = (last.kernel.astype(np.float64) * factor).astype(last.kernel.dtype)
-        return Chain((*head, replace(last, kernel=kernel)))
+        kernel = last.kernel.astype(np.float64) * _column(scale, last.kernel.ndim)
+        return Chain((*head, replace(last, kernel=kernel.astype(last.kernel.dtype))))
 
     def balanced(self) -> Chain:
         """Balance the weights between steps: equal norms on both sides of each inner channel.
@@ -227,7 +226,7 @@ def assemble(conv: Conv, kernels: Sequence[tuple[np.ndarray, int]]) -> Chain:
     kernels are cast to the type of ``conv``'s.
 
     Args:
-        conv: The convolution that the chain stands in for.
+        conv: The convolution that the chain replaces.
         kernels: (kernel (O, I/groups, *k), groups) of each step.
     """
     covering = [
@@ -260,29 +259,29 @@ def _column(scale: np.ndarray, ndim: int) -> np.ndarray:
 
 
 def _compose(first: Conv, second: Conv) -> Conv:
-    """Compose two convolutions: tap t1 of the first and t2 of the second meet at d1 t1 + s1 d2 t2.
+    """Compose two convolutions: taps t1 of the first, t2 of the second give tap d1 t1 + s1 d2 t2.
 
-    If they are transposed, the taps meet at s2 d1 t1 + d2 t2. The result keeps the groups that
-    both share.
+    If they are transposed, they give tap s2 d1 t1 + d2 t2. Here s is the stride and d the dilation.
+    The result has the greatest common divisor of their groups.
     """
     groups = math.gcd(first.groups, second.groups)
-    transposed, once = first.transposed or second.transposed, (1,) * len(first.k)
-    ahead, behind = (second.stride, once) if transposed else (once, first.stride)
-    kernel, dilation = composed(
-        expanded(first.kernel, first.groups, groups),
-        expanded(second.kernel, second.groups, groups),
-        near=[s * d for s, d in zip(ahead, first.dilation)],
-        far=[s * d for s, d in zip(behind, second.dilation)],
+    transposed, ones = first.transposed or second.transposed, (1,) * len(first.k)
+    first_scale, second_scale = (second.stride, ones) if transposed else (ones, first.stride)
+    kernel, dilation = compose_taps(
+        merge_groups(first.kernel, first.groups, groups),
+        merge_groups(second.kernel, second.groups, groups),
+        near=[s * d for s, d in zip(first_scale, first.dilation)],
+        far=[s * d for s, d in zip(second_scale, second.dilation)],
     )
-    none = (0,) * len(first.k)
-    extra = zip(ahead, first.output_padding or none, second.output_padding or none)
+    zeros = (0,) * len(first.k)
+    extra = zip(first_scale, first.output_padding or zeros, second.output_padding or zeros)
     return Conv(
         kernel=kernel.reshape(-1, *kernel.shape[2:]),
         bias=second.bias,
         stride=tuple(x * y for x, y in zip(first.stride, second.stride)),
         padding=tuple(
             (near * p[0] + far * q[0], near * p[1] + far * q[1])
-            for p, q, near, far in zip(first.padding, second.padding, ahead, behind)
+            for p, q, near, far in zip(first.padding, second.padding, first_scale, second_scale)
         ),
         dilation=dilation,
         padding_mode=first.padding_mode,

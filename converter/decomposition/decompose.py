@@ -1,4 +1,4 @@
-"""``decompose``: write one convolution as a chain, whatever the form and the solver."""
+"""``decompose``: write one convolution as a chain, in any form and with any solver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorly as tl
 from converter.decomposition.conv import Chain, Conv, assemble
 from converter.decomposition.form import Form, Kernels, Rank, group_rank
 from converter.decomposition.metric import Metric
-from converter.decomposition.problem import Problem, SolverSettings, Tensor
+from converter.decomposition.problem import KernelProblem, SolverSettings, Tensor
 from converter.decomposition.refit import refit
 from converter.errors import ConverterError
 
@@ -31,29 +31,29 @@ def decompose(
     ``conv``'s. Under metrics, the last step is refit, unless tensorly is to solve alone.
 
     Args:
-        conv: What the chain stands in for.
-        form: Of the chain.
-        rank: Over all groups.
-        settings: Of the solver.
+        conv: The convolution to replace.
+        form: Form of the chain.
+        rank: Rank over all groups.
+        settings: Settings of the solver.
         metrics: One for each group; the Frobenius norm if left out.
-        start: A chain of the same form at a rank not above ``rank``, which the CP forms improve;
-            the others make no use of it.
+        start: A chain of the same form at a rank not above ``rank``, from which the CP forms
+            start; the other forms ignore it.
 
     Raises:
-        ConverterError: When the form cannot stand in for ``conv``, the rank does not fit, or the
-            solver does not know the form.
+        ConverterError: When the form cannot replace ``conv``, the rank does not fit, or the solver
+            does not know the form.
     """
     per_group = group_rank(form, conv, rank)
     parts = np.split(conv.kernel.astype(np.float64), conv.groups)
-    each: Sequence[Metric | None] = [None] * conv.groups if metrics is None else metrics
+    group_metrics = [None] * conv.groups if metrics is None else metrics
     starts: Sequence[Tensor | None] = [None] * conv.groups
     shape = parts[0].shape
     with tl.backend_context("numpy"):
         if start is not None and form.warm_start:
             starts = [form.to_tensor(kernels) for kernels in group_kernels(start, conv.groups)]
         solved = [
-            form.to_kernels(_solve(Problem(*problem), form, per_group, settings), shape)
-            for problem in zip(parts, each, starts, strict=True)
+            form.to_kernels(_solve(KernelProblem(*problem), form, per_group, settings), shape)
+            for problem in zip(parts, group_metrics, starts, strict=True)
         ]
     chain = assemble(
         conv,
@@ -67,8 +67,8 @@ def decompose(
     return refit(conv, chain, metrics)
 
 
-def _solve(problem: Problem, form: Form, rank: Rank, settings: SolverSettings) -> Tensor:
-    """Solve for one group with the solver of ``settings``."""
+def _solve(problem: KernelProblem, form: Form, rank: Rank, settings: SolverSettings) -> Tensor:
+    """Solve one group with the solver of ``settings``."""
     if settings.solver == "flatconv":
         return form.solve(problem, rank, settings)
     if form.solve_with_tensorly is None:
@@ -81,7 +81,7 @@ def _solve(problem: Problem, form: Form, rank: Rank, settings: SolverSettings) -
     return form.solve(replace(problem, start=tensor), rank, settings)
 
 
-def path(
+def decompose_ranks(
     conv: Conv,
     form: Form,
     ranks: Sequence[Rank],
@@ -89,16 +89,16 @@ def path(
     *,
     metrics: Sequence[Metric] | None = None,
 ) -> dict[Rank, Chain]:
-    """Solve many ranks of one convolution, each from the one below.
+    """Decompose one convolution at many ranks, each started from the chain at the rank below.
 
     For the CP forms the error never rises with the rank (but for a ridge of 1e-6), and each rank
-    costs a few steps.
+    takes only a few steps.
 
     Args:
-        conv: What the chains stand in for.
-        form: Of the chains.
-        ranks: In any order.
-        settings: Of the solver.
+        conv: The convolution to replace.
+        form: Form of the chains.
+        ranks: Ranks in any order.
+        settings: Settings of the solver.
         metrics: One for each group; the Frobenius norm if left out.
     """
     chains: dict[Rank, Chain] = {}
@@ -110,10 +110,10 @@ def path(
 
 
 def group_kernels(chain: Chain, groups: int) -> list[Kernels]:
-    """Split a chain that ``decompose`` gave for ``groups`` groups into the kernels of each.
+    """Split a chain of ``decompose`` into the kernels of each of ``groups`` groups.
 
     Returns:
-        For each group the steps' kernels, in float64, with their groups.
+        For each group the kernels of the steps, in float64, with their groups.
     """
     steps = [
         [(part, step.groups // groups) for part in np.split(step.kernel.astype(np.float64), groups)]

@@ -10,11 +10,11 @@ from typing import TypeAlias
 import numpy as np
 
 from converter.decomposition.conv import Chain, Conv, assemble
-from converter.decomposition.problem import Problem, SolverSettings, Tensor
+from converter.decomposition.problem import KernelProblem, SolverSettings, Tensor
 from converter.errors import ConverterError
 
-# Shares of the layer's multiply-accumulates that single ranks are chosen for. Above the last one,
-# the error of a chain costs more than its speed gains.
+# Shares of the layer's multiply-accumulates (MACs) at which forms with a single rank are tried.
+# Above the last, a chain loses more by its error than it gains in speed.
 MACS_SHARES = (0.12, 0.25, 0.4, 0.6)
 CHANNEL_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625)  # of the channels, for forms with several ranks
 CHANNEL_MULTIPLIERS = (1, 2, 3)  # for forms whose rank counts per channel
@@ -24,7 +24,7 @@ Rank: TypeAlias = tuple[int, ...]
 Shape: TypeAlias = tuple[int, ...]
 Kernels: TypeAlias = list[tuple[np.ndarray, int]]  # kernel and groups of each step
 ErrorAt: TypeAlias = Callable[[Rank], float]
-Solve: TypeAlias = Callable[[Problem, Rank, SolverSettings], Tensor]
+Solve: TypeAlias = Callable[[KernelProblem, Rank, SolverSettings], Tensor]
 RankPolicy: TypeAlias = "Callable[[Form, Conv, Sequence[int], int], Iterable[Rank]]"
 
 
@@ -32,7 +32,7 @@ def default_ranks(form: Form, conv: Conv, size: Sequence[int], block: int) -> It
     """Choose ranks by shares of the layer's MACs or of its channels, from low to high.
 
     Args:
-        form: Of the chains.
+        form: Form of the chains.
         conv: Only the shape of its kernel counts.
         size: Spatial size of its input.
         block: Channels that the runtime computes together.
@@ -67,24 +67,24 @@ class Form:
     """One way to write a kernel as a sequence of smaller ones.
 
     A form describes the kernel of one group, (O, I, *k). Groups, stride, padding, dilation and
-    bias are none of its business: ``decompose`` deals with them for all forms.
+    bias are not its concern: ``decompose`` deals with them for all forms.
 
     Attributes:
-        name: As the user writes it.
+        name: Name on the command line and in plans.
         solve: (problem with target (O, I, *k), rank, settings) -> a decomposition.
         shapes: ((O, I, *k), rank) -> shapes of the steps' kernels, each with its groups.
         max_rank: (O, I, *k) -> the highest rank, at which the form is exact (but for lvh).
-        to_kernels: (decomposition, (O, I, *k)) -> kernels of the steps with their groups; may be
-            left out where ``solve`` returns those.
+        to_kernels: (decomposition, (O, I, *k)) -> kernels of the steps with their groups; not
+            needed where ``solve`` returns those.
         to_tensor: The reverse, from kernels to the decomposition.
-        default: The rank used when the user names the form only, as text for ``parse_rank``.
-        refuses: kernel size k -> why the form has nothing to offer for it, or None.
+        default: The rank used when the user names only the form, as text for ``parse_rank``.
+        refuses: kernel size k -> the reason why the form does not apply, or None.
         reference_rank: (O, I, *k) of the whole layer -> the rank that 1.0 stands for.
         per_channel: Whether the rank counts per channel (lvh, decoupled), not over the layer.
         splits_depthwise: Whether the form splits a depthwise kernel over two or more axes.
         errors: kernel (O, I, *k) -> a function from rank to relative error, where that has a
             closed form (for tucker an upper bound), or None.
-        solve_with_tensorly: As ``solve``, by tensorly alone; None where tensorly cannot.
+        solve_with_tensorly: The same as ``solve``, by tensorly alone; None where it cannot.
         warm_start: Whether a chain at a lower rank is a good start.
         rank_policy: Chooses the ranks worth timing, from low to high.
     """
@@ -125,7 +125,7 @@ class Form:
 
 
 def refusal(form: Form, conv: Conv) -> str | None:
-    """Say why ``form`` cannot stand in for ``conv``, or None if it can."""
+    """Return the reason why ``form`` cannot replace ``conv``, or None if it can."""
     if conv.depthwise and not form.splits_depthwise:
         return "it is depthwise and has no channels to separate"
     if conv.depthwise and sum(size > 1 for size in conv.k) < 2:
@@ -141,7 +141,7 @@ def full_rank(form: Form, conv: Conv) -> Rank:
 
 
 def fit_rank(rank: Rank, form: Form, conv: Conv) -> Rank:
-    """Return the nearest rank that ``conv`` takes: a multiple of groups, not above full."""
+    """Return the nearest rank that fits ``conv``: a multiple of its groups, not above full."""
     unit = 1 if form.per_channel else conv.groups
     full = full_rank(form, conv)
     return tuple(min(max(round(r / unit), 1) * unit, limit) for r, limit in zip(rank, full))
@@ -176,7 +176,7 @@ def rank_step(conv: Conv, block: int) -> int:
 
 
 def skeleton(conv: Conv, form: Form, rank: Rank) -> Chain:
-    """Return the chain that ``decompose`` would, with zeros for weights: its shapes and costs."""
+    """Return a chain of zeros with the shapes, and so the costs, of the one of ``decompose``."""
     rank = group_rank(form, conv, rank)
     shape = (conv.kernel.shape[0] // conv.groups, *conv.kernel.shape[1:])
     zero = np.zeros((), conv.kernel.dtype)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorly as tl
 from tensorly.tenalg import multi_mode_dot
 
-# Of the mean power: directions that the sample lacks count a little, so that metrics are definite.
+# Share of the mean power added to all directions, so that metrics are positive definite.
 FLOOR = 1e-6
 
 
@@ -36,7 +36,10 @@ class Metric:
 
     @classmethod
     def of(cls, moments: np.ndarray, I: int, floor: float = FLOOR) -> Metric:
-        """Make a metric of full second moments (n, n) over ``I`` channels."""
+        """Make a metric of full second moments (n, n), n = I K, over ``I`` channels.
+
+        ``floor`` is the share of the mean power that is added to the diagonal.
+        """
         n = len(moments)
         S = (moments + moments.T) / 2
         S = S + floor * _mean_power(S) * np.eye(n)
@@ -47,13 +50,13 @@ class Metric:
 
     @classmethod
     def kronecker(cls, channels: np.ndarray, window: np.ndarray, floor: float = FLOOR) -> Metric:
-        """Make a metric of moments of the channels (I, I) and, of any scale, the window (K, K)."""
+        """Make a metric of moments of channels (I, I) and of the window (K, K), at any scale."""
         channels = channels + floor * _mean_power(channels) * np.eye(len(channels))
         window = window + floor * _mean_power(window) * np.eye(len(window))
         return cls(channels, window * (len(window) / np.trace(window)))
 
     def times(self, rows: np.ndarray) -> np.ndarray:
-        """B S for rows B (m, I K)."""
+        """Return B S for rows B (m, I K)."""
         if self.full is not None:
             product: np.ndarray = rows @ self.full
             return product
@@ -62,12 +65,12 @@ class Metric:
         return product.reshape(rows.shape)
 
     def square(self, kernel: np.ndarray) -> float:
-        """|W|^2 of a kernel (O, I, ...)."""
+        """Return |W|^2 of a kernel W (O, I, ...)."""
         rows = kernel.reshape(len(kernel), -1)
         return max(float((self.times(rows) * rows).sum()), 0.0)
 
     def roots(self, k: tuple[int, ...]) -> list[np.ndarray]:
-        """Lower Cholesky factors of the Kronecker form: of the channels and of each entry of ``k``.
+        """Return lower Cholesky factors of the Kronecker form: channels, then each axis of ``k``.
 
         Args:
             k: Sizes that multiply to K: (K,) for the window as a whole, (Kh, Kw) for its axes.
@@ -82,20 +85,22 @@ class Metric:
         return [np.linalg.cholesky(moment) for moment in moments]
 
     def whitened(self, k: tuple[int, ...]) -> np.ndarray:
-        """L^-1 S L^-T (n, n) of the full moments, L the Kronecker product of ``roots``.
+        """Return L^-1 S L^-T (n, n) of the full moments, L the Kronecker product of ``roots``.
 
-        Computed once, because a metric serves several decompositions.
+        It is computed once, because a metric serves several decompositions.
         """
         if k not in self._whitened:
             assert self.full is not None
             channels, *window = (np.linalg.inv(root) for root in self.roots(k))
-            around: np.ndarray = np.ones((1, 1))
+            window_inverse: np.ndarray = np.ones((1, 1))
             for inverse in window:
-                around = np.kron(around, inverse)
+                window_inverse = np.kron(window_inverse, inverse)
             n, white = len(self.full), self.full
             for _ in range(2):  # the rows, then the columns
-                rows = (channels @ white.reshape(len(channels), -1)).reshape(-1, len(around), n)
-                white = np.matmul(around, rows).reshape(n, n).T
+                rows = (channels @ white.reshape(len(channels), -1)).reshape(
+                    -1, len(window_inverse), n
+                )
+                white = np.matmul(window_inverse, rows).reshape(n, n).T
             self._whitened[k] = np.ascontiguousarray(white)
         return self._whitened[k]
 
@@ -104,16 +109,16 @@ class Metric:
         return {}
 
     def windows(self) -> np.ndarray:
-        """(I, K, K): the moments of each channel's own window."""
+        """Return the moments (I, K, K) of each channel's own window."""
         I, K = len(self.channels), len(self.window)
         if self.full is None:
             moments: np.ndarray = self.channels.diagonal()[:, None, None] * self.window
             return moments
-        own = np.arange(I)
-        return self.full.reshape(I, K, I, K)[own, :, own]
+        diagonal = np.arange(I)
+        return self.full.reshape(I, K, I, K)[diagonal, :, diagonal]
 
     def dense(self) -> np.ndarray:
-        """S (n, n), multiplied out if it is kept as a Kronecker product."""
+        """Return S (n, n), multiplied out if it is kept as a Kronecker product."""
         return np.kron(self.channels, self.window) if self.full is None else self.full
 
 
@@ -125,6 +130,6 @@ def whiten(tensor: np.ndarray, roots: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _mean_power(moments: np.ndarray) -> float:
-    """Mean of the diagonal; 1 / FLOOR if there are no inputs, which gives the Frobenius norm."""
+    """Return the mean of the diagonal; 1 / FLOOR without inputs, for the Frobenius norm."""
     mean = float(np.trace(moments)) / len(moments)
     return mean if mean > 0 and math.isfinite(mean) else 1.0 / FLOOR

@@ -1,4 +1,4 @@
-"""``Problem``, what a solver approximates, and ``SolverSettings``, how it does so."""
+"""``KernelProblem``, a kernel to decompose, and ``SolverSettings``."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from converter.errors import ConverterError
 SolverName = Literal["flatconv", "tensorly", "tensorly+refine"]
 SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
 # tensorly's ``CPTensor``, ``TuckerTensor`` or ``TTTensor`` (tensorly has no type annotations), or
-# what a form without one of these returns.
+# the kernels of a form that has none of these.
 Tensor: TypeAlias = Any
 
 
 @dataclass(frozen=True)
 class SolverSettings:
-    """How kernels are decomposed.
+    """Settings of the solvers.
 
     Attributes:
         solver: ``flatconv``: the solvers of this package. ``tensorly``: those of tensorly alone.
             ``tensorly+refine``: the former, started from the result of the latter.
-        seed: Of the random part of a start.
+        seed: Seed of random starting values.
         device: torch device of the iterative solvers; tensorly's run on the CPU.
-        effort: Share of the usual work that an iterative solver may take.
+        effort: Share of the usual work that an iterative solver may do.
 
     Raises:
         ConverterError: When there is no such solver.
@@ -46,28 +46,33 @@ class SolverSettings:
 
 
 @dataclass(frozen=True)
-class Problem:
+class KernelProblem:
     """A tensor to approximate, the norm of the error, and an approximation to start from.
 
     Attributes:
         target: (O, I, *window), float64.
-        metric: Of the modes I and window; None for the Frobenius norm.
-        start: A decomposition of the kind that is wanted, or None.
+        metric: Metric of the modes I and window; None for the Frobenius norm.
+        start: A decomposition, as the solver returns it, to start from; or None.
     """
 
     target: np.ndarray
     metric: Metric | None = None
     start: Tensor | None = None
 
-    def reshaped(self, *shape: int) -> Problem:
-        """Return the same problem with the window's modes merged or left out."""
-        return replace(self, target=self.target.reshape(shape))
+    def squeezed(self) -> KernelProblem:
+        """Return the same problem without the axes of size 1 of the window."""
+        O, I, *k = self.target.shape
+        return replace(self, target=self.target.reshape(O, I, *(size for size in k if size > 1)))
+
+    def merged(self) -> KernelProblem:
+        """Return the same problem with the window as one axis: (O, I, K)."""
+        return replace(self, target=self.target.reshape(*self.target.shape[:2], -1))
 
     @cached_property
     def roots(self) -> list[np.ndarray]:
         """Lower Cholesky factors L of the metric's Kronecker form, for the modes after the first.
 
-        In the coordinates that these whiten, the metric's Kronecker form is the Frobenius norm.
+        In the coordinates that they whiten, the Kronecker form is the Frobenius norm.
         """
         sizes = self.target.shape[1:]
         return [np.eye(n) for n in sizes] if self.metric is None else self.metric.roots(sizes[1:])

@@ -32,7 +32,7 @@ def all_ranks(form: Form, conv: Conv, block: int) -> list[Rank]:
 
 
 def parse_rank(text: str, form: Form, conv: Conv) -> Rank:
-    """Turn what the user wrote into a rank, which need not fit ``conv``.
+    """Read a rank from text; it need not fit ``conv``.
 
     ``16`` is an integer; ``1.0`` a fraction of O (for ``tucker`` of I and O, for ``decoupled``
     of the kernel's size); ``0.5,0.5`` or ``16,32`` a pair for ``tucker``, and for ``spatial`` of

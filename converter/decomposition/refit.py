@@ -24,8 +24,8 @@ def refit(conv: Conv, chain: Chain, metrics: Sequence[Metric]) -> Chain:
     filter by filter.
 
     Args:
-        conv: What the chain stands in for.
-        chain: Of any form.
+        conv: The convolution that the chain replaces.
+        chain: A chain of any form.
         metrics: One for each group.
     """
     *head, last = chain.steps
@@ -33,8 +33,8 @@ def refit(conv: Conv, chain: Chain, metrics: Sequence[Metric]) -> Chain:
     filters = features.shape[1]
     per_group = last.groups // conv.groups  # groups of the last step in one of the convolution's
     before = last.kernel.astype(np.float64).reshape(last.groups, -1, filters)
-    rest = conv.kernel.astype(np.float64).reshape(last.groups, -1, features.shape[2])
-    rest = rest - before @ features
+    target = conv.kernel.astype(np.float64).reshape(last.groups, -1, features.shape[2])
+    residual = target - before @ features
     solved = []
     for group in range(last.groups):
         metric, B = metrics[group // per_group], features[group]
@@ -42,7 +42,7 @@ def refit(conv: Conv, chain: Chain, metrics: Sequence[Metric]) -> Chain:
         gram = BS @ B.T
         ridge = max(RIDGE * np.trace(gram) / filters, np.finfo(np.float64).tiny)
         gram[np.diag_indices(filters)] += ridge
-        change = np.linalg.solve(gram, BS @ rest[group].T).T
+        change = np.linalg.solve(gram, BS @ residual[group].T).T
         solved.append(before[group] + change)
     kernel = np.concatenate(solved).reshape(last.kernel.shape).astype(last.kernel.dtype)
     return Chain((*head, replace(last, kernel=kernel)))

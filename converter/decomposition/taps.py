@@ -1,4 +1,4 @@
-"""Kernels as arrays of taps: conversions between layouts and groups, and composition."""
+"""Layouts, groups and composition of kernels (taps are the entries of a filter)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def swap_in_out(kernel: np.ndarray, groups: int) -> np.ndarray:
 
     Args:
         kernel: (groups * a, b, *k).
-        groups: Of the convolution.
+        groups: Groups of the convolution.
 
     Returns:
         (groups * b, a, *k), in C order.
@@ -29,13 +29,13 @@ def stage_sizes(size: int) -> tuple[int, int]:
     return size + 1 - second, second
 
 
-def expanded(kernel: np.ndarray, groups: int, outer: int) -> np.ndarray:
+def merge_groups(kernel: np.ndarray, groups: int, outer: int) -> np.ndarray:
     """Write a grouped kernel with fewer groups; the new entries are zeros.
 
     Args:
         kernel: (O, I/groups, *k), any float type.
-        groups: Of the convolution.
-        outer: The fewer groups; divides ``groups``.
+        groups: Groups of the convolution.
+        outer: Number of groups of the result; it divides ``groups``.
 
     Returns:
         (outer, O/outer, I/outer, *k), float64.
@@ -50,16 +50,16 @@ def expanded(kernel: np.ndarray, groups: int, outer: int) -> np.ndarray:
     return blocks.reshape(outer, inner * o, inner * i, *k)
 
 
-def composed(
+def compose_taps(
     first: np.ndarray, second: np.ndarray, near: Sequence[int], far: Sequence[int]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Compose two kernels: tap t1 of the first and t2 of the second meet at near t1 + far t2.
+    """Compose two kernels: taps t1 of the first and t2 of the second give tap near t1 + far t2.
 
     Args:
         first: (groups, M, I, *k1).
         second: (groups, O, M, *k2).
-        near: Distance of the first's taps per axis, in the positions of the result.
-        far: Distance of the second's.
+        near: Distance between taps of the first along each axis, in positions of the result.
+        far: Distance between taps of the second.
 
     Returns:
         The kernel (groups, O, I, *k), and its dilation: the largest that fits all taps.
@@ -75,11 +75,11 @@ def composed(
     kernel = np.zeros((groups, O, I, *k))
     flat = first.reshape(groups, first.shape[1], -1)
     for tap in np.ndindex(*k2):
-        at, where = (..., *tap), [slice(None)] * 3
+        at, slices = (..., *tap), [slice(None)] * 3
         product = (second[at] @ flat).reshape(groups, O, I, *k1)
         for axis, unit in enumerate(dilation):
             start = far[axis] * tap[axis] // unit
             step = max(near[axis] // unit, 1)
-            where.append(slice(start, start + step * (k1[axis] - 1) + 1, step))
-        kernel[tuple(where)] += product
+            slices.append(slice(start, start + step * (k1[axis] - 1) + 1, step))
+        kernel[tuple(slices)] += product
     return kernel, tuple(dilation)

@@ -12,7 +12,7 @@ from torch import nn
 
 from converter.decomposition.conv import Chain, assemble
 from converter.decomposition.form import Form, Rank, skeleton
-from converter.decomposition.taps import expanded
+from converter.decomposition.taps import merge_groups
 from converter.graph.survey import Layer
 from converter.models.export import copied, forward
 from converter.models.modules import (
@@ -91,7 +91,9 @@ def dense(model: nn.Module, converted: nn.Module, names: Container[str]) -> nn.M
             parts = converted.get_submodule(name).children()
             steps = [read_module(part) for part in parts if type(part) in CONVERTED]
             conv, target = Chain(tuple(steps)).dense(), read_module(module)
-            kernel = expanded(conv.kernel, conv.groups, target.groups).reshape(target.kernel.shape)
+            kernel = merge_groups(conv.kernel, conv.groups, target.groups).reshape(
+                target.kernel.shape
+            )
             write_module(module, kernel.astype(target.kernel.dtype), steps[-1].bias)
     return result
 

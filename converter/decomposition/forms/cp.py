@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from tensorly.cp_tensor import CPTensor
@@ -13,25 +12,26 @@ from converter.decomposition.form import Form, Kernels, Rank, Shape, ranks_by_ma
 from converter.decomposition.forms.steps import (
     along,
     columns,
-    covered,
+    covered_axes,
     needs_window,
     one_axis_shapes,
     ones,
     pointwise,
     squeezed,
 )
-from converter.decomposition.problem import Problem, SolverSettings
+from converter.decomposition.problem import KernelProblem, SolverSettings
 from converter.decomposition.solvers import tensorly
 from converter.decomposition.solvers.cp import cp
+from converter.decomposition.solvers.khatri_rao import cp_tensor
 from converter.decomposition.solvers.rank_one import rank_one
 from converter.decomposition.solvers.svd import exact_rank
 from converter.decomposition.solvers.two_stages import two_stages
 from converter.decomposition.taps import stage_sizes
 
-# Shares of the layer's multiply-accumulates that ranks are timed for.
+# Shares of the layer's multiply-accumulates at which ranks are timed.
 MACS_SHARES = (0.04, 0.07, 0.11, 0.17, 0.25, 0.35, 0.5, 0.7)
-# From this kernel size on, 1-D filters save something over windows; then both forms are timed,
-# each at every other rank.
+# From this kernel size on, 1-D filters save work over whole windows. Then ``flattened`` and
+# ``separable`` are both timed, each at every other share.
 LARGE_KERNEL = 5
 
 
@@ -39,24 +39,12 @@ def _is_large(conv: Conv) -> bool:
     return len(conv.k) > 1 and max(conv.k) >= LARGE_KERNEL
 
 
-def _squeezed(problem: Problem) -> Problem:
-    return problem.reshaped(*squeezed(problem.target.shape))
-
-
-def _merged(problem: Problem) -> Problem:
-    return problem.reshaped(*problem.target.shape[:2], -1)  # (O, I, K)
-
-
-def _cp_tensor(factors: Sequence[np.ndarray]) -> CPTensor:
-    return CPTensor((np.ones(factors[0].shape[1]), list(factors)))
-
-
 def _flattened_kernels(tensor: CPTensor, shape: Shape) -> Kernels:
     out, lateral, *spatial = tensor.factors  # (O, R), (I, R), (K, R) ...
     axes = len(shape) - 2
     return [
         (pointwise(lateral.T, axes), 1),
-        *((along(f, axis, axes), tensor.rank) for f, axis in zip(spatial, covered(shape[2:]))),
+        *((along(f, axis, axes), tensor.rank) for f, axis in zip(spatial, covered_axes(shape[2:]))),
         (pointwise(out, axes), 1),
     ]
 
@@ -74,16 +62,16 @@ def _separable_kernels(tensor: CPTensor, shape: Shape) -> Kernels:
 def _sum_of_terms(kernels: Kernels) -> CPTensor:
     """Reverse ``_flattened_kernels`` and ``_separable_kernels``."""
     *steps, (out, _) = kernels
-    return _cp_tensor([columns(out).T, *(columns(kernel) for kernel, _ in steps)])
+    return cp_tensor([columns(out).T, *(columns(kernel) for kernel, _ in steps)])
 
 
 def _lvh_kernels(tensor: CPTensor, shape: Shape) -> Kernels:
-    """With one input channel, the lateral filters are factors, which the next step takes."""
+    """Return the steps; with one input channel, the first 1-D filters take the lateral factors."""
     _, lateral, *spatial = tensor.factors  # (I, O), (K, O) ...
     O, I, *k = shape
     if I == 1:
         spatial[0] = spatial[0] * lateral
-    steps = [(along(f, axis, len(k)), O) for f, axis in zip(spatial, covered(tuple(k)))]
+    steps = [(along(f, axis, len(k)), O) for f, axis in zip(spatial, covered_axes(tuple(k)))]
     if I == 1:
         return [(steps[0][0], 1), *steps[1:]]
     return [(pointwise(lateral.T, len(k)), 1), *steps]
@@ -95,7 +83,7 @@ def _lvh_tensor(kernels: Kernels) -> CPTensor:
     factors = [columns(kernel) for kernel, _ in kernels]
     covers_axis = kernels[0][0][0].size > kernels[0][0].shape[1]  # the first step is not pointwise
     lateral = [np.ones((1, O))] if covers_axis else []
-    return _cp_tensor([np.eye(O), *lateral, *factors])
+    return cp_tensor([np.eye(O), *lateral, *factors])
 
 
 def _lvh_shapes(shape: Shape, rank: Rank) -> list[tuple[Shape, int]]:
@@ -105,14 +93,14 @@ def _lvh_shapes(shape: Shape, rank: Rank) -> list[tuple[Shape, int]]:
     return [((*shape[:2], *ones(shape)), 1), *steps]
 
 
-def _solve_lvh(problem: Problem, rank: Rank, settings: SolverSettings) -> CPTensor:
-    problem, start = _squeezed(problem), problem.start
+def _solve_lvh(problem: KernelProblem, rank: Rank, settings: SolverSettings) -> CPTensor:
+    problem, start = problem.squeezed(), problem.start
     if start is not None:
         whitened = [root.T @ f for root, f in zip(problem.roots, start.factors[1:])]
-        start = _cp_tensor([start.factors[0], *whitened])
+        start = cp_tensor([start.factors[0], *whitened])
     identity, *factors = rank_one(problem.whitened, start).factors
     factors = [np.linalg.solve(root.T, f) for root, f in zip(problem.roots, factors)]
-    return _cp_tensor([identity, *factors])
+    return cp_tensor([identity, *factors])
 
 
 def _two_stage_kernels(stages: tuple[CPTensor, CPTensor], shape: Shape) -> Kernels:
@@ -124,7 +112,7 @@ def _two_stage_kernels(stages: tuple[CPTensor, CPTensor], shape: Shape) -> Kerne
         steps.append((pointwise((mix * factor).T, axes), 1))
         steps += [
             (along(window, axis, axes), stage.rank)
-            for window, axis in zip(windows, covered(shape[2:]))
+            for window, axis in zip(windows, covered_axes(shape[2:]))
             if len(window) > 1
         ]
     return steps
@@ -148,8 +136,8 @@ def _two_stage_shapes(shape: Shape, rank: Rank) -> list[tuple[Shape, int]]:
 # CP over all modes: R rank-1 filters shared by all outputs (arXiv 1412.6553).
 flattened = Form(
     name="flattened",
-    solve=lambda p, rank, settings: cp(_squeezed(p), rank[0], settings),
-    solve_with_tensorly=lambda p, rank, settings: tensorly.parafac(_squeezed(p), rank[0], settings),
+    solve=lambda p, rank, settings: cp(p.squeezed(), rank[0], settings),
+    solve_with_tensorly=lambda p, rank, settings: tensorly.parafac(p.squeezed(), rank[0], settings),
     to_kernels=_flattened_kernels,
     to_tensor=_sum_of_terms,
     shapes=lambda s, r: [
@@ -169,8 +157,8 @@ flattened = Form(
 # CP over outputs, inputs and the whole window.
 separable = Form(
     name="separable",
-    solve=lambda p, rank, settings: cp(_merged(p), rank[0], settings),
-    solve_with_tensorly=lambda p, rank, settings: tensorly.parafac(_merged(p), rank[0], settings),
+    solve=lambda p, rank, settings: cp(p.merged(), rank[0], settings),
+    solve_with_tensorly=lambda p, rank, settings: tensorly.parafac(p.merged(), rank[0], settings),
     to_kernels=_separable_kernels,
     to_tensor=_sum_of_terms,
     shapes=lambda s, r: [
@@ -192,7 +180,7 @@ separable = Form(
 lvh = Form(
     name="lvh",
     solve=_solve_lvh,
-    solve_with_tensorly=lambda p, rank, settings: tensorly.rank_one(_squeezed(p), settings),
+    solve_with_tensorly=lambda p, rank, settings: tensorly.rank_one(p.squeezed(), settings),
     to_kernels=_lvh_kernels,
     to_tensor=_lvh_tensor,
     shapes=_lvh_shapes,
@@ -208,7 +196,7 @@ lvh = Form(
 # Two stages of lvh in a row, as in the paper's networks (arXiv 1412.5474); ``lvh --stages 2``.
 lvh2 = Form(
     name="lvh2",
-    solve=lambda p, rank, settings: two_stages(_squeezed(p), rank[0], settings),
+    solve=lambda p, rank, settings: two_stages(p.squeezed(), rank[0], settings),
     to_kernels=_two_stage_kernels,
     to_tensor=_two_stages,
     shapes=_two_stage_shapes,

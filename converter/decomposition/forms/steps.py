@@ -26,7 +26,7 @@ def columns(kernel: np.ndarray) -> np.ndarray:
     return factor
 
 
-def covered(k: tuple[int, ...]) -> list[int]:
+def covered_axes(k: tuple[int, ...]) -> list[int]:
     """List the axes that a kernel of size ``k`` extends over."""
     return [axis for axis, size in enumerate(k) if size > 1]
 
@@ -36,7 +36,7 @@ def squeezed(shape: Shape) -> Shape:
     return (*shape[:2], *(size for size in shape[2:] if size > 1))
 
 
-def only(axis: int, size: int, shape: Shape) -> Shape:
+def axis_window(axis: int, size: int, shape: Shape) -> Shape:
     """Return the window of a step that covers one axis of a kernel of ``shape``."""
     return tuple(size if a == axis else 1 for a in range(len(shape) - 2))
 
@@ -48,15 +48,15 @@ def ones(shape: Shape) -> Shape:
 
 def one_axis_shapes(shape: Shape, R: int) -> list[tuple[Shape, int]]:
     """List the shapes of depthwise 1-D steps, one for each axis that the kernel covers."""
-    return [((R, 1, *only(a, shape[2 + a], shape)), R) for a in covered(shape[2:])]
+    return [((R, 1, *axis_window(a, shape[2 + a], shape)), R) for a in covered_axes(shape[2:])]
 
 
 def needs_window(k: tuple[int, ...]) -> str | None:
     """Refuse a kernel that does not extend over any axis."""
     layer = "1x1 kernel" if k else "linear layer"
-    return None if covered(k) else f"a {layer} has nothing to separate in space"
+    return None if covered_axes(k) else f"a {layer} has nothing to separate in space"
 
 
 def needs_two_axes(k: tuple[int, ...]) -> str | None:
     """Refuse a kernel that does not extend over two axes."""
-    return None if len(covered(k)) > 1 else "its kernel does not extend over two axes"
+    return None if len(covered_axes(k)) > 1 else "its kernel does not extend over two axes"

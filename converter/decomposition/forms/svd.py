@@ -1,4 +1,4 @@
-"""Forms with an SVD at their heart: ``spatial``, ``channel``, ``decoupled``; and ``dense``."""
+"""Forms solved by an SVD: ``spatial``, ``channel``, ``decoupled``; and ``dense``."""
 
 from __future__ import annotations
 
@@ -12,28 +12,25 @@ from tensorly.tt_tensor import TTTensor
 
 from converter.decomposition.form import ErrorAt, Form, Kernels, Rank, Shape, default_ranks
 from converter.decomposition.forms.steps import (
+    axis_window,
     columns,
-    covered,
+    covered_axes,
     needs_two_axes,
     needs_window,
     ones,
-    only,
     pointwise,
     squeezed,
 )
-from converter.decomposition.problem import Problem, SolverSettings
+from converter.decomposition.problem import KernelProblem, SolverSettings
 from converter.decomposition.solvers import tensorly
+from converter.decomposition.solvers.khatri_rao import cp_tensor
 from converter.decomposition.solvers.svd import tail_errors, truncated_svd
 
 SVD: TypeAlias = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
-def _cp_tensor(*factors: np.ndarray) -> CPTensor:
-    return CPTensor((np.ones(factors[0].shape[1]), list(factors)))
-
-
-def _split_axes(problem: Problem, rank: Rank, svd: SVD) -> TTTensor:
-    """Split into one convolution an axis by SVD (arXiv 1405.3866, scheme 2).
+def _split_axes(problem: KernelProblem, rank: Rank, svd: SVD) -> TTTensor:
+    """Split into one convolution for each axis, by SVD (arXiv 1405.3866, scheme 2).
 
     Over three axes this is the tensor train of Oseledets (2011): an SVD splits the first axis
     from the rest, which is split again. Under a metric all axes are whitened by its Kronecker
@@ -42,7 +39,7 @@ def _split_axes(problem: Problem, rank: Rank, svd: SVD) -> TTTensor:
     Returns:
         A tensor train of the kernel as (I K1, K2, ..., Kn O), without axes of size 1.
     """
-    problem = problem.reshaped(*squeezed(problem.target.shape))
+    problem = problem.squeezed()
     rest = np.moveaxis(problem.whitened, 0, -1)  # (I, K1, ..., Kn, O)
     cores = []
     weight = np.ones(rest.shape[0])  # singular values that are shared with the core before
@@ -75,8 +72,8 @@ def _spatial_kernels(train: TTTensor, shape: Shape) -> Kernels:
     cores[-1] = cores[-1].reshape(len(cores[-1]), -1, shape[0])
     kernels = [core.transpose(2, 0, 1) for core in cores]  # (R, M, K)
     return [
-        (f.reshape(*f.shape[:2], *only(axis, f.shape[2], shape)), 1)
-        for f, axis in zip(kernels, covered(shape[2:]))
+        (f.reshape(*f.shape[:2], *axis_window(axis, f.shape[2], shape)), 1)
+        for f, axis in zip(kernels, covered_axes(shape[2:]))
     ]
 
 
@@ -88,9 +85,9 @@ def _spatial_tensor(kernels: Kernels) -> TTTensor:
 
 
 def _spatial_shapes(shape: Shape, rank: Rank) -> list[tuple[Shape, int]]:
-    channels, axes = (shape[1], *rank, shape[0]), covered(shape[2:])
+    channels, axes = (shape[1], *rank, shape[0]), covered_axes(shape[2:])
     return [
-        ((after, before, *only(axis, shape[2 + axis], shape)), 1)
+        ((after, before, *axis_window(axis, shape[2 + axis], shape)), 1)
         for before, after, axis in zip(channels, channels[1:], axes)
     ]
 
@@ -109,41 +106,45 @@ def _spatial_errors(kernel: np.ndarray) -> ErrorAt:
     return lambda rank: math.hypot(*(tail[r] for tail, r in zip(tails, rank)))
 
 
-def _solve_channel(problem: Problem, rank: Rank, settings: SolverSettings) -> CPTensor:
+def _solve_channel(problem: KernelProblem, rank: Rank, settings: SolverSettings) -> CPTensor:
     matrix = problem.target.reshape(len(problem.target), -1)  # (O, I K)
     moments = None if problem.metric is None else problem.metric.dense()
     out, filters = truncated_svd(matrix, rank[0], moments)
-    return _cp_tensor(out, filters.T)
+    return cp_tensor([out, filters.T])
 
 
-def _channel_with_tensorly(problem: Problem, rank: Rank, settings: SolverSettings) -> CPTensor:
-    problem = problem.reshaped(*problem.target.shape[:2], -1)
+def _channel_with_tensorly(
+    problem: KernelProblem, rank: Rank, settings: SolverSettings
+) -> CPTensor:
+    problem = problem.merged()
     O, I, K = problem.target.shape
     out, filters = tensorly.truncated_svd(problem.whitened.reshape(O, -1), rank[0])
     channels, window = (np.linalg.inv(root) for root in problem.roots)
     filters = np.einsum("rik,ij,kl->rjl", filters.reshape(-1, I, K), channels, window)
-    return _cp_tensor(out, filters.reshape(-1, I * K).T)
+    return cp_tensor([out, filters.reshape(-1, I * K).T])
 
 
 def _channel_errors(kernel: np.ndarray) -> ErrorAt:
-    """The part of the spectrum that the SVD leaves out (Eckart and Young 1936)."""
+    """Return the part of the spectrum that the SVD leaves out (Eckart and Young 1936)."""
     tail = tail_errors(kernel.reshape(len(kernel), -1))
     return lambda rank: float(tail[rank[0]])
 
 
 def _per_input(kernel: np.ndarray) -> np.ndarray:
-    """One matrix (O, K) for each input channel of a kernel (O, I, *k): (I, O, K)."""
+    """Return the matrix (O, K) of each input channel of a kernel (O, I, *k): (I, O, K)."""
     matrices: np.ndarray = kernel.reshape(*kernel.shape[:2], -1).swapaxes(0, 1)
     return matrices
 
 
-def _solve_decoupled(problem: Problem, rank: Rank, settings: SolverSettings) -> CPTensor:
+def _solve_decoupled(problem: KernelProblem, rank: Rank, settings: SolverSettings) -> CPTensor:
     moments = None if problem.metric is None else problem.metric.windows()
     return _decoupled(*truncated_svd(_per_input(problem.target), rank[0], moments))
 
 
-def _decoupled_with_tensorly(problem: Problem, rank: Rank, settings: SolverSettings) -> CPTensor:
-    problem = problem.reshaped(*problem.target.shape[:2], -1)
+def _decoupled_with_tensorly(
+    problem: KernelProblem, rank: Rank, settings: SolverSettings
+) -> CPTensor:
+    problem = problem.merged()
     root = problem.roots[1]
     out, window = tensorly.truncated_svd(_per_input(problem.target) @ root, rank[0])
     return _decoupled(out, window @ np.linalg.inv(root))
@@ -153,7 +154,7 @@ def _decoupled(out: np.ndarray, window: np.ndarray) -> CPTensor:
     """Make terms of (I, O, m) and (I, m, K): m for each input channel."""
     I, O, m = out.shape
     mix = out.transpose(1, 0, 2).reshape(O, -1)  # (O, I m)
-    return _cp_tensor(mix, np.eye(I).repeat(m, axis=1), window.reshape(I * m, -1).T)
+    return cp_tensor([mix, np.eye(I).repeat(m, axis=1), window.reshape(I * m, -1).T])
 
 
 def _decoupled_kernels(tensor: CPTensor, shape: Shape) -> Kernels:
@@ -168,7 +169,7 @@ def _decoupled_tensor(kernels: Kernels) -> CPTensor:
     """Reverse ``_decoupled_kernels``."""
     (window, I), (mix, _) = kernels
     inputs = np.eye(I).repeat(len(window) // I, axis=1)
-    return _cp_tensor(columns(mix).T, inputs, columns(window))
+    return cp_tensor([columns(mix).T, inputs, columns(window)])
 
 
 def _decoupled_errors(kernel: np.ndarray) -> ErrorAt:
@@ -193,7 +194,7 @@ spatial = Form(
     errors=_spatial_errors,
 )
 
-# The layer as it is. Only its weights are refit, for the outputs of the layers before it.
+# The layer with its own shape. Its weights are refit to correct the errors of the layers before it.
 dense = Form(
     name="dense",
     solve=lambda p, rank, settings: [(p.target, 1)],
@@ -215,7 +216,7 @@ channel = Form(
         (tensor.factors[1].T.reshape(-1, *s[1:]), 1),
         (pointwise(tensor.factors[0], len(s) - 2), 1),
     ],
-    to_tensor=lambda kernels: _cp_tensor(columns(kernels[1][0]).T, columns(kernels[0][0])),
+    to_tensor=lambda kernels: cp_tensor([columns(kernels[1][0]).T, columns(kernels[0][0])]),
     shapes=lambda s, r: [((r[0], *s[1:]), 1), ((s[0], r[0], *ones(s)), 1)],
     max_rank=lambda s: (min(s[0], math.prod(s[1:])),),
     errors=_channel_errors,

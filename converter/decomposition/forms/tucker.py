@@ -9,19 +9,20 @@ from tensorly.tucker_tensor import TuckerTensor
 
 from converter.decomposition.form import ErrorAt, Form, Kernels, Rank, Shape
 from converter.decomposition.forms.steps import columns, needs_window, ones, pointwise
-from converter.decomposition.problem import Problem, SolverSettings
+from converter.decomposition.problem import KernelProblem, SolverSettings
 from converter.decomposition.solvers import tensorly
 from converter.decomposition.solvers.svd import tail_errors
 from converter.decomposition.solvers.tucker import tucker2
 
 
-def _solve(problem: Problem, rank: Rank, settings: SolverSettings) -> TuckerTensor:
-    return tucker2(problem.reshaped(*problem.target.shape[:2], -1), (rank[1], rank[0]))
+def _solve(problem: KernelProblem, rank: Rank, settings: SolverSettings) -> TuckerTensor:
+    return tucker2(problem.merged(), (rank[1], rank[0]))
 
 
-def _solve_with_tensorly(problem: Problem, rank: Rank, settings: SolverSettings) -> TuckerTensor:
-    merged = problem.reshaped(*problem.target.shape[:2], -1)
-    return tensorly.partial_tucker(merged, (rank[1], rank[0]), settings)
+def _solve_with_tensorly(
+    problem: KernelProblem, rank: Rank, settings: SolverSettings
+) -> TuckerTensor:
+    return tensorly.partial_tucker(problem.merged(), (rank[1], rank[0]), settings)
 
 
 def _to_kernels(tensor: TuckerTensor, shape: Shape) -> Kernels:

@@ -1,1 +1,1 @@
-"""Numerics only: arrays in, factors and relative error out."""
+"""Solvers: each takes a ``KernelProblem`` or arrays and returns factors."""

@@ -1,4 +1,4 @@
-"""Products of CP factors in torch: the inner loops of the CP solver.
+"""Products and scaling of CP factors: the inner loops of the CP solver, in torch.
 
 tensorly's ``khatri_rao`` takes two to four times as long under its torch backend.
 """
@@ -9,13 +9,15 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from tensorly.cp_tensor import CPTensor
 
 Factors: TypeAlias = list[torch.Tensor]
 
 
 def khatri_rao(factors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Column-wise Kronecker product: (n_1, R), (n_2, R), ... -> (n_1 n_2 ..., R)."""
+    """Return the column-wise Kronecker product: (n_1, R), (n_2, R), ... -> (n_1 n_2 ..., R)."""
     product = factors[0]
     for factor in factors[1:]:
         product = (product[:, None] * factor).reshape(-1, factor.shape[1])
@@ -44,8 +46,19 @@ def equalize_norms(factors: Sequence[torch.Tensor]) -> Factors:
     return [factor * s for factor, s in zip(factors, scale)]
 
 
+def equalize_arrays(factors: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Rescale arrays as ``equalize_norms`` does."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(factor)) for factor in factors]
+    return [factor.numpy() for factor in equalize_norms(tensors)]
+
+
+def cp_tensor(factors: Sequence[np.ndarray]) -> CPTensor:
+    """Make a ``CPTensor`` of factors (n_j, R) with weights 1."""
+    return CPTensor((np.ones(factors[0].shape[1]), list(factors)))
+
+
 def hadamard(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Entrywise product of at least one matrix."""
+    """Return the entrywise product of at least one matrix."""
     product = matrices[0]
     for matrix in matrices[1:]:
         product = product * matrix

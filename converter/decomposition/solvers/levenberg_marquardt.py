@@ -42,26 +42,26 @@ def minimise(
     """Search the factors from ``start``; the error never rises.
 
     Args:
-        loss: What to minimise.
+        loss: The loss to minimise.
         start: One (n_j, R) for each mode, double.
-        max_steps: Of Levenberg and Marquardt.
-        max_cg_steps: Conjugate gradients in each.
+        max_steps: Upper bound on the steps of Levenberg and Marquardt.
+        max_cg_steps: Upper bound on the steps of conjugate gradients in each.
     """
     power = loss.power
-    at = loss.evaluate(equalize_norms(start))
+    point = loss.evaluate(equalize_norms(start))
     damping, growth = 1e-3, 2.0
     for _ in range(max_steps):
-        slope = loss.gradient(at)
-        cg_at = at.to(loss.cg_dtype)
-        blocks = _preconditioner_blocks(at)
+        gradient = loss.gradient(point)
+        cg_point = point.to(loss.cg_dtype)
+        blocks = _preconditioner_blocks(point)
         scales = [float(block.diagonal().mean()) for block in blocks]
         accepted = None
         while accepted is None and damping < MAX_DAMPING:
             damps = [max(damping * scale, torch.finfo(loss.cg_dtype).tiny) for scale in scales]
-            change, drop = _newton_step(loss, cg_at, slope, blocks, damps, max_cg_steps)
-            trial = loss.evaluate(equalize_norms([f + x for f, x in zip(at.factors, change)]))
-            gain = min((at.loss - trial.loss) / max(drop, torch.finfo(torch.float64).tiny), 1.0)
-            if trial.loss < at.loss:
+            change, drop = _newton_step(loss, cg_point, gradient, blocks, damps, max_cg_steps)
+            trial = loss.evaluate(equalize_norms([f + x for f, x in zip(point.factors, change)]))
+            gain = min((point.loss - trial.loss) / max(drop, torch.finfo(torch.float64).tiny), 1.0)
+            if trial.loss < point.loss:
                 accepted = trial
                 damping = max(damping * max(0.2, 1 - (2 * gain - 1) ** 3), MIN_DAMPING)
                 growth = 2.0
@@ -69,22 +69,22 @@ def minimise(
                 damping, growth = damping * growth, 2 * growth
         if accepted is None:
             break
-        converged = at.loss - accepted.loss <= MIN_GAIN * at.loss
-        at = accepted
+        converged = point.loss - accepted.loss <= MIN_GAIN * point.loss
+        point = accepted
         if converged:
             break
-    return Fit(at.outer, at.factors, max(at.error, 0.0) / (power or 1.0))
+    return Fit(point.outer, point.factors, max(point.error, 0.0) / (power or 1.0))
 
 
 def _newton_step(
     loss: FrobeniusLoss | MetricLoss,
-    at: Iterate,
-    slope: Factors,
+    point: Iterate,
+    gradient: Factors,
     blocks: Sequence[torch.Tensor],
     damps: Sequence[float],
     max_cg_steps: int,
 ) -> tuple[Factors, float]:
-    """Solve the damped Gauss-Newton system; return the step and the drop of loss it predicts.
+    """Solve the damped Gauss-Newton system; return the step and its predicted drop of the loss.
 
     Products with an inverse are faster than triangular solves.
     """
@@ -92,45 +92,45 @@ def _newton_step(
         torch.cholesky_inverse(cholesky(block, damp * torch.ones_like(block[0]))).to(loss.cg_dtype)
         for block, damp in zip(blocks, damps)
     ]
-    slope = [s.to(loss.cg_dtype) for s in slope]
+    gradient = [s.to(loss.cg_dtype) for s in gradient]
 
     def precondition(v: Factors) -> Factors:
         return [x @ inverse for x, inverse in zip(v, inverses)]
 
-    x = [torch.zeros_like(s) for s in slope]
-    residual = [-s for s in slope]
+    x = [torch.zeros_like(s) for s in gradient]
+    residual = [-s for s in gradient]
     direction = precondition(residual)
     power = first = _dot(residual, direction)
     if not first > 0:
         return x, 0.0
     for _ in range(max_cg_steps):
-        image = loss.curvature(at, direction)
+        image = loss.curvature(point, direction)
         image = [y + d * v for y, d, v in zip(image, damps, direction)]
-        bend = _dot(direction, image)
-        if not bend > 0:
+        curvature = _dot(direction, image)
+        if not curvature > 0:
             break
-        length = power / bend
-        x = [u + length * v for u, v in zip(x, direction)]
-        residual = [u - length * v for u, v in zip(residual, image)]
+        step_size = power / curvature
+        x = [u + step_size * v for u, v in zip(x, direction)]
+        residual = [u - step_size * v for u, v in zip(residual, image)]
         preconditioned = precondition(residual)
         power, before = _dot(residual, preconditioned), power
         if not power > CG_TOLERANCE * first:
             break
         direction = [u + (power / before) * v for u, v in zip(preconditioned, direction)]
-    # For iterates of CG, -slope.x = x.H x + residual.x, so the model drops by this much.
-    return x, -_dot(slope, x) + _dot(residual, x)
+    # For iterates of CG, -g.x = x.H x + residual.x (g the gradient), so the model drops by this.
+    return x, -_dot(gradient, x) + _dot(residual, x)
 
 
-def _preconditioner_blocks(at: Iterate) -> list[torch.Tensor]:
-    """Diagonal blocks of the Gauss-Newton matrix, as if A were fixed and S the identity.
+def _preconditioner_blocks(point: Iterate) -> list[torch.Tensor]:
+    """Return diagonal blocks of the Gauss-Newton matrix, with A taken as fixed and S as identity.
 
     Returns:
         For each factor one (R, R), the same for every row of the factor.
     """
-    grams = [f.T @ f for f in at.factors]
-    return [at.inner * hadamard(grams[:j] + grams[j + 1 :]) for j in range(len(grams))]
+    grams = [f.T @ f for f in point.factors]
+    return [point.inner * hadamard(grams[:j] + grams[j + 1 :]) for j in range(len(grams))]
 
 
 def _dot(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
-    """Inner product of two sets of factors."""
+    """Return the inner product of two sets of factors."""
     return sum(float((x * y).sum()) for x, y in zip(a, b))

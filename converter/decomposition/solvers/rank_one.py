@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from tensorly.cp_tensor import CPTensor
 
-from converter.decomposition.solvers.khatri_rao import equalize_norms
+from converter.decomposition.solvers.khatri_rao import cp_tensor, equalize_arrays
 
 
 def rank_one(tensors: np.ndarray, start: CPTensor | None = None, sweeps: int = 100) -> CPTensor:
@@ -18,8 +17,8 @@ def rank_one(tensors: np.ndarray, start: CPTensor | None = None, sweeps: int = 1
 
     Args:
         tensors: (N, n_1, ..., n_d), float64.
-        start: As the result, or None.
-        sweeps: Over the modes.
+        start: Terms to start from, in the form of the result; or None.
+        sweeps: Number of passes over the modes.
 
     Returns:
         The stack as a sum of N terms: factors (N, N), the identity, and (n_1, N), ..., (n_d, N),
@@ -38,12 +37,11 @@ def rank_one(tensors: np.ndarray, start: CPTensor | None = None, sweeps: int = 1
             norm = np.linalg.norm(product, axis=1, keepdims=True)
             factors[mode] = product / np.maximum(norm, np.finfo(np.float64).tiny)
     factors[-1] = factors[-1] * norm
-    even = equalize_norms([torch.from_numpy(np.ascontiguousarray(f.T)) for f in factors])
-    return CPTensor((np.ones(count), [np.eye(count), *(factor.numpy() for factor in even)]))
+    return cp_tensor([np.eye(count), *equalize_arrays([factor.T for factor in factors])])
 
 
 def _start(tensors: np.ndarray) -> list[np.ndarray]:
-    """Leading singular vectors (N, n_j) of each mode in turn."""
+    """Return leading singular vectors (N, n_j) of each mode in turn."""
     factors, rest = [], tensors
     for size in tensors.shape[1:]:
         unfolding = rest.reshape(len(tensors), size, -1)

@@ -10,7 +10,7 @@ import numpy as np
 def truncated_svd(
     matrices: np.ndarray, R: int, metric: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Factor each matrix of a stack at rank R, the square root of the values on both sides.
+    """Factor each matrix of a stack at rank R; both factors get the roots of the singular values.
 
     numpy decomposes a stack at once; tensorly's ``svd_interface`` takes one matrix.
 
@@ -35,7 +35,7 @@ def truncated_svd(
 
 
 def tail_errors(matrix: np.ndarray) -> np.ndarray:
-    """Relative Frobenius error of the best approximation at each rank.
+    """Return the relative Frobenius error of the best approximation at each rank.
 
     Args:
         matrix: (m, n).

@@ -12,18 +12,21 @@ from tensorly.cp_tensor import CPTensor
 from tensorly.tenalg import svd_interface
 from tensorly.tucker_tensor import TuckerTensor
 
-from converter.decomposition.problem import Problem, SolverSettings
-from converter.decomposition.solvers.cp import cp_tensor
+from converter.decomposition.problem import KernelProblem, SolverSettings
+from converter.decomposition.solvers.khatri_rao import cp_tensor, equalize_arrays
 from converter.errors import ConverterError
 
 MAX_ITERATIONS = 100  # tensorly's default
 
 
-def parafac(problem: Problem, R: int, settings: SolverSettings) -> CPTensor:
+def parafac(problem: KernelProblem, R: int, settings: SolverSettings) -> CPTensor:
     """Decompose (O, n_2, ..., n_d) by alternating least squares, started by SVD.
 
     Returns:
         d factors (n_j, R) with weights 1, each term's norm spread evenly over its factors.
+
+    Raises:
+        ConverterError: When tensorly fails, or does not converge to finite factors.
     """
     if not problem.target.any():  # on which parafac divides by zero
         return cp_tensor([np.zeros((n, R)) for n in problem.target.shape])
@@ -38,24 +41,26 @@ def parafac(problem: Problem, R: int, settings: SolverSettings) -> CPTensor:
     if not all(np.isfinite(factor).all() for factor in (out, *factors)):
         raise ConverterError(f"tensorly did not converge at rank {R}; use --solver flatconv.")
     unwhitened = [np.linalg.solve(root.T, f) for root, f in zip(problem.roots, factors)]
-    return cp_tensor([out, *unwhitened])
+    return cp_tensor(equalize_arrays([out, *unwhitened]))
 
 
-def rank_one(problem: Problem, settings: SolverSettings) -> CPTensor:
+def rank_one(problem: KernelProblem, settings: SolverSettings) -> CPTensor:
     """Decompose each filter of (O, n_2, ..., n_d) at rank 1.
 
     Returns:
         Factors (O, O), the identity, and (n_2, O), ..., (n_d, O), with weights 1.
     """
-    terms = [parafac(Problem(kernel[None]), 1, settings).factors for kernel in problem.whitened]
+    terms = [
+        parafac(KernelProblem(kernel[None]), 1, settings).factors for kernel in problem.whitened
+    ]
     out, *factors = (np.hstack(columns) for columns in zip(*terms))
     factors[0] = factors[0] * out  # (n_2, O) times (1, O)
     unwhitened = [np.linalg.solve(root.T, f) for root, f in zip(problem.roots, factors)]
-    return CPTensor((np.ones(len(terms)), [np.eye(len(terms)), *unwhitened]))
+    return cp_tensor([np.eye(len(terms)), *unwhitened])
 
 
 def partial_tucker(
-    problem: Problem, ranks: tuple[int, int], settings: SolverSettings
+    problem: KernelProblem, ranks: tuple[int, int], settings: SolverSettings
 ) -> TuckerTensor:
     """Decompose (O, I, K) over its first two modes at ``ranks`` (R2, R1).
 
@@ -80,7 +85,7 @@ def partial_tucker(
 
 
 def truncated_svd(matrices: np.ndarray, R: int) -> tuple[np.ndarray, np.ndarray]:
-    """Factor (..., m, n) as (..., m, R) @ (..., R, n), the values' square root on both sides."""
+    """Factor matrices (..., m, n) as ``svd.truncated_svd`` does, by tensorly."""
     left, right = [], []
     for matrix in matrices.reshape(-1, *matrices.shape[-2:]):
         u, s, vt = _checked(svd_interface, matrix, n_eigenvecs=R)

@@ -7,18 +7,18 @@ from tensorly import unfold
 from tensorly.tenalg import mode_dot, multi_mode_dot
 from tensorly.tucker_tensor import TuckerTensor
 
-from converter.decomposition.problem import Problem
+from converter.decomposition.problem import KernelProblem
 from converter.decomposition.solvers.svd import truncated_svd
 
 MAX_SWEEPS, MIN_GAIN = 50, 1e-7
 
 
-def tucker2(problem: Problem, ranks: tuple[int, int]) -> TuckerTensor:
+def tucker2(problem: KernelProblem, ranks: tuple[int, int]) -> TuckerTensor:
     """Decompose a kernel over its first two modes (Kim et al., arXiv 1511.06530).
 
-    Higher-order orthogonal iteration, where a sweep is two eigenvalue problems of channel size;
-    under a metric in the coordinates that its Kronecker form whitens, and then outputs and core
-    are solved together, in closed form, under the metric itself.
+    This is higher-order orthogonal iteration; a sweep solves two eigenvalue problems of channel
+    size. Under a metric it runs in the coordinates that the Kronecker form whitens. Then outputs
+    and core are solved together, in closed form, under the metric itself.
 
     Args:
         problem: Target (O, I, K).
@@ -49,8 +49,10 @@ def tucker2(problem: Problem, ranks: tuple[int, int]) -> TuckerTensor:
     return TuckerTensor((core, [out, inner, window]))
 
 
-def _solve_outputs(problem: Problem, inner: np.ndarray, R2: int) -> tuple[np.ndarray, np.ndarray]:
-    """Solve outputs (O, R2) and core (R2, R1, K) for a given ``inner`` (I, R1)."""
+def _solve_outputs(
+    problem: KernelProblem, inner: np.ndarray, R2: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Solve outputs (O, R2) and core (R2, R1, K) for fixed input factors ``inner`` (I, R1)."""
     assert problem.metric is not None
     (O, _, K), R1 = problem.target.shape, inner.shape[1]
     basis = np.kron(inner, np.eye(K))  # (I K, R1 K)
@@ -58,11 +60,11 @@ def _solve_outputs(problem: Problem, inner: np.ndarray, R2: int) -> tuple[np.nda
     gram = basis.T @ weighted
     free = np.linalg.solve(gram, weighted.T @ problem.target.reshape(O, -1).T).T  # best (O, R1 K)
     out, core = truncated_svd(free, min(R2, R1 * K), gram)
-    unused = R2 - out.shape[1]  # outputs that so small a core cannot tell apart
+    unused = R2 - out.shape[1]  # a core of R1 K entries cannot use more than R1 K outputs
     out, core = np.pad(out, ((0, 0), (0, unused))), np.pad(core, ((0, unused), (0, 0)))
     return out, core.reshape(R2, R1, K)
 
 
 def _leading(matrix: np.ndarray, R: int) -> np.ndarray:
-    """Return the R leading left singular vectors, by the smaller eigenvalue problem."""
+    """Return the R leading left singular vectors, from the eigenvectors of M M^T."""
     return np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :R]

@@ -25,12 +25,12 @@ class Iterate:
     factors: Factors
     outer: torch.Tensor  # A (O, R)
     inner: torch.Tensor  # A^T A (R, R)
-    lower: torch.Tensor  # L (R, R): Z^T S Z and the ridge are L L^T
-    inverse: torch.Tensor  # of L L^T
+    lower: torch.Tensor  # L (R, R): Z^T S Z plus the ridge is L L^T
+    inverse: torch.Tensor  # (L L^T)^-1
     basis: torch.Tensor | None  # Z L^-T (n, R)
     weighted: torch.Tensor | None  # S Z L^-T (n, R)
-    loss: float  # the squared error with the ridge, which is what the steps lower
-    error: float  # the squared error
+    loss: float  # squared error plus ridge, which the steps lower
+    error: float  # squared error
 
     def to(self, dtype: torch.dtype) -> Iterate:
         """Return the same iterate in another precision."""
@@ -44,13 +44,13 @@ class Iterate:
 
 @dataclass(frozen=True)
 class FrobeniusLoss:
-    """The squared Frobenius error, where Z is never formed: its products are small Gram matrices.
+    """The squared Frobenius error; its gradients need small Gram matrices only.
 
     Attributes:
         target: (O, n), double.
-        cg_dtype: The precision of conjugate gradients.
-        ridge: How much of the power of each term is added to the squared error; it keeps terms
-            from growing against one another (arXiv 2008.05441).
+        cg_dtype: Precision of conjugate gradients.
+        ridge: Share of the power of each term that is added to the squared error. It keeps terms
+            from growing while they cancel each other (arXiv 2008.05441).
     """
 
     target: torch.Tensor
@@ -67,33 +67,33 @@ class FrobeniusLoss:
         gram = hadamard([f.T @ f for f in factors])
         return _iterate(self, factors, self.target @ khatri_rao(factors), gram)
 
-    def gradient(self, at: Iterate) -> Factors:
+    def gradient(self, point: Iterate) -> Factors:
         """Half the gradient of the squared error in the factors."""
-        projected = self.target.T @ at.outer  # (n, R)
-        grams = [f.T @ f for f in at.factors]
+        projected = self.target.T @ point.outer  # (n, R)
+        grams = [f.T @ f for f in point.factors]
         return [
-            f @ (at.inner * hadamard(grams[:j] + grams[j + 1 :]))
-            - contract(projected, at.factors, j)
-            for j, f in enumerate(at.factors)
+            f @ (point.inner * hadamard(grams[:j] + grams[j + 1 :]))
+            - contract(projected, point.factors, j)
+            for j, f in enumerate(point.factors)
         ]
 
-    def curvature(self, at: Iterate, v: Factors) -> Factors:
+    def curvature(self, point: Iterate, v: Factors) -> Factors:
         """Multiply ``v`` by half the Gauss-Newton matrix."""
         modes = range(len(v))
-        grams = [f.T @ f for f in at.factors]
-        mixed = [x.T @ f for x, f in zip(v, at.factors)]  # (R of v, R of f)
+        grams = [f.T @ f for f in point.factors]
+        mixed = [x.T @ f for x, f in zip(v, point.factors)]  # (R of v, R of f)
         change = sum(hadamard([*grams[:j], mixed[j], *grams[j + 1 :]]) for j in modes)  # dZ^T Z
         assert isinstance(change, torch.Tensor)
-        back = at.inverse @ change.T @ at.inner  # (R, R)
+        back = point.inverse @ change.T @ point.inner  # (R, R)
         result = []
         for i in modes:
-            total = v[i] @ (at.inner * hadamard(grams[:i] + grams[i + 1 :]))
+            total = v[i] @ (point.inner * hadamard(grams[:i] + grams[i + 1 :]))
             weights = -back * hadamard(grams[:i] + grams[i + 1 :])
             for j in modes:
                 if j != i:
                     others = [mixed[l] if l == j else grams[l] for l in modes if l != i]
-                    weights = weights + at.inner * hadamard(others)
-            result.append(total + at.factors[i] @ weights)
+                    weights = weights + point.inner * hadamard(others)
+            result.append(total + point.factors[i] @ weights)
         return result
 
 
@@ -132,34 +132,36 @@ class MetricLoss:
         """Solve for A."""
         Z = khatri_rao(factors)
         SZ = self.metric @ Z
-        at = _iterate(self, factors, self.weighted_target.T @ Z, Z.T @ SZ)
+        point = _iterate(self, factors, self.weighted_target.T @ Z, Z.T @ SZ)
         basis, weighted = (
-            torch.linalg.solve_triangular(at.lower.T, x, upper=True, left=False) for x in (Z, SZ)
+            torch.linalg.solve_triangular(point.lower.T, x, upper=True, left=False) for x in (Z, SZ)
         )
-        return replace(at, basis=basis, weighted=weighted)
+        return replace(point, basis=basis, weighted=weighted)
 
-    def gradient(self, at: Iterate) -> Factors:
+    def gradient(self, point: Iterate) -> Factors:
         """Half the gradient of the squared error in the factors."""
-        assert at.weighted is not None
-        slope = at.weighted @ (at.lower.T @ at.inner) - self.weighted_target @ at.outer
-        return [contract(slope, at.factors, j) for j in range(len(at.factors))]
+        assert point.weighted is not None
+        gradient = (
+            point.weighted @ (point.lower.T @ point.inner) - self.weighted_target @ point.outer
+        )
+        return [contract(gradient, point.factors, j) for j in range(len(point.factors))]
 
-    def curvature(self, at: Iterate, v: Factors) -> Factors:
+    def curvature(self, point: Iterate, v: Factors) -> Factors:
         """Multiply ``v`` by half the Gauss-Newton matrix."""
-        assert at.basis is not None and at.weighted is not None
-        f = at.factors
+        assert point.basis is not None and point.weighted is not None
+        f = point.factors
         change = khatri_rao([v[0], *f[1:]])
         for j in range(1, len(f)):
             change = change + khatri_rao([*f[:j], v[j], *f[j + 1 :]])
         weighted = self.cg_metric.to(change.dtype) @ change
-        # A makes up for the part of the change in the span of Z, which therefore does not count.
-        weighted -= at.weighted @ (at.basis.T @ weighted)
-        slope = weighted @ at.inner
-        return [contract(slope, f, j) for j in range(len(f))]
+        # Changes in the span of Z cost nothing, because A compensates for them.
+        weighted -= point.weighted @ (point.basis.T @ weighted)
+        image = weighted @ point.inner
+        return [contract(image, f, j) for j in range(len(f))]
 
 
 def cholesky(matrix: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
-    """L L^T = matrix + diag(ridge); with more ridge where rounding left the matrix indefinite."""
+    """Return L of matrix + diag(ridge) = L L^T; the ridge is raised if rounding needs it."""
     for _ in range(MAX_RAISES):
         lower, failed = torch.linalg.cholesky_ex(matrix + torch.diag(ridge))
         if not failed:
@@ -175,7 +177,7 @@ def _iterate(
     cross: torch.Tensor,
     gram: torch.Tensor,
 ) -> Iterate:
-    """Solve A (Z^T S Z) = W S Z, ``cross``, with a ridge on each term's own power."""
+    """Solve A (Z^T S Z) = W S Z for ``gram`` = Z^T S Z and ``cross`` = W S Z, with a ridge on A."""
     ridge = loss.ridge * gram.diagonal()
     ridge = ridge + torch.finfo(cross.dtype).eps * ridge.mean() + torch.finfo(torch.float32).tiny
     lower = cholesky(gram, ridge)

@@ -23,7 +23,7 @@ import tensorly as tl
 import torch
 from tensorly.decomposition import parafac
 
-from converter.decomposition.problem import Problem
+from converter.decomposition.problem import KernelProblem
 from converter.decomposition.solvers.cp import cp
 from scripts.benchmarks.suite import Case, Figures, Settings, Suite, Target
 
@@ -61,7 +61,7 @@ def error(kernel: np.ndarray, factors: list[np.ndarray]) -> float:
 def timed(kernel: np.ndarray) -> tuple[list[np.ndarray], float]:
     """Decompose by our solver, and time it in seconds."""
     start = time.perf_counter()
-    factors = cp(Problem(kernel), R).factors
+    factors = cp(KernelProblem(kernel), R).factors
     return factors, time.perf_counter() - start
 
 
@@ -79,7 +79,9 @@ def timed_parafac(kernel: np.ndarray) -> tuple[list[np.ndarray], float]:
 def race(make: partial[np.ndarray], settings: Settings) -> Figures:
     """Race the two on one kernel."""
     torch.set_num_threads(THREADS)
-    cp(Problem(np.random.default_rng(0).standard_normal((256, 256, 3, 3))), R)  # libraries load
+    cp(
+        KernelProblem(np.random.default_rng(0).standard_normal((256, 256, 3, 3))), R
+    )  # libraries load
     kernel = make(settings).astype(np.float64)
     _, before_s = timed(kernel)
     theirs, theirs_s = timed_parafac(kernel)
