@@ -1,4 +1,4 @@
-"""flatconv: makes trained convolutional networks faster, and proves it in onnxruntime."""
+"""flatconv: makes trained convolutional networks faster, measured in onnxruntime."""
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,7 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-_HOMES = {
+_MODULES = {
     "FORMS": "decomposition.forms",
     "ConverterError": "errors",
     "Decomposition": "decomposition.api",
@@ -56,10 +56,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is used: torch takes seconds to import."""
-    if name not in _HOMES:
+    """Import a public name on first use, since torch takes seconds to import."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'converter' has no attribute {name!r}")
-    return getattr(import_module(f"converter.{_HOMES[name]}"), name)
+    return getattr(import_module(f"converter.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

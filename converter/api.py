@@ -1,4 +1,4 @@
-"""The Python interface: native types in, results out, errors in Python's words."""
+"""The Python interface: takes Python types, and names options in errors as in Python."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def convert(
         evaluate: ``evaluate(predict) -> float``, higher is better; ``predict`` takes and returns
             dictionaries of arrays. Without it, accuracy is measured on ``eval``.
         options: Options as one object; the defaults if left out.
-        progress: Called with a stage and the share of it that is done.
+        progress: Called with a stage and the fraction of it that is done.
         **values: Options by name, as in ``calib=loader, max_drop=0.005, int8=True,
             layers={"conv1": LayerForm("spatial", rank=96), "fc": None}``. Names and meanings are
             those of the command line. ``calib``, ``eval`` and ``train`` take text (.npz, folder
@@ -62,7 +62,6 @@ def convert(
         (options or Options()).changed(**values),
         example_input=example_input,
         evaluate=evaluate,
-        command="converter.convert",
         progress=progress,
     )
     return _in_python_words(result)
@@ -112,7 +111,7 @@ def finetune(
         result_or_folder: The result of ``convert``, or the folder that ``Result.save`` wrote.
         epochs: Epochs of distillation.
         evaluate: As for ``convert``.
-        progress: Called with a stage and the share of it that is done.
+        progress: Called with a stage and the fraction of it that is done.
         **values: Options of training by name: ``train``, ``reconstruct`` (epochs), ``labels``,
             ``loss``, ``lr``, ``train_batch``, ``accumulate``, ``precision``, ``augment``,
             ``workers``, ``resume``; also ``eval``, ``device`` and ``seed``. Others are those of
@@ -125,11 +124,7 @@ def finetune(
         ConverterError: When the folder or the data cannot be used.
     """
     result = retrain.finetune(
-        result_or_folder,
-        {**values, "epochs": epochs},
-        evaluate=evaluate,
-        command="converter.finetune",
-        progress=progress,
+        result_or_folder, {**values, "epochs": epochs}, evaluate=evaluate, progress=progress
     )
     return None if result is None else _in_python_words(result)
 
@@ -146,9 +141,10 @@ def compare(
 
     Args:
         paths: At least two files, the first of which is the reference, or one output folder.
-        data: Inputs, as ``calib`` of ``convert``, with labels for accuracy.
-        options: Options of timing and of images.
-        progress: Called with a stage and the share of it that is done.
+        data: Inputs, as ``calib`` of ``convert``, with labels for accuracy; ``eval`` if left out.
+        options: Options of timing and of images; for a folder, those of its conversion if left
+            out.
+        progress: Called with a stage and the fraction of it that is done.
         **values: Options by name, such as ``threads=2``.
 
     Raises:
@@ -174,7 +170,7 @@ def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
 
 
 def _in_python_words(result: Result) -> Result:
-    """Write options in the reason of a report as Python parameters."""
+    """Write options in the status of a report as Python parameters."""
     verified = result.report.verified
     if verified.status.sentence is None:
         return result

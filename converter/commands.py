@@ -1,4 +1,4 @@
-"""The commands beside convert and finetune: plan only, inspect, compare, export."""
+"""The smaller commands: dry run, inspect, compare, export."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ def inspect(
     normal: Path | None = None,
     progress: Progress = no_progress,
 ) -> tuple[tuple[Layer, ...], LatencyTable]:
-    """List a network's layers, with their times as they are and, if known, in other forms.
+    """List a network's layers with their times, and with their times in other forms if cached.
 
     Args:
         model: As for ``converter.convert``.
-        options: Options.
-        gains: Time other forms, too, if they are not known yet, which takes much longer.
-        normal: Where to write the canonical network, or None; ``flatconv measure`` on another
+        options: Options of the conversion.
+        gains: Time other forms if they are not in the cache, which takes much longer.
+        normal: File to write the canonical network to, or None; ``flatconv measure`` on another
             machine finds the same layers in it.
-        progress: Called with a stage and the share of it that is done.
+        progress: Called with a stage and the fraction of it that is done.
 
     Raises:
         ConverterError: As ``converter.convert``, or when ``normal`` cannot be written.
@@ -83,19 +83,7 @@ def compare(
     options: Options | None = None,
     progress: Progress = no_progress,
 ) -> Comparison:
-    """Race ONNX files in onnxruntime and score them on the same data.
-
-    Args:
-        paths: At least two files, the first of which is the reference, or one output folder.
-        data: Inputs, as ``calib`` of ``converter.convert``, with labels for accuracy; those of
-            ``eval`` if left out.
-        options: Options of timing and of images; for a folder, those of its conversion if left
-            out.
-        progress: Called with a stage and the share of it that is done.
-
-    Raises:
-        ConverterError: When a file cannot be read, or the networks take other inputs.
-    """
+    """Race ONNX files in onnxruntime and score them on the same data; see ``converter.compare``."""
     files = compared_files(paths)
     if len(paths) == 1 and options is None:
         options = read_record(Path(paths[0])).options
@@ -135,11 +123,11 @@ def compared_files(paths: Sequence[str | Path]) -> list[Path]:
 def node_times(
     *paths: str | Path, comparison: Comparison, options: Options | None = None
 ) -> list[Sequence[NodeTime]]:
-    """Time the nodes that the runtime makes of the networks of a comparison.
+    """Time the nodes of the optimized networks of a comparison.
 
     Args:
         paths: As for ``compare``.
-        comparison: The result of ``compare``, whose input shapes are used.
+        comparison: The result of ``compare``; its input shapes are used.
         options: Options of timing.
 
     Raises:
@@ -173,7 +161,7 @@ def export(directory: str | Path, path: str | Path, *, progress: Progress = no_p
 
 
 def write_network(network: ir.Model, target: Path) -> None:
-    """Write a network, whole or not at all; with its weights beside it if it is too large.
+    """Write a network, whole or not at all; weights too large for one file go into a second.
 
     Raises:
         ConverterError: When it cannot be written.

@@ -1,4 +1,4 @@
-"""A conversion before its first step: the network, its layers, its data and its options."""
+"""``Job``: a network, its layers, its data and the options of a conversion."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from converter.training.losses import import_loss
 
 @dataclass(frozen=True)
 class Job:
-    """A conversion.
+    """The inputs of a conversion.
 
     Attributes:
-        source: The network, the torch model behind it, and the data.
+        source: The network, its torch model if there is one, and the data.
         problem: The network, its layers, and its sample inputs split for a search.
-        options: Of the conversion.
+        options: Options of the conversion.
         resources: Threads, cache, progress and the other processes.
         evaluate: The user's own measure, or None.
     """
@@ -51,11 +51,11 @@ class Job:
         """The layers of the network, in graph order."""
         return self.problem.layers
 
-    def of(self, source: Source, options: Options) -> Job:
-        """Return the same job for another network and other options."""
-        layers = list_layers(source, options.resources.seed)
-        problem = make_problem(source, layers, options.resources.seed)
-        return replace(self, source=source, problem=problem, options=options)
+    def for_network(self, source: Source) -> Job:
+        """Return the same job for another network."""
+        seed = self.options.resources.seed
+        problem = make_problem(source, list_layers(source, seed), seed)
+        return replace(self, source=source, problem=problem)
 
 
 def open_job(
@@ -65,7 +65,7 @@ def open_job(
     evaluate: Evaluate | None = None,
     progress: Progress = no_progress,
 ) -> Job:
-    """Load a network and its data, and refuse what could not be done with it.
+    """Load a network and its data, and check that the options can be carried out.
 
     Raises:
         ConverterError: When the model, the data or an option cannot be used.
@@ -89,25 +89,25 @@ def open_job(
 
 
 def check_options(options: Options) -> Options:
-    """Refuse at once what is used only after minutes of solving.
+    """Check at once the options that are used only after minutes of solving.
 
     Returns:
-        The options, with the seed of the plan that is replayed, if one is.
+        The options; with ``--plan``, the seed is that of the plan.
 
     Raises:
-        ConverterError: When there is no such form, execution provider, device, cluster or plan.
+        ConverterError: When a form, execution provider, device, cluster or plan does not exist.
     """
     for text in options.layers.form:
         find_form(text.rpartition("=")[2])
-    for wish in options.layers.layers.values():
-        if wish is not None:
-            find_form(wish.form)
+    for layer_form in options.layers.layers.values():
+        if layer_form is not None:
+            find_form(layer_form.form)
     OnnxRuntime.of(options.timing)
     check_device(options.resources.device)
     if options.training.loss:
         import_loss(options.training.loss)
     if options.resources.cluster:
-        with connected(options.resources.cluster):  # answers, and has workers
+        with connected(options.resources.cluster):  # raises if there is no worker
             pass
     plan = options.layers.plan
     return options if plan is None else options.changed(seed=read_plan(plan).seed)

@@ -1,4 +1,4 @@
-"""The story of a conversion: load, choose, realize, train, quantize, check, race, report."""
+"""A conversion step by step: load, choose, realize, train, quantize, check, race, report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ from converter.job import Job, open_job
 from converter.models import match as torch_network
 from converter.models.source import Model, Source, samples
 from converter.options import Options
-from converter.processes import (
-    Progress,
-    no_progress,
-)
+from converter.processes import Progress, no_progress
 from converter.reconstruction.moments import Metrics
 from converter.reconstruction.realize import Realization, coarse_metrics, realize, with_chains
 from converter.report.layers import layer_rows, least_gaining
@@ -56,11 +53,11 @@ def convert(
 
     Args:
         model: A torch model, an ``onnx.ModelProto``, a path, or ``package.module:factory``.
-        options: Of the conversion.
+        options: Options of the conversion.
         example_input: Arrays (N, ...) that give the input shapes, or None.
         evaluate: The user's own measure, or None.
-        command: Written into the report.
-        progress: Called with a stage and the share of it that is done.
+        command: Recorded in the report.
+        progress: Called with a stage and the fraction of it that is done.
 
     Raises:
         ConverterError: When the input or an option is wrong; nothing is written.
@@ -72,21 +69,23 @@ def convert(
     if group.rank:
         raise ConverterError("Only the first process converts; call converter.run_worker here.")
     group.all_reduce_mean(0)  # nothing is timed while others still load
-    original, now = job.source, job
+    original, current = job.source, job
     *first_steps, last = split_schedule(job.options)
     for step in first_steps:
-        now = now.of(now.source, increment(step, job.options))
-        converted = finish(now.of(now.source, step.changed(int8=False)), choose(now), original)
-        now = now.of(compose_chains(now.source, converted.module, converted.plan), step)
-    now = now.of(now.source, last) if first_steps else now
-    search = choose(now.of(now.source, increment(last, job.options)) if first_steps else now)
-    converted = finish(now, search, original)
+        search = choose(replace(current, options=increment(step, job.options)))
+        in_float = replace(current, options=step.changed(int8=False))
+        converted = finish(in_float, search, original)
+        dense = compose_chains(current.source, converted.module, converted.plan)
+        current = current.for_network(dense)
+    search = choose(replace(current, options=increment(last, job.options)))
+    current = replace(current, options=last)
+    converted = finish(current, search, original)
     verified = measure(job, converted)
     while not job.options.layers.manual and is_slower(verified):
-        search = without_least_gaining(now, search, verified)
-        converted = finish(now, search, original)
+        search = without_least_gaining(current, search, verified)
+        converted = finish(current, search, original)
         verified = measure(job, converted)
-    group.broadcast_task(None)
+    group.broadcast_task(None)  # ends the other processes
     if job.resources.cache is not None:
         evict(job.resources.cache)
     report = Report(verified, job.options.resources.seed, command)
@@ -106,7 +105,7 @@ def run_worker(model: Model, options: Options, example_input: object = None) -> 
 
 
 def choose(job: Job) -> SearchResult:
-    """Carry out the user's choices, or search for the best under budgets."""
+    """Follow the user's choices of forms and ranks, or search the best under the budgets."""
     options, group = job.options, job.resources.group
     if options.layers.manual or (not options.limits and job.source.calib is None):
         if options.search.frontier:
@@ -117,9 +116,9 @@ def choose(job: Job) -> SearchResult:
         seed = options.resources.seed
         plan = make_plan(job.layers, options.layers, job.source.shapes, seed)
         forms = {name: (form.name, rank) for name, (form, rank) in plan.chosen().items()}
-        times = chosen_times(job.problem, forms, options, job.resources)
+        table = chosen_times(job.problem, forms, options, job.resources)
         realization = group.run_on_all(partial(_realize, plan, True), job)
-        return SearchResult(plan, realization, table=times)
+        return SearchResult(plan, realization, table=table)
     task = Task(
         problem=job.problem,
         options=options,
@@ -135,7 +134,7 @@ def choose(job: Job) -> SearchResult:
 
 
 def _realize(plan: Plan, whole: bool, job: Job) -> Realization:
-    """Solve the layers of a plan, for all sample inputs or only for those that do not judge."""
+    """Solve the layers of a plan for all sample inputs, or without those that are held out."""
     return realize(
         job.problem.network,
         job.layers,
@@ -148,19 +147,19 @@ def _realize(plan: Plan, whole: bool, job: Job) -> Realization:
 
 
 def _estimate(names: Collection[str], job: Job) -> Metrics:
-    """Estimate the second moments of layers' inputs, on the sample inputs that do not judge."""
-    named = [layer for layer in job.layers if layer.name in names]
-    return coarse_metrics(job.problem.network, named, job.problem.fit, job.resources)
+    """Estimate the second moments of layers' inputs, without the held-out sample inputs."""
+    layers = [layer for layer in job.layers if layer.name in names]
+    return coarse_metrics(job.problem.network, layers, job.problem.fit, job.resources)
 
 
 def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
-    """Check what was chosen, make its torch model, train both if asked to, and quantize.
+    """Check the chosen network, make its torch model, and train and quantize it if requested.
 
     Args:
         job: The conversion.
-        search: The plan and the network that was built of it.
-        teacher: The original, which training goes toward; in a schedule not the network of
-            ``job``.
+        search: The plan and the network that was built from it.
+        teacher: The original, toward which the network is trained. From the second step of a
+            schedule on, this is not the network of ``job``.
     """
     if budgets := budgets_of(job.options.budget):
         search = replace(search, budgets=budgets)
@@ -170,9 +169,9 @@ def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
         return ConvertedModel(search, teacher.original, teacher.module, rows, int8, status)
     seed, trains = job.options.resources.seed, job.options.training.trains
     source, chains, network = job.source, search.realization.chains, search.realization.network
-    checked = samples(source, seed)
-    problem = check_same(source.original, source.network, checked)
-    problem = problem or check(source.network, network, job.layers, chains, checked)
+    inputs = samples(source, seed)
+    problem = check_same(source.original, source.network, inputs)
+    problem = problem or check(source.network, network, job.layers, chains, inputs)
     module, unproven = None, None
     if trains:
         limits = trainable_limits(search.budgets, job.evaluate)
@@ -182,8 +181,8 @@ def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
     elif source.module is not None:
         module = torch_network.apply(source.module, job.layers, chains)
     if module is not None:
-        problem = problem or check_torch_vs_onnx(module, network, checked)
-    if source is not teacher:  # the search judged beside an earlier step of the schedule
+        problem = problem or check_torch_vs_onnx(module, network, inputs)
+    if source is not teacher:  # its losses are against an earlier step of the schedule
         search = replace(search, loss_usage=None)
     int8, status = _quantize_if_requested(job, network, search)
     status = status_of("unsound", problem).then(status).then(status_of("unproven", unproven))
@@ -194,7 +193,7 @@ def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
 def _train(
     chains: Mapping[str, Chain], limits: Mapping[str, float], teacher: Source | None, job: Job
 ) -> tuple[nn.Module | None, ir.Model, str | None]:
-    """Put chains in the place of layers and train the network; all processes call this alike."""
+    """Replace layers by chains and train the network; all processes call this alike."""
     source = job.source
     student = source.module and torch_network.apply(source.module, job.layers, chains)
     network = with_chains(source.network, job.layers, chains)
@@ -204,7 +203,7 @@ def _train(
 
 
 def trainable_limits(budgets: Collection[Budget], evaluate: Evaluate | None) -> dict[str, float]:
-    """Return the limits that training can judge: none that the user's own measure judges."""
+    """Return the limits that training can test; it cannot call the user's own measure."""
     limits = limits_of(list(budgets))
     return {} if evaluate is not None and "max_drop" in limits else limits
 
@@ -212,14 +211,14 @@ def trainable_limits(budgets: Collection[Budget], evaluate: Evaluate | None) -> 
 def _quantize_if_requested(
     job: Job, network: ir.Model, search: SearchResult
 ) -> tuple[ir.Model | None, Status]:
-    """Quantize a network if that was asked for; the budgets are then those of int8."""
+    """Quantize a network if requested; the budgets then hold for the network in int8."""
     if not job.options.search.int8:
         return None, search.status
     int8 = quantize(network, job.source, job.options, search.loss_usage)
     if search.loss_usage is None:
         return int8, search.status
-    times = search.loss_usage(int8)
-    missed = f"The int8 network loses {times:.2f} times what it may." if times > 1 else None
+    usage = search.loss_usage(int8)
+    missed = f"The int8 network loses {usage:.2f} times what it may." if usage > 1 else None
     return int8, status_of("missed", missed)
 
 
@@ -242,9 +241,9 @@ def measure(job: Job, converted: ConvertedModel) -> Verified:
 
 def without_least_gaining(job: Job, search: SearchResult, verified: Verified) -> SearchResult:
     """Revert the half of the converted layers that gains least."""
-    than = " than the original's int8" if job.options.search.int8 else ""
-    slow = verdict(verified.comparison.gain)
+    baseline = " than the original's int8" if job.options.search.int8 else ""
+    result = verdict(verified.comparison.gain)
     layers = least_gaining(verified.converted.rows)
-    plan = search.plan.reverted(f"with it the network was no faster{than} ({slow})", layers)
+    plan = search.plan.reverted(f"with it the network was no faster{baseline} ({result})", layers)
     realization = job.resources.group.run_on_all(partial(_realize, plan, True), job)
     return replace(search, plan=plan, realization=realization, predicted_speedup=None)

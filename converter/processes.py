@@ -1,4 +1,4 @@
-"""The processes that share work, and their devices."""
+"""``ProcessGroup``: the processes that share work; ``Resources``: threads, device, cache."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from converter.options import Options
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]  # a stage, and the fraction of it that is done
-MISSING = object()
+MISSING = object()  # fills up parts of unequal length
 TIMEOUT = timedelta(days=1)  # the others wait while the first process searches and measures
-# Variables that torchrun and the kinds of mpirun set: the number of processes, and the rank.
+# Environment variables of torchrun, MPICH, Open MPI and MVAPICH: number of processes, and rank.
 SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -145,18 +145,18 @@ def no_progress(stage: str, done: float) -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a conversion may use, and how it reports progress.
+    """The resources of a conversion, and how it reports progress.
 
     Attributes:
         threads: Threads of the solvers and of networks that are run for their outputs.
         device: torch device of the iterative solvers and of training.
-        memory_bytes: What calibration and solving may take, roughly.
-        seed: Of every random choice.
+        memory_bytes: Approximate memory for calibration and solving.
+        seed: Seed of every random choice.
         cache: Folder of results on disk, or None.
         cluster: Address of a Dask scheduler that solves layers, or None for this machine's cores.
         group: The processes that share the work on sample inputs.
-        progress: Called with a stage and the share of it that is done.
-        solver: What decomposes a kernel: "flatconv", "tensorly" or "tensorly+refine".
+        progress: Called with a stage and the fraction of it that is done.
+        solver: Solver of kernels: "flatconv", "tensorly" or "tensorly+refine".
     """
 
     threads: int = 1
@@ -176,7 +176,7 @@ class Resources:
         group: ProcessGroup = SINGLE_PROCESS,
         progress: Progress = no_progress,
     ) -> Resources:
-        """Take the resources from the options, and torch's number of threads."""
+        """Take the resources from the options, and the number of threads from torch."""
         resources = options.resources
         return cls(
             threads=torch.get_num_threads(),
@@ -196,7 +196,7 @@ class Resources:
 
     def stage(self, name: str) -> Callable[[float], None]:
         """Return the progress function of one stage."""
-        return lambda done: self.progress(name, done)
+        return partial(self.progress, name)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Fine-tuning of an earlier conversion: of its output folder, or of its result in memory."""
+"""Fine-tuning of an earlier conversion, from its output folder or its result in memory."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from converter.search.task import SearchResult
 from converter.training.distill import distill
 from converter.training.phases import list_phases
 
-# Options of the conversion that a later training does not repeat.
-FRESH = {"plan": None, "cluster": None, "resume": False, "reconstruct": 0, "schedule": 1}
+# Options of the conversion that a later training resets.
+RESET = {"plan": None, "cluster": None, "resume": False, "reconstruct": 0, "schedule": 1}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Earlier:
     """An earlier conversion.
 
     Attributes:
-        record: Its origin, options, budgets and layers.
+        record: Origin, options, budgets and layers of the conversion.
         plan: Form and rank of each layer.
         original: The original network.
         network: The converted network.
@@ -61,7 +61,7 @@ class Earlier:
 
     @classmethod
     def of_result(cls, result: Result) -> Earlier:
-        """Take a conversion in memory."""
+        """Take the result of a conversion."""
         converted = result.report.verified.converted
         record = Record(
             result.origin, result.options, converted.search.budgets, result.report.layers
@@ -113,10 +113,10 @@ def finetune(
 
     Args:
         result_or_folder: The result of a conversion, or its output folder.
-        values: Options of training by name; others are those of the conversion.
+        values: Options of training by name; all others are taken from the conversion.
         evaluate: The user's own measure, or None.
-        command: Written into the report.
-        progress: Called with a stage and the share of it that is done.
+        command: Recorded in the report.
+        progress: Called with a stage and the fraction of it that is done.
 
     Returns:
         The trained network, measured; None in every process but the first.
@@ -127,9 +127,9 @@ def finetune(
     if isinstance(result_or_folder, Result):
         earlier = Earlier.of_result(result_or_folder)
     else:
-        trust = bool(values.get("trust_pickle", False))
-        earlier = Earlier.of_folder(Path(result_or_folder), trust)
-    options = check_options(earlier.record.options.changed(**{**FRESH, "epochs": 0, **values}))
+        trust_pickle = bool(values.get("trust_pickle", False))
+        earlier = Earlier.of_folder(Path(result_or_folder), trust_pickle)
+    options = check_options(earlier.record.options.changed(**{**RESET, "epochs": 0, **values}))
     job = _open(earlier, options, evaluate, progress)
     if earlier.teacher is not None and not isinstance(result_or_folder, Result):
         problem = check_torch_vs_onnx(
@@ -148,16 +148,20 @@ def finetune(
 
 
 def _open(earlier: Earlier, options: Options, evaluate: Evaluate | None, progress: Progress) -> Job:
-    """Read the data of a further training."""
+    """Read the data of an earlier conversion, to train its network further."""
     inputs = onnx_network.inputs(earlier.original)
-    calib = None
-    named = options.data.calib
-    if named is not None and (not isinstance(named, str) or ":" in named or Path(named).exists()):
-        calib = read_data(named, inputs, options)
+    calib, calib_source = None, options.data.calib
+    missing = (
+        isinstance(calib_source, str)
+        and ":" not in calib_source
+        and not Path(calib_source).exists()
+    )
+    if calib_source is not None and not missing:
+        calib = read_data(calib_source, inputs, options)
         calib = calib.sample(options.data.samples, options.resources.seed)
     shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in inputs])
     shapes = dict(earlier.plan.input_shapes) | shapes
-    train, scored = read_named_data(inputs, options)
+    train, evaluation = read_named_data(inputs, options)
     source = Source(
         original=earlier.original,
         network=canonicalize(earlier.original),
@@ -167,7 +171,7 @@ def _open(earlier: Earlier, options: Options, evaluate: Evaluate | None, progres
         more_shapes=tuple(shapes | other for other in more),
         calib=calib,
         train=train,
-        eval=scored,
+        eval=evaluation,
         origin=dict(earlier.record.origin),
     )
     layers = list_layers(source, options.resources.seed)
@@ -187,8 +191,8 @@ def _train(job: Job, earlier: Earlier) -> ConvertedModel:
     )
     problem = check_graph(network)
     if module is not None:
-        checked = samples(job.source, options.resources.seed)
-        problem = problem or check_torch_vs_onnx(module, network, checked)
+        inputs = samples(job.source, options.resources.seed)
+        problem = problem or check_torch_vs_onnx(module, network, inputs)
     int8 = None
     if options.search.int8:
         int8 = quantize(network, job.source, options)
