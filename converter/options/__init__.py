@@ -4,8 +4,6 @@ from converter.options.options import (
     SUBJECTS,
     Options,
     check_inputs,
-    check_ranges,
-    check_together,
     panel,
     shapes_by_name,
 )
@@ -46,8 +44,6 @@ __all__ = [
     "TimingOptions",
     "TrainOptions",
     "check_inputs",
-    "check_ranges",
-    "check_together",
     "each_value",
     "option_text",
     "panel",

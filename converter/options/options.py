@@ -25,10 +25,11 @@ from converter.options.subjects import (
 )
 
 ALIASES = {"finetune": "epochs"}
+NAMED_DATA = ("calib", "eval", "train")
 
 
 def panel(name: str, order: int) -> Parameter:
-    """Make the fields of a dataclass command-line options in a panel of their own."""
+    """Turn the fields of a dataclass into command-line options, in a panel of the help text."""
     return Parameter(name="*", group=Group(name, sort_key=order))
 
 
@@ -40,7 +41,7 @@ class Options:
         model: How the network is read.
         data: Sample inputs and labelled inputs.
         images: Preprocessing of images.
-        budget: What may be lost or must be gained.
+        budget: Limits on loss, time, MACs and size.
         layers: Choices by hand.
         search: How forms are chosen.
         training: Fine-tuning.
@@ -64,8 +65,8 @@ class Options:
     def __post_init__(self) -> None:
         """Check the ranges of all values, and that options do not contradict each other."""
         for item in fields(self):
-            check_ranges(getattr(self, item.name))
-        check_together(self)
+            _check_ranges(getattr(self, item.name))
+        _check_together(self)
 
     @property
     def limits(self) -> dict[str, float]:
@@ -83,7 +84,7 @@ class Options:
         return cls().changed(**values)
 
     def changed(self, **values: Any) -> Options:
-        """Return a copy with other values, by their flat names.
+        """Return a copy with some values changed, by their flat names.
 
         Raises:
             ConverterError: When there is no such option, or a value does not fit.
@@ -103,32 +104,35 @@ class Options:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Write the options as JSON values by flat name, paths absolute.
+        """Return the options as JSON values by flat name, with absolute paths.
 
-        Data that is not named by text (arrays, loaders) is left out.
+        Data in memory (arrays, loaders) is left out.
         """
-        written = {}
+        values = {}
         for name, subject in SUBJECTS.items():
             value = getattr(getattr(self, subject), name)
-            if name in ("calib", "eval", "train"):
+            if name in NAMED_DATA:
                 value = _named_data(value)
             elif isinstance(value, Path):
                 value = str(value.resolve())
             elif name == "layers":
                 value = {key: form and [form.form, form.rank] for key, form in value.items()}
             if value is not None:
-                written[name] = value
-        return written
+                values[name] = value
+        return values
 
     @classmethod
     def from_json(cls, values: object) -> Options:
-        """Read what ``to_json`` wrote, in this version or in 0.1.
+        """Read the values that ``to_json`` returned, in this version or in 0.1.
 
         Raises:
             ConverterError: When an option is unknown, of another type, or out of range.
         """
         if not isinstance(values, dict):
             raise ConverterError("It records no options.")
+        for name in NAMED_DATA:
+            if not isinstance(values.get(name), str | None):
+                raise ConverterError(f"Invalid value {values[name]!r} for {option_text(name)}.")
         return cls.of(**values)
 
 
@@ -140,7 +144,7 @@ SUBJECTS: dict[str, str] = {
 }
 
 
-def check_ranges(subject: Any) -> None:
+def _check_ranges(subject: Any) -> None:
     """Check the values of one subject by the validators of its command-line parameters.
 
     Raises:
@@ -158,7 +162,7 @@ def check_ranges(subject: Any) -> None:
                     ) from None
 
 
-def check_together(options: Options) -> None:
+def _check_together(options: Options) -> None:
     """Check that options do not contradict each other.
 
     Raises:
@@ -187,14 +191,14 @@ def check_together(options: Options) -> None:
 
 
 def check_inputs(options: Options, measured: bool) -> None:
-    """Check that there are the inputs that the options need, before anything is loaded.
+    """Check that the options name the inputs that they need, before anything is loaded.
 
     Args:
         options: Options of a conversion.
         measured: Whether the user's own function measures accuracy.
 
     Raises:
-        ConverterError: When there are none.
+        ConverterError: When inputs are missing.
     """
     if options.data.calib is not None:
         return
@@ -212,39 +216,39 @@ def check_inputs(options: Options, measured: bool) -> None:
 
 
 def shapes_by_name(
-    given: Sequence[InputShape], names: Sequence[str]
+    shapes: Sequence[InputShape], names: Sequence[str]
 ) -> list[dict[str, tuple[int, ...]]]:
-    """Sort input shapes by the input that they are for.
+    """Group input shapes by input name.
 
     Args:
-        given: Names and shapes; a shape without a name is the first input's.
-        names: The network's inputs.
+        shapes: Names and shapes; a shape without a name is that of the first input.
+        names: Names of the network's inputs.
 
     Returns:
-        One dictionary for the first shape of every input, one for the second, and so on. An input
-        that is not given again keeps its last shape.
+        One dictionary with the first shape of every input, one with the second, and so on. An input
+        with fewer shapes than the others repeats its last.
 
     Raises:
         ConverterError: When a shape names no input.
     """
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    for name, shape in given:
+    by_name: dict[str, list[tuple[int, ...]]] = {}
+    for name, shape in shapes:
         name = name or names[0]
         if name not in names:
             raise ConverterError(
                 f"--input-shape {name}:{','.join(map(str, shape))}: there is no input {name!r}, "
                 f"only {', '.join(names)}."
             )
-        shapes.setdefault(name, []).append(shape)
-    count = max(map(len, shapes.values()), default=1)
+        by_name.setdefault(name, []).append(shape)
+    count = max(map(len, by_name.values()), default=1)
     return [
-        {name: several[min(number, len(several) - 1)] for name, several in shapes.items()}
+        {name: sizes[min(number, len(sizes) - 1)] for name, sizes in by_name.items()}
         for number in range(count)
     ]
 
 
 def _named_data(source: Any) -> str | None:
-    """Write a data source that is named by text; existing paths become absolute."""
+    """Return the text of a data source, an existing path made absolute; None for data in memory."""
     if not isinstance(source, str | Path) or not str(source):
         return None
     return str(Path(source).resolve()) if Path(source).exists() else str(source)

@@ -1,4 +1,4 @@
-"""Option values: parsed from text on the command line, taken as they are in Python."""
+"""Option values: parsed from text on the command line, or converted from Python values."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def each_value(parse: Callable[[str], Any]) -> Parameter:
 
 
 def bounded(gte: int, lte: int | None = None) -> Callable[[Any, Any], None]:
-    """Make a check that a number, if it is given, is within bounds."""
+    """Return a validator for numbers between two bounds; None passes."""
     check = Number(gte=gte, lte=lte)
 
     def validate(kind: Any, value: float | None) -> None:
@@ -100,18 +100,18 @@ def bounded(gte: int, lte: int | None = None) -> Callable[[Any, Any], None]:
     return validate
 
 
-def share(_: Any, value: float | None) -> None:
-    """Check that a value is a share.
+def fraction(_: Any, value: float | None) -> None:
+    """Check that a value is between 0 and 1; None passes.
 
     Raises:
-        ValueError: When it is not between 0 and 1.
+        ValueError: When it is not.
     """
     if value is not None and not 0 < value < 1:
         raise ValueError("It must be above 0 and below 1; write 1 % as 0.01.")
 
 
 def positive(_: Any, value: float | None) -> None:
-    """Check that a value is finite and above 0.
+    """Check that a value is finite and above 0; None passes.
 
     Raises:
         ValueError: When it is not.
@@ -121,7 +121,7 @@ def positive(_: Any, value: float | None) -> None:
 
 
 def above_one(_: Any, value: float | None) -> None:
-    """Check that a value is finite and above 1.
+    """Check that a value is finite and above 1; None passes.
 
     Raises:
         ValueError: When it is not.
@@ -146,38 +146,34 @@ def option_text(name: str) -> str:
 
 
 def native_value(subject: type, name: str, value: Any) -> Any:
-    """Turn text, paths, lists and single values into what a field holds.
+    """Convert text, a path, a list or a single value to the type of a field.
 
     Args:
         subject: The dataclass of the field.
-        name: Of the field.
-        value: As a caller or a JSON file gives it.
+        name: Name of the field.
+        value: Value from a caller or a JSON file.
 
     Raises:
         ConverterError: When the value does not fit the type of the field.
     """
     kind = get_type_hints(subject)[name]
     try:
-        if name in _NATIVE:
-            return _NATIVE[name](value)
+        if name in _CONVERTERS:
+            return _CONVERTERS[name](value)
         if kind == tuple[str, ...]:
-            several = value if isinstance(value, list | tuple) else (value,)
-            value = tuple(str(item) for item in several if item not in ("", None))
+            items = value if isinstance(value, list | tuple) else (value,)
+            value = tuple(str(item) for item in items if item not in ("", None))
         elif kind is Any:
             value = str(value) if isinstance(value, Path) else value
         elif Path in get_args(kind) and isinstance(value, str):
             value = Path(value) if value else None
-        elif isinstance(value, int) and not isinstance(value, bool) and _takes_float(kind):
+        elif type(value) is int and (kind is float or float in get_args(kind)):
             value = float(value)
     except (ValueError, TypeError, AttributeError) as error:
         raise ConverterError(f"Invalid value {value!r} for {option_text(name)}. {error}") from None
     if not _fits(value, kind):
         raise ConverterError(f"Invalid value {value!r} for {option_text(name)}.")
     return value
-
-
-def _takes_float(kind: Any) -> bool:
-    return kind is float or float in get_args(kind)
 
 
 def _fits(value: object, kind: Any) -> bool:
@@ -210,14 +206,14 @@ def _floats(value: Any) -> tuple[float, ...]:
 
 
 def _shapes(value: Any) -> tuple[InputShape, ...]:
-    """Take a shape, several shapes, texts, pairs of name and shape, or a dictionary by name."""
+    """Convert a shape, items shapes, texts, (name, shape) pairs, or a dictionary by name."""
     if isinstance(value, str):
         return (parse_input_shape(value),)
     if isinstance(value, Mapping):
         return tuple(
             (str(name), _shape(shape))
-            for name, several in value.items()
-            for shape in (several if isinstance(several[0], list | tuple) else [several])
+            for name, items in value.items()
+            for shape in (items if isinstance(items[0], list | tuple) else [items])
         )
     if all(isinstance(item, int) for item in value):
         return ((None, _shape(value)),) if value else ()
@@ -233,7 +229,7 @@ def _shapes(value: Any) -> tuple[InputShape, ...]:
 
 
 def _layers(value: Mapping[str, Any]) -> dict[str, LayerForm | None]:
-    """Take ``LayerForm``, a form's name, a (form, rank) pair, or None by layer name."""
+    """Convert ``LayerForm``, a form's name, a (form, rank) pair, or None, by layer name."""
 
     def form(item: Any) -> LayerForm | None:
         if item is None or isinstance(item, LayerForm):
@@ -245,14 +241,14 @@ def _layers(value: Mapping[str, Any]) -> dict[str, LayerForm | None]:
 
 
 def _ranks(value: Any) -> tuple[str, ...]:
-    """Take numbers, pairs and texts as the texts that the command line takes."""
+    """Convert numbers, pairs and texts to the texts that the command line takes."""
     if isinstance(value, tuple) and value and all(isinstance(v, int | float) for v in value):
         return (",".join(map(str, value)),)
-    several = value if isinstance(value, list | tuple) else [value]
-    return tuple(str(item) for item in several if item not in ("", None))
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(item) for item in items if item not in ("", None))
 
 
-_NATIVE: dict[str, Callable[[Any], Any]] = {
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "mean": _floats,
     "std": _floats,
     "factory_args": lambda v: parse_json_object(v) if isinstance(v, str) else dict(v),

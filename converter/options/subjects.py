@@ -16,16 +16,16 @@ from converter.options.parsing import (
     above_one,
     bounded,
     each_value,
+    fraction,
     one_value,
     parse_floats,
     parse_input_shape,
     parse_json_object,
     positive,
-    share,
     without_zero,
 )
 
-# What names data: text on the command line; in Python also arrays, tensors and loaders.
+# Text on the command line; in Python also arrays, tensors and loaders.
 DataSource: TypeAlias = Any
 MAX_THREADS = max(64, os.cpu_count() or 1)
 Count = Annotated[int, Parameter(validator=bounded(gte=1))]
@@ -56,7 +56,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """The inputs that layers are solved and networks are scored on.
+    """Inputs for solving layers and for scoring networks.
 
     Attributes:
         calib: Unlabelled sample inputs: .npz, a folder of images, or module:function.
@@ -71,7 +71,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """How uint8 images become a network's input.
+    """Preprocessing of uint8 images.
 
     Attributes:
         mean: Means for uint8 images scaled to 0..1, as 0.485,0.456,0.406.
@@ -92,7 +92,7 @@ class ImageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions:
-    """What may be lost or must be gained; several limits hold together.
+    """Limits on loss, time, MACs and size; several limits hold together.
 
     Attributes:
         max_drop: Accuracy that may be lost, a fraction (0.005). Without labels it is estimated on
@@ -105,11 +105,11 @@ class BudgetOptions:
             number of bytes (500000).
     """
 
-    max_drop: Annotated[float | None, Parameter(validator=share)] = None
+    max_drop: Annotated[float | None, Parameter(validator=fraction)] = None
     drop_type: Literal["absolute", "relative"] = "absolute"
     max_error: Annotated[float | None, Parameter(validator=positive)] = None
     target_speedup: Annotated[float | None, Parameter(validator=above_one)] = None
-    max_macs: Annotated[float | None, Parameter(validator=share)] = None
+    max_macs: Annotated[float | None, Parameter(validator=fraction)] = None
     max_bytes: Annotated[float | None, Parameter(validator=positive)] = None
 
 
@@ -180,16 +180,16 @@ class TrainOptions:
         train: Training inputs, labelled or not: .npz, a folder of images, or module:function,
             which may return a torch DataLoader.
         epochs: Epochs of distillation; 0 for none.
-        reconstruct: Epochs before it in which each layer learns to give what it gave in the
-            original.
+        reconstruct: Epochs before distillation in which each layer learns the outputs of the
+            original layer.
         schedule: Convert and fine-tune in this many steps, each with its part of the budget.
         labels: Use the labels of the training inputs, if they have any.
         loss: module:function, called as loss(outputs, originals, labels), instead of distillation.
-        lr: Highest learning rate; it is lowered where an epoch does harm.
+        lr: Highest learning rate; it is lowered after an epoch that makes the network worse.
         train_batch: Examples in a step.
         accumulate: Compute each batch in this many parts, to save memory.
-        precision: Of the activations in training. bfloat16 is used only where the device has it
-            and the network learns in it.
+        precision: Of the activations in training. bfloat16 is used only if the device has it and
+            training in it lowers the loss.
         augment: Shift training images at random and flip them, only shift them, or neither.
         workers: Processes that read the training inputs.
         resume: Continue a fine-tuning that was interrupted.
@@ -232,11 +232,11 @@ class TimingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceOptions:
-    """What the conversion itself may use.
+    """Resources of the conversion.
 
     Attributes:
-        memory: GiB that calibration and solving may take, roughly. With less, fewer images are
-            used, and wide layers are solved for coarser statistics.
+        memory: GiB for calibration and solving, approximately. With less, fewer images are used,
+            and wide layers are solved for coarser statistics.
         cache: Keep solved layers and use them again ($FLATCONV_CACHE, else the user's cache).
         cluster: Address of a Dask scheduler whose workers, of one thread each, solve layers
             (tcp://host:8786); the cores of this machine if left out.
