@@ -1,4 +1,4 @@
-"""``decompose`` for a kernel of your own: an array in, tensorly's factors and a chain out."""
+"""``decompose`` for Python callers: from an array to tensorly's factors and a chain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from converter.decomposition.forms import find_form
 from converter.decomposition.metric import Metric
 from converter.decomposition.problem import SolverName, SolverSettings, Tensor
 from converter.decomposition.ranks import parse_rank
-from converter.errors import ConverterError, first_line
+from converter.errors import ConverterError
 from converter.options import speaks_python
 
 Kernel: TypeAlias = "np.ndarray | torch.Tensor | Conv"
@@ -30,7 +30,7 @@ AnyMetric: TypeAlias = (
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A kernel in a form.
+    """A kernel written in a form.
 
     Attributes:
         tensor: The kernel of the chain, (O, I, *k), as a tensor of tensorly's: a ``CPTensor``
@@ -63,31 +63,31 @@ def decompose(
     Args:
         kernel: (O, I, *k), of a convolution with stride 1 and no padding; or a ``Conv``, which
             has groups, stride, padding and a bias besides.
-        form: Its name, one of ``FORMS``.
+        form: Name of the form, one of ``FORMS``.
         rank: An integer, or a fraction of the number of channels; a pair for ``tucker``. A
             fraction is brought to the nearest rank that fits.
         solver: ``flatconv``, ``tensorly``, or ``tensorly+refine``.
         metric: Second moments (n, n) of the input patches, n = I K with the channels first, or a
             ``Metric``; a sequence of these, one for each group. The Frobenius norm if None.
-        seed: Of the solver. The same seed gives the same bytes.
+        seed: Seed of the solver. The same seed gives the same bytes.
 
     Raises:
         ConverterError: When the kernel, the metric or the rank does not fit, or the solver does
             not know the form.
     """
-    conv, chosen = _conv(kernel), find_form(form)
+    conv, registered = _conv(kernel), find_form(form)
     entries = rank if isinstance(rank, tuple) else (rank,)
-    wanted = parse_rank(",".join(map(str, entries)), chosen, conv)
+    parsed_rank = parse_rank(",".join(map(str, entries)), registered, conv)
     if any(isinstance(entry, float) for entry in entries):
-        wanted = fit_rank(wanted, chosen, conv)
+        parsed_rank = fit_rank(parsed_rank, registered, conv)
     metrics = _metrics(conv, metric)
     settings = SolverSettings(solver, seed)
     try:
-        chain = decompose_conv(conv, chosen, wanted, settings, metrics=metrics)
+        chain = decompose_conv(conv, registered, parsed_rank, settings, metrics=metrics)
     except np.linalg.LinAlgError as error:
         raise ConverterError(f"The kernel cannot be solved under this metric: {error}.") from None
     with tl.backend_context("numpy"):
-        tensors = tuple(chosen.to_tensor(part) for part in group_kernels(chain, conv.groups))
+        tensors = tuple(registered.to_tensor(part) for part in group_kernels(chain, conv.groups))
     tensor = tensors if conv.groups > 1 else tensors[0]
     return Decomposition(tensor, chain, relative_error(conv, chain, metrics))
 
@@ -112,22 +112,22 @@ def _conv(kernel: Kernel) -> Conv:
 def _array(values: object, what: str) -> np.ndarray:
     try:
         return np.asarray(values)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, types numpy lacks
-        raise ConverterError(f"The {what} is no array: {first_line(error)}") from None
+    except (ValueError, TypeError, RuntimeError):  # ragged lists, types that numpy lacks
+        raise ConverterError(f"The {what} must be an array of numbers.") from None
 
 
 def _metrics(conv: Conv, metric: AnyMetric | None) -> list[Metric] | None:
-    """Make a metric for each group of what was given."""
+    """Make a metric for each group from the argument of ``decompose``."""
     if metric is None:
         return None
-    each = list(metric) if isinstance(metric, list | tuple) else [metric]
-    if len(each) != conv.groups:
-        raise ConverterError(f"{len(each)} metrics do not fit {conv.groups} groups.")
-    return [_metric(conv, one) for one in each]
+    metrics = list(metric) if isinstance(metric, list | tuple) else [metric]
+    if len(metrics) != conv.groups:
+        raise ConverterError(f"{len(metrics)} metrics do not fit {conv.groups} groups.")
+    return [_metric(conv, group_metric) for group_metric in metrics]
 
 
 def _metric(conv: Conv, metric: object) -> Metric:
-    """Check that a metric has one row for each entry of a filter."""
+    """Make a metric of one group, after a check that it has one row for each entry of a filter."""
     I, n = conv.kernel.shape[1], conv.kernel[0].size
     if isinstance(metric, Metric):
         shape = (len(metric.channels), len(metric.window))
