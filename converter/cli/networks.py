@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
 
 from converter.cli.app import (
@@ -28,7 +29,6 @@ from converter.options import (
     ImageOptions,
     ModelOptions,
     Options,
-    ResourceOptions,
     TimingOptions,
     panel,
 )
@@ -47,6 +47,8 @@ class InspectOptions:
         gains: Time other forms, too, where no conversion or earlier call has: about a minute.
         normal: Write the network as it is read here, for flatconv measure on another machine.
         json: Print the list as JSON.
+        cache: Keep times on disk and use them again ($FLATCONV_CACHE, else the user's cache).
+        seed: Of random inputs.
     """
 
     calib: str | None = None
@@ -55,6 +57,8 @@ class InspectOptions:
     gains: bool = False
     normal: Path | None = None
     json: bool = False
+    cache: Annotated[bool, Parameter(negative="--no-cache")] = True
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,6 @@ def inspect(
     wanted: Annotated[InspectOptions, Flat] = InspectOptions(),
     model_options: Annotated[ModelOptions, panel("Model", 1)] = ModelOptions(),
     timing: Annotated[TimingOptions, panel("Timing", 2)] = TimingOptions(),
-    resources: Annotated[ResourceOptions, panel("Resources", 3)] = ResourceOptions(),
     verbose: Verbose = False,
 ) -> int:
     """List a network's layers: shapes, cost, time, and what each could gain, if known.
@@ -112,12 +115,16 @@ def inspect(
         wanted: What is shown.
         model_options: How the network is read.
         timing: How it is timed.
-        resources: Cache, device, seed.
         verbose: Show where an unexpected error came from.
     """
     check_model(model)
-    options = Options(model=model_options, timing=timing, resources=resources)
-    options = options.changed(calib=wanted.calib, latency=wanted.latency, int8=wanted.int8)
+    options = Options(model=model_options, timing=timing).changed(
+        calib=wanted.calib,
+        latency=wanted.latency,
+        int8=wanted.int8,
+        cache=wanted.cache,
+        seed=wanted.seed,
+    )
     from converter.commands import inspect as run
     from converter.report.layers import survey_dicts
     from converter.report.tables import survey_table

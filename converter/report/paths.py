@@ -38,6 +38,16 @@ def check_writable_file(path: Path | None) -> None:
         raise ConverterError(f"{path} cannot be written; name a file in an existing folder.")
 
 
+def check_output_folder(folder: Path) -> None:
+    """Check that ``folder`` holds an earlier output.
+
+    Raises:
+        ConverterError: When it holds no record of a conversion.
+    """
+    if not any((folder / name).exists() for name in (RECORD, OLD_RECORD)):
+        raise ConverterError(f"{folder} is not an output folder of flatconv.")
+
+
 def writable_folder(folder: Path) -> Path:
     """Check that ``folder`` can be written, and holds nothing but an earlier output.
 
