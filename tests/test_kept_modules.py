@@ -7,6 +7,7 @@ from helpers import at_full_rank, difference, noise
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from converter.errors import ConverterError
 from converter.graph.network import open_session
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
@@ -75,7 +76,7 @@ def test_a_module_that_is_called_once_is_converted(name):
 def test_a_module_whose_weight_is_used_by_a_function_is_kept(name):
     module, function = CONVOLVE[name]
     (reason,) = reasons(module, lambda m, x: function(x, m.weight, m.bias))
-    assert reason in (ONCE, FUNCTION)
+    assert reason == (FUNCTION if name == "linear" else ONCE)
 
 
 @pytest.mark.parametrize("name", CONVOLVE)
@@ -99,6 +100,13 @@ def test_a_module_with_a_computed_weight_is_kept(name, norm):
         **{n: (type(m), (4, 4, 3, 1, 1)) for n, (m, _) in CONVOLVE.items() if n != "linear"},
     }[name]
     assert reasons(norm(kind(*arguments)), lambda m, x: m(x)) == [FUNCTION]
+
+
+def test_weight_norm_of_the_old_kind_is_refused_with_the_reason():
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        module = nn.utils.weight_norm(nn.Conv2d(4, 4, 3))
+    with pytest.raises(ConverterError, match=r"cannot be copied: .*torch\.nn\.utils\.weight_norm"):
+        torch_export.export(nn.Sequential(module).eval(), {"x": noise(2, 4, 9, 8)})
 
 
 class Twice(nn.Module):

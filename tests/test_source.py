@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import make_net, noise
+from helpers import from_text, make_net, noise
 
 from converter.errors import ConverterError
 from converter.graph.network import load
@@ -58,6 +58,17 @@ def test_evaluation_labels_must_be_classes(net):
 def test_data_of_another_shape_is_refused(name, net):
     with pytest.raises(ConverterError, match="3,9,8"):
         opened(net, **{name: noise(4, 3, 9, 8)})
+
+
+def test_images_of_a_network_that_takes_bytes_stay_bytes(tmp_path):
+    text = "g (uint8[N, 8, 8, 3] x) => (float[N, 8, 8, 3] y) { y = Cast <to = 1> (x) }"
+    onnx.save(from_text(text), tmp_path / "net.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", x=images)
+    source = opened(tmp_path / "net.onnx", calib=str(tmp_path / "x.npz"), layout="nhwc")
+    found = source.calib.read(np.arange(4))["x"]
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, images)
 
 
 def problem(net, **options):

@@ -80,8 +80,8 @@ def convert(name, rank, calib=False):
     torch.manual_seed(0)
     model = build().eval()
     x = noise(64, *shape).cumsum(-1)
-    config = converter.Options.of(form=form, rank=(rank,))
-    result = converter.convert(model, x[:1], config, calib=x if calib else None)
+    options = {"form": form, "rank": (rank,)}
+    result = converter.convert(model, x[:1], calib=x if calib else None, **options)
     assert set(result.plan.chosen()) == layers
     assert result.report.met
     return model, result, x[:4]
@@ -92,7 +92,7 @@ def test_at_full_rank_nothing_changes(name):
     model, result, x = convert(name, "99999", calib=True)
     with torch.no_grad():
         wanted, copied = (m(torch.from_numpy(x)).numpy() for m in (model, result.model))
-    session = open_session(result.converted)
+    session = open_session(result.report.verified.converted.network)
     (found,) = run(session, {session.get_inputs()[0].name: x}).values()
     assert difference(copied, wanted) < 1e-4
     assert difference(found, wanted) < 1e-4
@@ -107,7 +107,7 @@ def test_layers_are_solved_for_what_they_see(name, tmp_path):
             m(torch.from_numpy(x)).numpy() for m in (model, result.model, blind.model)
         )
     assert difference(seen, wanted) < difference(unseen, wanted)
-    assert result.comparison.networks[1].macs < result.comparison.networks[0].macs
+    assert result.comparison.converted.macs < result.comparison.original.macs
     result.save(tmp_path / "out")
     with torch.no_grad():
         loaded = converter.load(tmp_path / "out")(torch.from_numpy(x)).numpy()
