@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def read(
     source: object,
     names: Sequence[str],
     preprocessing: Preprocessing,
-    find: Callable[[str, str], Callable[[], object]],
+    find_callable: Callable[[str, str], Callable[[], object]],
     raw_inputs: Set[str] = frozenset(),
 ) -> Data:
     """Read data from a name or from Python objects.
@@ -30,7 +31,7 @@ def read(
             objects.
         names: The network's inputs; ``x`` in a file stands for the first.
         preprocessing: How uint8 images are prepared.
-        find: Imports ``module:function``.
+        find_callable: Imports ``module:function``; its second argument begins its messages.
         raw_inputs: Inputs whose uint8 arrays are not images to prepare.
 
     Raises:
@@ -45,7 +46,9 @@ def read(
     if path.suffix == ".npz":
         return from_members(_load_npz(path), text, names, preprocessing, raw_inputs)
     if ":" in text and not path.exists():
-        return from_native(_call(find(text, "Data"), text), text, names, preprocessing, raw_inputs)
+        return from_native(
+            _call(find_callable(text, "Data"), text), text, names, preprocessing, raw_inputs
+        )
     if not path.exists():
         raise ConverterError(f"Data {text} does not exist.")
     raise ConverterError(f"Data {text} is neither .npz, a folder of images, nor module:function.")
@@ -54,6 +57,8 @@ def read(
 def _load_npz(path: Path) -> Arrays:
     if not path.exists():
         raise ConverterError(f"Data {path} does not exist.")
+    if not zipfile.is_zipfile(path):
+        raise ConverterError(f"Data {path} is not a sound .npz file: it is no zip archive.")
     try:
         with np.load(path, allow_pickle=False) as file:
             members = {name: file[name] for name in file.files}
