@@ -33,7 +33,7 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("flatconv: interrupted; nothing was written.", style="red")
         raise
-    except Exception as error:  # a bug: whoever reports it wants to see where
+    except Exception as error:  # a bug in flatconv
         if lacks_memory(error):
             text = (
                 "flatconv: there is too little memory; free some, convert with less --memory, or "

@@ -35,7 +35,7 @@ Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"])]
 
 @dataclass(frozen=True, kw_only=True)
 class Messages:
-    """What a command prints beside its result.
+    """Options of the messages of a command.
 
     Attributes:
         verbose: Show where an unexpected error came from.
@@ -48,10 +48,10 @@ class Messages:
 
 @dataclass(frozen=True, kw_only=True)
 class Printed:
-    """What a conversion prints.
+    """Options of the output of a conversion.
 
     Attributes:
-        json: Print the report (with --dry-run the plan) as JSON.
+        json: Print the result as JSON.
         verbose: Also show every layer, and where an unexpected error came from.
         quiet: Print nothing but errors.
     """
@@ -67,13 +67,17 @@ class Printed:
 
 
 def check_model(model: str) -> None:
-    """Refuse at once a model file that is not there."""
+    """Check that a model file exists.
+
+    Raises:
+        ConverterError: When it does not.
+    """
     if ":" not in model and not Path(model).exists():
         raise ConverterError(f"{model} does not exist.")
 
 
 def function(name: str | None) -> Callable[..., Any] | None:
-    """Import the user's measure, if one is given."""
+    """Import the user's function ``module:function``; None without one."""
     from converter.models.export import find_callable
 
     return find_callable(name, "--evaluate") if name else None
@@ -88,8 +92,8 @@ def show(printed: Printed, text: Callable[[], str], *tables: Any) -> None:
 
 
 def show_tables(*tables: Any) -> None:
-    """Print tables; into a file or a pipe, Rich would fold them to 80 columns."""
-    width = None if sys.stdout.isatty() else 120
+    """Print tables."""
+    width = None if sys.stdout.isatty() else 120  # Rich folds to 80 columns in a file or a pipe
     Console(width=width).print(*tables, sep="\n")
 
 
@@ -103,10 +107,10 @@ def finish(met: bool, reason: str | None, folder: Path, silent: bool) -> int:
 
 
 def dump(document: Any) -> str:
-    """Write JSON for people."""
+    """Return indented JSON."""
     return json_format.dumps(document, indent=2)
 
 
 def typed_command() -> str:
-    """Return the command as it was typed."""
+    """Return the command line of this process."""
     return shlex.join(["flatconv", *sys.argv[1:]])

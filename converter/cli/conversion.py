@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -23,24 +23,30 @@ from converter.cli.app import (
 from converter.errors import ConverterError
 from converter.options import Options, TrainOptions, check_inputs
 from converter.progress import show_progress
-from converter.report.paths import writable_folder
+from converter.report.paths import check_output_folder, writable_folder
+
+if TYPE_CHECKING:
+    from converter.report.report import Report
 
 
 def _optional(kind: type, **more: tuple[Any, str]) -> Any:
-    """Make options optional: those left out are as at the conversion. It alone has a schedule."""
+    """Make a dataclass of the same options with the default None: the value of the conversion.
+
+    ``schedule`` is left out, since only a conversion has one.
+    """
     hints = get_type_hints(kind, include_extras=True)
     types = {f.name: hints[f.name] | None for f in fields(kind) if f.name != "schedule"}
     types |= {name: hint | None for name, (hint, _) in more.items()}
-    twin = make_dataclass(
+    optional = make_dataclass(
         f"Maybe{kind.__name__}",
         [(name, hint, field(default=None)) for name, hint in types.items()],
         frozen=True,
         kw_only=True,
-        namespace={"__module__": __name__},  # cyclopts takes those of the standard library whole
+        namespace={"__module__": __name__},  # cyclopts does not flatten classes of the stdlib
     )
     lines = [f"        {name}: {sentence}" for name, (_, sentence) in more.items()]
-    twin.__doc__ = "\n".join([str(kind.__doc__).rstrip(), *lines, ""])
-    return twin
+    optional.__doc__ = "\n".join([str(kind.__doc__).rstrip(), *lines, ""])
+    return optional
 
 
 MaybeTrain: Any = _optional(
@@ -70,8 +76,8 @@ def convert(
         output: Folder for the converted network and the report.
         options: Options of the conversion.
         evaluate: module:function, called as evaluate(predict) -> float; higher is better.
-        dry_run: Show the plan and write nothing.
-        printed: What is printed.
+        dry_run: Show the plan (with --json as JSON) and write nothing.
+        printed: Options of the output.
     """
     if output is None and not dry_run:
         raise ConverterError("Name the output folder with -o, or pass --dry-run.")
@@ -80,7 +86,7 @@ def convert(
     folder = None if output is None else writable_folder(output)
     from converter import commands, pipeline
     from converter.processes import TIMEOUT, process_group
-    from converter.report.tables import comparison_table, frontier_table, layer_table
+    from converter.report.tables import layer_table
 
     score = function(evaluate)
     if folder is None or dry_run:
@@ -96,12 +102,7 @@ def convert(
             model, options, evaluate=score, command=typed_command(), progress=progress
         )
         result.save(folder)
-    report = result.report
-    tables: list[Any] = [layer_table(report.layers)] if printed.verbose else []
-    tables += [frontier_table(report.frontier)] if report.frontier else []
-    tables.append(comparison_table(report.comparison))
-    show(printed, lambda: dump(report.to_dict()), *tables)
-    return finish(report.met, report.reason, folder, printed.silent)
+    return _show_report(result.report, folder, printed)
 
 
 @app.command
@@ -125,16 +126,16 @@ def finetune(
         output: Folder for the trained network and its report; the same folder if left out.
         options: Options of training.
         evaluate: module:function, called as evaluate(predict) -> float; higher is better.
-        printed: What is printed.
+        printed: Options of the output.
     """
     values = {name: value for name, value in vars(options).items() if value is not None}
     if not (values.get("epochs") or values.get("reconstruct")):
         raise ConverterError("Give --epochs or --reconstruct, at least 1.")
     Options().changed(**{n: v for n, v in values.items() if n != "resume"})
+    check_output_folder(directory)
     folder = writable_folder(output or directory)
     from converter import retrain
     from converter.processes import is_first
-    from converter.report.tables import comparison_table, layer_table
 
     score = function(evaluate)
     with show_progress(printed.silent or not is_first()) as progress:
@@ -144,8 +145,15 @@ def finetune(
         if result is None:
             return 0
         result.save(folder)
-    report = result.report
+    return _show_report(result.report, folder, printed)
+
+
+def _show_report(report: Report, folder: Path, printed: Printed) -> int:
+    """Print a report, and return the exit status."""
+    from converter.report.tables import comparison_table, frontier_table, layer_table
+
     tables: list[Any] = [layer_table(report.layers)] if printed.verbose else []
+    tables += [frontier_table(report.frontier)] if report.frontier else []
     tables.append(comparison_table(report.comparison))
     show(printed, lambda: dump(report.to_dict()), *tables)
     return finish(report.met, report.reason, folder, printed.silent)

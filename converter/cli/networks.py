@@ -38,14 +38,14 @@ from converter.report.paths import check_writable_file
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """What is shown of the layers.
+    """Options of the list of layers.
 
     Attributes:
         calib: Sample inputs, which give the input shapes.
         latency: Times that flatconv measure took on the target machine.
         int8: Show the times in int8.
-        gains: Time other forms, too, where no conversion or earlier call has: about a minute.
-        normal: Write the network as it is read here, for flatconv measure on another machine.
+        gains: Also time other forms that are not in the cache: about a minute.
+        normal: Write the canonical network here, for flatconv measure on another machine.
         json: Print the list as JSON.
         cache: Keep times on disk and use them again ($FLATCONV_CACHE, else the user's cache).
         seed: Of random inputs.
@@ -63,7 +63,7 @@ class InspectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """The data of a comparison, and the files that are written.
+    """Data and output files of a comparison.
 
     Attributes:
         data: Inputs, labelled for accuracy: .npz, folder of images, or module:function.
@@ -103,37 +103,37 @@ def export(directory: Path, *, output: Output, verbose: Verbose = False) -> int:
 def inspect(
     model: str,
     *,
-    wanted: Annotated[InspectOptions, Flat] = InspectOptions(),
+    settings: Annotated[InspectOptions, Flat] = InspectOptions(),
     model_options: Annotated[ModelOptions, panel("Model", 1)] = ModelOptions(),
     timing: Annotated[TimingOptions, panel("Timing", 2)] = TimingOptions(),
     verbose: Verbose = False,
 ) -> int:
-    """List a network's layers: shapes, cost, time, and what each could gain, if known.
+    """List a network's layers: shapes, cost, time, and the fastest other form if forms were timed.
 
     Args:
         model: net.onnx, or package.module:factory (with --checkpoint).
-        wanted: What is shown.
+        settings: Options of the list.
         model_options: How the network is read.
         timing: How it is timed.
         verbose: Show where an unexpected error came from.
     """
     check_model(model)
     options = Options(model=model_options, timing=timing).changed(
-        calib=wanted.calib,
-        latency=wanted.latency,
-        int8=wanted.int8,
-        cache=wanted.cache,
-        seed=wanted.seed,
+        calib=settings.calib,
+        latency=settings.latency,
+        int8=settings.int8,
+        cache=settings.cache,
+        seed=settings.seed,
     )
     from converter.commands import inspect as run
     from converter.report.layers import survey_dicts
     from converter.report.tables import survey_table
 
-    with show_progress(wanted.json) as progress:
+    with show_progress(settings.json) as progress:
         layers, table = run(
-            model, options, gains=wanted.gains, normal=wanted.normal, progress=progress
+            model, options, gains=settings.gains, normal=settings.normal, progress=progress
         )
-    printed = Printed(json=wanted.json)
+    printed = Printed(json=settings.json)
     show(printed, lambda: dump(survey_dicts(layers, table)), survey_table(layers, table))
     return 0
 
@@ -161,7 +161,7 @@ def measure(
         input_shape: Shape of an input, [NAME:]1,3,32,32; repeatable.
         timing: How layers are timed.
         int8: Time them in int8, for convert --int8.
-        messages: What is printed beside the table.
+        messages: Whether messages are printed.
     """
     if (output is None) == (prepare is None):
         raise ConverterError("Name the table to write with -o, or a bundle with --prepare.")
@@ -187,7 +187,7 @@ def measure(
 @app.command
 def compare(
     *models: Path,
-    wanted: Annotated[CompareOptions, Flat] = CompareOptions(),
+    settings: Annotated[CompareOptions, Flat] = CompareOptions(),
     images: Annotated[ImageOptions, panel("Images", 1)] = ImageOptions(),
     timing: Annotated[TimingOptions, panel("Timing", 2)] = TimingOptions(),
     messages: Annotated[Messages, Flat] = Messages(),
@@ -197,18 +197,18 @@ def compare(
     Args:
         models: Two or more .onnx files, the first of which is the reference; or one output
             folder.
-        wanted: The data, and the files that are written.
+        settings: Data and output files.
         images: Preprocessing of images.
         timing: How networks are timed.
-        messages: What is printed beside the table.
+        messages: Whether messages are printed.
     """
-    html, json = wanted.html, wanted.json
+    html, json = settings.html, settings.json
     for path in (html, json):
         check_writable_file(path)
     for path in models:
         check_model(str(path))
     options = Options(images=images, timing=timing).changed(
-        input_shape=wanted.input_shape, seed=wanted.seed, eval=wanted.data or wanted.eval
+        input_shape=settings.input_shape, seed=settings.seed, eval=settings.data or settings.eval
     )
     from converter import commands
     from converter.cache import atomic_write
