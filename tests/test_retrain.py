@@ -56,7 +56,11 @@ def test_a_budget_that_nothing_measures_is_not_reported_as_kept(from_factory, pl
 
 @pytest.mark.parametrize(
     ("budget", "words"),
-    [({"lr": 1}, ""), ([1], ""), ({"max_drop": "a"}, "could not convert string to float")],
+    [
+        ({"lr": 1}, "there is no budget lr"),
+        ([1], "it holds no object"),
+        ({"max_drop": "a"}, "could not convert string to float"),
+    ],
 )
 def test_a_budget_that_is_none_is_refused(from_factory, place, budget, words, tmp_path):
     folder = with_budget(from_factory, tmp_path / "out", budget)

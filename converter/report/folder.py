@@ -89,8 +89,8 @@ def _read_old_record(folder: Path) -> Record:
         return Record(origin, options, budgets, read_rows(report["layers"]))
 
 
-def _budgets(limits: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[Budget, ...]:
-    numbers = {str(name): float(limit) for name, limit in limits.items()}
+def _budgets(limits: object, options: Mapping[str, Any]) -> tuple[Budget, ...]:
+    numbers = {str(name): float(limit) for name, limit in _mapping(limits).items()}
     return make_budgets(numbers, options.get("drop_type") == "relative")
 
 
