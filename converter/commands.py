@@ -22,6 +22,7 @@ from converter.pipeline import choose
 from converter.processes import Progress, Resources, no_progress
 from converter.report.folder import read_record
 from converter.report.layers import LayerRow, layer_rows
+from converter.report.paths import check_writable_file
 from converter.runtime.ort import OnnxRuntime
 from converter.runtime.ort_session import NodeTime
 from converter.search.plan import Plan
@@ -148,8 +149,7 @@ def export(directory: str | Path, path: str | Path, *, progress: Progress = no_p
             or ``path`` cannot be written.
     """
     folder, target = Path(directory), Path(path)
-    if target.is_dir() or not target.resolve().parent.is_dir():
-        raise ConverterError(f"{target} cannot be written; name a file in an existing folder.")
+    check_writable_file(target)
     progress("exporting", 0.0)
     read_record(folder)
     network = onnx_network.load(folder / "model.onnx")

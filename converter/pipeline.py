@@ -49,18 +49,9 @@ def convert(
     command: str = "converter.convert",
     progress: Progress = no_progress,
 ) -> Result:
-    """Convert a trained network.
+    """Convert a trained network; see ``converter.convert``.
 
-    Args:
-        model: A torch model, an ``onnx.ModelProto``, a path, or ``package.module:factory``.
-        options: Options of the conversion.
-        example_input: Arrays (N, ...) that give the input shapes, or None.
-        evaluate: The user's own measure, or None.
-        command: Recorded in the report.
-        progress: Called with a stage and the fraction of it that is done.
-
-    Raises:
-        ConverterError: When the input or an option is wrong; nothing is written.
+    ``command`` is recorded in the report.
     """
     progress("loading", 0.0)
     job = open_job(model, options, example_input, evaluate, progress)

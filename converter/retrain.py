@@ -109,20 +109,9 @@ def finetune(
     command: str = "converter.finetune",
     progress: Progress = no_progress,
 ) -> Result | None:
-    """Train a converted network further, toward its original.
+    """Train a converted network further; see ``converter.finetune``.
 
-    Args:
-        result_or_folder: The result of a conversion, or its output folder.
-        values: Options of training by name; all others are taken from the conversion.
-        evaluate: The user's own measure, or None.
-        command: Recorded in the report.
-        progress: Called with a stage and the fraction of it that is done.
-
-    Returns:
-        The trained network, measured; None in every process but the first.
-
-    Raises:
-        ConverterError: When the folder or the data cannot be used.
+    ``values`` are options by name, and ``command`` is recorded in the report.
     """
     if isinstance(result_or_folder, Result):
         earlier = Earlier.of_result(result_or_folder)

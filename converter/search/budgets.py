@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, TypeVar
 
 from converter.evaluation.comparison import Figures
@@ -263,11 +263,10 @@ def make_budgets(limits: Mapping[str, float], relative: bool = False) -> tuple[B
     kinds = {budget.option: budget for budget in BUDGETS}
     if unknown := sorted(limits.keys() - kinds.keys()):
         raise ValueError(f"there is no budget {', '.join(unknown)}")
-    budgets = []
-    for option, limit in limits.items():
-        extra = {"relative": relative} if _has_relative(kinds[option]) else {}
-        budgets.append(kinds[option](limit, **extra))  # type: ignore[call-arg]
-    return tuple(budgets)
+    return tuple(
+        MaxDrop(limit, relative) if option == MaxDrop.option else kinds[option](limit)  # type: ignore[call-arg]
+        for option, limit in limits.items()
+    )
 
 
 def default_budget(classes: bool, options: BudgetOptions) -> Budget:
@@ -291,7 +290,3 @@ def missed_sentence(
             name = f"{option_text(budget.option)} {budget.limit:g}"
             return f"{name} is missed on {data}: {budget.describe(value)}."
     return None
-
-
-def _has_relative(kind: type[Budget]) -> bool:
-    return any(item.name == "relative" for item in fields(kind))  # type: ignore[arg-type]

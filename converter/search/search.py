@@ -116,10 +116,11 @@ def stay_within(
 
     def advance(trials: Sequence[Trial[Built]]) -> float | None:
         progress(min(len(trials) / effort.trials, 1.0))
-        last = trials[-1]
-        if any(trial.assignment == last.assignment for trial in trials[:-1]):
+        last, kept = trials[-1], any(trial.worst <= 1 for trial in trials)
+        repeated = any(trial.assignment == last.assignment for trial in trials[:-1])
+        if repeated and (kept or last.assignment == _nearest(space, limits)):
             return None
-        if len(trials) >= effort.trials and any(trial.worst <= 1 for trial in trials):
+        if kept and len(trials) >= effort.trials:
             return None
         cannot_improve = last.assignment == fastest and last.worst <= 1
         if effort.aim.close <= last.worst <= 1 or cannot_improve:

@@ -107,12 +107,10 @@ def measure_file(path: Path, output: Path, options: Options, progress: Progress)
         progress: Called with a stage and the share of it that is done.
 
     Raises:
-        ConverterError: When the file cannot be read or run, or the table cannot be written.
+        ConverterError: When the file cannot be read or run.
+        OSError: When the table cannot be written.
     """
-    runtime = OnnxRuntime.of(options.timing)
-    if output.is_dir() or not output.resolve().parent.is_dir():
-        raise ConverterError(f"{output} cannot be written; name a file in an existing folder.")
-    problem, variants = _read_file(path, options, runtime.block())
+    problem, variants = _read_file(path, options, OnnxRuntime.of(options.timing).block())
     table = _measure(problem, variants, options, progress)
     with atomic_write(output) as scratch:
         scratch.write_text(table.to_json())
