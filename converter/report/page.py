@@ -153,7 +153,7 @@ def _error_bars(intervals: Sequence[Interval]) -> dict[str, Any]:
     }
 
 
-def _time_chart(layers: Sequence[LayerRow], precision: str) -> go.Figure:
+def _time_chart(layers: Sequence[LayerRow], precision: str = "") -> go.Figure:
     """Draw the time of the layers before and after as two stacked bars."""
     before_ms = [row.latency_before_ms or 0.0 for row in layers]
     after_ms = [
