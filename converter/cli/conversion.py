@@ -118,7 +118,7 @@ def finetune(
 ) -> int:
     """Train a converted network further, toward its original.
 
-    Options that are left out are as at the conversion. On several GPUs or machines:
+    Options that are left out have the values of the conversion. On several GPUs or machines:
     accelerate launch -m converter finetune ...
 
     Args:

@@ -48,7 +48,7 @@ class InspectOptions:
         normal: Write the canonical network here, for flatconv measure on another machine.
         json: Print the list as JSON.
         cache: Keep times on disk and use them again ($FLATCONV_CACHE, else the user's cache).
-        seed: Of random inputs.
+        seed: Seed of random inputs.
     """
 
     calib: str | None = None
@@ -71,7 +71,7 @@ class CompareOptions:
         html: Write a page here.
         json: Write the figures here.
         input_shape: Shape of an input, [NAME:]1,3,32,32; repeatable.
-        seed: Of random inputs.
+        seed: Seed of random inputs.
     """
 
     data: str | None = None

@@ -188,8 +188,8 @@ class TrainOptions:
         lr: Highest learning rate; it is lowered after an epoch that makes the network worse.
         train_batch: Examples in a step.
         accumulate: Compute each batch in this many parts, to save memory.
-        precision: Of the activations in training. bfloat16 is used only if the device has it and
-            training in it lowers the loss.
+        precision: Precision of the activations in training. bfloat16 is used only if the device
+            has it and training in it lowers the loss.
         augment: Shift training images at random and flip them, only shift them, or neither.
         workers: Processes that read the training inputs.
         resume: Continue a fine-tuning that was interrupted.
