@@ -13,13 +13,13 @@ from converter import commands, pipeline, retrain
 from converter.evaluation.compare import Evaluate
 from converter.evaluation.comparison import Comparison
 from converter.evaluation.status import Status
-from converter.options import Options, python_words, speaks_python
+from converter.options import Options, to_python_names, with_python_names
 from converter.processes import Progress, no_progress
 from converter.report import result as results
 from converter.report.result import Result
 
 
-@speaks_python
+@with_python_names
 def convert(
     model: nn.Module | onnx.ModelProto | str | Path,
     example_input: object = None,
@@ -64,10 +64,10 @@ def convert(
         evaluate=evaluate,
         progress=progress,
     )
-    return _in_python_words(result)
+    return _to_python_names(result)
 
 
-@speaks_python
+@with_python_names
 def run_worker(
     model: nn.Module | onnx.ModelProto | str | Path,
     example_input: object = None,
@@ -93,7 +93,7 @@ def run_worker(
     pipeline.run_worker(model, (options or Options()).changed(**values), example_input)
 
 
-@speaks_python
+@with_python_names
 def finetune(
     result_or_folder: Result | str | Path,
     *,
@@ -126,10 +126,10 @@ def finetune(
     result = retrain.finetune(
         result_or_folder, {**values, "epochs": epochs}, evaluate=evaluate, progress=progress
     )
-    return None if result is None else _in_python_words(result)
+    return None if result is None else _to_python_names(result)
 
 
-@speaks_python
+@with_python_names
 def compare(
     *paths: str | Path,
     data: object = None,
@@ -155,7 +155,7 @@ def compare(
     return commands.compare(*paths, data=data, options=options, progress=progress)
 
 
-@speaks_python
+@with_python_names
 def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
     """Load the converted network of an output folder.
 
@@ -169,11 +169,11 @@ def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
     return results.load(directory)
 
 
-def _in_python_words(result: Result) -> Result:
+def _to_python_names(result: Result) -> Result:
     """Write options in the status of a report as Python parameters."""
     verified = result.report.verified
     if verified.status.sentence is None:
         return result
-    status = Status(verified.status.code, python_words(verified.status.sentence))
+    status = Status(verified.status.code, to_python_names(verified.status.sentence))
     report = replace(result.report, verified=replace(verified, status=status))
     return replace(result, report=report)

@@ -20,7 +20,7 @@ from converter.decomposition.metric import Metric
 from converter.decomposition.problem import SolverName, SolverSettings, Tensor
 from converter.decomposition.ranks import parse_rank
 from converter.errors import ConverterError
-from converter.options import speaks_python
+from converter.options import with_python_names
 
 Kernel: TypeAlias = "np.ndarray | torch.Tensor | Conv"
 AnyMetric: TypeAlias = (
@@ -48,7 +48,7 @@ class Decomposition:
     rel_error: float
 
 
-@speaks_python
+@with_python_names
 def decompose(
     kernel: Kernel,
     form: str,

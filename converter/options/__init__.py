@@ -26,7 +26,7 @@ from converter.options.subjects import (
     TimingOptions,
     TrainOptions,
 )
-from converter.options.words import python_words, speaks_python
+from converter.options.words import to_python_names, with_python_names
 
 __all__ = [
     "SUBJECTS",
@@ -48,7 +48,7 @@ __all__ = [
     "option_text",
     "panel",
     "parse_input_shape",
-    "python_words",
+    "to_python_names",
     "shapes_by_name",
-    "speaks_python",
+    "with_python_names",
 ]
