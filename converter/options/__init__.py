@@ -48,7 +48,7 @@ __all__ = [
     "option_text",
     "panel",
     "parse_input_shape",
-    "to_python_names",
     "shapes_by_name",
+    "to_python_names",
     "with_python_names",
 ]

@@ -17,7 +17,7 @@ OTHER_PARAMETERS = ("evaluate", "epochs", "finetune")  # of functions, not of ``
 
 
 def to_python_names(sentence: str) -> str:
-    """Replace command-line options in a sentence by Python names: ``--max-drop`` by ``max_drop``."""
+    """Replace command-line options in a sentence by Python names (``--max-drop``: ``max_drop``)."""
 
     def parameter(match: re.Match[str]) -> str:
         name = match[2].replace("-", "_")
