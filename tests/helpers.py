@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from converter import cli
-from converter.decomposition.conv import Conv
+from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.decompose import decompose
-from converter.decomposition.form import full_rank, refusal, skeleton
+from converter.decomposition.form import fit_rank, full_rank, refusal, skeleton
 from converter.decomposition.forms import FORMS
 from converter.decomposition.problem import SolverSettings
 from converter.decomposition.ranks import rank_grid
@@ -178,6 +179,25 @@ def difference(found, wanted):
 def at_full_rank(conv, name):
     """The chain of form ``name`` that loses nothing."""
     return decompose(conv, FORMS[name], full_rank(FORMS[name], conv))
+
+
+def drawn_chain(conv, name, share):
+    """A chain of random weights that has the shapes of form ``name`` at a share of its rank."""
+    steps = skeleton(conv, FORMS[name], rank_at(conv, name, share)).steps
+    return Chain(
+        tuple(replace(step, kernel=drawn_kernel(step.kernel, n)) for n, step in enumerate(steps))
+    )
+
+
+def rank_at(conv, name, share):
+    """A share of the full rank of form ``name``, as near as ``conv`` takes it."""
+    full = full_rank(FORMS[name], conv)
+    return fit_rank(tuple(share * r for r in full), FORMS[name], conv)
+
+
+def drawn_kernel(kernel, seed):
+    """Random weights of a kernel's shape and type, which give outputs as large as the inputs."""
+    return (noise(*kernel.shape, seed=seed) / kernel[0].size ** 0.5).astype(kernel.dtype)
 
 
 def from_text(graph, **weights):

@@ -1,7 +1,6 @@
 """Convolutions over one and three axes, and every padding mode, from torch to ONNX and back."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -16,6 +15,7 @@ from helpers import (
     compute,
     convolutions,
     difference,
+    drawn_chain,
     from_text,
     input_for,
     make_conv,
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from converter.decomposition.approximation import estimate_errors, relative_error
-from converter.decomposition.conv import PADDING_MODES, Chain, Conv
+from converter.decomposition.conv import PADDING_MODES, Conv
 from converter.decomposition.decompose import decompose
 from converter.decomposition.form import fit_rank, full_rank, refusal, skeleton
 from converter.decomposition.forms import FORMS
@@ -87,19 +87,6 @@ def exported(request):
     return model, network, layers, x
 
 
-def drawn(conv, form, share):
-    """A chain of random weights, as large as ``decompose`` would make it at a share of its rank."""
-    full = full_rank(form, conv)
-    rank = fit_rank(tuple(max(int(share * r), 1) for r in full), form, conv)
-    steps = skeleton(conv, form, rank).steps
-    return Chain(
-        tuple(
-            replace(step, kernel=noise(*step.kernel.shape, seed=n) / step.kernel[0].size ** 0.5)
-            for n, step in enumerate(steps)
-        )
-    )
-
-
 def outputs(model, network, layers, x, chains):
     """What the rewritten graph, the torch copy and the model compute with some chains."""
     by_output = {la.output: (la.name, chains[la.name]) for la in layers if la.name in chains}
@@ -118,7 +105,7 @@ def test_the_torch_copy_is_the_twin_of_the_graph(name, exported):
     form = FORMS[name]
     convs = {la.name: la.conv for la in layers if refusal(form, la.conv) is None}
     assert len(convs) == (0 if name == "spatial" and x.ndim == 3 else len(layers))
-    chains = {layer: drawn(conv, form, 0.4) for layer, conv in convs.items()}
+    chains = {layer: drawn_chain(conv, name, 0.4) for layer, conv in convs.items()}
     for found, copied, original in outputs(model, network, layers, x, chains):
         assert difference(found, copied) < 1e-4
         assert not chains or difference(found, original) > 0.1

@@ -61,17 +61,17 @@ def test_components_are_brought_to_the_same_range_and_nothing_changes(groups, ma
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scaled_alike_a_chain_errs_less_in_int8(seed):
+def test_an_equalized_chain_errs_less_in_int8(seed):
     network, data = chain(groups=8, seed=seed)
     wanted, ranges = outputs(network, data), observed_ranges(network, data, 32)
     plain = difference(outputs(quantized(network, ranges), data), wanted)
-    even = difference(outputs(quantized(*equalize(network, ranges)), data), wanted)
-    assert even < min(0.03, plain / 3)
+    equalized = difference(outputs(quantized(*equalize(network, ranges)), data), wanted)
+    assert equalized < min(0.03, plain / 3)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
 @pytest.mark.parametrize("kinds", ["tc", "ct", "tt"])
-def test_components_of_transposed_convolutions_are_evened_too(groups, kinds):
+def test_components_of_transposed_convolutions_are_equalized_too(groups, kinds):
     rng = np.random.default_rng(groups)
     sizes = 10.0 ** rng.uniform(-1.5, 1.5, 8)
     first, second = ("ConvTranspose" if kind == "t" else "Conv" for kind in kinds)

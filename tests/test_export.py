@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    LITTLE,
     difference,
+    drawn_chain,
 )
 from torch import nn
 
-from converter.decomposition.decompose import decompose
-from converter.decomposition.form import fit_rank, full_rank
-from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
 from converter.graph.survey import survey
@@ -106,16 +103,6 @@ def onnx_outputs(network, x=X):
     return list(onnx_network.run(onnx_network.open_session(network), {"x": x}).values())
 
 
-def chains_for(layers, form, share):
-    """Chains of ``form`` at about ``share`` of the full rank."""
-    chains = {}
-    for layer in layers:
-        wanted = tuple(max(round(share * r), 1) for r in full_rank(form, layer.conv))
-        rank = fit_rank(wanted, form, layer.conv)
-        chains[layer.name] = decompose(layer.conv, form, rank, LITTLE)
-    return chains
-
-
 def test_the_export_computes_what_the_model_computes(model, network):
     found = onnx_outputs(network)
     wanted = torch_outputs(copy.deepcopy(model).eval())
@@ -136,7 +123,7 @@ def test_the_batch_axis_of_the_export_is_free(network):
 
 
 def test_a_saved_program_runs_without_its_class(model, layers, tmp_path):
-    chains = chains_for(layers, FORMS["spatial"], 0.5)
+    chains = {layer.name: drawn_chain(layer.conv, "spatial", 0.5) for layer in layers}
     module = torch_network.apply(model, layers, chains).eval()
     torch_export.save_program(module, {"x": (1, 4, 9, 8)}, tmp_path / "model.pt2")
     program = torch_export.load_program(tmp_path / "model.pt2")

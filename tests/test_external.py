@@ -18,6 +18,7 @@ from converter.graph.canonicalize import canonicalize
 from converter.graph.network import open_session
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
+from converter.processes import Resources
 from converter.reconstruction.moments import second_moments
 from converter.reconstruction.refit import refit_layers
 from converter.runtime.ort import run
@@ -139,7 +140,8 @@ def test_moments_are_taken_in_several_passes_where_memory_is_short(tmp_path):
     whole = second_moments(model, layers, noted, coarse=True)
     assert len(read) == 1 + 30
     read.clear()
-    parts = second_moments(model, layers, noted, coarse=True, memory=4 * 4.0 * 16 * 64)
+    little = Resources(memory_bytes=4 * 4.0 * 16 * 64)
+    parts = second_moments(model, layers, noted, little, coarse=True)
     assert len(read) == 1 + 4 * 30  # a layer at a time
     for name, (metric,) in whole.items():
         assert difference(parts[name][0].channels, metric.channels) < 0.3

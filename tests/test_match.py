@@ -14,11 +14,13 @@ from helpers import (
     SPLITTING_FORMS,
     at_full_rank,
     difference,
+    drawn_chain,
+    rank_at,
 )
 from torch import nn
 
 from converter.decomposition.decompose import decompose
-from converter.decomposition.form import fit_rank, full_rank
+from converter.decomposition.form import full_rank
 from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
@@ -142,14 +144,21 @@ def onnx_outputs(network, x=X):
     return list(onnx_network.run(onnx_network.open_session(network), {"x": x}).values())
 
 
-def chains_for(layers, form, share):
-    """Chains of ``form`` at about ``share`` of the full rank."""
-    chains = {}
-    for layer in layers:
-        wanted = tuple(max(round(share * r), 1) for r in full_rank(form, layer.conv))
-        rank = fit_rank(wanted, form, layer.conv)
-        chains[layer.name] = decompose(layer.conv, form, rank, LITTLE)
-    return chains
+def chains_for(layers, name, share):
+    """Chains of form ``name`` at a share of the full rank: solved where that is exact, else drawn.
+
+    Where a norm has a scale of zero, only a solved chain gives zeros.
+    """
+    return {
+        layer.name: solved_chain(layer.conv, name, share)
+        if (share == 1 and name in EXACT_FORMS) or layer.name == "branches.dead.0"
+        else drawn_chain(layer.conv, name, share)
+        for layer in layers
+    }
+
+
+def solved_chain(conv, name, share):
+    return decompose(conv, FORMS[name], rank_at(conv, name, share), LITTLE)
 
 
 def rewritten_graph(network, layers, chains):
@@ -164,7 +173,7 @@ def test_every_plain_convolution_is_matched(model, layers):
 
 def test_norms_are_folded_in_the_graph_and_kept_in_the_copy(model, network, layers):
     assert "BatchNormalization" not in {node.op_type for node in network.graph}
-    chains = chains_for(layers, FORMS["channel"], 1)
+    chains = chains_for(layers, "channel", 1)
     rewritten = torch_network.apply(model, layers, chains)
     for name in ("normed", "dead"):
         assert type(rewritten.branches[name][1]) is nn.BatchNorm2d
@@ -174,7 +183,7 @@ def test_norms_are_folded_in_the_graph_and_kept_in_the_copy(model, network, laye
 @pytest.mark.parametrize("name", SPLITTING_FORMS)
 @pytest.mark.parametrize("share", [0.3, 1])
 def test_the_copy_computes_what_the_rewritten_graph_computes(name, share, model, network, layers):
-    chains = chains_for(layers, FORMS[name], share)
+    chains = chains_for(layers, name, share)
     graph = rewritten_graph(network, layers, chains)
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)
     module = torch_network.apply(model, layers, chains).eval()
@@ -184,7 +193,7 @@ def test_the_copy_computes_what_the_rewritten_graph_computes(name, share, model,
 
 @pytest.mark.parametrize("name", EXACT_FORMS)
 def test_at_full_rank_copy_and_graph_compute_what_the_model_does(name, model, network, layers):
-    chains = chains_for(layers, FORMS[name], 1)
+    chains = chains_for(layers, name, 1)
     module = torch_network.apply(model, layers, chains).eval()
     graph = rewritten_graph(network, layers, chains)
     wanted = torch_outputs(copy.deepcopy(model).eval())
@@ -195,14 +204,14 @@ def test_at_full_rank_copy_and_graph_compute_what_the_model_does(name, model, ne
 
 @pytest.mark.parametrize("name", SPLITTING_FORMS)
 def test_the_copy_is_made_of_torch_modules_only(name, model, layers):
-    rewritten = torch_network.apply(model, layers, chains_for(layers, FORMS[name], 0.3))
+    rewritten = torch_network.apply(model, layers, chains_for(layers, name, 0.3))
     kinds = {type(module) for module in rewritten.modules()} - {Branches}
     assert all(kind.__module__.startswith("torch.nn.modules") for kind in kinds)
 
 
 def test_rewriting_leaves_the_model_as_it_is(model, layers):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rewritten = torch_network.apply(model, layers, chains_for(layers, FORMS["separable"], 0.3))
+    rewritten = torch_network.apply(model, layers, chains_for(layers, "separable", 0.3))
     with torch.no_grad():
         for parameter in rewritten.parameters():
             parameter.zero_()
@@ -213,7 +222,7 @@ def test_rewriting_leaves_the_model_as_it_is(model, layers):
 
 def test_a_layer_without_a_chain_is_left_alone(model, layers):
     (only,) = (layer for layer in layers if layer.name == "branches.plain.0")
-    rewritten = torch_network.apply(model, layers, chains_for([only], FORMS["spatial"], 0.5))
+    rewritten = torch_network.apply(model, layers, chains_for([only], "spatial", 0.5))
     assert type(rewritten.branches["plain"][0]) is nn.Sequential
     assert type(rewritten.branches["strided"][0]) is nn.Conv2d
 
@@ -221,13 +230,8 @@ def test_a_layer_without_a_chain_is_left_alone(model, layers):
 @pytest.mark.parametrize("name", SPLITTING_FORMS)
 def test_a_rebuilt_model_takes_the_weights_of_the_rewritten_one(name, model, layers):
     form = FORMS[name]
-    ranks = {
-        layer.name: fit_rank(tuple(r // 2 for r in full_rank(form, layer.conv)), form, layer.conv)
-        for layer in layers
-    }
-    chains = {
-        layer.name: decompose(layer.conv, form, ranks[layer.name], LITTLE) for layer in layers
-    }
+    ranks = {layer.name: rank_at(layer.conv, name, 0.5) for layer in layers}
+    chains = {layer.name: drawn_chain(layer.conv, name, 0.5) for layer in layers}
     wanted = torch_network.apply(model, layers, chains).eval()
     shapes = {n: (form, rank) for n, rank in ranks.items()}
     rebuilt = torch_network.rebuild(model, shapes, wanted.state_dict()).eval()

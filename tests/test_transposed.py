@@ -11,12 +11,12 @@ import torch
 from helpers import (
     EXACT_FORMS,
     FEW,
-    LITTLE,
     SOME,
     SPLITTING_FORMS,
     at_full_rank,
     compute,
     difference,
+    drawn_chain,
     from_text,
     make_conv,
     noise,
@@ -28,7 +28,7 @@ from torch import nn
 from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain, assemble
 from converter.decomposition.decompose import decompose
-from converter.decomposition.form import fit_rank, full_rank, refusal, skeleton
+from converter.decomposition.form import fit_rank, refusal
 from converter.decomposition.forms import FORMS
 from converter.decomposition.metric import Metric
 from converter.decomposition.refit import refit
@@ -120,16 +120,12 @@ def test_full_rank_reproduces_kernel_and_response(name, conv, data):
 @FEW
 @given(conv=transposed(smallest=2))
 def test_the_dense_kernel_is_what_the_steps_compute(name, conv):
-    form = FORMS["channel" if refusal(FORMS[name], conv) else name]
-    rank = fit_rank(tuple(max(r // 2, 1) for r in full_rank(form, conv)), form, conv)
-    chain = decompose(conv, form, rank, LITTLE)
+    name = "channel" if refusal(FORMS[name], conv) else name
+    chain = drawn_chain(conv, name, 0.5)
     dense, x = chain.dense(), small_input(conv)
     assert difference(compute([dense], x), compute(chain.steps, x)) < 1e-5
     for field in ("stride", "padding", "k", "O", "I", "groups"):
         assert getattr(dense, field) == getattr(conv, field)
-    bones = skeleton(conv, form, rank)
-    assert (bones.params, bones.macs(x.shape[2:])) == (chain.params, chain.macs(x.shape[2:]))
-    assert [s.transposed for s in bones.steps] == [s.transposed for s in chain.steps]
 
 
 def test_two_transposed_steps_that_both_stride_are_composed():
@@ -287,12 +283,12 @@ def test_the_torch_copy_is_the_twin_of_the_graph(exported, name, share):
     model, network, layers, x = exported
     layers = torch_network.match(model, layers, {"x": x})
     assert [layer.reason for layer in layers] == [None] * 3
-    form, chains = FORMS[name], {}
-    for layer in layers:
-        if refusal(form, layer.conv) is None:
-            full = full_rank(form, layer.conv)
-            rank = fit_rank(tuple(max(int(share * r), 1) for r in full), form, layer.conv)
-            chains[layer.name] = decompose(layer.conv, form, rank, LITTLE)
+    exact = share == 1 and name in EXACT_FORMS
+    chains = {
+        la.name: at_full_rank(la.conv, name) if exact else drawn_chain(la.conv, name, share)
+        for la in layers
+        if refusal(FORMS[name], la.conv) is None
+    }
     assert len(chains) == (0 if name == "spatial" and x.ndim == 3 else 3)
     by_output = {la.output: (la.name, chains[la.name]) for la in layers if la.name in chains}
     rewritten = rewrite(network, by_output)
@@ -302,7 +298,7 @@ def test_the_torch_copy_is_the_twin_of_the_graph(exported, name, share):
         copied = torch_network.apply(model, layers, chains)(torch.from_numpy(x)).numpy()
         original = model(torch.from_numpy(x)).numpy()
     assert difference(found, copied) < 1e-4
-    if share == 1 and not name.startswith("lvh"):
+    if exact:
         assert difference(found, original) < 1e-4
     dense = {
         la.output: replace(la.conv, kernel=chains[la.name].dense().kernel.astype(np.float32))
