@@ -14,6 +14,8 @@ from converter.search.trials import TIGHT, Effort, Limits, Measures
 CHOSEN = json.loads((Path(__file__).parent / "data/plans_of_version_0_1.json").read_text())[
     "chosen"
 ]
+# Version 0.1 gave up when its second proposal was its first again, and that lost too much.
+FOUND_SINCE = {21: {"within_loss": [1, 1, None]}}
 
 
 def draw_candidates(rng):
@@ -56,7 +58,7 @@ def test_the_plans_of_version_0_1_are_chosen(seed):
     effort = Effort(6, TIGHT)
     by_loss = Measures(dict, usage, speedup, lambda built: 0.0)
     outcome = search([space], Limits(loss=first), by_loss, effort)
-    expected = CHOSEN[seed]
+    expected = CHOSEN[seed] | FOUND_SINCE.get(seed, {})
     assert outcome.kept is (expected["within_loss"] is not None)
     if outcome.kept:
         assert ranks(outcome.best.assignment) == expected["within_loss"]

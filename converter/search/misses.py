@@ -32,10 +32,9 @@ def miss_sentence(
     Returns:
         The sentence, or None if only the final race can tell.
     """
-    for budget in budgets:
-        sentence = _beyond_tables(budget, space, limits, original)
-        if sentence is not None:
-            return sentence
+    beyond = [_beyond_tables(budget, space, limits, original) for budget in budgets]
+    if any(beyond):
+        return " ".join(filter(None, beyond))
     if len(budgets) > 1 and (sentence := _conflict(outcome, budgets)) is not None:
         return sentence
     target = next((budget for budget in budgets if budget.column == "ms"), None)
