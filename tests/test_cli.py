@@ -126,7 +126,7 @@ def test_what_is_on_can_be_turned_off():
     turned = options.resources.cache, options.search.correct, options.training.labels
     assert turned == (False, False, False)
     assert parsed("finetune out --no-labels")["options"].labels is False
-    assert parsed("inspect net.onnx --no-cache")["wanted"].cache is False
+    assert parsed("inspect net.onnx --no-cache")["settings"].cache is False
 
 
 def test_an_option_that_is_left_out_of_finetune_is_as_at_the_conversion():
