@@ -90,7 +90,7 @@ def test_old_operator_sets_are_quantized_too():
     proto = onnx.version_converter.convert_version(ir.to_proto(network), 11)
     old = ir.from_proto(proto)
     found = quantized(*equalize(old, observed_ranges(old, data, 8)))
-    assert found.opset_imports[""] >= quantize.OLDEST_OPSET
+    assert found.opset_imports[""] >= quantize.MIN_OPSET
     assert difference(outputs(found, data), outputs(network, data)) < 0.1
 
 
