@@ -73,6 +73,7 @@ def open_job(
     check_inputs(options, evaluate is not None)
     options = check_options(options)
     source = open_source(model, example_input, options)
+    check_forms(options)  # the module of the factory may register some
     group = process_group(options.resources.device, TIMEOUT)
     training = options.training
     if options.search.int8:
@@ -97,11 +98,6 @@ def check_options(options: Options) -> Options:
     Raises:
         ConverterError: When a form, execution provider, device, cluster or plan does not exist.
     """
-    for text in options.layers.form:
-        find_form(text.rpartition("=")[2])
-    for layer_form in options.layers.layers.values():
-        if layer_form is not None:
-            find_form(layer_form.form)
     OnnxRuntime.of(options.timing)
     check_device(options.resources.device)
     if options.training.loss:
@@ -111,6 +107,22 @@ def check_options(options: Options) -> Options:
             pass
     plan = options.layers.plan
     return options if plan is None else options.changed(seed=read_plan(plan).seed)
+
+
+def check_forms(options: Options) -> None:
+    """Check the forms that are chosen by hand before anything is solved.
+
+    Raises:
+        ConverterError: When there is no such form, or tensorly is to solve it and cannot.
+    """
+    names = [text.rpartition("=")[2] for text in options.layers.forms]
+    names += [wish.form for wish in options.layers.layers.values() if wish is not None]
+    for form in map(find_form, names):
+        if options.search.solver != "flatconv" and form.solve_with_tensorly is None:
+            raise ConverterError(
+                f"tensorly cannot decompose a kernel into the form {form.name}; use --solver "
+                "flatconv."
+            )
 
 
 def list_layers(source: Source, seed: int) -> tuple[Layer, ...]:

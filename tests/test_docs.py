@@ -72,6 +72,61 @@ def test_every_option_that_a_page_names_exists(page):
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | FOREIGN
 
 
+def written_commands(page):
+    """Find the flatconv commands of all code on a page, without placeholders."""
+    joined = page.read_text().replace("\\\n", " ")
+    code = re.findall(r"^```\w+\n(.*?)^```", joined, re.MULTILINE | re.DOTALL)
+    code += re.findall(r"(?<!`)`([^`]+)`(?!`)", joined)
+    line = (
+        r"(?:flatconv|-m converter) ((?:convert|finetune|inspect|measure|compare|export) [^\n|]*)"
+    )
+    for text in re.findall(line, "\n".join(code)):
+        yield (
+            text.replace('"$(cat resnet.json)"', "{}")
+            .replace('"$(cat unet.json)"', "{}")
+            .replace("...", "-o out" if " -o " not in text else "")
+        )
+
+
+COMMANDS = [(page.stem, line) for page in TEXTS for line in written_commands(page)]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_every_command_of_a_page_parses(page, line):
+    app.parse_args(shlex.split(line, comments=True), exit_on_error=False, print_error=False)
+
+
+# What an option needs beside it.
+BESIDE = {
+    "--schedule": "--max-macs 0.5 --finetune 9",
+    "--resume": "--finetune 1",
+    "--stages": "--form lvh",
+}
+
+
+def written_options(page):
+    """Find the options with their values in inline code, each code by itself."""
+    for code in re.findall(r"(?<!`)`(--[^`]+)`(?!`)", page.read_text()):
+        if " " in code or code.startswith("--no-"):
+            yield code.replace("\n", " ").replace("{...}", "{}")
+
+
+OPTIONS = sorted({code for page in TEXTS for code in written_options(page)})
+
+
+@pytest.mark.parametrize("code", OPTIONS)
+def test_every_option_with_a_value_parses(code):
+    words = [word for word in shlex.split(code) if word != "..."]
+    beside = BESIDE.get(words[0], "").split()
+    line = ["convert", "net.onnx", "-o", "out", *words, *beside]
+    app.parse_args(line, exit_on_error=False, print_error=False)
+
+
+def test_pages_have_commands_and_options_that_are_parsed():
+    assert len(COMMANDS) > 20 and len(OPTIONS) > 20
+    assert "--no-cache" in OPTIONS and "--no-correct" in OPTIONS and "--no-labels" in OPTIONS
+
+
 def test_the_readme_is_short():
     assert len(README.encode()) <= 10_000
     assert len(README.split()) <= 1_500
@@ -99,13 +154,13 @@ def test_the_python_example_of_the_readme_ends_in_an_onnxruntime_session(tmp_pat
     assert (tmp_path / "out" / "model.onnx").exists()
 
 
-def test_the_form_of_the_extension_page_works(tmp_path):
+def test_the_form_of_the_extension_page_works_in_the_module_of_a_factory(tmp_path):
     code = re.search(r"```python\n(.*?)```", (PAGES / "extend.md").read_text(), re.DOTALL)[1]
     before = dict(FORMS)
     try:
-        exec(code, {})
         with work_in(tmp_path):
-            arguments = "convert toy:build --input-shape 1,3,8,8 --form conv2=narrow_input -o out"
+            (tmp_path / "mine.py").write_text(f"from toy import build\n\n{code}")
+            arguments = "convert mine:build --input-shape 1,3,8,8 --form conv2=narrow_input -o out"
             status, _, err = flatconv(*arguments.split())
         assert status == 0, err
         assert '"narrow_input"' in (tmp_path / "out" / "plan.json").read_text()
