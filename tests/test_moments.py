@@ -17,8 +17,8 @@ from converter.graph.survey import survey
 from converter.processes import Resources
 from converter.reconstruction.moments import (
     MIN_PATCHES,
-    fits,
-    metric_of,
+    fits_in_memory,
+    metric_from_patches,
     patch_count,
     patch_size,
     second_moments,
@@ -83,7 +83,7 @@ def test_the_metric_of_all_patches_weighs_a_kernel_by_its_responses(conv):
         np.split(responses, conv.groups, axis=1),
     )
     for patches, kernel, given_back in parts:
-        metric = metric_of(patches, conv.I // conv.groups, True, 0.0)
+        metric = metric_from_patches(patches, conv.I // conv.groups, True, 0.0)
         power = np.square(given_back).sum(1).mean()
         assert metric.square(kernel) == pytest.approx(power, rel=1e-4, abs=1e-9)
 
@@ -93,7 +93,9 @@ def test_the_metric_of_all_patches_weighs_a_kernel_by_its_responses(conv):
 def test_the_kronecker_form_has_the_marginals_of_the_full_one(conv):
     x = image(conv)
     for patches in cut_patches(x, conv, everywhere(conv, x.shape)):
-        full, factors = (metric_of(patches, conv.I // conv.groups, f, 0.0) for f in (True, False))
+        full, factors = (
+            metric_from_patches(patches, conv.I // conv.groups, f, 0.0) for f in (True, False)
+        )
         if np.trace(full.full) == 0:
             continue
         assert factors.full is None
@@ -232,12 +234,12 @@ def test_what_patches_and_moments_take_stays_within_memory(n):
     for memory in (2.0**22, 2.0**31):
         few = 4 * n * MIN_PATCHES  # are taken whatever the memory
         assert 4 * n * patch_count(n, memory) <= max(memory / 4, few)
-        assert not fits(n, memory) or 4 * 8 * n**2 <= memory
+        assert not fits_in_memory(n, memory) or 4 * 8 * n**2 <= memory
 
 
 @pytest.mark.parametrize("full", [True, False])
 def test_inputs_of_no_power_leave_the_frobenius_norm(full):
-    metric = metric_of(np.zeros((50, 12), np.float32), 4, full, FLOOR)
+    metric = metric_from_patches(np.zeros((50, 12), np.float32), 4, full, FLOOR)
     kernel = noise(5, 4, 3)
     ratio = metric.square(kernel) / np.square(kernel).sum()
     other = metric.square(2 * kernel[:, ::-1]) / np.square(2 * kernel).sum()
@@ -252,5 +254,5 @@ def test_a_linear_layer_sees_the_rows_of_its_inputs():
     (patches,) = cut_patches(x, conv, at)
     assert np.array_equal(patches, at.read(x))
     assert set(map(bytes, patches)) == set(map(bytes, x.reshape(-1, 5)))
-    metric = metric_of(patches, 5, True, 0.0)
+    metric = metric_from_patches(patches, 5, True, 0.0)
     assert difference(metric.dense(), patches.T @ patches / len(patches)) < 1e-5

@@ -22,11 +22,11 @@ class Data:
         count: Number of examples.
         read: Indices (n,) -> arrays (n, ...) by input name, ready for the network.
         labels: Classes, (count,) integers, or None.
-        source: What the user named.
-        augment: As ``read``, with random changes drawn from a generator; None if there are no
-            changes that keep the meaning of an example.
+        source: Name of the data in messages.
+        augment: The same as ``read``, with random changes drawn from a generator; None if no
+            random changes are known that keep the label of an example.
         load_batch: Indices (n,) and a generator (None for no random changes) -> inputs and labels
-            (n, ...). Set if labels are read together with the inputs, or are not classes.
+            (n, ...). It is set if labels are read together with the inputs, or are not classes.
     """
 
     count: int
@@ -47,7 +47,7 @@ class Data:
         return feeds, None if self.labels is None else self.labels[indices]
 
     def augmented(self, seed: int) -> Data:
-        """Augment every read; the same indices always give the same arrays."""
+        """Return data with every read augmented; the same indices always give the same arrays."""
 
         def load_batch(indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
             return self.batch(indices, np.random.default_rng((seed, int(indices[0]))))
@@ -67,7 +67,7 @@ class Data:
         return replace(self, labels=None, load_batch=None)
 
     def labelled(self, labels: np.ndarray) -> Data:
-        """Add labels (N, ...). Labels that are not classes switch augmentation off.
+        """Add labels (N, ...). Without classes, ``batch`` never augments.
 
         Raises:
             ConverterError: When they are not numbers, or not as many as there are examples.
@@ -133,11 +133,7 @@ def random_data(
 ) -> Data:
     """Make ``count`` random examples: normal floats; zeros for types that are not floats.
 
-    Args:
-        shapes: By input name; the first axis is the batch axis and not used.
-        dtypes: By input name.
-        count: Number of examples.
-        seed: Seed of the numbers.
+    ``shapes`` and ``dtypes`` are by input name; the first axis of a shape, the batch, is not used.
     """
 
     def read(indices: np.ndarray) -> Arrays:
@@ -168,18 +164,19 @@ def conform(
         dtypes: By input name.
 
     Raises:
-        ConverterError: When the shape of an input does not fit.
+        ConverterError: When the shape of an input does not fit. The data raise it when read
+            if they hold NaN or infinite values.
     """
     first = data.read(np.arange(1))
     for name, shape in shapes.items():
-        got = first[name].shape[1:]
-        if len(got) != len(shape) - 1 or any(
-            want not in (None, n) for want, n in zip(shape[1:], got)
+        sizes = first[name].shape[1:]
+        if len(sizes) != len(shape) - 1 or any(
+            size not in (None, n) for size, n in zip(shape[1:], sizes)
         ):
-            wanted = ",".join("?" if n is None else str(n) for n in shape[1:])
+            expected = ",".join("?" if n is None else str(n) for n in shape[1:])
             raise ConverterError(
-                f"Data {data.source} has examples of shape {','.join(map(str, got))} for input "
-                f"{name!r}; the network takes {wanted}."
+                f"Data {data.source} has examples of shape {','.join(map(str, sizes))} for input "
+                f"{name!r}; the network takes {expected}."
             )
     read, augment, load_batch = data.read, data.augment, data.load_batch
 
@@ -244,7 +241,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
 
 
 def are_classes(labels: np.ndarray, count: int, source: str) -> bool:
-    """Return whether the labels of ``count`` examples are one integer each.
+    """Whether the labels of ``count`` examples are classes: one integer each.
 
     Raises:
         ConverterError: When they are not numbers, or not as many as there are examples.

@@ -18,13 +18,13 @@ CROP_AREA, CROP_ASPECT = (0.35, 1.0), 4 / 3
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How uint8 images become the input of a network.
+    """Conversion of uint8 images to the input of a network.
 
     Attributes:
-        mean: Per channel, subtracted after scaling to 0..1.
-        std: Per channel, divided by.
-        resize: Short side in pixels, image files only; None leaves it.
-        crop: Side of the square cut from the middle, image files only.
+        mean: Mean of each channel, subtracted after scaling to 0..1.
+        std: Standard deviation of each channel, by which the result is divided.
+        resize: Pixels of the short side of image files; None keeps their size.
+        crop: Pixels of the side of the square cut from the middle of image files; None for none.
         bgr: Whether the network takes blue first.
         nhwc: Whether the network takes channels last.
         flip: Whether augmentation may flip an image horizontally.
@@ -72,7 +72,7 @@ class Preprocessing:
         return np.ascontiguousarray(x if self.nhwc else x.transpose(0, 3, 1, 2))
 
     def shifted_and_flipped(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Shift images (N, H, W, C) by up to an eighth at random, and flip half of them."""
+        """Shift images (N, H, W, C) at random, by up to an eighth, and flip half with ``flip``."""
         count, height, width, _ = images.shape
         rows, columns = (
             np.arange(size) + rng.integers(-(size // SHIFT), size // SHIFT + 1, (count, 1))

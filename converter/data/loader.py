@@ -18,17 +18,17 @@ CHECKED_TARGETS = 8  # examples whose labels are compared with ``dataset.targets
 
 
 def is_loader(values: object) -> bool:
-    """Return whether an object is a torch DataLoader, or has what is used of one."""
+    """Whether an object is a torch DataLoader, or has its ``dataset`` and ``collate_fn``."""
     return hasattr(values, "dataset") and hasattr(values, "collate_fn")
 
 
 def from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
     """Read a torch DataLoader's dataset by index, with its ``collate_fn``.
 
-    The order and the size of batches are chosen here. Examples are tuples of the inputs, with or
-    without labels, or dictionaries. Labels are read with the inputs. For classes,
-    ``dataset.targets`` saves a pass over all examples if it agrees with the examples compared.
-    Random transforms are seeded by the index of the example, in training also by the step.
+    The loader's own order and batch size are not used. Examples are tuples of the inputs, with or
+    without labels, or dictionaries. If ``dataset.targets`` holds the classes of the examples that
+    are compared, it saves a pass over all examples. Random transforms are seeded by the index of
+    the example, in training also by the step.
 
     Args:
         loader: The DataLoader; its dataset has a length.
@@ -79,9 +79,9 @@ def from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
     def classes(indices: Iterable[int]) -> np.ndarray:
         return np.concatenate([load(np.array([index]))["y"] for index in indices])
 
-    some = np.linspace(0, count - 1, min(count, CHECKED_TARGETS)).astype(int)
+    compared = np.linspace(0, count - 1, min(count, CHECKED_TARGETS)).astype(int)
     labels = np.zeros(0) if targets is None else np.asarray(targets)
-    if labels.shape != (count,) or not np.array_equal(labels[some], classes(some)):
+    if labels.shape != (count,) or not np.array_equal(labels[compared], classes(compared)):
         labels = classes(range(count))
     return replace(data.labelled(labels), load_batch=load_batch)
 

@@ -92,14 +92,7 @@ def decompose_ranks(
     """Decompose one convolution at many ranks, each started from the chain at the rank below.
 
     For the CP forms the error never rises with the rank (but for a ridge of 1e-6), and each rank
-    takes only a few steps.
-
-    Args:
-        conv: The convolution to replace.
-        form: Form of the chains.
-        ranks: Ranks in any order.
-        settings: Settings of the solver.
-        metrics: One for each group; the Frobenius norm if left out.
+    takes only a few steps. The arguments are those of ``decompose``; ``ranks`` are in any order.
     """
     chains: dict[Rank, Chain] = {}
     start = None

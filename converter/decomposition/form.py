@@ -108,10 +108,7 @@ class Form:
     def ranks(self, conv: Conv, size: Sequence[int], block: int) -> list[Rank]:
         """List the ranks worth timing for ``conv``: those that save at least a fifth of its MACs.
 
-        Args:
-            conv: Only the shape of its kernel counts.
-            size: Spatial size of its input.
-            block: Channels that the runtime computes together.
+        The arguments are those of ``default_ranks``.
         """
         if refusal(self, conv):
             return []

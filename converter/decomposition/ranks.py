@@ -14,13 +14,7 @@ RANK_LIMIT = 1_000_000
 
 
 def rank_grid(conv: Conv, size: Sequence[int], block: int) -> list[tuple[str, Rank]]:
-    """List the forms and ranks worth timing, the ranks of a form from low to high.
-
-    Args:
-        conv: Only the shape of its kernel counts.
-        size: Spatial size of its input.
-        block: Channels that the runtime computes together.
-    """
+    """List the forms and ranks worth timing, as ``Form.ranks`` does for each form."""
     return [(form.name, rank) for form in FORMS.values() for rank in form.ranks(conv, size, block)]
 
 

@@ -19,15 +19,15 @@ from converter.graph.network import (
     subgraph_nodes,
     weight_value,
 )
-from converter.graph.nodes import CONVOLUTIONS, PRODUCTS
+from converter.graph.nodes import LINEAR
 from converter.runtime.ort import run
 
-MIN_OPSET = 7  # the oldest that onnxruntime runs
-MIN_IR_VERSION = 4  # the first in which initializers need not be listed as inputs
+MIN_OPSET = 7  # the oldest opset that onnxruntime runs
+MIN_IR_VERSION = 4  # the first version in which initializers need not be listed as inputs
 RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike")
 LAYOUT = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 # Operators whose inputs after the first are weights that must be constants.
-WEIGHTED = (*CONVOLUTIONS, *PRODUCTS, "BatchNormalization", "Pad")
+WEIGHTED = (*LINEAR, "BatchNormalization", "Pad")
 FOLDS = {"Gemm": fold_gemm_factors, "Pad": fold_pad, "BatchNormalization": fold_batch_norm}
 
 
@@ -40,7 +40,7 @@ def canonicalize(model: ir.Model) -> ir.Model:
         model: Left as it is.
 
     Raises:
-        ConverterError: When its operator set is older than the oldest of onnxruntime.
+        ConverterError: When its operator set is older than ``MIN_OPSET``.
     """
     opset = model.opset_imports.get("", MIN_OPSET)
     if opset < MIN_OPSET:
@@ -66,7 +66,7 @@ def _inline_functions(model: ir.Model) -> ir.Model:
         return copy
     try:
         common.InlinePass()(copy)
-    except (ValueError, PassError):  # a function of another operator set, for example
+    except (ValueError, PassError):  # for example, a function of another operator set
         return model.clone()
     return copy
 
@@ -74,8 +74,8 @@ def _inline_functions(model: ir.Model) -> ir.Model:
 def _compute_weights(model: ir.Model) -> None:
     """``Conv(x, Cast(w))`` -> ``Conv(x, w')``: weights computed from constants become constants.
 
-    Not if a layer runs on quantized numbers: onnxruntime recognises it by the DequantizeLinear of
-    its weight.
+    The weights of quantized layers stay: onnxruntime recognises such a layer by the
+    DequantizeLinear of its weight.
     """
     constants = _constant_values(model)
     weights = {
@@ -106,14 +106,14 @@ def _constant_values(model: ir.Model) -> set[ir.Value]:
     for node in model.graph:
         if not in_onnx_domain(node) or node.op_type in RANDOM or subgraph_nodes(node):
             continue
-        fixed = bool(node.inputs) and all(v is None or v in constants for v in node.inputs)
-        if fixed or node.op_type == "Constant":
+        is_constant = bool(node.inputs) and all(v is None or v in constants for v in node.inputs)
+        if is_constant or node.op_type == "Constant":
             constants |= set(node.outputs)
     return constants
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:
-    """Whether DequantizeLinear gives a value, perhaps with another layout after it."""
+    """Whether DequantizeLinear computes a value, perhaps with a change of layout after it."""
     producer = None if value is None else value.producer()
     while producer is not None and producer.op_type in LAYOUT:
         value = producer.inputs[0]

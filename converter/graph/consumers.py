@@ -1,4 +1,4 @@
-"""What follows a layer in the graph: shortcuts, activations, pooling."""
+"""Shortcuts, activations and pooling that follow a layer in the graph."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from converter.graph.survey import Layer
 
 @dataclass(frozen=True)
 class Consumers:
-    """What follows a layer.
+    """The operations after a layer.
 
     Attributes:
-        added: Name of the tensor of the same shape, not a constant, that the output is added to
-            and used for nothing else; or None.
+        added: Name of the computed tensor of the same shape that is added to the output, if the
+            output is used for nothing else; or None.
         rectified: Whether a ReLU comes next (after that addition).
         pool: Window of the max pooling, without overlap, that comes next; (1, ...) if none does.
     """
@@ -31,13 +31,13 @@ class Consumers:
 def find_consumers(
     network: ir.Model, layers: Sequence[Layer], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, Consumers]:
-    """Find what follows each layer, by the name of its output.
+    """Find the consumers of each layer, by the name of its output.
 
     Args:
         network: The network.
         layers: Some of its layers.
-        feeds: Inputs to run it on once, for the shapes. With two examples or more, a tensor
-            without a batch axis does not have the shape of one with it.
+        feeds: Inputs to run it on once, for the shapes. Give two examples or more: only then does
+            a tensor without a batch axis differ in shape from one with it.
     """
     values = values_by_name(network)
     additions = {layer.output: _addition(values[layer.output]) for layer in layers}
@@ -70,7 +70,7 @@ def _consumers(value: ir.Value, added: str | None, axes: int) -> Consumers:
 
 
 def _addition(value: ir.Value) -> str | None:
-    """Name the computed tensor that a value is added to and used for nothing else."""
+    """Name the computed tensor that is added to a value, if the value has no other use."""
     node = _only_user(value)
     if node is None or node.op_type != "Add":
         return None
@@ -81,7 +81,7 @@ def _addition(value: ir.Value) -> str | None:
 
 
 def _only_user(value: ir.Value) -> ir.Node | None:
-    """Return the only node that uses a value, or one of several that are all Relu."""
+    """Return the only node that uses a value, or the first if all that use it are Relu."""
     users = [use.node for use in value.uses()]
     alike = len(users) == 1 or all(user.op_type == "Relu" for user in users)
     return users[0] if users and alike and not value.is_graph_output() else None

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from converter.errors import ConverterError
 
 
-def tensors(model: ir.Model) -> list[ir.TensorProtocol]:
+def weight_tensors(model: ir.Model) -> list[ir.TensorProtocol]:
     """List the initializers' tensors, those of subgraphs included."""
     values = (value for graph in model.graphs() for value in graph.initializers.values())
     return [value.const_value for value in values if value.const_value is not None]
@@ -19,11 +19,11 @@ def tensors(model: ir.Model) -> list[ir.TensorProtocol]:
 
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     """List the initializers' tensors that are external data."""
-    return [tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)]
+    return [tensor for tensor in weight_tensors(model) if isinstance(tensor, ir.ExternalTensor)]
 
 
 def external_nbytes(model: ir.Model) -> int:
-    """Bytes of the weights that are external data."""
+    """Return the bytes of the weights that are external data."""
     return sum(tensor.nbytes for tensor in external_tensors(model))
 
 

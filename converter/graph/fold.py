@@ -99,9 +99,9 @@ def fold_batch_norm(graph: ir.Graph, norm: ir.Node) -> None:
     bias = constant(layer.inputs[2]) if biased else np.zeros(1)
     if kernel is None or bias is None or bias.size not in (1, len(scale)):
         return
-    if bias.size != (bias.shape or (1,))[-1]:  # one number per row, not per output
+    if bias.size != (bias.shape or (1,))[-1]:  # a column: one number for each row of a product
         return
-    factors = _along_outputs(layer, scale, kernel)
+    factors = along_outputs(layer, scale, kernel)
     if factors is None:
         return
     exact = [
@@ -110,7 +110,7 @@ def fold_batch_norm(graph: ir.Graph, norm: ir.Node) -> None:
     ]
     with np.errstate(over="ignore"):
         folded = [array.astype(kernel.dtype) for array in exact]
-    if any(_overflows(*pair) for pair in zip(exact, folded)):  # in float16, for example
+    if any(_overflows(*pair) for pair in zip(exact, folded)):  # for example in float16
         return
     _set_weight(graph, layer, 1, folded[0])
     if not biased:
@@ -149,7 +149,7 @@ def _overflows(exact: np.ndarray, stored: np.ndarray) -> bool:
     return bool(np.isfinite(exact).all() and not np.isfinite(stored.astype(np.float64)).all())
 
 
-def _along_outputs(layer: ir.Node, scale: np.ndarray, kernel: np.ndarray) -> np.ndarray | None:
+def along_outputs(layer: ir.Node, scale: np.ndarray, kernel: np.ndarray) -> np.ndarray | None:
     """Shape a scale per output channel, (O,), so that it multiplies the stored kernel.
 
     Returns:
@@ -159,14 +159,29 @@ def _along_outputs(layer: ir.Node, scale: np.ndarray, kernel: np.ndarray) -> np.
     if kernel.ndim < 2 or groups < 1 or len(kernel) % groups:
         return None
     if layer.op_type == "ConvTranspose":  # (I, O/groups, *k)
-        if kernel.shape[1] * groups != len(scale):
-            return None
-        by_input = np.repeat(scale.reshape(groups, -1), len(kernel) // groups, axis=0)
-        return by_input.reshape(*by_input.shape, *[1] * (kernel.ndim - 2))
-    axis = 1 if layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0) else 0
-    if kernel.shape[axis] != len(scale):
-        return None
-    return scale.reshape([-1 if n == axis else 1 for n in range(kernel.ndim)])
+        return by_group(scale, kernel) if kernel.shape[1] * groups == len(scale) else None
+    axis = 0 if layer.op_type == "Conv" or layer.attributes.get_int("transB", False) else 1
+    return along_axis(scale, axis, kernel.ndim) if kernel.shape[axis] == len(scale) else None
+
+
+def by_group(scale: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Shape a scale (n,) along the second axis of a kernel with groups along the first.
+
+    Args:
+        scale: (groups * m,).
+        kernel: (groups * l, m, *k).
+
+    Returns:
+        (groups * l, m, 1, ...).
+    """
+    groups = len(scale) // kernel.shape[1]
+    rows = np.repeat(scale.reshape(groups, -1), len(kernel) // groups, axis=0)
+    return rows.reshape(*rows.shape, *[1] * (kernel.ndim - 2))
+
+
+def along_axis(scale: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+    """Shape a vector along one axis of ``ndim``."""
+    return scale.reshape([-1 if n == axis else 1 for n in range(ndim)])
 
 
 def _set_weight(

@@ -20,7 +20,7 @@ from converter.graph.external import (
     external_nbytes,
     load_external,
     release_mapped,
-    tensors,
+    weight_tensors,
     weights_folder,
 )
 from converter.runtime.ort import OnnxRuntime, run
@@ -65,7 +65,7 @@ def load(path: Path, max_nbytes: int = MAX_FILE_BYTES) -> ir.Model:
         onnx.checker.check_model(str(path))
         mapped = external_nbytes(model) >= max_nbytes
         load_external(model, SMALL_TENSOR_BYTES if mapped else 2**63)
-        for tensor in tensors(model):
+        for tensor in weight_tensors(model):
             tensor.numpy()  # a view; raises if the data do not fill the shape
     except ConverterError:
         raise
@@ -99,13 +99,13 @@ def save(model: ir.Model, path: Path, max_nbytes: int = MAX_FILE_BYTES) -> None:
     if nbytes(model) < max_nbytes:
         ir.save(ir.external_data.load_to_model(model.clone()), path)
         return
-    # Clones share tensors; saving points those of the clone alone to the new file.
+    # Saving makes the tensors of its argument point to the new file; those of ``model`` must not.
     ir.save(model.clone(), path, external_data=f"{path.name}{EXTERNAL_SUFFIX}")
     release_mapped(model.graph.initializers.values())
 
 
 def nbytes(model: ir.Model) -> int:
-    """Bytes of the network as a file, external weights included."""
+    """Return the bytes of the network as a file, external weights included."""
     in_memory = _nbytes_in_memory(model)
     if in_memory < MAX_FILE_BYTES:
         in_memory = ir.to_proto(model).ByteSize()
@@ -143,12 +143,12 @@ def count_params(model: ir.Model) -> int:
     conversions = [node for node in model.graph.all_nodes() if node.op_type in kinds]
     scales = {value for node in conversions for value in node.inputs[1:]}
     quantized = {n.inputs[0] for n in conversions if n.op_type == "DequantizeLinear"}
-    tensors = [
+    weights = [
         (value in quantized, ir.convenience.get_const_tensor(value))
         for value in values
         if value not in scales
     ]
-    return sum(t.size for q, t in tensors if t is not None and (q or t.dtype.is_floating_point()))
+    return sum(t.size for q, t in weights if t is not None and (q or t.dtype.is_floating_point()))
 
 
 def name_batch_axis(model: ir.Model, name: str = "batch") -> ir.Model:
@@ -170,7 +170,7 @@ def name_batch_axis(model: ir.Model, name: str = "batch") -> ir.Model:
 def open_session(
     model: ir.Model | Path, threads: int = 1, runtime: Runtime | None = None
 ) -> Session:
-    """Open a network in a runtime: the given one, or onnxruntime on ``threads`` threads.
+    """Open a network in ``runtime``, or in onnxruntime on ``threads`` threads if it is None.
 
     Raises:
         ConverterError: When the runtime cannot run the network.
@@ -192,7 +192,7 @@ def compute_values(
     batches: Iterable[Arrays],
     threads: int = 1,
 ) -> Iterator[Arrays]:
-    """Run ``model`` and return inner tensors, batch by batch.
+    """Run ``model`` and yield inner tensors, batch by batch.
 
     Args:
         model: The network.
@@ -215,7 +215,7 @@ def compute_values(
 def compute_shapes(
     model: ir.Model, names: Sequence[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[int, ...]]:
-    """Run ``model`` and return the shapes of the tensors ``names``."""
+    """Run ``model`` on ``feeds`` and return the shapes of the tensors ``names``."""
     if not names:
         return {}
     copy = model.clone()
@@ -271,5 +271,5 @@ def subgraph_nodes(node: ir.Node) -> list[ir.Node]:
 
 
 def _nbytes_in_memory(model: ir.Model) -> int:
-    """Bytes of the weights that are in memory."""
-    return sum(t.nbytes for t in tensors(model) if not isinstance(t, ir.ExternalTensor))
+    """Return the bytes of the weights that are in memory."""
+    return sum(t.nbytes for t in weight_tensors(model) if not isinstance(t, ir.ExternalTensor))

@@ -1,4 +1,4 @@
-"""Convolutions as ONNX nodes, and back, without an ONNX library."""
+"""Convolutions written as ONNX nodes, and read from them, as plain data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from converter.decomposition.taps import swap_in_out
 from converter.errors import ConverterError
 
 CONVOLUTIONS, PRODUCTS = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
+LINEAR = (*CONVOLUTIONS, *PRODUCTS)
 ONNX_PAD_MODES = dict(zip(PADDING_MODES, ("constant", "reflect", "edge", "wrap")))
 
 Attributes = Mapping[str, Any]
@@ -31,7 +32,7 @@ class Node:
 
 @dataclass(frozen=True)
 class GraphFragment:
-    """Nodes in order, the last of which gives the result, and their weights by name."""
+    """Nodes in order, the last of which computes the result, and their weights by name."""
 
     nodes: list[Node]
     weights: dict[str, np.ndarray]
@@ -102,6 +103,9 @@ def read_conv(
         kernel: Kernel as the node stores it.
         bias: (O,) or None.
         size: Spatial size of its input, for ``auto_pad``.
+
+    Raises:
+        ConverterError: When the attributes contradict each other.
     """
     axes = kernel.ndim - 2
 
@@ -118,19 +122,19 @@ def read_conv(
         padding = ((0, 0),) * axes
     elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         padding = tuple(
-            _same_padding(n, k, s, d, upper=auto_pad == "SAME_UPPER")
+            _halves((math.ceil(n / s) - 1) * s + d * (k - 1) + 1 - n, auto_pad == "SAME_UPPER")
             for n, k, s, d in zip(size, kernel.shape[2:], stride, dilation)
         )
     group = attributes.get("group")
     groups = group if isinstance(group, int) and group else 1
     transposed = op == "ConvTranspose"
-    extra = ints("output_padding", [0] * axes)
+    output_padding = ints("output_padding", [0] * axes)
     if transposed and (auto_pad.startswith("SAME") or "output_shape" in attributes):
         out_size = ints("output_shape", [n * s for n, s in zip(size, stride)])
         padding = tuple(
-            _crop(o, (n - 1) * s + d * (k - 1) + 1 + e, upper=auto_pad == "SAME_UPPER")
+            _halves((n - 1) * s + d * (k - 1) + 1 + e - o, upper=auto_pad == "SAME_UPPER")
             for o, n, k, s, d, e in zip(
-                out_size[-axes:], size, kernel.shape[2:], stride, dilation, extra
+                out_size[-axes:], size, kernel.shape[2:], stride, dilation, output_padding
             )
         )
     return Conv(
@@ -154,7 +158,7 @@ def read_linear(attributes: Attributes, weight: np.ndarray, bias: np.ndarray | N
         bias: Bias, or None.
 
     Raises:
-        ConverterError: When it computes more than a product and a bias per output.
+        ConverterError: When the node computes more than a product and a bias per output.
     """
     if weight.ndim != 2:
         raise ConverterError("its weight is not a constant matrix")
@@ -170,17 +174,9 @@ def read_linear(attributes: Attributes, weight: np.ndarray, bias: np.ndarray | N
     return Conv(kernel, bias, (), (), ())
 
 
-def _same_padding(n: int, k: int, stride: int, dilation: int, upper: bool) -> tuple[int, int]:
-    """Padding of SAME_UPPER (odd pixel last) or SAME_LOWER (first): output ceil(n / stride)."""
-    total = max((math.ceil(n / stride) - 1) * stride + dilation * (k - 1) + 1 - n, 0)
-    small, large = total // 2, total - total // 2
-    return (small, large) if upper else (large, small)
-
-
-def _crop(size: int, full_size: int, upper: bool) -> tuple[int, int]:
-    """Padding with which a transposed convolution gives ``size`` outputs of ``full_size``."""
-    total = max(full_size - size, 0)
-    small, large = total // 2, total - total // 2
+def _halves(total: int, upper: bool) -> tuple[int, int]:
+    """Split padding into (begin, end); an odd pixel is at the end for SAME_UPPER, else first."""
+    small, large = max(total, 0) // 2, max(total, 0) - max(total, 0) // 2
     return (small, large) if upper else (large, small)
 
 
@@ -212,7 +208,7 @@ def _unsqueeze(chain: Chain) -> Chain:
 
 
 def _add_chain(fragment: GraphFragment, chain: Chain, source: str, prefix: str) -> str:
-    interleaved = 1  # copies of the channels that the Concat before this step joined
+    interleaved = 1  # outputs per input channel of the depthwise step that a Concat has joined
     for number, step in enumerate(chain.steps):
         name = f"{prefix}.{number}"
         if step.padding_mode != "zeros" and any(map(sum, step.padding)):
@@ -220,16 +216,16 @@ def _add_chain(fragment: GraphFragment, chain: Chain, source: str, prefix: str) 
         kernel = step.kernel
         if interleaved > 1:
             kernel = _by_copy(kernel.swapaxes(0, 1), interleaved).swapaxes(0, 1)
-        wider = step.O // step.I if step.groups == step.I > 1 else 1
-        following = chain.steps[number + 1].groups if number + 1 < len(chain.steps) else 0
-        if wider > 1 and following == 1:
-            parts = np.split(_by_copy(kernel, wider), wider)
+        multiplier = step.O // step.I if step.depthwise else 1
+        next_groups = chain.steps[number + 1].groups if number + 1 < len(chain.steps) else 0
+        if multiplier > 1 and next_groups == 1:
+            parts = np.split(_by_copy(kernel, multiplier), multiplier)
             copies = [
                 _add_conv(fragment, source, step, part, f"{name}.{n}")
                 for n, part in enumerate(parts)
             ]
             fragment.nodes.append(Node("Concat", f"{name}.concat", tuple(copies), {"axis": 1}))
-            source, interleaved = f"{name}.concat", wider
+            source, interleaved = f"{name}.concat", multiplier
         else:
             source, interleaved = _add_conv(fragment, source, step, kernel, name), 1
     return source

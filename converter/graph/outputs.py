@@ -1,4 +1,4 @@
-"""The values to compare of a network: its outputs, or earlier values if their shape varies."""
+"""Values to compare between networks: outputs, or earlier values if an output's shape varies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def with_outputs(model: ir.Model, names: list[str]) -> ir.Model:
     """Return a copy whose outputs are the values ``names``.
 
     Raises:
-        ConverterError: When it lacks one of them.
+        ConverterError: When the network lacks one of them.
     """
     copy = model.clone()
     values = values_by_name(copy)

@@ -12,9 +12,7 @@ from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.taps import swap_in_out
 from converter.errors import ConverterError
 from converter.graph.network import weight_value
-from converter.graph.nodes import CONVOLUTIONS, PRODUCTS, GraphFragment, chain_nodes, product_nodes
-
-REWRITTEN = (*CONVOLUTIONS, *PRODUCTS)
+from converter.graph.nodes import LINEAR, PRODUCTS, GraphFragment, chain_nodes, product_nodes
 
 
 def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Model:
@@ -25,12 +23,15 @@ def rewrite(model: ir.Model, chains: Mapping[str, tuple[str, Chain]]) -> ir.Mode
     Args:
         model: Left as it is.
         chains: By the name of the replaced node's output: (prefix of the new names, chain).
+
+    Raises:
+        ConverterError: When a new name is taken by another tensor.
     """
     copy = model.clone()
     names = {str(value.name) for node in copy.graph for value in node.outputs}
     for node in list(copy.graph):
         key = node.outputs[0].name
-        if node.op_type not in REWRITTEN or key not in chains:
+        if node.op_type not in LINEAR or key not in chains:
             continue
         prefix, chain = chains[str(key)]
         while any(re.match(rf"{re.escape(prefix)}\.\d", name) for name in names):
@@ -62,7 +63,7 @@ def replace_weights(model: ir.Model, convs: Mapping[str, Conv]) -> ir.Model:
     copy = model.clone()
     for node in list(copy.graph):
         key = str(node.outputs[0].name)
-        if node.op_type not in REWRITTEN or key not in convs:
+        if node.op_type not in LINEAR or key not in convs:
             continue
         source = node.inputs[0]
         if node.op_type == "MatMul" and convs[key].bias is not None:
@@ -113,7 +114,7 @@ def _stored(node: ir.Node, kernel: np.ndarray) -> np.ndarray:
     """Arrange a kernel (O, I/groups, *k) as the node stores it."""
     if node.op_type == "ConvTranspose":
         return swap_in_out(kernel, node.attributes.get_int("group", 1) or 1)
-    if node.op_type in ("Gemm", "MatMul") and not node.attributes.get_int("transB", 0):
+    if node.op_type in PRODUCTS and not node.attributes.get_int("transB", 0):
         return np.transpose(kernel)
     return kernel
 
@@ -132,7 +133,11 @@ def _nodes(graph: ir.Graph, source: ir.Value, fragment: GraphFragment) -> list[i
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Add a new initializer to ``graph``."""
+    """Add a new initializer to ``graph``.
+
+    Raises:
+        ConverterError: When the graph has an initializer of that name.
+    """
     if name in graph.initializers:
         raise ConverterError(f"The network already has a tensor named {name!r}; rename it.")
     value = weight_value(name, array)

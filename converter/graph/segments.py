@@ -31,8 +31,8 @@ class Segment:
 class SegmentedModel:
     """A network with boundaries in front of some of its nodes.
 
-    A value is alive at a boundary if a node before it, or the caller, gives the value, and a node
-    after it uses the value.
+    A value is alive at a boundary if a node before it computes the value, or the caller feeds it,
+    and a node after it uses the value.
 
     Attributes:
         model: The network.
@@ -56,7 +56,7 @@ def segment(model: ir.Model, boundaries: Sequence[str]) -> SegmentedModel:
     Args:
         model: The network.
         boundaries: Names of node outputs, in graph order. Each segment ends in front of the node
-            that gives one of them.
+            that computes one of them.
     """
     nodes = list(model.graph)
     positions = {str(value.name): n for n, node in enumerate(nodes) for value in node.outputs}
@@ -72,8 +72,8 @@ def segment(model: ir.Model, boundaries: Sequence[str]) -> SegmentedModel:
     start, alive = 0, tuple(inputs)
     for boundary in boundaries:
         end = positions[boundary]
-        given = (str(value.name) for node in nodes[start:end] for value in node.outputs)
-        after = tuple(name for name in (*alive, *given) if last_use.get(name, -1) >= end)
+        computed = (str(value.name) for node in nodes[start:end] for value in node.outputs)
+        after = tuple(name for name in (*alive, *computed) if last_use.get(name, -1) >= end)
         segments.append(Segment(alive, after))
         start, alive = end, after
     return SegmentedModel(model, tuple(segments))

@@ -66,7 +66,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Tensors:
-    """What a run and the graph say about the tensors of a network.
+    """Shapes of the tensors of a network, as measured in a run and as declared in the graph.
 
     Attributes:
         shapes: Shape of the inputs and outputs of all layers, by name, batch included.
@@ -92,9 +92,9 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         ConverterError: When the network cannot run, or a weight is NaN or infinite.
     """
     nodes = [node for node in model.graph if _is_layer(node)]
-    ends = [str(v.name) for node in nodes for v in (node.inputs[0], node.outputs[0]) if v]
+    names = [str(v.name) for node in nodes for v in (node.inputs[0], node.outputs[0]) if v]
     tensors = _Tensors(
-        shapes=compute_shapes(model, list(dict.fromkeys(ends)), feeds),
+        shapes=compute_shapes(model, list(dict.fromkeys(names)), feeds),
         batch=next((len(array) for array in feeds.values() if array.ndim), 1),
         free_sizes=any(
             not isinstance(size, int) or size == FREE_SIZE
@@ -112,8 +112,8 @@ def _read_layer(node: ir.Node, name: str, tensors: _Tensors) -> Layer:
     source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
     assert source is not None and weight is not None
     in_shape, out_shape = tensors.shapes[str(source.name)], tensors.shapes[str(output.name)]
-    ends = (str(output.name), str(source.name), str(weight.name))
-    layer = Layer(name, *ends, conv=None, size=in_shape[2:], params=0, macs=0)
+    names = (str(output.name), str(source.name), str(weight.name))
+    layer = Layer(name, *names, conv=None, size=in_shape[2:], params=0, macs=0)
     if str(source.name) in tensors.data_dependent:
         return layer.skip("the shape of its input depends on the data")
     kernel = constant(weight)
@@ -171,7 +171,7 @@ def _check_finite(array: np.ndarray, role: str, layer: str) -> None:
 
 
 def _number_duplicates(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Number the layers of one name, from the second on."""
+    """Make names unique: the second layer of a name gets ``#2`` after it, and so on."""
     counts: Counter[str] = Counter()
     numbered = []
     for layer in layers:
@@ -185,7 +185,7 @@ def _number_duplicates(layers: Sequence[Layer]) -> tuple[Layer, ...]:
 
 
 def _unreadable_layers(model: ir.Model) -> list[Layer]:
-    """List the layers that are no ordinary nodes of the main graph, with the reason."""
+    """List the layers that cannot be read as nodes of the main graph, with the reason."""
     reasons = [
         (node, "it is inside a subgraph")
         for node in model.graph.all_nodes()
@@ -214,9 +214,11 @@ def _unreadable_layers(model: ir.Model) -> list[Layer]:
 
 
 def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
-    """Count multiply-accumulates of convolutions and constant-weight matrix products.
+    """Count multiply-accumulates for one example: of convolutions and products with weights.
 
-    For one example, whatever the batch size of ``feeds``.
+    Args:
+        model: The network.
+        feeds: Inputs to run it on once, of any batch size.
     """
     return sum(layer.macs for layer in survey(model, feeds))
 
@@ -288,7 +290,7 @@ def _names(nodes: Sequence[ir.Node]) -> list[str]:
 
 
 def _name(node: ir.Node) -> str:
-    """Name a layer by its weight, but not by an exporter's counter (``onnx::Conv_12``)."""
+    """Name a layer by its weight, unless an exporter numbered the weight (``onnx::Conv_12``)."""
     weight = node.inputs[1]
     name = str(weight.name) if weight is not None else ""
     if not name or "::" in name:

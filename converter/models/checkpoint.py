@@ -1,4 +1,4 @@
-"""Weights from files; code in a file runs only if the user trusts it."""
+"""Weights read from files; pickled code runs only if the user trusts it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def load_state(path: Path, trust_pickle: bool = False) -> dict[str, torch.Tensor
 
     Args:
         path: The file.
-        trust_pickle: Also unpickle whole modules, which runs code from the file.
+        trust_pickle: Whether to unpickle whole modules, which runs code from the file.
 
     Raises:
-        ConverterError: When the file is missing, unreadable, holds no weights, or NaN.
+        ConverterError: When the file is missing or unreadable, or holds no weights or NaN.
     """
     content = read_file(path, trust_pickle)
     if isinstance(content, nn.Module):
@@ -96,9 +96,9 @@ def read_file(path: Path, trust_pickle: bool) -> Any:
             f"Checkpoint {path} is not a sound safetensors file: {error}."
         ) from None
     except Exception as error:  # torch raises many classes on damaged files
-        what = "damaged, or memory too little to read it" if lacks_memory(error) else "damaged"
+        cause = "damaged, or memory too little to read it" if lacks_memory(error) else "damaged"
         raise ConverterError(
-            f"Checkpoint {path} is truncated or {what}: {first_line(error)}"
+            f"Checkpoint {path} is truncated or {cause}: {first_line(error)}"
         ) from None
 
 
@@ -109,7 +109,7 @@ def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -
         ConverterError: When keys are missing, unexpected or misshapen; it names the first few.
     """
     own = model.state_dict()
-    for prefix in PREFIXES:  # the model itself may be a wrapper
+    for prefix in PREFIXES:  # torch.compile and DataParallel wrap the model itself
         if own and all(n.startswith(prefix) for n in own):
             state = {n if n in own else prefix + n: value for n, value in state.items()}
     missing = [n for n in own if n not in state and not n.endswith(OPTIONAL_SUFFIX)]
@@ -139,7 +139,7 @@ def _without_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _looks_like_torch(path: Path) -> bool:
-    """Return whether a file begins like a zip archive, a pickle or a tar archive."""
+    """Whether a file begins like a zip archive, a pickle or a tar archive."""
     with path.open("rb") as file:
         start = file.read(2)
     if start == b"PK" or start[:1] == b"\x80":

@@ -1,4 +1,4 @@
-"""The data that options name, read for the inputs of a network."""
+"""Data named by the options, read for the inputs of a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_data(source: object, inputs: Sequence[Input], options: Options) -> Data
     Args:
         source: A name (.npz, folder, ``module:function``), arrays, batches or a DataLoader.
         inputs: The network's inputs.
-        options: Of preprocessing.
+        options: They hold the preprocessing of images.
 
     Raises:
         ConverterError: When the data cannot be read, or does not fit the inputs.
@@ -30,7 +30,7 @@ def read_data(source: object, inputs: Sequence[Input], options: Options) -> Data
 
 
 def read_unchecked(source: object, inputs: Sequence[Input], options: Options) -> Data:
-    """Read data whose shapes are not checked: those of a torch model are not known beforehand."""
+    """Read data without a check of shapes: a torch model's are unknown before its export."""
     names = [item.name for item in inputs]
     raw_inputs = {item.name for item in inputs if item.dtype == np.uint8}
     return read(source, names, Preprocessing.of(options), find_callable, raw_inputs)
@@ -42,15 +42,15 @@ def conformed(data: Data, inputs: Sequence[Input]) -> Data:
 
 
 def read_named_data(inputs: Sequence[Input], options: Options) -> tuple[Data | None, Data | None]:
-    """Read the training and the evaluation data of the options; None for data not given.
+    """Read the training and the evaluation data that the options name; None if they name none.
 
     For training without ``--train``, all of ``--calib`` is used, unlabelled.
     """
-    named = options.training.train
-    labelled = named is not None and options.training.labels
-    if named is None and options.training.trains:
-        named = options.data.calib
-    train = None if named is None else read_data(named, inputs, options)
+    source = options.training.train
+    labelled = source is not None and options.training.labels
+    if source is None and options.training.trains:
+        source = options.data.calib
+    train = None if source is None else read_data(source, inputs, options)
     if train is not None and options.training.augment == "none":
         train = train.without_augmentation()
     if train is not None and not labelled:
@@ -63,7 +63,7 @@ def read_scored_data(source: object, inputs: Sequence[Input], options: Options) 
     """Read data to measure accuracy on.
 
     Raises:
-        ConverterError: As ``read_data``, or when its labels are not classes.
+        ConverterError: When the data cannot be read or does not fit, or its labels are no classes.
     """
     data = read_data(source, inputs, options)
     if data.labels is None and data.load_batch is not None:

@@ -24,26 +24,30 @@ from converter.graph.network import name_batch_axis
 from converter.models.checkpoint import load_into, load_state, read_file
 
 
-def find_callable(spec: str, what: str) -> Any:
+def find_callable(spec: str, role: str) -> Any:
     """Import ``package.module:name``; the current folder is importable.
+
+    Args:
+        spec: The name.
+        role: First word of error messages, such as ``Factory``.
 
     Raises:
         ConverterError: When there is no such callable, or its module cannot be imported.
     """
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
-        raise ConverterError(f"{what} {spec!r} must be written package.module:name.")
+        raise ConverterError(f"{role} {spec!r} must be written package.module:name.")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ConverterError(
-            f"{what} {spec!r}: module {module_name!r} cannot be imported: {root_line(error)}"
+            f"{role} {spec!r}: module {module_name!r} cannot be imported: {root_line(error)}"
         ) from None
     function = getattr(module, name, None)
     if not callable(function):
-        raise ConverterError(f"{what} {spec!r}: {module_name} has no callable named {name!r}.")
+        raise ConverterError(f"{role} {spec!r}: {module_name} has no callable named {name!r}.")
     return function
 
 
@@ -100,7 +104,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """List the parameters of ``forward`` without a default."""
+    """List the positional parameters of ``forward`` without a default; at least one name."""
     parameters = inspect.signature(model.forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [p.name for p in parameters if p.kind in kinds and p.default is p.empty]
@@ -145,15 +149,15 @@ def export(
     Raises:
         ConverterError: When the model cannot run on ``feeds`` or torch cannot export it.
     """
-    twin = copied(model).cpu().eval()
-    # torch.export treats a batch of one as a constant.
-    pairs = {n: np.concatenate([a, a]) if len(a) == 1 else a for n, a in feeds.items()}
-    forward(twin, pairs)
+    exported = copied(model).cpu().eval()
+    # torch.export would treat a batch of one as a constant.
+    batch = {n: np.concatenate([a, a]) if len(a) == 1 else a for n, a in feeds.items()}
+    forward(exported, batch)
     try:
         with _quiet():
             program = torch.onnx.export(
-                twin,
-                tuple(torch.from_numpy(array) for array in pairs.values()),
+                exported,
+                tuple(torch.from_numpy(array) for array in batch.values()),
                 input_names=list(feeds),
                 dynamic_shapes=[
                     {axis: torch.export.Dim.AUTO for axis in (free_axes or {}).get(name, (0,))}
@@ -184,7 +188,7 @@ def export_program(path: Path, trust_pickle: bool) -> ir.Model:
 
     Args:
         path: The file.
-        trust_pickle: Whether its author is trusted: ``torch.export.load`` unpickles its content.
+        trust_pickle: Whether the user trusts its author: ``torch.export.load`` unpickles content.
 
     Raises:
         ConverterError: Without ``trust_pickle``, when the file is missing or damaged, or when

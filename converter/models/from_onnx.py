@@ -13,10 +13,10 @@ from torch import nn
 
 from converter.errors import ConverterError, root_line
 from converter.graph.network import MAX_FILE_BYTES, in_onnx_domain, nbytes
-from converter.graph.nodes import CONVOLUTIONS, PRODUCTS
+from converter.graph.nodes import LINEAR
 
 # Operators and the indices of their inputs that are trained if they are initializers.
-TRAINED = {kind: (1, 2) for kind in (*CONVOLUTIONS, *PRODUCTS, "BatchNormalization")}
+TRAINED = {kind: (1, 2) for kind in (*LINEAR, "BatchNormalization")}
 TRAINED |= {"Add": (0, 1), "Mul": (0, 1)}
 
 

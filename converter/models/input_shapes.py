@@ -1,4 +1,4 @@
-"""The shapes of a network's inputs: given by the user, by data, or by the network."""
+"""The shapes of a network's inputs, from the user, from data, or from the network itself."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def choose_shapes(
-    inputs: Sequence[Input], given: Mapping[str, tuple[int, ...]], data: Data | None
+    inputs: Sequence[Input], user_shapes: Mapping[str, tuple[int, ...]], data: Data | None
 ) -> Shapes:
-    """Choose the shape of every input: as given, else of the data, else of the network.
+    """Choose the shape of every input: the user's, else that of the data, else the network's.
 
     Args:
         inputs: The network's inputs.
-        given: Shapes by input name, with the batch axis.
+        user_shapes: Shapes that the user gave, by input name, with the batch axis.
         data: Sample inputs, or None.
 
     Raises:
@@ -32,22 +32,22 @@ def choose_shapes(
     sample = {} if data is None else data.read(np.arange(1))
     shapes = {}
     for item in inputs:
-        wanted = _text(item.shape)
-        shape = given.get(item.name)
+        expected = _text(item.shape)
+        shape = user_shapes.get(item.name)
         if shape is None and item.name in sample:
             shape = sample[item.name].shape
         if shape is None:
             if None in item.shape[1:]:
                 raise ConverterError(
-                    f"Input {item.name!r} has free sizes ({wanted}); give --input-shape "
+                    f"Input {item.name!r} has free sizes ({expected}); give --input-shape "
                     f"{item.name}:... or data."
                 )
             shape = tuple(n or 1 for n in item.shape)
         fits = len(shape) == len(item.shape) and all(
-            want in (None, got) for want, got in zip(item.shape[1:], shape[1:])
+            size in (None, n) for size, n in zip(item.shape[1:], shape[1:])
         )
         if not fits:
-            raise ConverterError(f"Input {item.name!r} takes shape {wanted}, not {_text(shape)}.")
+            raise ConverterError(f"Input {item.name!r} takes shape {expected}, not {_text(shape)}.")
         whole = (item.shape[0] or shape[0], *shape[1:]) if item.shape else shape
         if math.prod(whole) > MAX_INPUT_SIZE:
             raise ConverterError(
@@ -58,16 +58,16 @@ def choose_shapes(
 
 
 def with_known_rank(
-    inputs: Sequence[Input], given: Mapping[str, tuple[int, ...]], data: Data | None
+    inputs: Sequence[Input], user_shapes: Mapping[str, tuple[int, ...]], data: Data | None
 ) -> list[Input]:
-    """Give a torch model's inputs, which have no shape, as many free axes as is known of them.
+    """Return a torch model's inputs, which have no shape, with the right number of free axes.
 
     Raises:
-        ConverterError: When neither ``given`` nor ``data`` has the shape of an input.
+        ConverterError: When neither ``user_shapes`` nor ``data`` has the shape of an input.
     """
     sample = {} if data is None else data.read(np.arange(1))
     ranks = {name: array.ndim for name, array in sample.items()}
-    ranks |= {name: len(shape) for name, shape in given.items()}
+    ranks |= {name: len(shape) for name, shape in user_shapes.items()}
     for item in inputs:
         if item.name not in ranks:
             raise ConverterError(

@@ -1,4 +1,4 @@
-"""Match the layers of an exported graph with torch modules, and replace modules by chains."""
+"""Layers of an exported graph matched with torch modules, and modules replaced by chains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def match(
     """Mark the layers that are not a plain module of ``model`` as kept, with the reason.
 
     Args:
-        model: In evaluation mode.
+        model: The torch model, in evaluation mode.
         layers: Layers of its exported graph.
         feeds: Inputs to run it on once, to count the calls of each module.
     """
@@ -106,7 +106,7 @@ def rebuild(
     Args:
         model: Left as it is.
         shapes: Form and rank of the chains by module name.
-        weights: Names of the tensors of the copy; they tell which chains have a bias.
+        weights: Names of the tensors of the copy, which show the layers that have a bias.
     """
     result = copied(model)
     for name, (form, rank) in shapes.items():
@@ -126,15 +126,15 @@ def rebuild(
 def _count_calls(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Run ``model`` and count the arguments that each convolution module is called with."""
     calls: dict[str, int] = {}
-    twin = copied(model).eval()
-    for name, module in twin.named_modules():
+    copy = copied(model).eval()
+    for name, module in copy.named_modules():
         if type(module) in CONVERTED:
 
             def count(_: object, args: Any, kwargs: Any, __: object, name: str = name) -> None:
                 calls[name] = calls.get(name, 0) + len(args) + len(kwargs)
 
             module.register_forward_hook(count, with_kwargs=True)
-    forward(twin, feeds)
+    forward(copy, feeds)
     return calls
 
 

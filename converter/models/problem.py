@@ -1,4 +1,4 @@
-"""What is solved and searched: the network, its layers, and inputs to fit and to judge on."""
+"""``Problem``: a network, its layers, and inputs to solve for and to evaluate on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from converter.graph.survey import Layer
 from converter.models.source import Source
 
 HOLDOUT_SHARE = 0.4  # of the sample inputs
-HOLDOUT_MACS, MIN_HOLDOUT, MAX_HOLDOUT = 1e12, 64, 8192  # 1e12 take some 20 s
+HOLDOUT_MACS, MIN_HOLDOUT, MAX_HOLDOUT = 1e12, 64, 8192  # 1e12 MACs take about 20 s
 RANDOM_EXAMPLES = 16
 
 
@@ -29,7 +29,7 @@ class Problem:
         shapes: The shapes that it is run with, by input name.
         calib: All sample inputs, or None.
         fit: Sample inputs to solve layers for during a search, or None.
-        holdout: Inputs that only judge networks; random ones without sample inputs.
+        holdout: Inputs that networks are only evaluated on; random without sample inputs.
     """
 
     network: ir.Model
@@ -61,7 +61,7 @@ def make_problem(source: Source, layers: Sequence[Layer], seed: int) -> Problem:
 
 
 def _split(source: Source, layers: Sequence[Layer], seed: int) -> tuple[Data | None, Data]:
-    """Return inputs to fit and to judge; inputs beyond ``--samples`` judge if there are enough."""
+    """Return inputs to solve for and to evaluate on: beyond ``--samples`` if there are enough."""
     if source.calib is None:
         dtypes = {item.name: item.dtype for item in source.inputs}
         return None, random_data(source.shapes, dtypes, RANDOM_EXAMPLES, seed)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from converter.graph.fold import along_axis, along_outputs, by_group
 from converter.graph.network import constant, in_onnx_domain
-from converter.quantization.quantize import LINEAR, Ranges
+from converter.graph.nodes import CONVOLUTIONS, LINEAR
+from converter.quantization.quantize import Ranges
 
-MAX_SCALE = 1e3  # by which a channel is multiplied at most
+MAX_SCALE = 1e3  # largest factor of a channel
 
 
 def equalize(network: ir.Model, ranges: Ranges) -> tuple[ir.Model, Ranges]:
@@ -37,7 +39,7 @@ def equalize(network: ir.Model, ranges: Ranges) -> tuple[ir.Model, Ranges]:
         if not largest.max() > 0:
             continue
         scale = largest.max() / np.maximum(largest, largest.max() / MAX_SCALE)
-        factors = _along_outputs(node, scale, first)
+        factors = along_outputs(node, scale, first)
         if factors is None:
             continue
         equalized[name] = low * scale, high * scale
@@ -57,7 +59,7 @@ def _next_linear(node: ir.Node) -> ir.Node | None:
     following, position = uses[0]
     if position != 0 or not _is_linear(following):
         return None
-    # Between other pairs the channels lie along one axis and are summed along another.
+    # In other pairs, the outputs of the first are not along the axis that the second sums over.
     pair = {"Conv" if n.op_type == "ConvTranspose" else n.op_type for n in (node, following)}
     return following if pair in ({"Conv"}, {"Gemm"}, {"Gemm", "MatMul"}) else None
 
@@ -76,38 +78,15 @@ def _is_linear(node: ir.Node) -> bool:
         return False
     weight = constant(node.inputs[1])
     matrix = weight is not None and weight.ndim == 2
-    return node.op_type in ("Conv", "ConvTranspose") or (
-        matrix and not node.attributes.get_int("transA", False)
-    )
-
-
-def _along_outputs(node: ir.Node, scale: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
-    """Shape a scale per output so that it multiplies the stored weight; None if sizes differ."""
-    if node.op_type == "ConvTranspose":  # (I, O / groups, *k)
-        groups = node.attributes.get_int("group", 1)
-        return _by_group(scale, weight) if len(scale) == groups * weight.shape[1] else None
-    axis = 0 if node.op_type == "Conv" or node.attributes.get_int("transB", False) else 1
-    return _along(scale, axis, weight.ndim) if len(scale) == weight.shape[axis] else None
+    return node.op_type in CONVOLUTIONS or (matrix and not node.attributes.get_int("transA", False))
 
 
 def _along_inputs(node: ir.Node, scale: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Shape a scale per input so that it multiplies the stored weight, which may have groups."""
     if node.op_type == "Conv":  # (O, I / groups, *k)
-        return _by_group(scale, weight)
+        return by_group(scale, weight)
     transposed = node.op_type != "ConvTranspose" and node.attributes.get_int("transB", False)
-    return _along(scale, 1 if transposed else 0, weight.ndim)
-
-
-def _by_group(scale: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Shape a vector along the second axis of weights that have groups along the first."""
-    groups = len(scale) // weight.shape[1]
-    each = np.repeat(scale.reshape(groups, -1), len(weight) // groups, axis=0)
-    return each.reshape(*each.shape, *(1,) * (weight.ndim - 2))
-
-
-def _along(scale: np.ndarray, axis: int, ndim: int) -> np.ndarray:
-    """Shape a vector along an axis."""
-    return scale.reshape([-1 if n == axis else 1 for n in range(ndim)])
+    return along_axis(scale, 1 if transposed else 0, weight.ndim)
 
 
 def _set_weight(value: ir.Value | None, array: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""int8 of a network; if a budget needs it, some layers stay in floating point."""
+"""int8 within a budget: if needed, some layers stay in floating point."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import onnx_ir as ir
 
 from converter.data.data import Data
 from converter.errors import ConverterError
-from converter.graph.network import MAX_FILE_BYTES, inputs, nbytes
+from converter.graph.network import inputs
 from converter.graph.survey import QUANTIZED_LAYERS
 from converter.quantization.channel_equalization import equalize
-from converter.quantization.quantize import linear_steps, observed_ranges, quantized
+from converter.quantization.quantize import check_size, linear_steps, observed_ranges, quantized
 
 CALIBRATION_EXAMPLES, BATCH = 256, 16
 
 
 def calibration_data(network: ir.Model, data: Data, seed: int) -> Data:
-    """Choose the sample inputs that int8 is calibrated on: a few, in whole batches."""
-    fixed_batch = inputs(network)[0].shape[0]
+    """Choose up to ``CALIBRATION_EXAMPLES`` sample inputs for int8, in whole batches."""
     data = data.sample(CALIBRATION_EXAMPLES, seed)
-    data = data.repeated_to(fixed_batch or 1)
+    data = data.repeated_to(inputs(network)[0].shape[0] or 1)
     return data.take(np.arange(data.count - data.count % _batch_size(network, data)))
 
 
@@ -40,11 +39,11 @@ def quantize_within(
 
     Args:
         network: Left as it is.
-        data: What ``calibration_data`` chose.
-        usage: The share of its budget that a network uses, at most 1 if it is kept; None without
-            a budget.
-        output_error: Error of a network's outputs relative to ``network``, by which layers are
-            ranked. Needed if ``usage`` is given.
+        data: Sample inputs, from ``calibration_data``.
+        usage: Returns the share of its budget that a network uses, at most 1 if it is within the
+            budget; None without a budget.
+        output_error: Returns the error of a network's outputs relative to ``network``; layers are
+            ranked by it. Needed with ``usage``.
 
     Returns:
         The int8 network; quantized as a whole if no choice of layers keeps the budget.
@@ -75,7 +74,7 @@ def _batch_size(network: ir.Model, data: Data) -> int:
 
 
 def check_int8(network: ir.Model, has_samples: bool) -> None:
-    """Refuse at once a network that cannot be quantized.
+    """Refuse a network that cannot be quantized, before any work is done.
 
     Args:
         network: The network.
@@ -92,5 +91,4 @@ def check_int8(network: ir.Model, has_samples: bool) -> None:
     values = (*network.graph.initializers.values(), *network.graph.inputs)
     if any(value.dtype == ir.DataType.FLOAT16 for value in values):
         raise ConverterError("A float16 network cannot be quantized; give it in float32.")
-    if nbytes(network) >= MAX_FILE_BYTES:
-        raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
+    check_size(network)

@@ -1,4 +1,4 @@
-"""int8: observe the values of a network, and quantize it for them."""
+"""int8: observe the ranges of a network's tensors, and quantize it for them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from onnxruntime.quantization.calibrate import MinMaxCalibrater
 from converter.data.data import Arrays, Data
 from converter.errors import ConverterError
 from converter.graph.network import MAX_FILE_BYTES, in_onnx_domain, nbytes
+from converter.graph.nodes import LINEAR
 from converter.runtime.ort import OnnxRuntime
 from converter.runtime.ort_quantizer import quantizer_errors
 from converter.runtime.runtime import Runtime
 
-OLDEST_OPSET = 13  # that has scales per channel
-LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MIN_OPSET = 13  # the first with scales per channel
 # Smallest and largest value of each channel, by tensor.
 Ranges = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -31,7 +31,7 @@ def observed_ranges(network: ir.Model, data: Data, batch_size: int) -> Ranges:
 
     Args:
         network: The network.
-        data: Its inputs.
+        data: Sample inputs.
         batch_size: Examples in a batch; only one batch is in memory at a time.
 
     Raises:
@@ -62,21 +62,21 @@ def quantized(
 
     Args:
         network: The network.
-        ranges: The values that its tensors take.
-        in_float: Tensors whose nodes stay in floating point.
-        runtime: Whose quantizer is used.
+        ranges: Smallest and largest values of its tensors.
+        in_float: Names of outputs of nodes that stay in floating point.
+        runtime: The runtime that quantizes.
 
     Raises:
         ConverterError: When the network is too large, or the runtime cannot quantize it.
     """
     limits = {name: (low.min(), high.max()) for name, (low, high) in ranges.items()}
-    small = ir.from_proto(runtime.quantize(_proto(network), limits, in_float))
-    small.graph.sort()
-    return small
+    int8 = ir.from_proto(runtime.quantize(_proto(network), limits, in_float))
+    int8.graph.sort()
+    return int8
 
 
 def quantized_for_timing(network: ir.Model, runtime: Runtime = OnnxRuntime()) -> bytes:
-    """Quantize a network for any ranges, on which its time does not depend.
+    """Quantize a network with arbitrary ranges, on which its latency does not depend.
 
     Returns:
         The content of an ONNX file.
@@ -87,9 +87,19 @@ def quantized_for_timing(network: ir.Model, runtime: Runtime = OnnxRuntime()) ->
     model = _proto(network)
     graph = model.graph
     names = [*(v.name for v in graph.input), *(name for n in graph.node for name in n.output)]
-    one = np.float32(1)
-    small = runtime.quantize(model, {name: (-one, one) for name in names})
-    return bytes(small.SerializeToString())
+    limits = (np.float32(-1), np.float32(1))
+    int8 = runtime.quantize(model, dict.fromkeys(names, limits))
+    return bytes(int8.SerializeToString())
+
+
+def check_size(network: ir.Model) -> None:
+    """Refuse a network that does not fit into one file.
+
+    Raises:
+        ConverterError: When its weights take 2 GB or more.
+    """
+    if nbytes(network) >= MAX_FILE_BYTES:
+        raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
 
 
 def linear_steps(network: ir.Model) -> list[str]:
@@ -102,7 +112,7 @@ def linear_steps(network: ir.Model) -> list[str]:
 
 
 class _Calibrater(MinMaxCalibrater):  # type: ignore[misc]  # onnxruntime has no types
-    """Observes tensors that have axes: it cannot reduce single numbers by channel."""
+    """Observes only tensors that have axes: a scalar has no channels to reduce by."""
 
     def select_tensors_to_calibrate(self, model: onnx.ModelProto) -> tuple[set[str], Any]:
         """Name the tensors to observe."""
@@ -118,23 +128,23 @@ class _Reader:
         self._batches = batches
 
     def get_next(self) -> Arrays | None:
-        """Give a batch; None after the last."""
+        """Return a batch; None after the last."""
         return next(self._batches, None)
 
 
 def _proto(network: ir.Model) -> onnx.ModelProto:
-    """Write a network for the quantizer.
+    """Write a network for the quantizer, which needs node names, shapes and a new enough opset.
 
-    All nodes are named, constants are initializers, shapes known, the opset new enough.
+    Raises:
+        ConverterError: When the network is too large, or onnx cannot raise its opset.
     """
-    if nbytes(network) >= MAX_FILE_BYTES:
-        raise ConverterError("A network of 2 GB or more cannot be quantized; leave out --int8.")
+    check_size(network)
     copy = ir.external_data.load_to_model(network.clone())
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
     model = ir.to_proto(copy)
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
     with quantizer_errors():
-        if (network.opset_imports.get("") or OLDEST_OPSET) < OLDEST_OPSET:
-            model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+        if (network.opset_imports.get("") or MIN_OPSET) < MIN_OPSET:
+            model = onnx.version_converter.convert_version(model, MIN_OPSET)
         return onnx.shape_inference.infer_shapes(model)

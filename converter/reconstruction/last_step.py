@@ -14,10 +14,10 @@ from converter.decomposition.refit import RIDGE, last_features
 
 @dataclass(frozen=True)
 class LastStep:
-    """The last step of a chain, ready to be solved for one target after another.
+    """The last step of a chain, prepared to be solved for several targets.
 
-    The least squares are those of ``converter.decomposition.form.refit``, over the outputs of the
-    steps before on sample patches. Lists have one item for each group of the last step.
+    This is ``converter.decomposition.refit.refit`` on sample patches instead of moments. Lists
+    have one item for each group of the last step.
 
     Attributes:
         chain: The chain.
@@ -39,7 +39,7 @@ class LastStep:
 
         Args:
             conv: The trained layer.
-            chain: A chain of it.
+            chain: A chain that replaces it.
             patches: (groups, P, n).
             ridges: For each group, weight of the distance to the trained kernel.
         """
@@ -67,8 +67,8 @@ class LastStep:
         for C, F, root, gram, pull, row in zip(
             before, self.features, self.roots, self.moments, self.pulls, rows
         ):
-            wanted = (F.T @ row).astype(np.float64) / len(F) + pull
-            kernels.append(C + cho_solve(root, wanted - gram @ C.T).T)
+            cross = (F.T @ row).astype(np.float64) / len(F) + pull
+            kernels.append(C + cho_solve(root, cross - gram @ C.T).T)
         response = [F @ C.T.astype(np.float32) for F, C in zip(self.features, kernels)]
         kernel = np.concatenate(kernels).reshape(last.kernel.shape).astype(last.kernel.dtype)
         chain = Chain((*head, replace(last, kernel=kernel)))

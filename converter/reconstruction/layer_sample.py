@@ -24,7 +24,8 @@ class LayerSample:
         target: (P, O), its output in the original network. With a shortcut: the original's sum
             less the converted shortcut.
         shortcut: (P, O), the converted shortcut, or zeros.
-        consumers: What follows the sum of both; the P positions are whole windows of its pooling.
+        consumers: Operations after the sum of both; the P positions are whole windows of the
+            pooling.
     """
 
     patches: np.ndarray
@@ -50,22 +51,22 @@ class LayerSample:
     def one_sided_target(self, response: np.ndarray) -> np.ndarray:
         """Return the target, relaxed where ReLU and pooling mask the original's output.
 
-        There a response that is masked, too, is its own target. A response that is not masked
-        has the bound of the mask as its target.
+        Where the original is masked, a response that is masked, too, is its own target; for a
+        larger response, the target is the bound of the mask.
 
         Args:
             response: (P, O), the output of the converted layer.
         """
-        wanted, got = self.target + self.shortcut, response + self.shortcut
-        bound = np.repeat(self._after_consumers(wanted), math.prod(self.consumers.pool), axis=0)
-        target = np.where(wanted >= bound, wanted, np.minimum(got, bound))
+        original, converted = self.target + self.shortcut, response + self.shortcut
+        bound = np.repeat(self._after_consumers(original), math.prod(self.consumers.pool), axis=0)
+        target = np.where(original >= bound, original, np.minimum(converted, bound))
         return np.asarray(target - self.shortcut)
 
     def error(self, response: np.ndarray) -> float:
         """Return the relative error of a response (P, O), after ReLU and pooling if they follow."""
-        wanted = self._after_consumers(self.target + self.shortcut)
-        got = self._after_consumers(response + self.shortcut)
-        return float(np.linalg.norm(got - wanted) / (np.linalg.norm(wanted) or 1.0))
+        original = self._after_consumers(self.target + self.shortcut)
+        converted = self._after_consumers(response + self.shortcut)
+        return float(np.linalg.norm(converted - original) / (np.linalg.norm(original) or 1.0))
 
     def _after_consumers(self, sums: np.ndarray) -> np.ndarray:
         """Apply pooling and ReLU: (P, O) -> (P / window, O)."""
@@ -86,10 +87,10 @@ def sample_layer(
 
     Args:
         layer: A convolution or linear layer.
-        consumers: What follows it.
+        consumers: The operations after it.
         original: Tensors of the original network by name: (N, C, *size).
         converted: The same of the converted network; the same object as long as nothing differs.
-        share: Share of all sample inputs that this batch has.
+        share: Share of all sample inputs that are in this batch.
         memory_bytes: Memory for the patches of all batches, roughly.
         rng: Generator of the positions.
     """

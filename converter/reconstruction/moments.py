@@ -19,8 +19,8 @@ from converter.processes import Resources
 from converter.reconstruction.positions import choose_positions, cut_patches
 
 MAX_IMAGES = 256
-# The number of patches is what PATCH_WORK multiplications allow, within bounds: a narrow layer is
-# sampled well, a wide one in seconds.
+# A layer gets as many patches as PATCH_WORK multiplications allow, within bounds: many for a narrow
+# layer, and few enough for a wide one that its moments take seconds.
 PATCH_WORK, MIN_PER_WEIGHT, MAX_PATCHES = 2.5e11, 4, 40_000
 MIN_PATCHES = 1024
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
@@ -37,19 +37,22 @@ def patch_size(conv: Conv) -> int:
 def patch_count(n: int, memory_bytes: float) -> int:
     """Return how many patches of ``n`` entries to sample, within a quarter of the memory.
 
-    ``MIN_PATCHES`` are sampled whatever the memory: fewer give no usable moments.
+    At least ``MIN_PATCHES`` are sampled, even with little memory: fewer give no usable moments.
     """
-    wanted = min(max(PATCH_WORK / n**2, MIN_PER_WEIGHT * n), MAX_PATCHES)
-    return max(int(min(wanted, memory_bytes / (4 * FLOAT32_BYTES * n))), MIN_PATCHES)
+    count = min(max(PATCH_WORK / n**2, MIN_PER_WEIGHT * n), MAX_PATCHES)
+    return max(int(min(count, memory_bytes / (4 * FLOAT32_BYTES * n))), MIN_PATCHES)
 
 
-def fits(n: int, memory_bytes: float) -> bool:
-    """Return whether there is memory to work with the full second moments of ``n`` entries."""
+def fits_in_memory(n: int, memory_bytes: float) -> bool:
+    """Whether the memory is enough to solve a layer with full second moments (n, n)."""
     return COPIES * FLOAT64_BYTES * n**2 <= memory_bytes
 
 
-def metric_of(patches: np.ndarray, I: int, full: bool, floor: float) -> Metric:
-    """Make the metric of patches (P, I K), in full or as a Kronecker product."""
+def metric_from_patches(patches: np.ndarray, I: int, full: bool, floor: float) -> Metric:
+    """Make the metric of patches (P, I K), in full or as a Kronecker product.
+
+    ``floor`` is the share of the mean power that is added to the diagonal.
+    """
     sums = _sums(patches, I, full)
     return _metric([total / len(patches) for total in sums], I, floor)
 
@@ -96,12 +99,12 @@ def second_moments(
             rng = np.random.default_rng((resources.seed, int(indices[0])))
             for layer in group:
                 conv, values = convs[layer.name], tensors[layer.source]
-                wanted = patch_count(patch_size(conv), memory) * len(values) / images.count
-                positions = choose_positions(conv, values.shape, math.ceil(wanted), rng)
+                target_count = patch_count(patch_size(conv), memory) * len(values) / images.count
+                positions = choose_positions(conv, values.shape, math.ceil(target_count), rng)
                 patches = cut_patches(values, conv, positions)
-                more = _Totals.of(patches, conv, layer.name in full, coarse)
-                known = totals.get(layer.name)
-                totals[layer.name] = more if known is None else known.plus(more)
+                batch = _Totals.of(patches, conv, layer.name in full, coarse)
+                before = totals.get(layer.name)
+                totals[layer.name] = batch if before is None else before.plus(batch)
             report((number + (int(indices[-1]) + 1) / images.count) / len(passes))
     metrics = {}
     for name, conv in convs.items():
@@ -121,7 +124,7 @@ class _Totals:
 
     @classmethod
     def of(cls, patches: np.ndarray, conv: Conv, full: bool, coarse: bool) -> _Totals:
-        """Sum over patches (groups, P, n); in float64: float32 errs by more than the floor."""
+        """Sum over patches (groups, P, n), in float64: in float32 the error exceeds the floor."""
         sums = (
             _sums(part.astype(np.float64), conv.I // conv.groups, full, coarse) for part in patches
         )
@@ -165,10 +168,10 @@ def _split_into_passes(
 
 def _fitting_in_full(convs: Mapping[str, Conv], memory_bytes: float) -> set[str]:
     """Choose the layers whose full moments fit into memory together, the smallest first."""
-    chosen, left = set(), memory_bytes
+    chosen, free_bytes = set(), memory_bytes
     for name, conv in sorted(convs.items(), key=lambda item: patch_size(item[1])):
-        left -= FLOAT64_BYTES * conv.groups * patch_size(conv) ** 2
-        if left >= 0 and fits(patch_size(conv), memory_bytes):
+        free_bytes -= FLOAT64_BYTES * conv.groups * patch_size(conv) ** 2
+        if free_bytes >= 0 and fits_in_memory(patch_size(conv), memory_bytes):
             chosen.add(name)
     return chosen
 

@@ -13,9 +13,9 @@ from joblib import Parallel, delayed, parallel_config
 from converter.errors import ConverterError, first_line
 
 T = TypeVar("T")
-IDLE_S = 10  # until idle worker processes end
+IDLE_S = 10  # after which idle worker processes end
 CONNECT_S = 10  # timeout of the connection to a scheduler
-JOBS_PER_WORKER = 4  # submitted ahead
+JOBS_PER_WORKER = 4  # submitted before the next result is taken
 KILLED = (
     "A process that solves layers was killed, most likely for lack of memory; run the same command "
     "again with less --memory: solved layers are in the cache."

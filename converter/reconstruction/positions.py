@@ -38,7 +38,7 @@ def choose_positions(
     rng: np.random.Generator,
     window: tuple[int, ...] | None = None,
 ) -> Positions:
-    """Choose output positions at random with repetition, or all once if ``count`` is not less.
+    """Choose output positions at random with repetition, or each once if there are not more.
 
     Args:
         conv: The layer.
@@ -54,8 +54,8 @@ def choose_positions(
         grid = (shape[0], *tiles)
     else:
         grid = (math.prod(shape[:-1]),)
-    wanted, available = -(-count // area), math.prod(grid)
-    chosen = rng.integers(0, available, wanted) if wanted < available else np.arange(available)
+    needed, available = -(-count // area), math.prod(grid)
+    chosen = rng.integers(0, available, needed) if needed < available else np.arange(available)
     images, *corners = np.unravel_index(chosen, grid)
     outputs = [
         (corner[:, None] * window[axis] + np.indices(window)[axis].ravel()).ravel()

@@ -1,4 +1,4 @@
-"""Chosen forms and ranks made real: chains, their errors, the rewritten network."""
+"""Chains solved for chosen forms and ranks, their errors, and the rewritten network."""
 
 from __future__ import annotations
 
@@ -81,16 +81,7 @@ def with_chains(
 def coarse_metrics(
     network: ir.Model, layers: Sequence[Layer], data: Data | None, resources: Resources
 ) -> Metrics:
-    """Estimate the inputs of layers for a search: ``second_moments`` with ``coarse``.
-
-    All processes of ``resources.group`` call this with the same arguments.
-
-    Args:
-        network: The canonical network.
-        layers: The layers to estimate.
-        data: Sample inputs, or None for no metrics.
-        resources: Memory and seed.
-    """
+    """Return ``second_moments`` with ``coarse``, for a search; nothing without data."""
     return {} if data is None else second_moments(network, layers, data, resources, coarse=True)
 
 

@@ -24,7 +24,7 @@ from converter.processes import ProcessGroup, Resources
 from converter.reconstruction.layer_sample import LayerSample, sample_layer
 from converter.reconstruction.regression import solve_for_sample
 
-MIN_IMAGES = 16  # whatever the memory
+MIN_IMAGES = 16  # used even with little memory
 FLOAT32_BYTES = 4
 
 
@@ -76,7 +76,7 @@ def refit_layers(
             while state.segments <= number:
                 before = todo[state.segments - 1] if state.segments else None
                 replaced = {before.output: (before.name, chains[before.name])} if before else {}
-                state = state.advanced(model, replaced, resources.threads)
+                state = state.after_next_segment(model, replaced, resources.threads)
             sample = _sample(layer, consumers, number, state, batches, resources)
             solve = partial(_solve, layer, form, rank, sample, resources)
             result = resources.group.broadcast(solve)
@@ -104,11 +104,11 @@ class _Batches:
 
 @dataclass(frozen=True)
 class _Activations:
-    """The tensors at a cut of the network, batch by batch.
+    """The tensors at a boundary of the network, batch by batch.
 
     Attributes:
-        original: Of the original network.
-        converted: Of the converted network; the same object as long as nothing differs.
+        original: Tensors of the original network.
+        converted: Tensors of the converted network; the same object as long as nothing differs.
         segments: How many segments have been run.
     """
 
@@ -116,7 +116,7 @@ class _Activations:
     converted: list[Arrays]
     segments: int = 0
 
-    def advanced(
+    def after_next_segment(
         self, model: SegmentedModel, replaced: Mapping[str, tuple[str, Chain]], threads: int
     ) -> _Activations:
         """Run the next segment, in the converted network with chains in place of layers."""
@@ -131,9 +131,9 @@ class _Activations:
 def _choose_batches(
     network: ir.Model, model: SegmentedModel, data: Data, resources: Resources
 ) -> _Batches:
-    """Choose as many sample inputs as the memory allows at the widest cut, and split them.
+    """Choose as many sample inputs as the memory allows at the widest boundary, and split them.
 
-    Half of the memory is for activations. At a cut, four copies of them may be alive.
+    Half of the memory is for activations. At a boundary, four copies of them may be alive.
     """
     batch_size = inputs(network)[0].shape[0]
     feeds = data.read(np.arange(batch_size or 1) % data.count)
@@ -178,9 +178,9 @@ def _sample(
 
 
 def _gathered(group: ProcessGroup, parts: list[LayerSample]) -> LayerSample | None:
-    """Concatenate the samples of all processes, so that the parts need not stay in memory."""
-    gathered = group.gather(parts)
-    return LayerSample.concatenated(gathered) if gathered else None
+    """Concatenate the samples of all processes; a function, so that its parts are freed."""
+    all_parts = group.gather(parts)
+    return LayerSample.concatenated(all_parts) if all_parts else None
 
 
 def _solve(

@@ -1,4 +1,4 @@
-"""A layer solved for a sample of its inputs and of the outputs wanted."""
+"""A layer solved for a sample of its inputs and of its target outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from converter.graph.survey import Layer
 from converter.processes import Resources
 from converter.reconstruction.last_step import LastStep
 from converter.reconstruction.layer_sample import LayerSample
-from converter.reconstruction.moments import fits, metric_of, patch_size
+from converter.reconstruction.moments import fits_in_memory, metric_from_patches, patch_size
 from converter.reconstruction.solve import run_solver
 
 REFIT = "dense"  # the form of a layer that keeps its shape and corrects the errors before it
@@ -63,12 +63,14 @@ class KernelRegression:
         """
         means = sample.patches.mean(1, dtype=np.float64)  # (groups, n)
         patches = sample.patches - means[:, None].astype(np.float32)
-        full = fits(patch_size(conv), memory_bytes)
+        full = fits_in_memory(patch_size(conv), memory_bytes)
         ridge = KERNEL_RIDGE
         if full and unrestricted and patches.shape[1] < ENOUGH_PATCHES * patch_size(conv):
             weights = conv.kernel.astype(np.float64).reshape(conv.groups, -1, patch_size(conv))
             ridge = choose_ridge(patches, sample.target - sample.target.mean(0), weights)
-        metrics = [metric_of(part, conv.I // conv.groups, full, ridge) for part in patches]
+        metrics = [
+            metric_from_patches(part, conv.I // conv.groups, full, ridge) for part in patches
+        ]
         moments = [metric.full for metric in metrics if metric.full is not None]
         return cls(
             conv,
@@ -122,8 +124,8 @@ def solve_for_sample(
     Args:
         layer: The trained layer.
         form: The form of its chain.
-        rank: Over all groups.
-        sample: Its inputs, and the outputs wanted.
+        rank: Rank over all groups.
+        sample: Its inputs and target outputs.
         resources: Memory for the moments, seed and device.
 
     Returns:
@@ -175,7 +177,7 @@ def _solve_one_sided(
 
 
 def choose_ridge(patches: np.ndarray, target: np.ndarray, weights: np.ndarray) -> float:
-    """Choose the one of ``KERNEL_RIDGES`` with which half of the patches predicts the rest best.
+    """Choose the ridge of ``KERNEL_RIDGES`` with which half of the patches best predicts the rest.
 
     Args:
         patches: (groups, P, n), image by image, so that the halves are of different images.
@@ -187,10 +189,10 @@ def choose_ridge(patches: np.ndarray, target: np.ndarray, weights: np.ndarray) -
     for part, W, rows in zip(patches, weights, np.split(target, len(patches), axis=1)):
         residual = rows - part @ W.T.astype(np.float32)  # of the trained kernel
         gram = (part[:half].T @ part[:half]).astype(np.float64)
-        wanted = part[:half].T @ residual[:half]
+        cross = part[:half].T @ residual[:half]
         power = np.trace(gram) / len(gram) or 1.0  # inputs that are always 0 have none
         for number, ridge in enumerate(KERNEL_RIDGES):
-            change = cho_solve(cho_factor(gram + ridge * power * np.eye(len(gram))), wanted)
+            change = cho_solve(cho_factor(gram + ridge * power * np.eye(len(gram))), cross)
             error = residual[half:] - part[half:] @ change.astype(np.float32)
             errors[number] += np.square(error, dtype=np.float64).sum()
     return KERNEL_RIDGES[int(errors.argmin())]

@@ -34,17 +34,7 @@ def run_solver(
     start: Chain | None = None,
     effort: float = 1.0,
 ) -> Chain:
-    """Decompose a layer with the solver, the seed and the device of ``resources``.
-
-    Args:
-        conv: The layer.
-        form: The form of the chain.
-        rank: Over all groups.
-        resources: Solver, seed and device.
-        metrics: One for each group; the Frobenius norm if left out.
-        start: A chain of the same form and rank to start from, or None.
-        effort: Share of the usual work of an iterative solver.
-    """
+    """Call ``decompose`` with the solver, the seed and the device of ``resources``."""
     settings = SolverSettings(resources.solver, resources.seed, resources.device, effort)
     return decompose(conv, form, rank, settings, metrics=metrics, start=start)
 
@@ -56,7 +46,7 @@ def solve_layer(
     metrics: Sequence[Metric] | None = None,
     resources: Resources = Resources(),
 ) -> Chain:
-    """Solve one layer as ``run_solver``, or take the same result from the cache."""
+    """Solve one layer by ``run_solver``, or take the same result from the cache."""
     solve = partial(run_solver, conv, form, rank, resources, metrics)
     if resources.cache is None:
         return solve()
