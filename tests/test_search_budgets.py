@@ -136,6 +136,15 @@ def test_of_four_budgets_the_one_in_the_way_is_named_with_its_best(convert, opti
     assert attainable.report.met, attainable.report.reason
 
 
+@pytest.mark.parametrize("options", FOURS, ids="+".join)
+def test_where_only_the_speedup_is_out_of_reach_the_others_are_kept(convert, options):
+    limits = {name: FEASIBLE[name] for name in options} | {"target_speedup": 50.0}
+    result = convert(**limits)
+    assert not result.report.met
+    kept = {name: keeps(result, name, limit) for name, limit in limits.items()}
+    assert kept == {name: name != "target_speedup" for name in limits}
+
+
 @pytest.mark.parametrize(("option", "words"), [("max_macs", "MACs"), ("max_bytes", "bytes")])
 def test_of_four_budgets_one_beyond_all_forms_is_named(convert, option, words):
     limits = {name: FEASIBLE[name] for name in FOURS[1]} | {option: IMPOSSIBLE[option]}

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from converter.search.budgets import Column
 from converter.search.search_space import Assignment, SearchSpace
 from converter.search.speedup import reach_speedup
 from converter.search.trials import (
@@ -43,7 +44,8 @@ def search(
     """Search the best network that keeps every limit when measured.
 
     The best network is the fastest if the loss is limited, else the one of the least loss. If the
-    limits cannot all be kept, the search also finds the best value of each under the others.
+    limits cannot all be kept, the search also finds the best value of each under the others, and
+    prefers a network that keeps every limit but the speedup.
 
     Args:
         spaces: The candidates under one prior each. The first is searched; the others are tried
@@ -57,14 +59,20 @@ def search(
     if outcome.kept or len(limits.columns) < 2:
         return outcome
     less = Effort(min(effort.trials, CONFLICT_TRIALS), LOOSE)
-    others: list[Trial[Built]] = []
+    others: dict[Column, Trial[Built]] = {}
     for column in limits.columns:
         best = _search(spaces[:1], limits.without(column), measures, less, lambda done: None).best
         if limits.speedup is not None and best.speedup is None:
             best = _race_trial(best, limits.speedup, measures)
-        others.append(best)
-    kept = [trial for trial in others if trial.worst <= 1]
-    return Outcome(kept[0] if kept else outcome.best, (*outcome.trials, *others))
+        others[column] = best
+    trials = (*outcome.trials, *others.values())
+    for trial in others.values():
+        if trial.worst <= 1:
+            return Outcome(trial, trials)
+    slow = others.get("ms")
+    if slow is not None and all(v <= 1 for o, v in slow.usage.items() if o != "target_speedup"):
+        return Outcome(slow, trials)
+    return Outcome(outcome.best, trials)
 
 
 def _search(
