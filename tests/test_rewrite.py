@@ -9,6 +9,7 @@ import pytest
 from helpers import (
     EXACT_FORMS,
     FEW,
+    LITTLE,
     at_full_rank,
     compute,
     convolutions_for,
@@ -118,7 +119,7 @@ def test_a_rewritten_graph_computes_what_its_chain_computes(form, groups):
         dilation=(1, 2),
     )
     rank = {"lvh": (1,), "dense": (1,), "decoupled": (2,), "tucker": (4, 2)}.get(form, (4,))
-    chain = decompose(conv, FORMS[form], rank)
+    chain = decompose(conv, FORMS[form], rank, LITTLE)
     rewritten = rewrite(one_conv(conv), {"y": ("w", chain)})
     check(rewritten)
     x = input_for(conv)
