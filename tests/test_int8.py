@@ -147,6 +147,12 @@ def test_a_network_in_half_precision_is_refused(tmp_path):
     onnx.save(from_text(text, w=noise(3, 3, 1, 1).astype(np.float16)), tmp_path / "inside.onnx")
     with pytest.raises(ConverterError, match="float16 network cannot be quantized"):
         converter.convert(tmp_path / "inside.onnx", options=config, calib=x.astype(np.float32))
+    text = """net (float[N, 3, 6, 6] x) => (float[N, 1, 6, 6] y) {
+        w = Constant <value = float16[1, 3, 1, 1] {1, 2, 3}> ()
+        h = Cast <to = 10> (x) c = Conv (h, w) y = Cast <to = 1> (c) }"""
+    onnx.save(from_text(text), tmp_path / "constant.onnx")
+    with pytest.raises(ConverterError, match="float16 network cannot be quantized"):
+        converter.convert(tmp_path / "constant.onnx", options=config, calib=x.astype(np.float32))
 
 
 def test_a_dry_run_refuses_what_a_conversion_refuses(place):

@@ -89,6 +89,10 @@ def check_int8(network: ir.Model, has_samples: bool) -> None:
     if any(n.op_type in ("DequantizeLinear", *QUANTIZED_LAYERS) for n in network.graph):
         raise ConverterError("The network is quantized already; leave out --int8.")
     values = (*network.graph.initializers.values(), *network.graph.inputs)
-    if any(value.dtype == ir.DataType.FLOAT16 for value in values):
+    types = [value.dtype for value in values]
+    for node in network.graph:
+        if node.op_type == "Constant" and "value" in node.attributes:
+            types.append(node.attributes["value"].as_tensor().dtype)
+    if ir.DataType.FLOAT16 in types:
         raise ConverterError("A float16 network cannot be quantized; give it in float32.")
     check_size(network)
