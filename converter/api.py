@@ -150,8 +150,10 @@ def compare(
     Raises:
         ConverterError: When a file cannot be read, or the networks take other inputs.
     """
-    if values:
-        options = (options or Options()).changed(**values)
+    if options is None:
+        options = commands.comparison_options(paths, **values)
+    elif values:
+        options = options.changed(**values)
     return commands.compare(*paths, data=data, options=options, progress=progress)
 
 

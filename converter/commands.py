@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -71,7 +72,8 @@ def inspect(
         ConverterError: As ``converter.convert``, or when ``normal`` cannot be written.
     """
     progress("loading", 0.0)
-    job = open_job(model, options, progress=progress)
+    in_float = options.changed(int8=False)  # times in int8 need no sample inputs
+    job = open_job(model, in_float, progress=progress)
     progress("loading", 1.0)
     if normal is not None:
         write_network(job.source.network, normal)
@@ -86,9 +88,7 @@ def compare(
 ) -> Comparison:
     """Race ONNX files in onnxruntime and score them on the same data; see ``converter.compare``."""
     files = compared_files(paths)
-    if len(paths) == 1 and options is None:
-        options = read_record(Path(paths[0])).options
-    options = options or Options()
+    options = options or comparison_options(paths)
     data = options.data.eval if data is None else data
     models = {str(path): onnx_network.load(path) for path in files}
     if len(models) < len(files):
@@ -104,6 +104,21 @@ def compare(
     examples = None if data is None else read_scored_data(data, inputs, options)
     resources = Resources(seed=options.resources.seed, progress=progress)
     return compare_models(models, conditions, resources, examples)
+
+
+def comparison_options(paths: Sequence[str | Path], **values: Any) -> Options:
+    """Return the options of a comparison; for one output folder, those of its conversion.
+
+    Args:
+        paths: As for ``compare``.
+        values: Options by name that are changed.
+
+    Raises:
+        ConverterError: When there is no such option, or a value does not fit.
+    """
+    folder = len(paths) == 1 and Path(paths[0]).is_dir()
+    options = read_record(Path(paths[0])).options if folder else Options()
+    return options.changed(**values)
 
 
 def compared_files(paths: Sequence[str | Path]) -> list[Path]:

@@ -82,8 +82,8 @@ class Earlier:
         Raises:
             ConverterError: When it is damaged, or its torch model cannot be built again.
         """
-        record, plan = read_record(folder), read_plan(folder / "plan.json")
-        student = load(folder)
+        record, student = read_record(folder), load(folder)
+        plan = read_plan(folder / "plan.json")
         original = onnx_network.load(folder / "original.onnx")
         network = onnx_network.load(folder / "model.onnx")
         if not isinstance(student, nn.Module):

@@ -44,6 +44,19 @@ def test_inspect_gives_json(place):
     assert second["macs"] == 64 * 16 * 16 * 9 and second["reason"] is None
 
 
+def test_times_in_int8_need_no_sample_inputs(place):
+    status, text, err = flatconv("inspect", "net.onnx", "--int8", "--json")
+    assert (status, err) == (0, "")
+    assert all(layer["latency_ms"] > 0 for layer in json.loads(text)[:2])
+
+
+def test_sample_images_give_the_shape_that_they_are_prepared_to(place):
+    options = ("--calib", "images", "--crop", "8", "--json")
+    status, text, err = flatconv("inspect", "toy:build", *options)
+    assert status == 0, err
+    assert json.loads(text)[0]["input_size"] == [8, 8]
+
+
 def test_nothing_but_json_reaches_standard_output(place, capfd):
     shape = ("--input-shape", "1,3,8,8")
     status, text, _ = flatconv("inspect", "toy:build", *shape, "--json")  # the exporter is chatty

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import flatconv, work_in
 
+import converter
 from converter.cli import app
 from converter.decomposition.forms import FORMS
 from scripts import doc_figures, doc_layout, doc_tables
@@ -162,8 +163,10 @@ def test_the_form_of_the_extension_page_works_in_the_module_of_a_factory(tmp_pat
             (tmp_path / "mine.py").write_text(f"from toy import build\n\n{code}")
             arguments = "convert mine:build --input-shape 1,3,8,8 --form conv2=narrow_input -o out"
             status, _, err = flatconv(*arguments.split())
-        assert status == 0, err
-        assert '"narrow_input"' in (tmp_path / "out" / "plan.json").read_text()
+            assert status == 0, err
+            assert '"narrow_input"' in (tmp_path / "out" / "plan.json").read_text()
+            del FORMS["narrow_input"], sys.modules["mine"]  # as in a new process
+            assert len(list(converter.load("out").conv2)) == 2
     finally:
         FORMS.clear()
         FORMS.update(before)

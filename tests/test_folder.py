@@ -111,6 +111,20 @@ def test_an_old_folder_is_compared(old):
     assert status == 0 and "model.onnx against original.onnx" in " ".join(out.split())
 
 
+def test_a_folder_is_compared_with_the_options_of_its_conversion(place, old, tmp_path):
+    folder = rewritten(
+        old, tmp_path / "out", "source.json", lambda d: d["config"].update(eval="eval.npz", seed=3)
+    )
+    for options, threads in ((), 1), (("--threads", 2), 2):
+        figures = tmp_path / "figures.json"
+        status, _, error = flatconv("compare", folder, *options, "--json", figures, "-q")
+        assert status == 0, error
+        found = json.loads(figures.read_text())
+        assert (found["data"], found["threads"]) == ("eval.npz", threads)
+    found = converter.compare(folder, threads=2)
+    assert (found.data, found.threads) == ("eval.npz", 2)
+
+
 def test_an_old_folder_is_trained_further_into_a_new_one(old, tmp_path):
     before = {path.name: path.read_bytes() for path in old.iterdir()}
     arguments = ("--train", "calib.npz", "--epochs", 1)

@@ -64,6 +64,11 @@ def test_factory_arguments_must_be_a_json_object(text, match):
         Options.of(factory_args=text)
 
 
+def test_factory_arguments_that_no_record_can_hold_are_refused_at_once():
+    with pytest.raises(ConverterError, match="type object is not JSON"):
+        Options.of(factory_args={"norm": object()})
+
+
 @pytest.mark.parametrize(
     "values",
     [

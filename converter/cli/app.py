@@ -6,9 +6,9 @@ import json as json_format
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -64,6 +64,37 @@ class Printed:
     def silent(self) -> bool:
         """Whether no table and no progress is shown."""
         return self.json or self.quiet
+
+
+def optional(kind: type, **more: tuple[Any, str]) -> Any:
+    """Make a dataclass of the same options with the default None: the value of the conversion.
+
+    ``schedule`` is left out, since only a conversion has one.
+
+    Args:
+        kind: A dataclass of options.
+        more: Type and help text of further options.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    types = {f.name: hints[f.name] | None for f in fields(kind) if f.name != "schedule"}
+    types |= {name: hint | None for name, (hint, _) in more.items()}
+    optional_kind = make_dataclass(
+        f"Maybe{kind.__name__}",
+        [(name, hint, field(default=None)) for name, hint in types.items()],
+        frozen=True,
+        kw_only=True,
+        namespace={"__module__": __name__},  # cyclopts does not flatten classes of the stdlib
+    )
+    lines = [f"        {name}: {sentence}" for name, (_, sentence) in more.items()]
+    optional_kind.__doc__ = "\n".join([str(kind.__doc__).rstrip(), *lines, ""])
+    return optional_kind
+
+
+def given_values(*options: object) -> dict[str, Any]:
+    """Return the options of ``optional`` dataclasses that were given, by name."""
+    return {
+        name: value for part in options for name, value in vars(part).items() if value is not None
+    }
 
 
 def check_model(model: str) -> None:

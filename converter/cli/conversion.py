@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
@@ -17,6 +16,8 @@ from converter.cli.app import (
     dump,
     finish,
     function,
+    given_values,
+    optional,
     show,
     typed_command,
 )
@@ -29,27 +30,7 @@ if TYPE_CHECKING:
     from converter.report.report import Report
 
 
-def _optional(kind: type, **more: tuple[Any, str]) -> Any:
-    """Make a dataclass of the same options with the default None: the value of the conversion.
-
-    ``schedule`` is left out, since only a conversion has one.
-    """
-    hints = get_type_hints(kind, include_extras=True)
-    types = {f.name: hints[f.name] | None for f in fields(kind) if f.name != "schedule"}
-    types |= {name: hint | None for name, (hint, _) in more.items()}
-    optional = make_dataclass(
-        f"Maybe{kind.__name__}",
-        [(name, hint, field(default=None)) for name, hint in types.items()],
-        frozen=True,
-        kw_only=True,
-        namespace={"__module__": __name__},  # cyclopts does not flatten classes of the stdlib
-    )
-    lines = [f"        {name}: {sentence}" for name, (_, sentence) in more.items()]
-    optional.__doc__ = "\n".join([str(kind.__doc__).rstrip(), *lines, ""])
-    return optional
-
-
-MaybeTrain: Any = _optional(
+MaybeTrain: Any = optional(
     TrainOptions,
     eval=(str, "Labelled inputs for accuracy."),
     device=(str, "Where to train: cpu, cuda, cuda:1."),
@@ -128,7 +109,7 @@ def finetune(
         evaluate: module:function, called as evaluate(predict) -> float; higher is better.
         printed: Options of the output.
     """
-    values = {name: value for name, value in vars(options).items() if value is not None}
+    values = given_values(options)
     if not (values.get("epochs") or values.get("reconstruct")):
         raise ConverterError("Give --epochs or --reconstruct, at least 1.")
     Options().changed(**{n: v for n, v in values.items() if n != "resume"})

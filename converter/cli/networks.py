@@ -20,6 +20,8 @@ from converter.cli.app import (
     app,
     check_model,
     dump,
+    given_values,
+    optional,
     show,
     show_tables,
     typed_command,
@@ -79,7 +81,11 @@ class CompareOptions:
     html: Path | None = None
     json: Path | None = None
     input_shape: Shapes = ()
-    seed: int = 0
+    seed: int | None = None
+
+
+MaybeImages: Any = optional(ImageOptions)
+MaybeTiming: Any = optional(TimingOptions)
 
 
 @app.command
@@ -105,7 +111,8 @@ def inspect(
     *,
     settings: Annotated[InspectOptions, Flat] = InspectOptions(),
     model_options: Annotated[ModelOptions, panel("Model", 1)] = ModelOptions(),
-    timing: Annotated[TimingOptions, panel("Timing", 2)] = TimingOptions(),
+    images: Annotated[ImageOptions, panel("Images", 2)] = ImageOptions(),
+    timing: Annotated[TimingOptions, panel("Timing", 3)] = TimingOptions(),
     verbose: Verbose = False,
 ) -> int:
     """List a network's layers: shapes, cost, time, and the fastest other form if forms were timed.
@@ -114,11 +121,12 @@ def inspect(
         model: net.onnx, or package.module:factory (with --checkpoint).
         settings: Options of the list.
         model_options: How the network is read.
+        images: Preprocessing of images in the sample inputs.
         timing: How it is timed.
         verbose: Show where an unexpected error came from.
     """
     check_model(model)
-    options = Options(model=model_options, timing=timing).changed(
+    options = Options(model=model_options, images=images, timing=timing).changed(
         calib=settings.calib,
         latency=settings.latency,
         int8=settings.int8,
@@ -188,11 +196,13 @@ def measure(
 def compare(
     *models: Path,
     settings: Annotated[CompareOptions, Flat] = CompareOptions(),
-    images: Annotated[ImageOptions, panel("Images", 1)] = ImageOptions(),
-    timing: Annotated[TimingOptions, panel("Timing", 2)] = TimingOptions(),
+    images: Annotated[MaybeImages, panel("Images", 1)] = MaybeImages(),
+    timing: Annotated[MaybeTiming, panel("Timing", 2)] = MaybeTiming(),
     messages: Annotated[Messages, Flat] = Messages(),
 ) -> int:
     """Race ONNX networks in onnxruntime and score them on the same data.
+
+    For an output folder, options that are left out have the values of its conversion.
 
     Args:
         models: Two or more .onnx files, the first of which is the reference; or one output
@@ -207,15 +217,22 @@ def compare(
         check_writable_file(path)
     for path in models:
         check_model(str(path))
-    options = Options(images=images, timing=timing).changed(
-        input_shape=settings.input_shape, seed=settings.seed, eval=settings.data or settings.eval
-    )
+    values = given_values(images, timing) | {
+        name: value
+        for name, value in {
+            "input_shape": settings.input_shape or None,
+            "seed": settings.seed,
+            "eval": settings.data or settings.eval,
+        }.items()
+        if value is not None
+    }
     from converter import commands
     from converter.cache import atomic_write
     from converter.report.page import comparison_html
     from converter.report.report import comparison_dict
     from converter.report.tables import comparison_table, without_shared_folders
 
+    options = commands.comparison_options(models, **values)
     with show_progress(messages.quiet) as progress:
         comparison = commands.compare(*models, options=options, progress=progress)
     if json is not None:

@@ -130,13 +130,13 @@ def above_one(_: Any, value: float | None) -> None:
         raise ValueError("It must be above 1.")
 
 
-def without_zero(_: Any, value: Sequence[float]) -> None:
-    """Check that no value is 0.
+def without_zero(_: Any, value: Sequence[float] | None) -> None:
+    """Check that no value is 0; None passes.
 
     Raises:
         ValueError: When one is.
     """
-    if 0 in value:
+    if value is not None and 0 in value:
         raise ValueError("It must not be 0.")
 
 
@@ -251,7 +251,7 @@ def _ranks(value: Any) -> tuple[str, ...]:
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "mean": _floats,
     "std": _floats,
-    "factory_args": lambda v: parse_json_object(v) if isinstance(v, str) else dict(v),
+    "factory_args": lambda v: parse_json_object(v if isinstance(v, str) else json.dumps(v)),
     "input_shape": _shapes,
     "layers": _layers,
     "rank": _ranks,

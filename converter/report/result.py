@@ -107,7 +107,10 @@ class Result:
 def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
     """Load the converted network of an output folder; see ``converter.load``."""
     folder = Path(directory)
-    origin, plan = read_record(folder).origin, read_plan(folder / "plan.json")
+    origin = read_record(folder).origin
+    if "factory" in origin:
+        torch_export.find_callable(origin["factory"], "Factory")  # its module may register forms
+    plan = read_plan(folder / "plan.json")
     if "factory" not in origin and not (folder / "model.pt2").exists():
         return ir.to_proto(onnx_network.load(folder / "model.onnx"))
     try:

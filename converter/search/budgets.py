@@ -131,7 +131,7 @@ class MaxDrop(_AtMost):
     def achieved(self, before: Figures, after: Figures) -> float | None:
         if after.drop_points is None:
             return None
-        scale = before.accuracy if self.relative and before.accuracy else 1.0
+        scale = abs(before.accuracy or 1.0) if self.relative else 1.0
         return after.drop_points.median / 100 / scale
 
     def describe(self, value: float) -> str:

@@ -202,7 +202,8 @@ def _measured(
     columns = {budget.column for budget in setting.budgets}
     evaluate, before = setting.task.evaluate, setting.original.accuracy
     drop = None
-    if evaluate is not None and before is not None and "loss" in columns:
+    judged = any(budget.option == "max_drop" for budget in setting.budgets)
+    if evaluate is not None and before is not None and judged:
         threads = setting.task.options.timing.threads
         drop = before - evaluated(evaluate, open_session(network, threads))
     macs = None

@@ -41,10 +41,16 @@ def miss_sentence(
     if target is not None and outcome.best.usage.get(target.option, 0.0) > 1:
         if outcome.best.assignment != space.least("ms") or outcome.best.speedup is None:
             return None
+        fixed = _fixed_time(original, limits, space)
         return (
             f"A speedup of {target.limit:g}x is out of reach: with every layer in its fastest form "
-            f"the network is {outcome.best.speedup:.2f}x as fast ({_fixed_time(original, space)})."
+            f"the network is {outcome.best.speedup:.2f}x as fast ({fixed})."
         )
+    usage = outcome.best.usage
+    worst = max(budgets, key=lambda budget: usage.get(budget.option, 0.0))
+    if worst.column in COLUMNS:
+        left = worst.describe(worst.value_at(usage[worst.option]))
+        return f"In the best network found, {left}."
     return f"The best network found loses {outcome.best.worst:.2f} times what it may."
 
 
@@ -84,6 +90,7 @@ def _conflict(outcome: Outcome[Built], budgets: Sequence[Budget]) -> str | None:
     return f"No network found keeps all budgets: {'; '.join(parts)}."
 
 
-def _fixed_time(original: Original, space: SearchSpace) -> str:
-    share = 1 - space.total(space.unchanged(), "ms") / original.ms
+def _fixed_time(original: Original, limits: Limits, space: SearchSpace) -> str:
+    fixed_ms = original.ms - limits.ms_at(1.0)
+    share = fixed_ms / (fixed_ms + space.total(space.unchanged(), "ms"))  # in int8, if requested
     return f"no form shortens {max(share, 0):.0%} of its time"

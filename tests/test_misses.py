@@ -1,0 +1,46 @@
+"""The sentence that says why a search missed its budgets."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from converter.search.budgets import MaxBytes, MaxDrop, Original, TargetSpeedup
+from converter.search.candidates import Candidate
+from converter.search.misses import miss_sentence
+from converter.search.search_space import SearchSpace
+from converter.search.trials import Limits, Outcome, Trial
+
+KEPT, FAST = (
+    Candidate(form, rank, 0.1, 9, 9, ms)
+    for form, rank, ms in ((None, None, 2.0), ("channel", (4,), 1.0))
+)
+SPACE = SearchSpace({"conv": [KEPT, FAST]}, {"conv": 1.0})
+
+
+def test_the_time_of_other_nodes_is_a_share_of_the_network_in_its_own_precision():
+    # 8 ms in float, 3 ms in int8, of which 1 ms is outside of the layers that may change
+    original = Original(ms=8.0, macs=9, bytes=9)
+    limits = Limits(speedup=9.0, ms_at=lambda speedup: 8.0 / speedup - 1.0, goal="loss")
+    fastest = Trial({"conv": FAST}, 9.0, None, {"target_speedup": 9 / 4}, 4.0)
+    found = miss_sentence(
+        Outcome(fastest, (fastest,)), [TargetSpeedup(9.0)], SPACE, limits, original
+    )
+    assert found is not None
+    assert "4.00x as fast (no form shortens 33% of its time)" in found
+
+
+def test_a_size_that_is_measured_above_its_limit_is_no_loss():
+    original = Original(ms=2.0, macs=9, bytes=1000)
+    limits = Limits(sums={"bytes": 500.0}, goal="loss")
+    trial = Trial({"conv": FAST}, 9.0, None, {"max_bytes": 1.02})
+    found = miss_sentence(Outcome(trial, (trial,)), [MaxBytes(0.5)], SPACE, limits, original)
+    assert found == "In the best network found, 0.510 of the bytes are left."
+
+
+@pytest.mark.parametrize("measure", [-2.0, 2.0])
+def test_a_relative_drop_has_the_sign_of_the_absolute_one(measure):
+    before, after = (
+        SimpleNamespace(accuracy=measure),
+        SimpleNamespace(drop_points=SimpleNamespace(median=50.0)),
+    )
+    assert MaxDrop(0.1, relative=True).achieved(before, after) == pytest.approx(0.25)
