@@ -1,9 +1,20 @@
 """A form of one's own: once registered it is timed, searched, built and reported as any other."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers import compute, difference, from_text, input_for, make_conv, noise
+from helpers import (
+    compute,
+    difference,
+    from_text,
+    input_for,
+    make_conv,
+    make_net,
+    noise,
+    table_by_macs,
+)
 
 from converter.decomposition import api
 from converter.decomposition.approximation import error_curve, relative_error
@@ -12,9 +23,13 @@ from converter.decomposition.form import Form
 from converter.decomposition.forms import FORMS, find_form, register
 from converter.decomposition.ranks import rank_grid
 from converter.errors import ConverterError
-from converter.graph.network import open_session
+from converter.graph.network import load, open_session
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
+from converter.processes import Resources
+from converter.reconstruction.solve import MAX_SERIAL_LAYERS, solve_layers
+from converter.search.candidates import list_candidates
+from converter.timing.latency import TimedCandidate
 
 
 def solve(problem, rank, settings):
@@ -87,6 +102,29 @@ def test_a_network_is_rewritten_with_it():
     x = noise(2, 8, 9, 9)
     before, after = (open_session(m).run(None, {"x": x})[0] for m in (model, rewritten))
     assert difference(after, before) < 1e-5
+
+
+def test_other_processes_solve_it_where_it_is_not_registered(tmp_path):
+    make_net(tmp_path / "net.onnx", channels=(3, *[16] * 6))
+    model = load(tmp_path / "net.onnx")
+    layers = survey(model, {"x": noise(1, 3, 8, 8)})[1:6]
+    table = table_by_macs(tmp_path / "net.onnx", (1, 3, 8, 8), ["narrow_input"])
+    table = replace(
+        table,
+        layers=tuple(
+            replace(times, options=(TimedCandidate("narrow_input", (4,), 1e-3),))
+            for times in table.layers[1:6]
+        ),
+    )
+    candidates = list_candidates(layers, table, {}, Resources())
+    chosen = {layer.name: (NARROW_INPUT, (4,)) for layer in layers}
+    assert len(chosen) > MAX_SERIAL_LAYERS
+    chains = solve_layers(layers, chosen, {})
+    for layer in layers:
+        kept, narrow = candidates[layer.name]
+        assert (kept.form, narrow.form, narrow.rank) == (None, "narrow_input", (4,))
+        error = relative_error(layer.conv, chains[layer.name])
+        assert narrow.rel_error == pytest.approx(error, rel=1e-3)
 
 
 @pytest.mark.parametrize("solver", ["tensorly", "tensorly+refine"])

@@ -12,7 +12,6 @@ from converter.cache import cached_chain, digest
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.decompose import decompose
 from converter.decomposition.form import Form, Rank
-from converter.decomposition.forms import find_form
 from converter.decomposition.metric import Metric
 from converter.decomposition.problem import SolverSettings
 from converter.errors import ConverterError
@@ -87,8 +86,7 @@ def solve_layers(
         partial(
             _solve_named,
             layer,
-            chosen[layer.name][0].name,
-            chosen[layer.name][1],
+            *chosen[layer.name],
             metrics.get(layer.name),
             resources.alone(),
         )
@@ -107,15 +105,15 @@ def solve_layers(
 
 def _solve_named(
     layer: Layer,
-    form: str,
+    form: Form,
     rank: Rank,
     metrics: Sequence[Metric] | None,
     resources: Resources,
 ) -> Chain:
-    """Solve one layer in a process of its own, which gets the form by name."""
+    """Solve one layer, perhaps in another process, where the form need not be registered."""
     if layer.conv is None:
         raise ConverterError(f"Layer {layer.name} cannot be converted.")
     try:
-        return solve_layer(layer.conv, find_form(form), rank, metrics, resources)
+        return solve_layer(layer.conv, form, rank, metrics, resources)
     except ConverterError as error:
         raise ConverterError(f"Layer {layer.name}: {error}") from None

@@ -18,7 +18,7 @@ from converter.decomposition.approximation import (
     whitened,
 )
 from converter.decomposition.conv import Conv
-from converter.decomposition.form import Rank, full_rank, rank_step, refusal, skeleton
+from converter.decomposition.form import Form, Rank, full_rank, rank_step, refusal, skeleton
 from converter.decomposition.forms import FORMS, find_form
 from converter.decomposition.metric import Metric
 from converter.decomposition.problem import SolverSettings
@@ -136,29 +136,34 @@ def _candidate(
     return Candidate(form, rank, error, chain.macs(layer.size), size, ms)
 
 
-def _timed_ranks(timed: LayerTimes) -> dict[str, list[Rank]]:
+def _timed_ranks(timed: LayerTimes) -> list[tuple[Form, list[Rank]]]:
     ranks: dict[str, list[Rank]] = {}
     for option in timed.options:
         ranks.setdefault(option.form, []).append(option.rank)
-    return ranks
+    return [(find_form(form), form_ranks) for form, form_ranks in ranks.items()]
 
 
 def _errors(
-    conv: Conv, ranks: Mapping[str, list[Rank]], settings: SolverSettings, cache: Path | None
+    conv: Conv,
+    ranks: Sequence[tuple[Form, list[Rank]]],
+    settings: SolverSettings,
+    cache: Path | None,
 ) -> dict[str, dict[Rank, float]]:
-    """Estimate the relative errors of a whitened kernel, by form and rank."""
+    """Estimate the relative errors of a whitened kernel, by form and rank.
+
+    This runs in other processes, where the user's own forms are not registered.
+    """
 
     def compute() -> str:
         curves = {
-            form: error_curve(conv, find_form(form), form_ranks, settings)
-            for form, form_ranks in ranks.items()
+            form.name: error_curve(conv, form, form_ranks, settings) for form, form_ranks in ranks
         }
         return json.dumps(curves)
 
-    ordered = sorted((form, *form_ranks) for form, form_ranks in ranks.items())
+    ordered = sorted((form.name, *form_ranks) for form, form_ranks in ranks)
     parts = conv.kernel, conv.groups, conv.transposed, ordered, settings.seed, settings.solver
     errors = json.loads(cached_text(cache, digest(*parts) if cache else "", compute))
-    return {form: dict(zip(form_ranks, errors[form])) for form, form_ranks in ranks.items()}
+    return {form.name: dict(zip(form_ranks, errors[form.name])) for form, form_ranks in ranks}
 
 
 def _interpolate(
