@@ -228,6 +228,18 @@ def test_a_budget_is_that_of_the_int8_network(place):
     assert report["int8"]["gain"]["low"] == pytest.approx(macs[0] / macs[1], rel=1e-3)
 
 
+def test_a_limit_on_bytes_is_that_of_the_int8_file(place):
+    options = {"calib": "calib.npz", "int8": True, "latency": "table.json"}
+    alone = converter.convert("net.onnx", only="fc", max_macs=0.99, **options).report.to_dict()
+    share = alone["int8"]["original"]["bytes"] / alone["original"]["bytes"]
+    for limit, is_converted in ((1.02 * share, False), (0.85 * share, True)):
+        result = converter.convert("net.onnx", max_bytes=limit, **options)
+        report = result.report.to_dict()
+        assert report["met"], report["reason"]
+        assert report["int8"]["converted"]["bytes"] <= limit * report["original"]["bytes"]
+        assert bool(result.plan.chosen()) is is_converted
+
+
 def test_times_are_those_of_int8(place):
     options = {"calib": "calib.npz", "int8": True}
     found = {}

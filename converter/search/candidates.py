@@ -30,6 +30,7 @@ from converter.timing.latency import LatencyTable, LayerTimes
 
 MAX_INTERPOLATED = 12  # ranks at which errors and times are interpolated, for each form
 NODE_BYTES = 256  # of a step of a chain in an ONNX file, besides the weights
+NODE_BYTES_INT8 = 1200  # of each step more than one, with the nodes that quantize it
 BLOCK = 16  # channels that onnxruntime computes together on x86 with AVX-512
 
 
@@ -59,6 +60,7 @@ def list_candidates(
     table: LatencyTable,
     metrics: Mapping[str, Sequence[Metric]],
     resources: Resources,
+    int8: bool = False,
 ) -> dict[str, list[Candidate]]:
     """List the candidates of each layer; the first keeps the layer.
 
@@ -67,6 +69,7 @@ def list_candidates(
         table: Times of the layers; the forms and ranks in it become candidates.
         metrics: Metrics of each layer's inputs, by layer name; the Frobenius norm if left out.
         resources: Seed, cache and cluster.
+        int8: Whether the network is quantized, which makes the file smaller.
 
     Returns:
         Candidates by layer name.
@@ -92,10 +95,10 @@ def list_candidates(
     candidates = {}
     solved = zip(parallel_map(jobs, resources.cluster), todo)
     for number, (curves, (layer, conv, timed)) in enumerate(solved):
-        size = layer.params * conv.kernel.itemsize
+        size = layer.params * (1 if int8 else conv.kernel.itemsize)
         unchanged = Candidate(None, None, 0.0, layer.macs, size, timed.ms)
         others = [
-            _candidate(layer, conv, form, rank, error, ms)
+            _candidate(layer, conv, form, rank, error, ms, int8)
             for form, curve in curves.items()
             for rank, error in _interpolate(conv, form, curve, table.block)
             if (ms := timed.ms_of(form, rank)) is not None
@@ -129,10 +132,12 @@ def cheapest(layer: Layer, max_error: float) -> tuple[str, Rank, int] | None:
 
 
 def _candidate(
-    layer: Layer, conv: Conv, form: str, rank: Rank, error: float, ms: float
+    layer: Layer, conv: Conv, form: str, rank: Rank, error: float, ms: float, int8: bool
 ) -> Candidate:
     chain = skeleton(conv, find_form(form), rank)
     size = chain.params * conv.kernel.itemsize + NODE_BYTES * len(chain.steps)
+    if int8:
+        size = chain.params + NODE_BYTES_INT8 * (len(chain.steps) - 1)
     return Candidate(form, rank, error, chain.macs(layer.size), size, ms)
 
 

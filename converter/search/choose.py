@@ -56,6 +56,7 @@ class _Setting:
         spaces: The candidates, under one prior each.
         budgets: The limits to keep.
         original: The original network, which budgets are shares of.
+        deployed_bytes: Size of the unchanged network as it would ship (int8, if requested).
     """
 
     task: Task
@@ -65,10 +66,11 @@ class _Setting:
     spaces: Sequence[SearchSpace]
     budgets: tuple[Budget, ...]
     original: Original
+    deployed_bytes: int
 
     def fixed(self, column: Column) -> float:
         """Return the part of the network's time, MACs or bytes that the search cannot change."""
-        totals = {"ms": self.table.ms, "macs": self.original.macs, "bytes": self.original.bytes}
+        totals = {"ms": self.table.ms, "macs": self.original.macs, "bytes": self.deployed_bytes}
         space = self.spaces[0]
         return totals[column] - space.total(space.unchanged(), column)
 
@@ -120,11 +122,15 @@ def _prepare(task: Task) -> _Setting:
     _check_judgeable(budgets, estimator, task)
     free = open_layers(problem.layers, options.layers)
     metrics = task.metrics([layer.name for layer in free])
-    candidates = list_candidates(free, table, metrics, resources)
+    candidates = list_candidates(free, table, metrics, resources, options.search.int8)
+    size, limits_bytes = nbytes(problem.network), any(b.column == "bytes" for b in budgets)
+    deployed_size = size
+    if limits_bytes and options.search.int8:
+        deployed_size = nbytes(task.deployed(problem.network))
     todo = [layer for layer in free if len(candidates.get(layer.name, ())) > 1]
     probes = sensitivities(problem.network, todo, metrics, problem.holdout, resources)
     columns = ["rel_error", "ms", "macs"]
-    columns += ["bytes"] if any(budget.column == "bytes" for budget in budgets) else []
+    columns += ["bytes"] if limits_bytes else []
     spaces = spaces_by_prior(
         {layer.name: candidates[layer.name] for layer in todo},
         probes.weights,
@@ -135,8 +141,8 @@ def _prepare(task: Task) -> _Setting:
     if task.evaluate is not None and any(budget.option == "max_drop" for budget in budgets):
         accuracy = evaluated(task.evaluate, open_session(problem.network, options.timing.threads))
     macs = sum(layer.macs for layer in problem.layers)
-    original = Original(table.original_ms, macs, nbytes(problem.network), accuracy, probes.drop)
-    return _Setting(task, free, table, estimator, spaces, budgets, original)
+    original = Original(table.original_ms, macs, size, accuracy, probes.drop)
+    return _Setting(task, free, table, estimator, spaces, budgets, original, deployed_size)
 
 
 def _check_judgeable(budgets: Sequence[Budget], estimator: LossEstimator, task: Task) -> None:
