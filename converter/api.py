@@ -114,8 +114,8 @@ def finetune(
         progress: Called with a stage and the fraction of it that is done.
         **values: Options of training by name: ``train``, ``reconstruct`` (epochs), ``labels``,
             ``loss``, ``lr``, ``train_batch``, ``accumulate``, ``precision``, ``augment``,
-            ``workers``, ``resume``; also ``eval``, ``device`` and ``seed``. Others are those of
-            the conversion.
+            ``workers``, ``resume``; also ``eval``, ``device``, ``seed`` and ``trust_pickle``.
+            Others are those of the conversion.
 
     Returns:
         The trained network, measured; None in every process but the first.

@@ -32,7 +32,7 @@ TRAINING = set(
 PANELS = {
     "finetune": {
         "Parameters": {"--directory", "--output", "--evaluate", "--json", "--verbose", "--quiet"},
-        "Training": TRAINING | {"--eval", "--device", "--seed"},
+        "Training": TRAINING | {"--eval", "--device", "--seed", "--trust-pickle"},
     },
     "inspect": {
         "Parameters": set(
@@ -40,6 +40,7 @@ PANELS = {
             "--verbose".split()
         ),
         "Model": MODEL,
+        "Images": IMAGES,
         "Timing": TIMING,
     },
     "measure": {

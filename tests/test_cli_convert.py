@@ -140,6 +140,16 @@ def test_finetune_trains_the_folder_further(from_factory):
     np.testing.assert_allclose(run(from_factory / "model.onnx", x), wanted, 1e-3, 1e-3)
 
 
+def test_a_pickled_checkpoint_is_read_again_only_by_those_who_trust_it(place, out):
+    arguments = """convert toy:build --checkpoint module.pt --trust-pickle --input-shape x:1,3,8,8
+        --rank conv2=4 --calib data.npz -q -o"""
+    assert flatconv(*arguments.split(), out)[0] == 0
+    training = ("finetune", out, "--train", "data.npz", "--epochs", 1, "-q")
+    status, _, error = flatconv(*training)
+    assert status == 2 and "pass --trust-pickle" in error
+    assert flatconv(*training, "--trust-pickle")[0] == 0
+
+
 def test_export_writes_one_file(from_factory, tmp_path):
     status, text, _ = flatconv("export", from_factory, "-o", tmp_path / "net.onnx")
     assert status == 0 and "net.onnx" in text

@@ -35,6 +35,7 @@ MaybeTrain: Any = optional(
     eval=(str, "Labelled inputs for accuracy."),
     device=(str, "Where to train: cpu, cuda, cuda:1."),
     seed=(int, "Seed of every random choice."),
+    trust_pickle=(bool, "Unpickle the factory's checkpoint again; this runs code from the file."),
 )
 
 
