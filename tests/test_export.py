@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from helpers import (
@@ -114,6 +115,10 @@ def test_the_export_computes_what_the_model_computes(model, network):
 def test_the_export_leaves_the_model_in_training(model, network):
     assert all(module.training for module in model.modules())
     assert int(model.branches["normed"][1].num_batches_tracked) == 0
+
+
+def test_the_export_names_no_path_of_this_machine(network):
+    assert b".py" not in ir.to_proto(network).SerializeToString()
 
 
 def test_the_batch_axis_of_the_export_is_free(network):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from converter.errors import ConverterError, root_line
@@ -169,6 +170,8 @@ def export(
     except Exception as error:  # torch.export raises many classes
         raise ConverterError(f"torch cannot export the model to ONNX: {root_line(error)}") from None
     assert program is not None
+    # The metadata holds stack traces, with the paths of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
     return name_batch_axis(program.model)
 
 
@@ -211,6 +214,8 @@ def export_program(path: Path, trust_pickle: bool) -> ir.Model:
     except Exception as error:  # torch.export raises many classes
         raise ConverterError(f"torch cannot export {path} to ONNX: {root_line(error)}") from None
     assert program is not None
+    # The metadata holds stack traces, with the paths of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
     return name_batch_axis(program.model)
 
 
