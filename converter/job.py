@@ -9,8 +9,9 @@ from converter.errors import ConverterError
 from converter.evaluation.compare import Evaluate
 from converter.graph.survey import Layer, survey
 from converter.models import match as torch_network
+from converter.models.export import find_callable
 from converter.models.problem import Problem, make_problem
-from converter.models.source import Model, Source, examples, open_source
+from converter.models.source import Model, Source, examples, is_factory, open_source
 from converter.options import Options, check_inputs
 from converter.processes import (
     TIMEOUT,
@@ -71,9 +72,10 @@ def open_job(
         ConverterError: When the model, the data or an option cannot be used.
     """
     check_inputs(options, evaluate is not None)
+    if is_factory(model):
+        find_callable(str(model), "Factory")  # its module may register forms
     options = check_options(options)
     source = open_source(model, example_input, options)
-    check_forms(options)  # the module of the factory may register some
     group = process_group(options.resources.device, TIMEOUT)
     training = options.training
     if options.search.int8:
@@ -90,7 +92,7 @@ def open_job(
 
 
 def check_options(options: Options) -> Options:
-    """Check at once the options that are used only after minutes of solving.
+    """Check before the network is loaded what is used only after minutes of solving.
 
     Returns:
         The options; with ``--plan``, the seed is that of the plan.
@@ -105,12 +107,13 @@ def check_options(options: Options) -> Options:
     if options.resources.cluster:
         with connected(options.resources.cluster):  # raises if there is no worker
             pass
+    _check_forms(options)
     plan = options.layers.plan
     return options if plan is None else options.changed(seed=read_plan(plan).seed)
 
 
-def check_forms(options: Options) -> None:
-    """Check the forms that are chosen by hand before anything is solved.
+def _check_forms(options: Options) -> None:
+    """Check the forms that are chosen by hand.
 
     Raises:
         ConverterError: When there is no such form, or tensorly is to solve it and cannot.

@@ -17,7 +17,7 @@ from converter import ConverterError, Options, Plan
 from converter.commands import dry_run, inspect
 from converter.evaluation import compare
 from converter.evaluation.check import difference
-from converter.job import check_forms, check_options
+from converter.job import check_options
 from converter.timing import table as timing
 from converter.timing.race import Interval, Race
 
@@ -190,7 +190,7 @@ def test_inspecting_lists_the_layers(place):
 )
 def test_one_form_that_is_none_is_named_whole(options):
     with pytest.raises(ConverterError, match="There is no form 'flat'"):
-        check_forms(Options.of(**options))
+        check_options(Options.of(**options))
 
 
 @pytest.mark.parametrize(

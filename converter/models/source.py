@@ -127,6 +127,11 @@ def samples(source: Source, seed: int) -> dict[str, Arrays]:
     return checked
 
 
+def is_factory(model: Model) -> bool:
+    """Tell whether a model is named by a factory, ``package.module:factory``."""
+    return isinstance(model, str | Path) and ":" in str(model) and not Path(model).exists()
+
+
 def _torch_model(model: Model, options: Options) -> tuple[nn.Module | None, dict[str, Any]]:
     """Return a torch model and how to build it again; None for ONNX and .pt2 inputs."""
     if isinstance(model, nn.Module):
@@ -134,7 +139,7 @@ def _torch_model(model: Model, options: Options) -> tuple[nn.Module | None, dict
     if isinstance(model, onnx.ModelProto):
         return None, {}
     path = Path(model)
-    if ":" in str(model) and not path.exists():
+    if is_factory(model):
         arguments = dict(options.model.factory_args)
         origin: dict[str, Any] = {"factory": str(model), "factory_args": arguments}
         if options.model.checkpoint is not None and options.model.checkpoint.is_file():
