@@ -170,7 +170,7 @@ def _choose(layer: Layer, manual: _ManualChoices) -> Choice:
     if name in manual.kept:
         return Choice(name, reason="the user keeps it")
     if (manual.form or manual.rank) and is_linear and not named:
-        reason = "it is a linear layer, which is converted only by name"
+        reason = f"it is a linear layer; name it to convert it (--form {name}=channel)"
         return Choice(name, reason=reason)
     if manual.form or manual.rank or named:
         default = LINEAR_FORM if is_linear else manual.form or DEFAULT_FORM
