@@ -33,7 +33,7 @@ from converter.search.choose import choose_plan
 from converter.search.int8 import quantize
 from converter.search.manual import make_plan
 from converter.search.plan import Plan
-from converter.search.task import SearchResult, Task
+from converter.search.result import SearchInput, SearchResult
 from converter.timing.table import chosen_times
 from converter.training.distill import distill
 from converter.training.phases import list_phases
@@ -110,7 +110,7 @@ def choose(job: Job) -> SearchResult:
         table = chosen_times(job.problem, forms, options, job.resources)
         realization = group.run_on_all(partial(_realize, plan, True), job)
         return SearchResult(plan, realization, table=table)
-    task = Task(
+    search_input = SearchInput(
         problem=job.problem,
         options=options,
         resources=job.resources,
@@ -121,7 +121,7 @@ def choose(job: Job) -> SearchResult:
             quantize(network, job.source, options) if options.search.int8 else network
         ),
     )
-    return choose_plan(task)
+    return choose_plan(search_input)
 
 
 def _realize(plan: Plan, whole: bool, job: Job) -> Realization:

@@ -31,7 +31,7 @@ from converter.report.result import Result, load
 from converter.report.verify import ConvertedModel
 from converter.search.int8 import quantize
 from converter.search.plan import Plan, read_plan
-from converter.search.task import SearchResult
+from converter.search.result import SearchResult
 from converter.training.distill import distill
 from converter.training.phases import list_phases
 

@@ -10,7 +10,7 @@ from converter.decomposition.approximation import cancellation
 from converter.decomposition.conv import Chain
 from converter.graph.survey import Layer
 from converter.reconstruction.regression import REFIT
-from converter.search.task import SearchResult
+from converter.search.result import SearchResult
 from converter.timing.latency import LatencyTable
 
 MAX_CANCELLATION = 10.0  # norm of the terms over the norm of their sum, above which a note is made

@@ -16,7 +16,7 @@ from converter.processes import Resources
 from converter.report.layers import LayerRow
 from converter.search.budgets import missed_sentence
 from converter.search.plan import Plan
-from converter.search.task import SearchResult
+from converter.search.result import SearchResult
 
 
 @dataclass(frozen=True)

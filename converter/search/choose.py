@@ -27,7 +27,7 @@ from converter.search.plan import Plan, plan_of
 from converter.search.search import search
 from converter.search.search_space import Assignment, SearchSpace, spaces_by_prior
 from converter.search.sensitivity import sensitivities
-from converter.search.task import SearchResult, Task
+from converter.search.result import SearchInput, SearchResult
 from converter.search.trials import LOOSE, TIGHT, Effort, Limits, Measures
 from converter.timing.latency import LatencyTable
 from converter.timing.table import latency_table, measured_speedup
@@ -59,7 +59,7 @@ class _Setting:
         deployed_bytes: Size of the unchanged network as it would ship (int8, if requested).
     """
 
-    task: Task
+    task: SearchInput
     free: Sequence[Layer]
     table: LatencyTable
     estimator: LossEstimator
@@ -79,7 +79,7 @@ class _Setting:
         return self.original.ms / (self.fixed("ms") + self.spaces[0].total(assignment, "ms"))
 
 
-def choose_plan(task: Task) -> SearchResult:
+def choose_plan(task: SearchInput) -> SearchResult:
     """Search the forms and ranks of the layers under budgets.
 
     Raises:
@@ -113,7 +113,7 @@ def choose_plan(task: Task) -> SearchResult:
     )
 
 
-def _prepare(task: Task) -> _Setting:
+def _prepare(task: SearchInput) -> _Setting:
     """Time the layers, list their candidates, and probe their sensitivities."""
     problem, resources, options = task.problem, task.resources, task.options
     table = latency_table(problem, options, resources)
@@ -145,7 +145,9 @@ def _prepare(task: Task) -> _Setting:
     return _Setting(task, free, table, estimator, spaces, budgets, original, deployed_size)
 
 
-def _check_judgeable(budgets: Sequence[Budget], estimator: LossEstimator, task: Task) -> None:
+def _check_judgeable(
+    budgets: Sequence[Budget], estimator: LossEstimator, task: SearchInput
+) -> None:
     if task.evaluate is None and any(budget.option == "max_drop" for budget in budgets):
         if not estimator.classes:
             raise ConverterError(

@@ -1,4 +1,4 @@
-"""``Task`` and ``SearchResult``: the input and the output of a search."""
+"""``SearchInput`` and ``SearchResult``: the input and the output of a search."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
-class Task:
+class SearchInput:
     """A search: the network, the options, and how a network is built.
 
     Attributes:

@@ -1,0 +1,1 @@
+"""Tasks: what a network's outputs mean, and what is lost when they change."""
