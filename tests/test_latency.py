@@ -10,7 +10,7 @@ from converter.errors import ConverterError
 from converter.graph.network import load
 from converter.graph.survey import Layer
 from converter.timing.latency import LatencyTable, LayerTimes, TimedCandidate
-from converter.timing.table import _architecture
+from converter.timing.conditions import architecture
 
 OPTIONS = (
     TimedCandidate("separable", (16,), 1.0),
@@ -103,14 +103,14 @@ def saved(model, path):
 
 def test_times_are_known_by_the_network_without_weights_and_notes(tmp_path):
     path = make_net(tmp_path / "net.onnx")
-    plain = _architecture(load(path))
-    assert _architecture(load(make_net(tmp_path / "other.onnx", seed=5))) == plain
+    plain = architecture(load(path))
+    assert architecture(load(make_net(tmp_path / "other.onnx", seed=5))) == plain
     noted = onnx.load(path)
     for node in noted.graph.node:
         node.doc_string = "by somebody"
         node.metadata_props.add(key="stack_trace", value="net.py")
-    assert _architecture(saved(noted, tmp_path / "noted.onnx")) == plain
+    assert architecture(saved(noted, tmp_path / "noted.onnx")) == plain
     wider = make_net(tmp_path / "wider.onnx", channels=(3, 16, 24))
-    assert _architecture(load(wider)) != plain
+    assert architecture(load(wider)) != plain
     noted.graph.node[0].attribute[0].ints[:] = [2, 2, 2, 2]
-    assert _architecture(saved(noted, tmp_path / "padded.onnx")) != plain
+    assert architecture(saved(noted, tmp_path / "padded.onnx")) != plain

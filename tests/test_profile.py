@@ -12,15 +12,17 @@ from converter.decomposition.form import skeleton
 from converter.decomposition.forms import find_form
 from converter.graph.network import load
 from converter.graph.survey import survey
+from converter.runtime.attribution import attribute
+from converter.runtime.layer_times import MAX_GAP
 from converter.runtime.ort import OnnxRuntime
 from converter.runtime.ort_session import NodeTime
 from converter.runtime.stopwatch import TimingSettings
-from converter.runtime.timer import MAX_GAP, attribute
 from converter.timing.latency import LatencyTable
 from converter.timing.profile import measure
 from converter.timing.variants import Variants
 
 SHAPES = {"x": (1, 16, 16, 16)}
+FEEDS = {"x": noise(1, 16, 16, 16)}
 ADDED = """g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] z) {
     a = Conv <pads = [1, 1, 1, 1]> (x, wa)
     r = Relu(a)
@@ -61,7 +63,7 @@ class UnitTimes(OnnxRuntime):
         return [replace(node, ms=1.0) for node in super().profile(model, feeds, 0, weights)]
 
 
-UNIT = TimingSettings(pause_s=0.0, stopwatch=lambda session, feeds, calls: 1e-3)
+UNIT = TimingSettings(pause_s=0.0, attempts=1, stopwatch=lambda session, feeds, calls: 1e-3)
 
 
 def steps(layer, option):
@@ -71,7 +73,7 @@ def steps(layer, option):
 
 @pytest.fixture(scope="module")
 def table(grid):
-    return measure(grid, SHAPES, UnitTimes(), settings=UNIT)
+    return measure(grid, FEEDS, UnitTimes(), settings=UNIT)
 
 
 def test_every_step_of_every_form_has_the_time_of_its_node(grid, table):
@@ -94,7 +96,8 @@ def test_the_table_of_a_network_matches_the_network(grid, table):
 def test_each_layer_of_a_network_with_an_addition_has_the_time_of_one_node():
     network = ir.from_proto(from_text(ADDED, **ADDED_WEIGHTS))
     shapes = {"x": (1, 16, 8, 8)}
-    table = measure(variants_of(network, shapes), shapes, UnitTimes(), settings=UNIT)
+    feeds = {"x": noise(1, 16, 8, 8)}
+    table = measure(variants_of(network, shapes), feeds, UnitTimes(), settings=UNIT)
     assert [layer.output for layer in table.layers] == ["a", "b", "s"]
     assert table.layers[0].ms > 0
     assert len({layer.ms for layer in table.layers}) == 1
@@ -104,7 +107,7 @@ def test_only_the_chosen_form_is_timed(path):
     chosen = {"conv1": ("separable", (16,))}
     variants = variants_of(load(path), SHAPES).with_chosen(chosen)
     assert len(variants) == 2
-    table = measure(variants, SHAPES, UnitTimes(), settings=UNIT)
+    table = measure(variants, FEEDS, UnitTimes(), settings=UNIT)
     assert [[(o.form, o.rank) for o in layer.options] for layer in table.layers] == [
         [],
         [("separable", (16,))],
@@ -197,7 +200,7 @@ FIXED = TimingSettings(pause_s=0.0, stopwatch=fixed_seconds)
 
 @pytest.mark.parametrize("profile_scale", [1.0, 1.3, 0.5])
 def test_the_table_holds_the_times_of_a_fixed_timer(grid, profile_scale):
-    table = measure(grid, SHAPES, FixedTimes(profile_scale), settings=FIXED)
+    table = measure(grid, FEEDS, FixedTimes(profile_scale), settings=FIXED)
     weights = [32 * 16 * 9 + 32, 32 * 32 * 9 + 32, 4 * 32 + 4]
     assert [layer.ms for layer in table.layers] == pytest.approx([w / 1e6 for w in weights])
     assert table.warnings == ()
@@ -211,11 +214,11 @@ def test_the_table_holds_the_times_of_a_fixed_timer(grid, profile_scale):
 def test_a_phantom_rest_is_measured_again_and_warned_of(grid):
     shares = []
     runtime = FixedTimes(extra_ms=0.1)  # of which the profile has nothing
-    table = measure(grid, SHAPES, runtime, settings=FIXED, progress=shares.append)
+    table = measure(grid, FEEDS, runtime, settings=FIXED, progress=shares.append)
     (warning,) = table.warnings
     assert "measure again" in warning
     assert abs(1 - sum(layer.ms for layer in table.layers) / table.ms) > MAX_GAP
-    assert len(shares) == len(grid) + 2 * FIXED.variants
+    assert len(shares) == FIXED.attempts * (len(grid) + FIXED.variants)
     assert LatencyTable.from_json(table.to_json()).warnings == table.warnings
 
 
@@ -232,8 +235,33 @@ def test_a_slow_moment_of_the_machine_changes_no_times(grid):
             nodes = super().profile(model, feeds, seconds)
             return [replace(node, ms=node.ms * 3) for node in nodes] if slow and seconds else nodes
 
-    steady = measure(grid, SHAPES, FixedTimes(), settings=FIXED)
-    drifted = measure(grid, SHAPES, Drifting(), settings=replace(FIXED, stopwatch=drifting))
+    steady = measure(grid, FEEDS, FixedTimes(), settings=FIXED)
+    drifted = measure(grid, FEEDS, Drifting(), settings=replace(FIXED, stopwatch=drifting))
     for one, other in zip(steady.layers, drifted.layers):
         assert other.ms == pytest.approx(one.ms)
         assert [o.ms for o in other.options] == pytest.approx([o.ms for o in one.options])
+
+
+def test_one_disturbed_profile_of_three_changes_no_times(grid):
+    """The profile of every variant in the first attempt is another program's as well."""
+    profiled = []
+
+    class Disturbed(FixedTimes):
+        def profile(self, model, feeds, seconds, weights=None):
+            nodes = super().profile(model, feeds, seconds)
+            profiled.extend([model] * bool(seconds))
+            share = len(profiled) / len(grid) if seconds and len(profiled) <= len(grid) else 0
+            return [replace(node, ms=node.ms * (1 + 9 * share**2)) for node in nodes]
+
+    steady = measure(grid, FEEDS, FixedTimes(), settings=FIXED)
+    disturbed = measure(grid, FEEDS, Disturbed(), settings=FIXED)
+    assert len(profiled) == 3 * len(grid) and disturbed.warnings == ()
+    for one, other in zip(steady.layers, disturbed.layers):
+        assert other.ms == pytest.approx(one.ms)
+        assert [o.ms for o in other.options] == pytest.approx([o.ms for o in one.options])
+
+
+def test_what_agrees_is_measured_once(grid):
+    shares = []
+    measure(grid, FEEDS, FixedTimes(), settings=FIXED, progress=shares.append)
+    assert len(shares) == len(grid) + FIXED.variants and shares[-1] == 1

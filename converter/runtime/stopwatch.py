@@ -38,6 +38,7 @@ class TimingSettings:
         min_rounds: Fewest rounds of a race of whole networks.
         max_rounds: Most rounds of a race of whole networks.
         stopwatch: (session, inputs, number of calls) -> seconds per call.
+        attempts: How often all layers are measured at most, where profile and clock disagree.
     """
 
     profile_s: float = 0.25
@@ -49,6 +50,7 @@ class TimingSettings:
     min_rounds: int = 15
     max_rounds: int = 60
     stopwatch: Callable[[Any, Feeds, int], float] = seconds_per_call
+    attempts: int = 3
 
 
 # Used wherever a caller passes no settings. Tests shorten all timing here (tests/conftest.py).

@@ -12,11 +12,12 @@ from pathlib import Path
 from converter.errors import ConverterError
 from converter.graph.network import MAX_FILE_BYTES, nbytes
 from converter.options import TimingOptions
-from converter.runtime import ort_session, stopwatch, timer
+from converter.runtime import attribution, layer_times, ort_session, stopwatch, timer
 from converter.runtime.ort import OnnxRuntime
 from converter.timing.profile import FLOAT, variant_file
 from converter.timing.variants import Variants
 
+COPIED = (attribution, layer_times, ort_session, stopwatch, timer)  # what timer.py imports, too
 BLOCK = 16  # channels; ranks in blocks of 16 also fit a machine that computes 8 together
 LAUNCHER = "from converter.runtime.timer import main\n\nraise SystemExit(main())\n"
 
@@ -54,7 +55,7 @@ def write_bundle(
     stripped = variants.without_weights()
     manifest = {
         "format": timer.BUNDLE_FORMAT,
-        "version": timer.VERSION,
+        "version": layer_times.VERSION,
         "provider": timing.provider or ort_session.DEFAULT_PROVIDER,
         "threads": timing.threads,
         "block": BLOCK,
@@ -69,7 +70,7 @@ def write_bundle(
             archive.writestr(name, LAUNCHER)
         for name in ("converter/__init__.py", "converter/runtime/__init__.py"):
             archive.writestr(name, "")
-        for module in (timer, ort_session, stopwatch):
+        for module in COPIED:
             file = Path(str(module.__file__))
             archive.write(file, f"converter/runtime/{file.name}")
         for number, name in enumerate(networks):

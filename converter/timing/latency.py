@@ -13,7 +13,7 @@ from converter.decomposition.conv import Conv
 from converter.decomposition.form import Rank
 from converter.errors import ConverterError
 from converter.graph.survey import Layer
-from converter.runtime.timer import FORMAT, VERSION
+from converter.runtime.layer_times import FORMAT, VERSION
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,11 +11,12 @@ from converter.graph.external import weights_folder
 from converter.graph.network import inputs, load
 from converter.quantization.quantize import quantized_for_timing
 from converter.runtime import stopwatch
+from converter.runtime.layer_times import time_layers
 from converter.runtime.ort import cpu_model, run
 from converter.runtime.ort_session import NodeTime
 from converter.runtime.runtime import Runtime, Session
-from converter.runtime.stopwatch import TimingSettings
-from converter.runtime.timer import make_feeds, time_layers
+from converter.runtime.stopwatch import Feeds, TimingSettings
+from converter.runtime.timer import make_feeds
 from converter.timing.latency import LatencyTable
 from converter.timing.variants import Variants
 
@@ -24,7 +25,7 @@ FLOAT = "float.onnx"  # the network in floating point, beside variants in int8
 
 def measure(
     variants: Variants,
-    shapes: Mapping[str, Sequence[int]],
+    feeds: Feeds,
     runtime: Runtime,
     *,
     int8: bool = False,
@@ -35,7 +36,7 @@ def measure(
 
     Args:
         variants: The network and the options.
-        shapes: Input shapes by name, batch included.
+        feeds: Inputs by name; a whole batch.
         runtime: Runs the network.
         int8: Time the network in int8.
         settings: How long and how often networks are timed; the default if left out.
@@ -45,7 +46,7 @@ def measure(
         ConverterError: When the network cannot be run or quantized.
     """
     folder = weights_folder(variants.network)
-    manifest = variants.manifest(shapes) | {
+    manifest = variants.manifest({name: x.shape for name, x in feeds.items()}) | {
         "cpu": cpu_model(),
         "onnxruntime": runtime.version,
         "provider": runtime.provider,
@@ -53,7 +54,6 @@ def measure(
         "block": runtime.block(),
         "float": FLOAT if int8 else None,
     }
-    feeds = make_feeds(manifest["inputs"])
 
     def content(name: str) -> bytes:
         return variant_file(variants, name, runtime if int8 else None)
@@ -66,7 +66,7 @@ def measure(
     def profile_network(name: str, seconds: float) -> Sequence[NodeTime]:
         return runtime.profile(content(name), feeds, seconds, folder)
 
-    document = time_layers(manifest, open_network, profile_network, settings, progress)
+    document = time_layers(manifest, open_network, profile_network, feeds, settings, progress)
     return LatencyTable.from_document(document)
 
 

@@ -7,11 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import onnx_ir as ir
-
-from converter.cache import atomic_write, cached_text, digest, load_text, store_text
-from converter.data.data import random_data
+from converter.cache import atomic_write, digest, load_text, store_text
 from converter.decomposition.form import Rank, skeleton
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
@@ -25,15 +21,15 @@ from converter.options import Options
 from converter.processes import Progress, Resources
 from converter.quantization.quantize import quantized_for_timing
 from converter.runtime import stopwatch
-from converter.runtime.ort import OnnxRuntime, cpu_model
+from converter.runtime.ort import OnnxRuntime
 from converter.timing.bundle import BLOCK, write_bundle
+from converter.timing.conditions import conditions, timed_feeds, timed_shapes
 from converter.timing.latency import LatencyTable
 from converter.timing.profile import measure
 from converter.timing.race import race
 from converter.timing.variants import Variants
 
 TRIAL_RACE_S = 1.5  # seconds that a race spends on each network
-WEIGHT_FIELDS = ("raw_data", "float_data", "double_data", "int32_data", "external_data")
 
 
 def latency_table(
@@ -43,6 +39,10 @@ def latency_table(
     all_forms: bool = True,
 ) -> LatencyTable:
     """Read the times of the layers from ``--latency``, or from the cache, or measure them.
+
+    Doubtful times, which have ``warnings``, are measured anew by each conversion. Only with
+    ``--resume`` those of the interrupted conversion are used, since others could lead to another
+    plan.
 
     Args:
         problem: The network and its layers.
@@ -55,20 +55,17 @@ def latency_table(
     """
     if options.search.latency is not None:
         return _read_table(options.search.latency, problem.layers, options.search.int8)
+    cache, key = resources.cache, digest("table", *conditions(problem, options))
+    table = _cached_table(cache, key, options)
+    if table is not None:
+        return table
     variants = Variants.of(problem.network, problem.layers)
-    key = digest(_architecture(problem.network), *_conditions(problem, options))
-    cache = resources.cache
-    if not all_forms:
-        cached = None if cache is None else load_text(cache, key)
-        if cached is None:
-            return _measure(problem, variants, options, resources.progress)
-        return LatencyTable.from_json(cached)
-
-    def measure_all() -> str:
-        grid = variants.with_grid(OnnxRuntime.of(options.timing).block())
-        return _measure(problem, grid, options, resources.progress).to_json()
-
-    return LatencyTable.from_json(cached_text(cache, key, measure_all))
+    if all_forms:
+        variants = variants.with_grid(OnnxRuntime.of(options.timing).block())
+    table = _measure(problem, variants, options, resources.progress)
+    if all_forms and cache is not None:
+        store_text(cache, _doubtful(key) if table.warnings else key, table.to_json())
+    return table
 
 
 def chosen_times(
@@ -144,12 +141,6 @@ def prepare_file(path: Path, bundle: Path, options: Options, progress: Progress)
     return len(variants)
 
 
-def timed_shapes(problem: Problem, options: Options) -> dict[str, tuple[int, ...]]:
-    """Return the input shapes for timing, by input name, with the batch size ``--batch-size``."""
-    batch = problem.inputs[0].shape[0] or options.timing.batch_size
-    return {name: (batch or shape[0], *shape[1:]) for name, shape in problem.shapes.items()}
-
-
 def measured_speedup(
     problem: Problem,
     chosen: Mapping[str, tuple[str, Rank]],
@@ -176,7 +167,7 @@ def measured_speedup(
     if not chosen and not options.search.int8:
         return 1.0
     cache = resources.cache
-    key = digest("race", table.to_json(), sorted(chosen.items()), *_conditions(problem, options))
+    key = digest("race", table.to_json(), sorted(chosen.items()), *conditions(problem, options))
     cached = load_text(cache, key) if cache is not None and options.training.resume else None
     if cached is not None:
         return float.fromhex(cached)
@@ -184,6 +175,21 @@ def measured_speedup(
     if cache is not None:
         store_text(cache, key, speedup.hex())
     return speedup
+
+
+def _doubtful(key: str) -> str:
+    """Return the key of a doubtful table in the cache."""
+    return digest("doubtful", key)
+
+
+def _cached_table(cache: Path | None, key: str, options: Options) -> LatencyTable | None:
+    """Read a table from the cache; a doubtful one only with ``--resume``."""
+    if cache is None:
+        return None
+    text = load_text(cache, key)
+    if text is None and options.training.resume:
+        text = load_text(cache, _doubtful(key))
+    return None if text is None else LatencyTable.from_json(text)
 
 
 def _read_table(path: Path, layers: Sequence[Layer], int8: bool) -> LatencyTable:
@@ -212,41 +218,11 @@ def _measure(
 ) -> LatencyTable:
     return measure(
         variants,
-        timed_shapes(problem, options),
+        timed_feeds(problem, options),
         OnnxRuntime.of(options.timing),
         int8=options.search.int8,
         progress=partial(progress, "measuring"),
     )
-
-
-def _conditions(problem: Problem, options: Options) -> list[object]:
-    """List everything but the network that its time depends on."""
-    runtime = OnnxRuntime.of(options.timing)
-    return [
-        sorted(timed_shapes(problem, options).items()),
-        cpu_model(),
-        runtime.version,
-        runtime.threads,
-        runtime.provider,
-        options.search.int8,
-    ]
-
-
-def _architecture(network: ir.Model) -> bytes:
-    """Serialize a network without its weights; networks with the same bytes have the same times.
-
-    Notes of the exporter, such as paths of source files, are left out, too.
-    """
-    model = ir.to_proto(network)
-    nodes = model.graph.node
-    values = [a.t for n in nodes if n.op_type == "Constant" for a in n.attribute if a.HasField("t")]
-    for tensor in [*model.graph.initializer, *values]:
-        for field in WEIGHT_FIELDS:
-            tensor.ClearField(field)
-    for node in nodes:
-        for field in ("doc_string", "metadata_props"):
-            node.ClearField(field)
-    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _race_without_weights(
@@ -264,10 +240,7 @@ def _race_without_weights(
         sessions.append(runtime.open(quantized_for_timing(changed, runtime)))
     else:
         sessions.append(open_session(changed, runtime=runtime))
-    dtypes = {item.name: item.dtype for item in problem.inputs}
-    shapes = timed_shapes(problem, options)
-    batch = next(iter(shapes.values()))[0]
-    feeds = random_data(shapes, dtypes, batch, options.resources.seed).read(np.arange(batch))
+    feeds = timed_feeds(problem, options)
     settings = stopwatch.DEFAULT_SETTINGS
     short = replace(settings, race_s=min(settings.race_s, TRIAL_RACE_S))
     return race(sessions, [feeds, feeds], settings=short).speedup[1].median

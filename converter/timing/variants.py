@@ -15,7 +15,7 @@ from converter.decomposition.ranks import rank_grid
 from converter.graph.network import inputs
 from converter.graph.rewrite import rewrite
 from converter.graph.survey import Layer
-from converter.runtime.timer import PREFIX
+from converter.runtime.attribution import PREFIX
 from converter.timing.latency import geometry
 
 # Operators that onnxruntime may fuse into a layer, whose node is then named after their output.
@@ -91,7 +91,7 @@ class Variants:
         return model
 
     def manifest(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Describe the inputs, the variants and the layers for ``timer.time_layers``.
+        """Describe the inputs, the variants and the layers for ``time_layers``.
 
         Args:
             shapes: Input shapes by name, batch included.
