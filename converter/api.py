@@ -172,10 +172,11 @@ def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
 
 
 def _to_python_names(result: Result) -> Result:
-    """Write options in the status of a report as Python parameters."""
+    """Write options in the status and the warnings of a report as Python parameters."""
     verified = result.report.verified
-    if verified.status.sentence is None:
-        return result
-    status = Status(verified.status.code, to_python_names(verified.status.sentence))
-    report = replace(result.report, verified=replace(verified, status=status))
+    sentence = verified.status.sentence
+    status = Status(verified.status.code, sentence and to_python_names(sentence))
+    warnings = tuple(map(to_python_names, verified.warnings))
+    verified = replace(verified, status=status, warnings=warnings)
+    report = replace(result.report, verified=verified)
     return replace(result, report=report)

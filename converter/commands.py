@@ -103,7 +103,7 @@ def compare(
     )
     examples = None if data is None else read_scored_data(data, inputs, options)
     resources = Resources(seed=options.resources.seed, progress=progress)
-    return compare_models(models, conditions, resources, examples)
+    return compare_models(models, conditions, resources, examples, tasks=dict(options.data.task))
 
 
 def comparison_options(paths: Sequence[str | Path], **values: Any) -> Options:

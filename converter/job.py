@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from converter.data.data import Data
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
 from converter.evaluation.compare import Evaluate
+from converter.evaluation.recognize import recognize
+from converter.evaluation.tasks.regress import Regress
+from converter.evaluation.tasks.task import Task
 from converter.graph.survey import Layer, survey
 from converter.models import match as torch_network
 from converter.models.export import find_callable
@@ -38,6 +42,8 @@ class Job:
         problem: The network, its layers, and its sample inputs split for a search.
         options: Options of the conversion.
         resources: Threads, cache, progress and the other processes.
+        tasks: What the outputs of the network mean.
+        warnings: Sentences on the network and the inputs that the user should read.
         evaluate: The user's own measure, or None.
     """
 
@@ -45,6 +51,8 @@ class Job:
     problem: Problem
     options: Options
     resources: Resources
+    tasks: tuple[Task, ...]
+    warnings: tuple[str, ...] = ()
     evaluate: Evaluate | None = None
 
     @property
@@ -88,7 +96,24 @@ def open_job(
         check_trainable(source, options, group.size)
     layers = list_layers(source, options.resources.seed)
     problem = make_problem(source, layers, options.resources.seed)
-    return Job(source, problem, options, Resources.of(options, group, progress), evaluate)
+    resources, tasks = Resources.of(options, group, progress), tasks_of(problem, source, options)
+    warnings = tuple(task.doubt for task in tasks if isinstance(task, Regress) and task.doubt)
+    return Job(source, problem, options, resources, tasks, warnings, evaluate)
+
+
+def tasks_of(problem: Problem, source: Source, options: Options) -> tuple[Task, ...]:
+    """Find what the outputs mean: from labelled inputs if there are any, else from sample inputs.
+
+    Raises:
+        ConverterError: When a task of ``--task`` does not fit.
+    """
+    labelled = (data for data in (source.eval, source.calib) if data and _has_labels(data))
+    data = next(labelled, source.eval or problem.holdout)
+    return recognize(source.network, data, dict(options.data.task), options.timing.threads)
+
+
+def _has_labels(data: Data) -> bool:
+    return data.labels is not None or data.load_batch is not None
 
 
 def check_options(options: Options) -> Options:

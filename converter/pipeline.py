@@ -6,16 +6,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 from torch import nn
 
 from converter.cache import evict
+from converter.data.data import Data
 from converter.decomposition.conv import Chain
 from converter.errors import ConverterError
 from converter.evaluation.check import check, check_graph, check_same, check_torch_vs_onnx
 from converter.evaluation.compare import Conditions, Evaluate
 from converter.evaluation.comparison import verdict
 from converter.evaluation.status import Status, status_of
+from converter.graph.outputs import output_names
 from converter.job import Job, open_job
 from converter.models import match as torch_network
 from converter.models.source import Model, Source, samples
@@ -38,6 +41,8 @@ from converter.timing.table import chosen_times
 from converter.training.distill import distill
 from converter.training.phases import list_phases
 from converter.training.schedule import compose_chains, increment, split_schedule
+
+MORE_INPUTS = 4  # factor by which more inputs are scored at the end than in the search
 
 
 def convert(
@@ -115,10 +120,11 @@ def choose(job: Job) -> SearchResult:
         options=options,
         resources=job.resources,
         evaluate=job.evaluate,
+        tasks=job.tasks,
         metrics=lambda names: group.run_on_all(partial(_estimate, names), job),
         build=lambda plan, whole: group.run_on_all(partial(_realize, plan, whole), job),
         deployed=lambda network: (
-            quantize(network, job.source, options) if options.search.int8 else network
+            quantize(network, job.source, options, job.tasks) if options.search.int8 else network
         ),
     )
     return choose_plan(search_input)
@@ -189,7 +195,7 @@ def _train(
     student = source.module and torch_network.apply(source.module, job.layers, chains)
     network = with_chains(source.network, job.layers, chains)
     converted = [layer for layer in job.layers if layer.name in chains]
-    phases = list_phases(job.options, limits)
+    phases = list_phases(job.options, limits, job.tasks, output_names(source.network))
     return distill(student, network, teacher or source, converted, phases, job.resources)
 
 
@@ -205,12 +211,12 @@ def _quantize_if_requested(
     """Quantize a network if requested; the budgets then hold for the network in int8."""
     if not job.options.search.int8:
         return None, search.status
-    int8 = quantize(network, job.source, job.options, search.loss_usage)
+    int8 = quantize(network, job.source, job.options, job.tasks, search.loss_usage)
     if search.loss_usage is None:
         return int8, search.status
     usage = search.loss_usage(int8)
     missed = f"The int8 network loses {usage:.2f} times what it may." if usage > 1 else None
-    return int8, status_of("missed", missed)
+    return int8, search.status.then(status_of("missed", missed))
 
 
 def measure(job: Job, converted: ConvertedModel) -> Verified:
@@ -222,12 +228,27 @@ def measure(job: Job, converted: ConvertedModel) -> Verified:
         source.more_shapes,
         options.timing.batch_size,
     )
-    scoring = Scoring(source.eval or source.calib, job.evaluate, source.calib is not None)
+    scoring = Scoring(
+        data=source.eval or _unused_inputs(job) or (source.calib and job.problem.holdout),
+        evaluate=job.evaluate,
+        tasks=job.tasks,
+        warnings=job.warnings,
+        calibrated=source.calib is not None,
+        unseen=source.eval is not None or _unused_inputs(job) is not None,
+    )
 
     def original_int8() -> ir.Model:
-        return quantize(source.network, source, options, converted.search.loss_usage)
+        return quantize(source.network, source, options, job.tasks, converted.search.loss_usage)
 
     return verify(source.original, converted, scoring, conditions, job.resources, original_int8)
+
+
+def _unused_inputs(job: Job) -> Data | None:
+    """Return sample inputs that no layer was fit to, if ``--samples`` left enough of them."""
+    unused, held_out = job.source.unused_calib, job.problem.holdout.count
+    if unused is None or unused.count < held_out:
+        return None
+    return unused.take(np.arange(min(unused.count, MORE_INPUTS * held_out)))
 
 
 def without_least_gaining(job: Job, search: SearchResult, verified: Verified) -> SearchResult:

@@ -16,7 +16,8 @@ from converter.evaluation.compare import Evaluate
 from converter.evaluation.status import status_of
 from converter.graph import network as onnx_network
 from converter.graph.canonicalize import canonicalize
-from converter.job import Job, check_options, list_layers
+from converter.graph.outputs import output_names
+from converter.job import Job, check_options, list_layers, tasks_of
 from converter.models import export as torch_export
 from converter.models.datasets import read_data, read_named_data
 from converter.models.problem import make_problem
@@ -166,7 +167,8 @@ def _open(earlier: Earlier, options: Options, evaluate: Evaluate | None, progres
     layers = list_layers(source, options.resources.seed)
     group = process_group(options.resources.device, TIMEOUT)
     problem = make_problem(source, layers, options.resources.seed)
-    return Job(source, problem, options, Resources.of(options, group, progress), evaluate)
+    resources, tasks = Resources.of(options, group, progress), tasks_of(problem, source, options)
+    return Job(source, problem, options, resources, tasks, evaluate=evaluate)
 
 
 def _train(job: Job, earlier: Earlier) -> ConvertedModel:
@@ -174,7 +176,8 @@ def _train(job: Job, earlier: Earlier) -> ConvertedModel:
     options, budgets, plan = job.options, earlier.record.budgets, earlier.plan
     limits = trainable_limits(budgets, job.evaluate)
     layers = [layer for layer in job.layers if layer.name in plan.chosen()]
-    phases = list_phases(options, limits, all_epochs=True)
+    names = output_names(job.source.network)
+    phases = list_phases(options, limits, job.tasks, names, all_epochs=True)
     module, network, unproven = distill(
         earlier.module, earlier.network, job.source, layers, phases, job.resources
     )
@@ -184,7 +187,7 @@ def _train(job: Job, earlier: Earlier) -> ConvertedModel:
         problem = problem or check_torch_vs_onnx(module, network, inputs)
     int8 = None
     if options.search.int8:
-        int8 = quantize(network, job.source, options)
+        int8 = quantize(network, job.source, options, job.tasks)
         if "max_drop" in limits:
             unproven = "No measurement says how much accuracy int8 loses; give labelled --eval."
     search = SearchResult(plan, Realization({}, {}, network), budgets)

@@ -12,6 +12,7 @@ import converter
 from converter import ConverterError, Options
 from converter.evaluation import compare
 from converter.evaluation.check import difference
+from converter.evaluation.tasks.classify import Classify
 from converter.models import match as torch_network
 from converter.report.tables import layer_cells
 from converter.training.checkpoint import Checkpoint
@@ -217,9 +218,9 @@ def test_what_cannot_be_trained_is_refused_at_once(training, place, options, wor
     ],
 )
 def test_the_last_phase_tests_the_budget(options, budget, wanted):
-    phases = list_phases(Options.of(**options), budget)
+    phases = list_phases(Options.of(**options), budget, (), ())
     assert [phase.name + "!" * (phase.stop_when is not None) for phase in phases] == wanted
-    to_the_end = [phase.name for phase in list_phases(Options.of(**options), budget, True)]
+    to_the_end = [phase.name for phase in list_phases(Options.of(**options), budget, (), (), True)]
     judged = "evaluating" in to_the_end
     assert judged == bool({"max_drop", "max_error"} & set(budget))
 
@@ -237,9 +238,12 @@ def test_the_last_phase_tests_the_budget(options, budget, wanted):
 def test_held_out_outputs_say_whether_a_budget_is_kept(budget, off, kept):
     before = 5 * noise(300, 10)
     after = before + off * 5 * noise(300, 10, seed=1)
-    within_budget = budget_test(budget, Options())
-    assert within_budget([before[:200], before[200:]], [after[:200], after[200:]], None) == kept
-    assert budget_test({"max_macs": 0.5}, Options()) is None
+    tasks, names = [Classify.of("y", before)], ["features", "y"]
+    within_budget = budget_test(budget, tasks, names, Options())
+    assert within_budget([before, before], [before, after]) == kept
+    assert budget_test({"max_macs": 0.5}, tasks, names, Options()) is None
+    unnamed = budget_test(budget, tasks, ["features"], Options())
+    assert not unnamed([before], [before])
 
 
 def test_a_training_may_use_the_sample_inputs(build):

@@ -25,6 +25,7 @@ import converter
 from converter.commands import dry_run
 from converter.errors import ConverterError
 from converter.evaluation.comparison import Comparison, Figures
+from converter.evaluation.tasks.task import Judgement
 from converter.graph.network import load, open_session
 from converter.graph.survey import survey
 from converter.models.source import open_source
@@ -81,7 +82,8 @@ def test_old_operator_sets_are_timed():
     network = ir.from_proto(old)
     shapes = {"x": (1, 3, 6, 6)}
     variants = Variants.of(network, survey(network, {"x": noise(*shapes["x"])}))
-    found = profile.measure(variants, shapes, OnnxRuntime(), int8=True)
+    feeds = {"x": noise(*shapes["x"])}
+    found = profile.measure(variants, feeds, OnnxRuntime(), int8=True)
     assert [layer.output for layer in found.layers] == ["a", "y"]
     assert found.ms == pytest.approx(found.float_ms) and found.ms > 0
 
@@ -297,13 +299,28 @@ def test_where_int8_brings_nothing_it_is_told(floating, small, gain, words):
         return Interval(speedup, 0.95 * speedup, 1.05 * speedup)
 
     networks = [
-        Figures(name, 1, 1, 1, about(1.0), None, about(speedup), None, None, 0.0)
+        Figures(
+            name,
+            1,
+            1,
+            1,
+            about(1.0),
+            None,
+            about(speedup),
+            about(0.0),
+            None,
+            0.0,
+            Judgement(0.0, 0.0),
+            {},
+        )
         for name, speedup in zip("abcd", (1.0, floating, 1.2, small))
     ]
     names = ("original", "converted", "original, int8", "converted, int8")
     comparison = Comparison(
         dict(zip(names, networks, strict=True)),
         about(gain),
+        {"y": "regress"},
+        "R2",
         (),
         "noise",
         1,

@@ -6,11 +6,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from converter.evaluation.tasks.regress import Regress
 from helpers import difference, from_text, make_net, noise
 
 from converter.data.data import from_arrays
 from converter.errors import ConverterError
-from converter.evaluation.loss import LossEstimator, expected_drop, relative_error
+from converter.evaluation.loss import LossEstimator, loss_between, run_original
+from converter.evaluation.tasks.classify import Classify
 from converter.graph.network import load, open_session
 from converter.graph.rewrite import new_weights, replace_weights, with_weight_inputs
 from converter.graph.survey import survey
@@ -27,17 +29,25 @@ def data(count=200):
     return from_arrays({"x": noise(count, 3, 8, 8)}, "made up")
 
 
+def estimator_of(network, data, kind=Classify):
+    """The loss by the only output."""
+    _, outputs = run_original(network, data, 1)
+    (name,) = outputs[0]
+    task = kind.of(name, np.concatenate([arrays[name] for arrays in outputs]))
+    return LossEstimator.of(network, data, 1, [task])
+
+
 def test_the_original_loses_nothing(tmp_path):
     network = model(tmp_path)
-    estimator = LossEstimator.of(network, data(), 1)
+    estimator = estimator_of(network, data())
     loss = estimator.loss(network)
-    assert (loss.drop, loss.output_error) == (0.0, 0.0)
-    assert estimator.classes
+    assert (loss.drop, loss.output_error, loss.surrogate) == (0.0, 0.0, 0.0)
+    assert loss.examples == 200
     assert len(estimator.outputs) == 13
 
 
 def test_the_expected_drop_is_between_none_and_the_accuracy(tmp_path):
-    estimator = LossEstimator.of(model(tmp_path), data(), 1)
+    estimator = estimator_of(model(tmp_path), data())
     loss = estimator.loss(model(tmp_path, "other", seed=3))
     assert 0 < loss.drop <= estimator.accuracy <= 1
     assert loss.output_error > 0.1
@@ -67,7 +77,7 @@ def disagreement(network, other, count):
 def test_a_sure_network_loses_what_it_disagrees_on():
     network, other = linear(), linear(0.1)
     data, wrong = disagreement(network, other, 4000)
-    estimator = LossEstimator.of(network, data, 1)
+    estimator = estimator_of(network, data)
     assert estimator.accuracy == pytest.approx(1.0, abs=1e-3)
     assert 0.02 < wrong.mean() < 0.2
     assert estimator.loss(other).drop == pytest.approx(wrong.mean(), rel=0.1)
@@ -77,28 +87,33 @@ def test_few_examples_say_what_many_would():
     network, other = linear(), linear(0.03)
     data, wrong = disagreement(network, other, 8000)
     parts = np.arange(8000).reshape(-1, 160)
-    losses = [LossEstimator.of(network, data.take(part), 1).loss(other) for part in parts]
+    losses = [estimator_of(network, data.take(part)).loss(other) for part in parts]
     counted = wrong[parts].mean(1)
     assert np.std([loss.drop for loss in losses]) < 0.75 * counted.std()
     assert np.mean([loss.drop_high >= wrong.mean() for loss in losses]) >= 0.9
 
 
-def test_a_single_output_is_no_class(tmp_path):
-    estimator = LossEstimator.of(model(tmp_path, classes=1), data(), 1)
-    loss = estimator.loss(model(tmp_path, "other", classes=1, seed=3))
-    assert not estimator.classes
-    assert loss.drop is None
-    assert loss.output_error > 0
+def test_a_number_loses_the_variance_that_is_not_explained(tmp_path):
+    network, other = (model(tmp_path, str(seed), classes=1, seed=seed) for seed in (0, 3))
+    x = data()
+    a, b = (
+        run(open_session(n), x.read(np.arange(x.count)))["logits"].astype(float)
+        for n in (network, other)
+    )
+    loss = estimator_of(network, x, Regress).loss(other)
+    assert loss.drop == pytest.approx(np.square(a - b).mean() / a.var(), rel=1e-4)
+    assert loss.output_error == pytest.approx(np.sqrt(loss.drop), rel=1e-4)
 
 
 def test_a_fixed_batch_is_kept_to(tmp_path):
-    estimator = LossEstimator.of(model(tmp_path, batch=8), data(20), 1)
+    estimator = estimator_of(model(tmp_path, batch=8), data(20))
     assert [len(feeds["x"]) for feeds in estimator.batches] == [8, 8]
 
 
 def test_a_network_that_gives_no_numbers_loses_all():
     rows = noise(50, 4)
-    assert expected_drop(rows, np.full((50, 4), np.nan), 1.0) == (1.0, 1.0)
+    loss = loss_between([Classify.of("y", rows)], [{"y": rows}], [{"y": np.full((50, 4), np.nan)}])
+    assert (loss.drop, loss.drop_high, loss.output_error) == (1.0, 1.0, np.inf)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -106,14 +121,16 @@ def test_outputs_that_are_no_numbers_err_without_limit(value):
     rows = noise(50, 4)
     wrong = rows.copy()
     wrong[3, 1] = value
-    assert relative_error([rows, wrong], [rows, rows]) == np.inf
+    task = Regress.of("y", rows)
+    loss = loss_between([task], [{"y": rows}, {"y": rows}], [{"y": rows}, {"y": wrong}])
+    assert (loss.drop, loss.output_error) == (1.0, np.inf)
 
 
 def test_a_network_that_overflows_cannot_be_judged_beside(tmp_path):
     network = linear()
     far = from_arrays({"x": np.full((20, 8), 3e38, np.float32)}, "made up")
     with pytest.raises(ConverterError, match=r"NaN or infinite values for made up \(output y\)"):
-        LossEstimator.of(network, far, 1)
+        LossEstimator.of(network, far, 1, ())
 
 
 def test_a_probe_that_overflows_counts_as_losing_all():
@@ -122,7 +139,8 @@ def test_a_probe_that_overflows_counts_as_losing_all():
     network = ir.from_proto(from_text(text, w=weight))
     layers = survey(network, {"x": noise(1, 4, 3, 3)})
     data = from_arrays({"x": np.full((4, 4, 3, 3), 2, np.float32)}, "twos")
-    found = sensitivities(network, layers, {}, data, Resources())
+    task = Regress.of("y", np.ones((4, 4, 3, 3)))
+    found = sensitivities(network, layers, {}, data, Resources(), [task])
     assert found.weights["w"] == pytest.approx(1 / PROBE_ERROR**2, rel=1e-3)
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from converter.evaluation.verdict import Estimate
 from converter.search.budgets import MaxBytes, MaxDrop, Original, TargetSpeedup
 from converter.search.candidates import Candidate
 from converter.search.misses import miss_sentence
@@ -39,8 +40,7 @@ def test_a_size_that_is_measured_above_its_limit_is_no_loss():
 
 @pytest.mark.parametrize("measure", [-2.0, 2.0])
 def test_a_relative_drop_has_the_sign_of_the_absolute_one(measure):
-    before, after = (
-        SimpleNamespace(accuracy=measure),
-        SimpleNamespace(drop_points=SimpleNamespace(median=50.0)),
-    )
-    assert MaxDrop(0.1, relative=True).achieved(before, after) == pytest.approx(0.25)
+    before, lost = SimpleNamespace(accuracy=measure), Estimate(0.5, 0.0, 100)
+    assert MaxDrop(0.1, relative=True).achieved(before, before, lost) == pytest.approx(0.25)
+    assert MaxDrop(0.3, relative=True).verdict(before, before, lost) == "kept"
+    assert MaxDrop(0.2, relative=True).verdict(before, before, lost) == "missed"

@@ -11,6 +11,7 @@ from converter.data.data import from_arrays
 from converter.errors import ConverterError
 from converter.evaluation.compare import Conditions, compare_models
 from converter.evaluation.loss import LossEstimator
+from converter.evaluation.recognize import recognize
 from converter.graph.network import open_session
 from converter.graph.outputs import comparison_outputs, data_dependent_shapes, with_outputs
 from converter.graph.survey import survey
@@ -108,8 +109,7 @@ def test_a_layer_behind_the_count_is_kept():
 
 
 def test_boxes_that_move_are_a_loss():
-    estimator = LossEstimator.of(detector(), images(), 1)
-    assert not estimator.classes
+    estimator = LossEstimator.of(detector(), images(), 1, recognize(detector(), images(), {}))
     assert estimator.loss(detector()).output_error == 0
     assert estimator.loss(detector(seed=3)).output_error > 0.5
 

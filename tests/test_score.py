@@ -4,15 +4,25 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from converter.evaluation.tasks.regress import Regress
 from helpers import make_net, noise
 from onnx import TensorProto, helper, numpy_helper
 
 from converter.data.data import from_arrays
 from converter.evaluation.score import drop_interval, fixed_batch, renamed, score
+from converter.evaluation.tasks.classify import Classify
 from converter.graph.network import load, open_session
 from converter.runtime.runtime import ExclusiveSession
 
 # drop of accuracy
+
+
+def drop(hits_before, hits_after):
+    """The interval of the drop, for hits of class 1 of two."""
+    labels = np.ones(len(hits_before), int)
+    before, after = (np.stack([~h, h], 1).astype(float) for h in (hits_before, hits_after))
+    task = Classify.of("y", before)
+    return drop_interval(task.judge(task.compare({"y": before}, {"y": after}, labels)))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +41,7 @@ def test_the_drop_counts_what_changed(lost, won, count, median, half):
     before[:lost] = True
     after[lost : lost + won] = True
     both = np.arange(count) >= lost + won + (count - lost - won) // 2  # right in both: no matter
-    found = drop_interval(before | both, after | both)
+    found = drop(before | both, after | both)
     assert found.median == pytest.approx(median)
     assert found.high - found.median == pytest.approx(half, rel=1e-3)
     assert found.median - found.low == pytest.approx(half, rel=1e-3)
@@ -41,7 +51,7 @@ def test_pairing_narrows_the_drop():
     rng = np.random.default_rng(0)
     before = rng.random(1000) < 0.8
     after = before ^ (rng.random(1000) < 0.01)
-    paired, shuffled = drop_interval(before, after), drop_interval(before, rng.permutation(after))
+    paired, shuffled = drop(before, after), drop(before, rng.permutation(after))
     assert paired.median == pytest.approx(shuffled.median)
     assert paired.high - paired.low < 0.3 * (shuffled.high - shuffled.low)
 
@@ -77,30 +87,48 @@ def test_scores_are_what_numpy_says(batch_size):
     second += 0.5 * noise(6, 4, seed=2)
     labels = np.random.default_rng(3).integers(0, 4, 50)
     data = from_arrays({"x": x, "y": labels}, "numbers")
-    one, other = score([heads(first), heads(second)], data, batch_size)
     a, b = x @ first, x @ second
-    np.testing.assert_array_equal(one.hits, a.argmax(1) == labels)
-    np.testing.assert_array_equal(other.hits, b.argmax(1) == labels)
-    assert one.accuracy == pytest.approx(np.mean(a.argmax(1) == labels))
-    assert other.accuracy == pytest.approx(np.mean(b.argmax(1) == labels))
-    assert (one.agreement, one.rel_output_error) == (1.0, 0.0)
-    assert other.agreement == pytest.approx(np.mean(a.argmax(1) == b.argmax(1)))
-    assert 0 < other.agreement < 1
-    wanted = np.linalg.norm(a - b) / np.linalg.norm(a)
-    assert other.rel_output_error == pytest.approx(wanted, rel=1e-5)
+    task = Classify.of("y0", a)
+    one, other = score([heads(first), heads(second)], data, [task], batch_size)
+    assert one.judgement.score_after == np.mean(a.argmax(1) == labels)
+    assert other.judgement.score_before == np.mean(a.argmax(1) == labels)
+    assert other.judgement.score_after == np.mean(b.argmax(1) == labels)
+    assert (one.judgement.lost, one.output_error) == (0.0, 0.0)
+    agreement = other.judgement.details["agreement"]
+    assert agreement == np.mean(a.argmax(1) == b.argmax(1))
+    assert 0 < agreement < 1
+    wanted = np.sqrt(np.square(a - b).mean(0)) / a.std(0)
+    assert other.output_error == pytest.approx(wanted.max(), rel=1e-5)
+    assert other.unit == "accuracy"
 
 
 def test_there_is_no_accuracy_without_labels():
-    (found,) = score([heads(noise(6, 4))], from_arrays({"x": noise(5, 6)}, "numbers"), 2)
-    assert found.accuracy is None and found.hits is None
-    assert found.agreement == 1.0
+    task = Classify.of("y0", noise(5, 4))
+    (found,) = score([heads(noise(6, 4))], from_arrays({"x": noise(5, 6)}, "numbers"), [task], 2)
+    assert found.judgement.score_before is None and found.judgement.score_after is None
+    assert found.judgement.details["agreement"] == 1.0
 
 
 def test_the_worst_output_counts():
     data = from_arrays({"x": noise(20, 6)}, "numbers")
     one, two = noise(6, 4, seed=1), noise(6, 3, seed=2)
-    _, found = score([heads(one, two), heads(one * np.float32(1.01), two * 2)], data, 8)
-    assert found.rel_output_error == pytest.approx(1.0, rel=1e-5)
+    x = data.read(np.arange(20))["x"]
+    tasks = [Regress.of("y0", x @ one), Regress.of("y1", x @ two)]
+    _, found = score([heads(one, two), heads(one * np.float32(1.01), two * 2)], data, tasks, 8)
+    rms, deviation = np.sqrt(np.square(x @ two).mean(0)), (x @ two).std(0)
+    assert found.output_error == pytest.approx((rms / deviation).max(), rel=1e-5)
+    assert found.judgement is found.by_output["y1"]
+
+
+def test_labels_are_those_of_the_output_that_they_fit():
+    x, wide, narrow = noise(50, 6), noise(6, 9, seed=1), noise(6, 3, seed=2)
+    labels = (x @ wide).argmax(1)
+    data = from_arrays({"x": x, "y": labels}, "numbers")
+    tasks = [Classify.of("y0", x @ narrow), Classify.of("y1", x @ wide)]
+    assert labels.max() > 2
+    (found,) = score([heads(narrow, wide)], data, tasks, 8)
+    assert found.judgement is found.by_output["y1"]
+    assert found.judgement.score_before == 1.0
 
 
 def test_outputs_that_are_no_vectors_have_no_agreement(tmp_path):
@@ -109,14 +137,17 @@ def test_outputs_that_are_no_vectors_have_no_agreement(tmp_path):
     model.graph.output.append(helper.make_tensor_value_info("relu0", TensorProto.FLOAT, ["N"] * 4))
     session = open_session(ir.from_proto(model))
     data = from_arrays({"x": noise(4, 3, 8, 8), "y": np.zeros(4, int)}, "numbers")
-    _, found = score([session, session], data, 2)
-    assert found.agreement is None and found.accuracy is None
-    assert found.rel_output_error == 0.0
+    task = Regress.of("relu0", np.zeros((4, 4, 8, 8)))
+    _, found = score([session, session], data, [task], 2)
+    assert "agreement" not in found.judgement.details
+    assert found.judgement.score_before is None
+    assert (found.judgement.lost, found.output_error) == (0.0, 0.0)
 
 
 def test_scoring_tells_how_far_it_is():
     told = []
-    score([heads(noise(6, 4))], from_arrays({"x": noise(5, 6)}, "numbers"), 2, told.append)
+    data, task = from_arrays({"x": noise(5, 6)}, "numbers"), Regress.of("y0", noise(5, 4))
+    score([heads(noise(6, 4))], data, [task], 2, told.append)
     assert told == [0.4, 0.8, 1.0]
 
 
@@ -154,7 +185,8 @@ def test_a_turn_scores_as_many_batches_as_memory_holds(turn_bytes, openings, tmp
     turns = [ExclusiveSession(opener(session), open_now) for session in sessions]
     opened.clear()
     monkeypatch.setattr("converter.evaluation.score.MAX_GROUP_BYTES", turn_bytes)
-    one, other = score(sessions, data, 2)[1], score(turns, data, 2)[1]
+    tasks = [Classify.of("logits", noise(20, 10))]
+    one, other = score(sessions, data, tasks, 2)[1], score(turns, data, tasks, 2)[1]
     assert len(opened) == openings
-    assert one.rel_output_error == pytest.approx(other.rel_output_error, rel=1e-12)
-    assert one.agreement == other.agreement
+    assert one.output_error == pytest.approx(other.output_error, rel=1e-12)
+    assert one.judgement == other.judgement

@@ -571,7 +571,7 @@ def test_float32_is_used_if_bfloat16_does_not_lower_the_loss(size, tmp_path, mon
     source = replace(open_source(teacher, TEST, options), train=data())
     names = list[str]()
     resources = Resources.of(options, progress=lambda name, done: names.append(name))
-    parts = list_phases(options, {})
+    parts = list_phases(options, {}, (), ())
     model, _, _ = distill(student, source.network, source, [], parts, resources)
     assert loss_of(model, teacher) < 0.2 * loss_of(student, teacher)
     falls_back = bool(size) and process_group("cpu").computes_bfloat16()

@@ -34,6 +34,7 @@ from converter.options import (
     TimingOptions,
     panel,
 )
+from converter.options.parsing import OutputTask, each_value, parse_task
 from converter.progress import show_progress
 from converter.report.paths import check_writable_file
 
@@ -73,6 +74,7 @@ class CompareOptions:
         html: Write a page here.
         json: Write the figures here.
         input_shape: Shape of an input, [NAME:]1,3,32,32; repeatable.
+        task: What an output means, [OUTPUT=]classify, label, detect, embed or regress; repeatable.
         seed: Seed of random inputs.
     """
 
@@ -81,6 +83,7 @@ class CompareOptions:
     html: Path | None = None
     json: Path | None = None
     input_shape: Shapes = ()
+    task: Annotated[tuple[OutputTask, ...], each_value(parse_task)] = ()
     seed: int | None = None
 
 
@@ -223,6 +226,7 @@ def compare(
             "input_shape": settings.input_shape or None,
             "seed": settings.seed,
             "eval": settings.data or settings.eval,
+            "task": settings.task or None,
         }.items()
         if value is not None
     }

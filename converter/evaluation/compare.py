@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,9 @@ import onnx_ir as ir
 from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
 from converter.evaluation.comparison import Comparison, Figures, Shapes, Timing, versions
+from converter.evaluation.recognize import recognize
 from converter.evaluation.score import Score, drop_interval, fixed_batch, renamed, score
+from converter.evaluation.tasks.task import Task
 from converter.graph.canonicalize import canonicalize
 from converter.graph.network import Input, count_params, inputs, nbytes, open_session
 from converter.graph.outputs import comparison_outputs, with_outputs
@@ -54,6 +57,7 @@ def compare_models(
     resources: Resources,
     data: Data | None = None,
     evaluate: Evaluate | None = None,
+    tasks: Sequence[Task] | Mapping[str, str] = MappingProxyType({}),
 ) -> Comparison:
     """Race networks in a runtime and score them on the same data.
 
@@ -63,6 +67,8 @@ def compare_models(
         resources: Seed of random inputs, and progress.
         data: Inputs, with labels for accuracy; random inputs if left out.
         evaluate: Measures networks instead of the accuracy on ``data``.
+        tasks: What the outputs mean; or names of tasks by output, for those that are not to be
+            found from the first network.
 
     Raises:
         ConverterError: When the networks' inputs or outputs differ, or the data does not fit.
@@ -82,16 +88,18 @@ def compare_models(
         _time_at(sessions, choose_shapes(spec, shape, None), dtypes, batch_size, resources)
         for shape in conditions.more_shapes
     ]
-    scores, compared = _score_all(
-        models, sessions, examples, required_batch, conditions.runtime, resources
-    )
-    accuracies = {name: s.accuracy for name, s in scores.items()}
+    if isinstance(tasks, Mapping):
+        tasks = recognize(next(iter(models.values())), examples, tasks)
+    scores, compared = _score_all(models, sessions, examples, tasks, conditions.runtime, resources)
+    measured = None
     if evaluate is not None:
-        accuracies = {name: evaluated(evaluate, session) for name, session in sessions.items()}
+        measured = {name: evaluated(evaluate, session) for name, session in sessions.items()}
     sessions.clear()  # counting opens other sessions, and a network may be large
     smallest_batch = noise.read(np.arange(required_batch or 1))
     return Comparison(
-        networks=_figures(models, smallest_batch, raced, scores, accuracies, evaluate is None),
+        networks=_figures(models, smallest_batch, raced, scores, measured),
+        tasks={", ".join(task.outputs): task.name for task in tasks},
+        unit="your measure" if evaluate else next(reversed(scores.values())).unit,
         gain=raced.gain,
         further=tuple(timings),
         data=examples.source,
@@ -112,31 +120,32 @@ def _figures(
     feeds: Arrays,
     raced: Race,
     scores: Mapping[str, Score],
-    accuracies: Mapping[str, float | None],
-    by_labels: bool,
+    measured: Mapping[str, float] | None,
 ) -> dict[str, Figures]:
-    """Collect the measurements of each network."""
-    first = next(iter(models))
-    return {
-        name: Figures(
+    """Collect the measurements of each network; the user's own ones replace the score."""
+    figures = {}
+    for number, (name, model) in enumerate(models.items()):
+        score = scores[name]
+        accuracy, drop = score.judgement.score_after, drop_interval(score.judgement)
+        if measured is not None:
+            accuracy = measured[name]
+            points = 100 * (next(iter(measured.values())) - accuracy)
+            drop = Interval(points, points, points)
+        figures[name] = Figures(
             name=name,
             params=count_params(model),
             macs=_macs(model, feeds),
             bytes=nbytes(model),
             latency_ms=raced.latency_ms[number],
-            accuracy=accuracies[name],
+            accuracy=accuracy,
             speedup=raced.speedup[number],
-            drop_points=_drop(
-                scores[first].hits if by_labels else None,
-                scores[name].hits,
-                accuracies[first],
-                accuracies[name],
-            ),
-            agreement=scores[name].agreement,
-            rel_output_error=scores[name].rel_output_error,
+            drop_points=drop,
+            agreement=score.judgement.details.get("agreement"),
+            rel_output_error=score.output_error,
+            judgement=score.judgement,
+            by_output=score.by_output,
         )
-        for number, (name, model) in enumerate(models.items())
-    }
+    return figures
 
 
 def _shared_inputs(models: Mapping[str, ir.Model]) -> tuple[Input, ...]:
@@ -211,7 +220,7 @@ def _score_all(
     models: Mapping[str, ir.Model],
     sessions: Mapping[str, Session],
     examples: Data,
-    required_batch: int | None,
+    tasks: Sequence[Task],
     runtime: Runtime,
     resources: Resources,
 ) -> tuple[dict[str, Score], tuple[str, ...]]:
@@ -224,8 +233,9 @@ def _score_all(
         distinct = {id(model): with_outputs(model, names) for model in models.values()}
         inner = {name: distinct[id(model)] for name, model in models.items()}
         sessions = _open_all(inner, runtime)
-    batch = required_batch or SCORING_BATCH
-    scores = score(list(sessions.values()), examples, batch, resources.stage("scoring"))
+    networks = list(sessions.values())
+    batch = next((b for s in networks if (b := fixed_batch(s))), SCORING_BATCH)
+    scores = score(networks, examples, tasks, batch, resources.stage("scoring"))
     return dict(zip(models, scores, strict=True)), compared
 
 
@@ -256,17 +266,3 @@ def evaluated(evaluate: Evaluate, session: Session) -> float:
     if not math.isfinite(value):
         raise ConverterError(f"evaluate returned {value}; it must return a finite number.")
     return value
-
-
-def _drop(
-    hits_before: np.ndarray | None,
-    hits_after: np.ndarray | None,
-    accuracy_before: float | None,
-    accuracy_after: float | None,
-) -> Interval | None:
-    if hits_before is not None and hits_after is not None:
-        return drop_interval(hits_before, hits_after)
-    if accuracy_before is None or accuracy_after is None:
-        return None
-    points = 100 * (accuracy_before - accuracy_after)
-    return Interval(points, points, points)

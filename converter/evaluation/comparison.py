@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
+from converter.evaluation.tasks.task import Judgement
 from converter.timing.race import Interval
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -14,7 +15,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Figures:
-    """The measurements of one network; the last four are relative to the first network.
+    """The measurements of one network; the last six are relative to the first network.
 
     Attributes:
         name: File name or role.
@@ -22,11 +23,15 @@ class Figures:
         macs: Multiply-accumulates for one example.
         bytes: Size of the file.
         latency_ms: Milliseconds of one call.
-        accuracy: Share of correct labels, or the user's measure; None without either.
+        accuracy: Score of the task against the labels, such as the share of correct ones, or the
+            user's measure; None without either.
         speedup: Latency of the first network divided by this one's.
-        drop_points: Accuracy lost, in percentage points; None without accuracy.
-        agreement: Share of examples with the same largest output; None if the output is not (N, C).
-        rel_output_error: |output - first| / |first|, of the worst output.
+        drop_points: Percentage points of the task's score that are lost: against the labels, or
+            without labels against the first network's answers.
+        agreement: Share of examples with the same class; None without classes.
+        rel_output_error: RMS error over standard deviation, of the worst channel of the outputs.
+        judgement: The loss by the task that loses most.
+        by_output: The loss by every task, by the names of its outputs.
     """
 
     name: str
@@ -36,9 +41,11 @@ class Figures:
     latency_ms: Interval
     accuracy: float | None
     speedup: Interval
-    drop_points: Interval | None
+    drop_points: Interval
     agreement: float | None
     rel_output_error: float
+    judgement: Judgement
+    by_output: Mapping[str, Judgement]
 
     @property
     def verdict(self) -> str:
@@ -71,6 +78,8 @@ class Comparison:
     Attributes:
         networks: Measurements by name; the first network is the reference.
         gain: Speedup of the last network over the one before it.
+        tasks: Names of the tasks, by the names of their outputs.
+        unit: What a lost point is a hundredth of, such as the accuracy.
         further: Timings at further input shapes.
         data: Description of the inputs.
         examples: Number of examples that were scored.
@@ -87,6 +96,8 @@ class Comparison:
 
     networks: Mapping[str, Figures]
     gain: Interval
+    tasks: Mapping[str, str]
+    unit: str
     further: tuple[Timing, ...]
     data: str
     examples: int

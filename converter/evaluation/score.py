@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from converter.data.data import Arrays, Data
 from converter.errors import ConverterError
+from converter.evaluation.loss import channels_of
+from converter.evaluation.tasks.channels import ChannelErrors
+from converter.evaluation.tasks.task import Judgement, Task, concatenated
 from converter.runtime.ort import run
 from converter.runtime.runtime import ExclusiveSession, Session
 from converter.timing.race import Interval
@@ -26,24 +27,22 @@ class Score:
     """A network's outputs on data, compared with those of the first network.
 
     Attributes:
-        hits: (N,) whether each example's label is the largest output; None without labels.
-        agreement: Share of examples with the same largest output; None if the output is not (N, C).
-        rel_output_error: |output - first| / |first| over all data, of the worst output.
+        judgement: The loss by the task that loses most.
+        unit: What a point of ``judgement`` is a hundredth of.
+        by_output: The loss by every task, by the names of its outputs.
+        output_error: RMS error over standard deviation, of the worst channel of the outputs.
     """
 
-    hits: np.ndarray | None
-    agreement: float | None
-    rel_output_error: float
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of hits; None without labels."""
-        return None if self.hits is None else float(self.hits.mean())
+    judgement: Judgement
+    unit: str
+    by_output: Mapping[str, Judgement]
+    output_error: float
 
 
 def score(
     sessions: Sequence[Session],
     data: Data,
+    tasks: Sequence[Task],
     batch_size: int,
     progress: Callable[[float], None] = lambda done: None,
 ) -> tuple[Score, ...]:
@@ -51,76 +50,80 @@ def score(
 
     Args:
         sessions: At least one session; all take the same inputs.
-        data: Inputs, with labels for accuracy.
+        data: Inputs, with labels for a score against them.
+        tasks: What the outputs of the first session mean.
         batch_size: Examples per call.
         progress: Called with the fraction that is done.
 
     Raises:
         ConverterError: When the outputs differ in shape, or none are numbers.
     """
-    hits: list[list[np.ndarray]] = [[] for _ in sessions]
-    same: list[list[np.ndarray]] = [[] for _ in sessions]
-    squares: list[Any] = [0.0 for _ in sessions]
-    power: Any = 0.0
-    for indices, outputs in _outputs(sessions, data, batch_size):
-        if any([a.shape for a in arrays] != [a.shape for a in outputs[0]] for arrays in outputs):
-            raise ConverterError("The networks' outputs differ in shape; they cannot be compared.")
-        if not outputs[0]:
+    rows: list[list[list[Arrays]]] = [[[] for _ in tasks] for _ in sessions]
+    errors = [ChannelErrors(channels_of(tasks)) for _ in sessions]
+    for indices, labels, outputs in _outputs(sessions, data, batch_size):
+        first = outputs[0]
+        if not first:
             raise ConverterError("The networks give no arrays of numbers that could be compared.")
-        power = power + np.array([_square(array) for array in outputs[0]])
-        for n, arrays in enumerate(outputs):
-            pairs = zip(_floats(arrays), _floats(outputs[0]))
-            squares[n] = squares[n] + np.array([_square(a - b) for a, b in pairs])
-            if arrays[0].ndim == 2 and len(arrays[0]) == len(indices):
-                choice = arrays[0].argmax(1)
-                same[n].append(choice == outputs[0][0].argmax(1))
-                if data.labels is not None:
-                    hits[n].append(choice == data.labels[indices])
+        if any([a.shape for a in o.values()] != [a.shape for a in first.values()] for o in outputs):
+            raise ConverterError("The networks' outputs differ in shape; they cannot be compared.")
+        labelled = None if labels is None else _labelled_task(tasks, labels)
+        for session, after in enumerate(outputs):
+            errors[session] = errors[session].plus(first, after)
+            for number, task in enumerate(tasks):
+                given = labels if number == labelled else None
+                rows[session][number].append(task.compare(first, after, given))
         progress((int(indices[-1]) + 1) / data.count)
-    tiny = np.finfo(np.float64).tiny
     return tuple(
-        Score(
-            hits=np.concatenate(hits[n]) if hits[n] else None,
-            agreement=float(np.concatenate(same[n]).mean()) if same[n] else None,
-            rel_output_error=float(np.sqrt(squares[n] / np.maximum(power, tiny)).max()),
-        )
-        for n in range(len(sessions))
+        _score([task.judge(concatenated(r)) for task, r in zip(tasks, batches)], tasks, error)
+        for batches, error in zip(rows, errors)
     )
+
+
+def _score(judgements: Sequence[Judgement], tasks: Sequence[Task], errors: ChannelErrors) -> Score:
+    """Take the task with labels, or the one that loses most."""
+    pairs = list(zip(tasks, judgements))
+    labelled = [pair for pair in pairs if pair[1].score_before is not None]
+    task, worst = max(
+        labelled or pairs, key=lambda pair: pair[1].lost + Z_99 * pair[1].standard_error
+    )
+    return Score(
+        judgement=worst,
+        unit=task.unit,
+        by_output={", ".join(task.outputs): judgement for task, judgement in pairs},
+        output_error=errors.worst(),
+    )
+
+
+def _labelled_task(tasks: Sequence[Task], labels: np.ndarray) -> int | None:
+    """Return the number of the first task that the labels fit, or None."""
+    fitting = (number for number, task in enumerate(tasks) if task.check_labels(labels) is None)
+    return next(fitting, None)
 
 
 def _outputs(
     sessions: Sequence[Session], data: Data, batch_size: int
-) -> Iterator[tuple[np.ndarray, list[list[np.ndarray]]]]:
-    """Iterate over batches: their indices, and the outputs of each session for them.
+) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[Arrays]]]:
+    """Iterate over batches: indices, labels, and each session's outputs by the first's names.
 
     Exclusive sessions run groups of batches, of up to ``MAX_GROUP_BYTES``, so that they are opened
     less often.
     """
-    batches, group_size = data.batches(batch_size), 1
+    batches = ((indices, *data.batch(indices)) for indices in data.batch_indices(batch_size))
+    group_size = 1
     while group := list(islice(batches, group_size)):
-        results = [[_numbers(run(s, renamed(f, s))) for _, f in group] for s in sessions]
+        results = [[_numbers(run(s, renamed(f, s))) for _, f, _ in group] for s in sessions]
         if any(isinstance(session, ExclusiveSession) for session in sessions):
-            size = sum(a.nbytes for outputs in results for arrays in outputs for a in arrays)
-            size += sum(array.nbytes for _, feeds in group for array in feeds.values())
+            size = sum(a.nbytes for batches in results for o in batches for a in o.values())
+            size += sum(array.nbytes for _, feeds, _ in group for array in feeds.values())
             group_size = max(MAX_GROUP_BYTES * len(group) // max(size, 1), 1)
-        for (indices, _), *outputs in zip(group, *results):
-            yield indices, outputs
+        for (indices, _, labels), *outputs in zip(group, *results):
+            yield indices, labels, [dict(zip(outputs[0], o.values())) for o in outputs]
 
 
-def drop_interval(before: np.ndarray, after: np.ndarray) -> Interval:
-    """Estimate the drop of accuracy in percentage points, with a 99 % interval.
-
-    The samples are paired: only examples whose hit changes contribute, as in McNemar's test. The
-    interval is the normal approximation for the mean change.
-
-    Args:
-        before: (N,) hits of the original.
-        after: (N,) hits of the other network.
-    """
-    change = before.astype(np.float64) - after.astype(np.float64)
-    mean = 100 * float(change.mean())
-    margin = Z_99 * 100 * float(change.std()) / math.sqrt(len(change))
-    return Interval(mean, mean - margin, mean + margin)
+def drop_interval(judgement: Judgement) -> Interval:
+    """Return a loss in percentage points, with a 99 % interval."""
+    points, margin = 100 * judgement.lost, 100 * Z_99 * judgement.standard_error
+    return Interval(points, points - margin, points + margin)
 
 
 def fixed_batch(session: Session) -> int | None:
@@ -143,14 +146,10 @@ def renamed(feeds: Mapping[str, np.ndarray], session: Session) -> Arrays:
     }
 
 
-def _numbers(outputs: Arrays) -> list[np.ndarray]:
+def _numbers(outputs: Arrays) -> Arrays:
     """Leave out strings, sequences and maps."""
-    return [a for a in outputs.values() if isinstance(a, np.ndarray) and a.dtype.kind in "fiub"]
-
-
-def _floats(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [array.astype(np.float64) for array in arrays]
-
-
-def _square(array: np.ndarray) -> float:
-    return float(np.sum(array.astype(np.float64) ** 2))
+    return {
+        name: array
+        for name, array in outputs.items()
+        if isinstance(array, np.ndarray) and array.dtype.kind in "fiub"
+    }

@@ -11,6 +11,11 @@ from converter.graph.network import subgraph_nodes, values_by_name
 DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 
 
+def output_names(model: ir.Model) -> list[str]:
+    """Name the outputs, in order."""
+    return [str(value.name) for value in model.graph.outputs]
+
+
 def data_dependent_shapes(model: ir.Model) -> set[str]:
     """Name the values of the main graph whose shape may depend on the data."""
     names: set[str] = set()

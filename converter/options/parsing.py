@@ -14,6 +14,8 @@ from cyclopts.validators import Number
 
 from converter.errors import ConverterError
 
+OutputTask: TypeAlias = tuple[str, str]  # output (empty: the only one that fits), task
+TASKS = ("classify", "label", "detect", "embed", "regress")
 InputShape: TypeAlias = tuple["str | None", tuple[int, ...]]  # name (None: the first input), shape
 
 
@@ -69,6 +71,18 @@ def parse_input_shape(text: str) -> InputShape:
         return (name or None, _shape([int(part) for part in numbers.split(",")]))
     except ValueError:
         raise ValueError("Write a shape as [NAME:]1,3,32,32.") from None
+
+
+def parse_task(text: str) -> OutputTask:
+    """Parse ``[OUTPUT=]classify``.
+
+    Raises:
+        ValueError: When there is no such task.
+    """
+    output, _, task = text.rpartition("=")
+    if task not in TASKS:
+        raise ValueError(f"Write [OUTPUT=]TASK with one of the tasks {', '.join(TASKS)}.")
+    return output, task
 
 
 def one_value(parse: Callable[[str], Any], **parameter: Any) -> Parameter:
@@ -248,6 +262,16 @@ def _ranks(value: Any) -> tuple[str, ...]:
     return tuple(str(item) for item in items if item not in ("", None))
 
 
+def _tasks(value: Any) -> tuple[OutputTask, ...]:
+    """Convert a text, several, or tasks by output name."""
+    if isinstance(value, Mapping):
+        value = [f"{output}={task}" for output, task in value.items()]
+    items = [value] if isinstance(value, str) else value
+    return tuple(
+        parse_task(item if isinstance(item, str) else "=".join(item)) for item in items if item
+    )
+
+
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "mean": _floats,
     "std": _floats,
@@ -255,4 +279,5 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "input_shape": _shapes,
     "layers": _layers,
     "rank": _ranks,
+    "task": _tasks,
 }

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from converter.options.parsing import (
     InputShape,
     LayerForm,
+    OutputTask,
     above_one,
     bounded,
     each_value,
@@ -21,6 +22,7 @@ from converter.options.parsing import (
     parse_floats,
     parse_input_shape,
     parse_json_object,
+    parse_task,
     positive,
     without_zero,
 )
@@ -62,11 +64,14 @@ class DataOptions:
         calib: Unlabelled sample inputs: .npz, a folder of images, or module:function.
         samples: How many of the sample inputs are used (a seeded choice).
         eval: Labelled inputs for accuracy: .npz with x and y, or a folder of images by class.
+        task: What an output means, [OUTPUT=]classify, label, detect, embed or regress. Found from
+            the network and the labels if left out. Repeat it for several outputs.
     """
 
     calib: DataSource = None
     samples: Count = 1024
     eval: DataSource = None
+    task: Annotated[tuple[OutputTask, ...], each_value(parse_task)] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ def report_html(report: Report) -> str:
     return _page(
         report.comparison,
         title="flatconv report",
-        notice=report.reason,
+        notices=[*report.warnings, *([report.reason] if report.reason else [])],
         layers=[list(zip(layer_cells(row), _sorted_by(row))) for row in report.layers],
         charts=[
             _latency_chart(report.comparison),
@@ -123,11 +123,10 @@ def _frontier_chart(report: Report) -> go.Figure:
     """Draw speedup over loss, of the networks for other budgets and of the shipped one."""
     assert report.frontier is not None
     shipped, points = report.comparison.shipped, list(report.frontier.networks.values())
-    labelled = shipped.drop_points is not None
     chart = go.Figure(
         [
             go.Scatter(
-                x=[n.drop_points.median if n.drop_points else n.rel_output_error for n in networks],
+                x=[n.drop_points.median for n in networks],
                 y=[n.speedup.median for n in networks],
                 error_y=_error_bars([n.speedup for n in networks]),
                 mode=mode,
@@ -140,7 +139,7 @@ def _frontier_chart(report: Report) -> go.Figure:
         ]
     )
     chart = _styled(chart, "Speedup over loss (99 % intervals)", FRONTIER_BARS)
-    lost = "accuracy lost, percentage points" if labelled else "relative output error"
+    lost = f"{report.comparison.unit} lost, percentage points"
     return chart.update_layout(xaxis={"title": lost}, yaxis={"title": "speedup", "autorange": True})
 
 

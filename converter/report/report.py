@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from converter.evaluation.comparison import Comparison, Figures
+from converter.evaluation.verdict import Estimate, Verdict
 from converter.report.layers import LayerRow
 from converter.report.verify import Verified
 from converter.search.budgets import limits_of
@@ -58,6 +59,27 @@ class Report:
         return self.verified.status.sentence
 
     @property
+    def verdict(self) -> Verdict | None:
+        """Whether the budgets are kept; None without budgets."""
+        return self.verified.verdict
+
+    @property
+    def lost(self) -> Estimate:
+        """The loss of the network that ships, from all inputs that no layer was fit to."""
+        return self.verified.lost
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on the inputs and the measurements that the user should read."""
+        return self.verified.warnings
+
+    @property
+    def task(self) -> str | dict[str, str]:
+        """What the outputs mean: a task, or tasks by output."""
+        tasks = self.comparison.tasks
+        return next(iter(tasks.values())) if len(tasks) == 1 else dict(tasks)
+
+    @property
     def budget(self) -> dict[str, float]:
         """The limits of the search, by option name."""
         return limits_of(self.verified.converted.search.budgets)
@@ -78,6 +100,16 @@ class Report:
             "met": self.met,
             "reason": self.reason,
             "budget": self.budget,
+            "task": self.task,
+            "verdict": self.verdict,
+            "lost": {
+                "points": 100 * self.lost.lost,
+                "low": 100 * self.lost.low,
+                "high": 100 * self.lost.high,
+                "of": self.comparison.unit,
+                "examples": self.lost.examples,
+            },
+            "warnings": list(self.warnings),
             "predicted_speedup": self.predicted_speedup,
             **conditions(self.comparison),
             "seed": self.seed,
@@ -127,13 +159,13 @@ def _named_network(figures: Figures) -> dict[str, Any]:
 
 
 def _against_original(figures: Figures) -> dict[str, Any]:
-    drop = figures.drop_points
     return {
         "speedup": asdict(figures.speedup),
-        "drop_points": drop.median if drop else None,
-        "drop_points_interval": asdict(drop) if drop else None,
+        "drop_points": figures.drop_points.median,
+        "drop_points_interval": asdict(figures.drop_points),
         "agreement": figures.agreement,
         "rel_output_error": figures.rel_output_error,
+        "details": {name: dict(j.details) for name, j in figures.by_output.items()},
     }
 
 
@@ -147,7 +179,7 @@ def _int8(comparison: Comparison) -> dict[str, Any] | None:
         "converted": _named_network(after),
         "gain": asdict(comparison.gain),
         "speedup": asdict(after.speedup),
-        "drop_points": after.drop_points.median if after.drop_points else None,
+        "drop_points": after.drop_points.median,
     }
 
 

@@ -49,24 +49,30 @@ def summary(report: Report) -> str:
     """Describe a conversion in a few lines: speedup, loss, size, budget and status."""
     comparison = report.comparison
     after = comparison.shipped
-    parts = [after.verdict]
-    if after.drop_points is not None:
-        parts.append(f"{after.drop_points.median:.2f} points lost")
-    else:
-        parts.append(f"relative output error {after.rel_output_error:.2e}")
+    parts = [after.verdict, _loss(report)]
     before = comparison.original
     parts.append(f"{after.params / max(before.params, 1):.0%} of the parameters")
     parts.append(f"{after.macs / max(before.macs, 1):.0%} of the MACs")
     limits = ", ".join(f"{name} {limit:g}" for name, limit in report.budget.items())
     if limits:
-        parts.append(f"budget {limits}: {'kept' if report.met else 'missed'}")
+        parts.append(f"budget {limits}: {report.verdict}")
     converted = sum(1 for choice in report.plan.choices if choice.form)
     lines = [
         " · ".join(parts),
         f"{converted} of {len(report.plan.choices)} layers converted; {comparison.cpu}, "
         f"{comparison.threads} thread(s), batch {comparison.batch_size}",
     ]
-    return "\n".join([*lines, report.reason] if report.reason else lines)
+    warnings = [f"Warning: {warning}" for warning in report.warnings]
+    return "\n".join([*lines, *([report.reason] if report.reason else []), *warnings])
+
+
+def _loss(report: Report) -> str:
+    """Say what is lost: an error where a budget limits it, else points with their interval."""
+    if "max_error" in report.budget and "max_drop" not in report.budget:
+        return f"relative output error {report.comparison.shipped.rel_output_error:.2e}"
+    lost, unit = report.lost, report.comparison.unit
+    interval = f"{100 * lost.low:.2f} to {100 * lost.high:.2f}"
+    return f"{100 * lost.lost:.2f} points of {unit} lost ({interval})"
 
 
 def without_shared_folders(comparison: Comparison) -> Comparison:
@@ -117,11 +123,14 @@ def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
         _, *speedups = (_interval(interval, 2, "x") for interval in timing.speedup.values())
         rows.append((f"speedup at {shapes}", ["1", *speedups]))
     if comparison.original.accuracy is not None:
-        rows.append(("accuracy", [f"{n.accuracy:.4f}" for n in networks]))
-        drops = [_interval(n.drop_points, 2) if n.drop_points else "" for n in others]
-        rows.append(("points lost", ["", *drops]))
-    if comparison.original.agreement is not None:
-        rows.append(("agreement", ["", *(f"{n.agreement:.4f}" for n in others)]))
+        rows.append((comparison.unit, [f"{n.accuracy:.4f}" for n in networks]))
+    drops = [_interval(n.drop_points, 2) for n in others]
+    lost = "points lost" if comparison.unit == "accuracy" else f"points of {comparison.unit} lost"
+    rows.append((lost, ["", *drops]))
+    for output in comparison.original.by_output:
+        where = f" of {output}" if len(comparison.original.by_output) > 1 else ""
+        details = [n.by_output[output].details for n in others]
+        rows += [(f"{k}{where}", ["", *(f"{d[k]:.4f}" for d in details)]) for k in details[0]]
     rows.append(("relative output error", ["", *(f"{n.rel_output_error:.2e}" for n in others)]))
     return rows
 
@@ -137,7 +146,7 @@ def frontier_table(frontier: Comparison) -> Table:
 
 
 def _gain_and_loss(network: Figures) -> tuple[str, str, str]:
-    drop = _interval(network.drop_points, 2) if network.drop_points else ""
+    drop = _interval(network.drop_points, 2)
     return _interval(network.speedup, 2, "x"), drop, f"{network.rel_output_error:.2e}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -12,9 +12,12 @@ from converter.data.data import Data
 from converter.evaluation.compare import Conditions, Evaluate, compare_models
 from converter.evaluation.comparison import Comparison, verdict
 from converter.evaluation.status import Status, status_of
+from converter.evaluation.tasks.task import Task
+from converter.evaluation.verdict import Estimate, Verdict, combined, estimate, expected_estimate
 from converter.processes import Resources
 from converter.report.layers import LayerRow
-from converter.search.budgets import missed_sentence
+from converter.search.budgets import Budget
+from converter.search.misses import missed_sentence, undecided_sentence, verdict_of
 from converter.search.plan import Plan
 from converter.search.result import SearchResult
 
@@ -55,6 +58,9 @@ class Verified:
             requested.
         int8: The original and the converted network in int8; empty if not requested.
         frontier: Comparison of networks for other budgets, or None.
+        lost: The loss of the network that ships, from all inputs that no layer was fit to.
+        verdict: Whether the budgets are kept; None without budgets.
+        warnings: Sentences on the inputs and the measurements that the user should read.
         status: Whether every check and budget was met, or a note to the user.
     """
 
@@ -62,6 +68,9 @@ class Verified:
     comparison: Comparison
     int8: tuple[ir.Model, ...]
     frontier: Comparison | None
+    lost: Estimate
+    verdict: Verdict | None
+    warnings: tuple[str, ...]
     status: Status
 
 
@@ -72,12 +81,18 @@ class Scoring:
     Attributes:
         data: Inputs, labelled for accuracy; None for random inputs.
         evaluate: The user's own measure, or None.
+        tasks: What the outputs mean.
+        warnings: Sentences on the inputs that the user should read.
         calibrated: Whether layers were solved for sample inputs.
+        unseen: Whether no layer was fit to ``data``.
     """
 
     data: Data | None
     evaluate: Evaluate | None
+    tasks: tuple[Task, ...]
+    warnings: tuple[str, ...]
     calibrated: bool
+    unseen: bool
 
 
 def verify(
@@ -105,34 +120,67 @@ def verify(
     if converted.int8 is not None:
         networks |= {"original, int8": original_int8(), "converted, int8": converted.int8}
     data, evaluate = scoring.data, scoring.evaluate
-    comparison = compare_models(networks, conditions, resources, data, evaluate)
+    comparison = compare_models(networks, conditions, resources, data, evaluate, scoring.tasks)
     frontier = None
     if converted.search.frontier:
         points = {"original": original, **converted.search.frontier}
         at_first_shape = Conditions(
             conditions.runtime, conditions.shapes, batch_size=conditions.batch_size
         )
-        frontier = compare_models(points, at_first_shape, resources, data, evaluate)
+        frontier = compare_models(points, at_first_shape, resources, data, evaluate, scoring.tasks)
+    lost = estimated_loss(converted, comparison, scoring)
+    budgets, table = converted.search.budgets, converted.search.table
+    status = _status(converted, comparison, lost, scoring.calibrated)
     return Verified(
         converted=converted,
         comparison=comparison,
         int8=tuple(networks.values())[2:],
         frontier=frontier,
-        status=_status(converted, comparison, scoring.calibrated),
+        lost=lost,
+        verdict=_verdict(status, budgets, comparison, lost),
+        warnings=(*scoring.warnings, *(table.warnings if table else ())),
+        status=status,
     )
 
 
-def _status(converted: ConvertedModel, comparison: Comparison, calibrated: bool) -> Status:
+def estimated_loss(converted: ConvertedModel, comparison: Comparison, scoring: Scoring) -> Estimate:
+    """Estimate the loss of the network that ships, only from inputs that no layer was fit to."""
+    shipped, loss = comparison.shipped, converted.search.loss
+    if scoring.evaluate is not None:
+        return Estimate(shipped.drop_points.median / 100, 0.0, comparison.examples)
+    if not converted.plan.chosen() and converted.int8 is None:
+        return Estimate(0.0, 0.0, comparison.examples)
+    scored = estimate(shipped.judgement, comparison.examples)
+    if loss is None:
+        return scored
+    searched = expected_estimate(loss.drop, loss.standard_error, loss.examples)
+    return combined([scored, searched]) if scoring.unseen else searched
+
+
+def _verdict(
+    status: Status, budgets: Sequence[Budget], comparison: Comparison, lost: Estimate
+) -> Verdict | None:
+    """Return the verdict on the budgets; a failed check misses them."""
+    if status.code in ("unsound", "missed"):
+        return "missed"
+    verdict = verdict_of(budgets, comparison.original, comparison.shipped, lost)
+    return "undecided" if verdict == "kept" and status.code == "unproven" else verdict
+
+
+def _status(
+    converted: ConvertedModel, comparison: Comparison, lost: Estimate, calibrated: bool
+) -> Status:
     """Combine checks, budgets and the note to the user; the most severe comes first."""
+    budgets = converted.search.budgets
     missed = missed_sentence(
-        converted.search.budgets, comparison.original, comparison.shipped, comparison.data
+        budgets, comparison.original, comparison.shipped, lost, comparison.data
     )
     note = notice(comparison, converted.plan, calibrated)
+    undecided = undecided_sentence(budgets, comparison.original, comparison.shipped, lost)
+    note = " ".join(filter(None, (undecided, note))) or None
     status = converted.status
     if status.code == "unproven":  # a measured loss replaces the estimate
-        status = status_of("missed", missed).then(
-            status if comparison.shipped.drop_points is None else Status()
-        )
+        status = status_of("missed", missed)
     else:
         status = status.then(status_of("missed", missed))
     if not status.met and note and not converted.plan.chosen():

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal, Protocol, TypeVar
 
 from converter.evaluation.comparison import Figures
 from converter.evaluation.loss import Loss
-from converter.options import BudgetOptions, option_text
+from converter.evaluation.verdict import Estimate, Verdict
+from converter.options import BudgetOptions
 
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
 Column = Literal["loss", "ms", "macs", "bytes"]
@@ -78,14 +79,14 @@ class Budget(Protocol):
     def step(self: B, number: int, count: int) -> B:
         """Return the budget of step ``number`` (from 1) of a schedule of ``count`` steps."""
 
-    def achieved(self, before: Figures, after: Figures) -> float | None:
-        """Return the measured value to compare with the limit, or None if there is none."""
+    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
+        """Return the measured value to compare with the limit."""
 
     def value_at(self, usage: float) -> float:
         """Return the measured value at which a share ``usage`` of the limit is used."""
 
-    def keeps(self, value: float) -> bool:
-        """Tell whether a measured value keeps the limit."""
+    def verdict(self, before: Figures, after: Figures, lost: Estimate) -> Verdict:
+        """Say whether a measured network keeps the limit, and whether that is sure."""
 
     def describe(self, value: float) -> str:
         """Say a measured value in words."""
@@ -103,8 +104,9 @@ class _AtMost:
     def value_at(self, usage: float) -> float:
         return self.limit * usage
 
-    def keeps(self, value: float) -> bool:
-        return value <= self.limit
+    def verdict(self: A, before: Figures, after: Figures, lost: Estimate) -> Verdict:
+        kept = self.achieved(before, after, lost) <= self.limit  # type: ignore[attr-defined]
+        return "kept" if kept else "missed"
 
 
 A = TypeVar("A", bound=_AtMost)
@@ -125,17 +127,19 @@ class MaxDrop(_AtMost):
         drop = measured.drop
         if drop is None and measured.loss is not None:
             drop = measured.loss.drop_high
-        scale = abs(original.accuracy or 1.0) if self.relative else 1.0
-        return 0.0 if drop is None else drop / (self.limit * scale)
+        return 0.0 if drop is None else drop / (self.limit * self._scale(original.accuracy))
 
-    def achieved(self, before: Figures, after: Figures) -> float | None:
-        if after.drop_points is None:
-            return None
-        scale = abs(before.accuracy or 1.0) if self.relative else 1.0
-        return after.drop_points.median / 100 / scale
+    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
+        return lost.lost / self._scale(before.accuracy)
+
+    def verdict(self, before: Figures, after: Figures, lost: Estimate) -> Verdict:
+        return lost.verdict(self.limit * self._scale(before.accuracy))
 
     def describe(self, value: float) -> str:
-        return f"it loses {value:.4f} of accuracy"
+        return f"it loses {100 * value:.2f} points"
+
+    def _scale(self, accuracy: float | None) -> float:
+        return abs(accuracy or 1.0) if self.relative else 1.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class MaxError(_AtMost):
     def usage(self, measured: Measured, original: Original) -> float:
         return 0.0 if measured.loss is None else measured.loss.output_error / self.limit
 
-    def achieved(self, before: Figures, after: Figures) -> float | None:
+    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
         return after.rel_output_error
 
     def describe(self, value: float) -> str:
@@ -175,14 +179,16 @@ class TargetSpeedup:
     def step(self, number: int, count: int) -> TargetSpeedup:
         return TargetSpeedup(self.limit ** (number / count))
 
-    def achieved(self, before: Figures, after: Figures) -> float | None:
+    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
         return after.speedup.median
 
     def value_at(self, usage: float) -> float:
         return self.limit / usage
 
-    def keeps(self, value: float) -> bool:
-        return value >= self.limit
+    def verdict(self, before: Figures, after: Figures, lost: Estimate) -> Verdict:
+        if after.speedup.low >= self.limit:
+            return "kept"
+        return "missed" if after.speedup.high < self.limit else "undecided"
 
     def describe(self, value: float) -> str:
         return f"it is {value:.2f}x as fast"
@@ -205,7 +211,7 @@ class MaxMacs(_AtMost):
     def step(self, number: int, count: int) -> MaxMacs:
         return MaxMacs(self.limit ** (number / count))
 
-    def achieved(self, before: Figures, after: Figures) -> float | None:
+    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
         return after.macs / (before.macs or 1)
 
     def describe(self, value: float) -> str:
@@ -235,7 +241,7 @@ class MaxBytes(_AtMost):
             return self if number == count else MaxBytes(math.inf)
         return MaxBytes(self.limit ** (number / count))
 
-    def achieved(self, before: Figures, after: Figures) -> float | None:
+    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
         return after.bytes / (before.bytes or 1) if self.limit < 1 else float(after.bytes)
 
     def describe(self, value: float) -> str:
@@ -269,24 +275,18 @@ def make_budgets(limits: Mapping[str, float], relative: bool = False) -> tuple[B
     )
 
 
-def default_budget(classes: bool, options: BudgetOptions) -> Budget:
-    """Return the budget of a search without a given budget."""
-    relative = options.drop_type == "relative"
-    return MaxDrop(DEFAULT_DROP, relative) if classes else MaxError(DEFAULT_ERROR)
+def default_budget(judged_as_numbers: bool, options: BudgetOptions) -> Budget:
+    """Return the budget of a search without a given budget.
+
+    Args:
+        judged_as_numbers: Whether no task but ``regress`` was found.
+        options: They say whether a drop is relative.
+    """
+    if judged_as_numbers:
+        return MaxError(DEFAULT_ERROR)
+    return MaxDrop(DEFAULT_DROP, options.drop_type == "relative")
 
 
 def limits_of(budgets: Sequence[Budget]) -> dict[str, float]:
     """Return the limits by option name, as a report records them."""
     return {budget.option: budget.limit for budget in budgets}
-
-
-def missed_sentence(
-    budgets: Sequence[Budget], before: Figures, after: Figures, data: str
-) -> str | None:
-    """Say which budget a measured network misses, and by how much; None if it keeps all."""
-    for budget in budgets:
-        value = budget.achieved(before, after)
-        if value is not None and not budget.keeps(value):
-            name = f"{option_text(budget.option)} {budget.limit:g}"
-            return f"{name} is missed on {data}: {budget.describe(value)}."
-    return None

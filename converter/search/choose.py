@@ -14,6 +14,7 @@ from converter.errors import ConverterError
 from converter.evaluation.compare import evaluated
 from converter.evaluation.loss import LossEstimator
 from converter.evaluation.status import status_of
+from converter.evaluation.tasks.regress import Regress
 from converter.graph.network import nbytes, open_session
 from converter.graph.survey import Layer
 from converter.reconstruction.moments import patch_count, patch_size
@@ -24,10 +25,10 @@ from converter.search.candidates import list_candidates
 from converter.search.manual import open_layers
 from converter.search.misses import miss_sentence
 from converter.search.plan import Plan, plan_of
+from converter.search.result import SearchInput, SearchResult
 from converter.search.search import search
 from converter.search.search_space import Assignment, SearchSpace, spaces_by_prior
 from converter.search.sensitivity import sensitivities
-from converter.search.result import SearchInput, SearchResult
 from converter.search.trials import LOOSE, TIGHT, Effort, Limits, Measures
 from converter.timing.latency import LatencyTable
 from converter.timing.table import latency_table, measured_speedup
@@ -95,12 +96,13 @@ def choose_plan(task: SearchInput) -> SearchResult:
     best = outcome.best
     assert best.network is not None
     realization, plan = best.network, _plan(setting, best.assignment)
+    limits_loss = any(budget.column == "loss" for budget in setting.budgets)
+    loss = setting.estimator.loss(task.deployed(realization.network)) if limits_loss else None
     if trials > 1 and problem.fit is not problem.calib and realization.chains:
         realization = task.build(plan, True)  # fit to the holdout inputs, too
     missed = None
     if not outcome.kept and not (task.options.training.trains and limits.loss is not None):
         missed = miss_sentence(outcome, setting.budgets, space, limits, setting.original)
-    limits_loss = any(budget.column == "loss" for budget in setting.budgets)
     return SearchResult(
         plan=plan,
         realization=realization,
@@ -109,6 +111,7 @@ def choose_plan(task: SearchInput) -> SearchResult:
         predicted_speedup=setting.predicted_speedup(best.assignment),
         status=status_of("missed", missed),
         frontier=_frontier(setting) if task.options.search.frontier else {},
+        loss=loss,
         loss_usage=partial(_loss_usage, setting) if limits_loss else None,
     )
 
@@ -117,9 +120,10 @@ def _prepare(task: SearchInput) -> _Setting:
     """Time the layers, list their candidates, and probe their sensitivities."""
     problem, resources, options = task.problem, task.resources, task.options
     table = latency_table(problem, options, resources)
-    estimator = LossEstimator.of(problem.network, problem.holdout, resources.threads)
-    budgets = budgets_of(options.budget) or (default_budget(estimator.classes, options.budget),)
-    _check_judgeable(budgets, estimator, task)
+    estimator = LossEstimator.of(problem.network, problem.holdout, resources.threads, task.tasks)
+    as_numbers = all(isinstance(item, Regress) for item in task.tasks)
+    budgets = budgets_of(options.budget) or (default_budget(as_numbers, options.budget),)
+    _check_judgeable(budgets, task)
     free = open_layers(problem.layers, options.layers)
     metrics = task.metrics([layer.name for layer in free])
     candidates = list_candidates(free, table, metrics, resources, options.search.int8)
@@ -128,7 +132,7 @@ def _prepare(task: SearchInput) -> _Setting:
     if limits_bytes and options.search.int8:
         deployed_size = nbytes(task.deployed(problem.network))
     todo = [layer for layer in free if len(candidates.get(layer.name, ())) > 1]
-    probes = sensitivities(problem.network, todo, metrics, problem.holdout, resources)
+    probes = sensitivities(problem.network, todo, metrics, problem.holdout, resources, task.tasks)
     columns = ["rel_error", "ms", "macs"]
     columns += ["bytes"] if limits_bytes else []
     spaces = spaces_by_prior(
@@ -137,7 +141,7 @@ def _prepare(task: SearchInput) -> _Setting:
         columns,
         refit=options.search.correct and bool(metrics),
     )
-    accuracy = estimator.accuracy if estimator.classes else None
+    accuracy = estimator.accuracy
     if task.evaluate is not None and any(budget.option == "max_drop" for budget in budgets):
         accuracy = evaluated(task.evaluate, open_session(problem.network, options.timing.threads))
     macs = sum(layer.macs for layer in problem.layers)
@@ -145,17 +149,10 @@ def _prepare(task: SearchInput) -> _Setting:
     return _Setting(task, free, table, estimator, spaces, budgets, original, deployed_size)
 
 
-def _check_judgeable(
-    budgets: Sequence[Budget], estimator: LossEstimator, task: SearchInput
-) -> None:
-    if task.evaluate is None and any(budget.option == "max_drop" for budget in budgets):
-        if not estimator.classes:
-            raise ConverterError(
-                "--max-drop needs an output of one vector of classes an example; give --evaluate "
-                "or --max-error."
-            )
-        if task.problem.calib is None:
-            raise ConverterError("--max-drop needs sample inputs; give --calib.")
+def _check_judgeable(budgets: Sequence[Budget], task: SearchInput) -> None:
+    drops = any(budget.option == "max_drop" for budget in budgets)
+    if drops and task.evaluate is None and task.problem.calib is None:
+        raise ConverterError("--max-drop needs sample inputs; give --calib.")
 
 
 def _limits(setting: _Setting) -> Limits:

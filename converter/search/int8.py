@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from converter.evaluation.loss import LossEstimator
+from converter.evaluation.tasks.task import Task
 from converter.models.source import Source
 from converter.options import Options
 from converter.quantization.int8 import calibration_data, quantize_within
@@ -20,6 +21,7 @@ def quantize(
     network: ir.Model,
     source: Source,
     options: Options,
+    tasks: Sequence[Task] = (),
     usage: Callable[[ir.Model], float] | None = None,
 ) -> ir.Model:
     """Quantize a network, calibrated on the sample inputs.
@@ -28,6 +30,7 @@ def quantize(
         network: The original or a converted network; it is not changed.
         source: The original, with sample inputs.
         options: Options of the conversion.
+        tasks: What the outputs mean.
         usage: Network -> share of the allowed loss that it uses; None without a limit.
 
     Raises:
@@ -43,7 +46,7 @@ def quantize(
 
     @functools.cache
     def estimator() -> LossEstimator:  # only made if layers must be ranked
-        return LossEstimator.of(network, ranking_data, 1)
+        return LossEstimator.of(network, ranking_data, 1, tasks)
 
     def output_error(quantized: ir.Model) -> float:
         return estimator().loss(quantized).output_error

@@ -1,16 +1,19 @@
-"""The sentence that says why a search could not keep its budgets."""
+"""Verdicts on all budgets, and the sentences that say which could not be kept."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+from converter.evaluation.comparison import Figures
+from converter.evaluation.verdict import Estimate, Verdict
 from converter.options import option_text
 from converter.search.budgets import Budget, Original
 from converter.search.search_space import SearchSpace
 from converter.search.trials import Built, Limits, Outcome
 
 COLUMNS = {"macs": "MACs", "bytes": "bytes"}
+MAX_NEEDED = 1e6  # examples; more than that are not asked for
 
 
 def miss_sentence(
@@ -94,3 +97,44 @@ def _fixed_time(original: Original, limits: Limits, space: SearchSpace) -> str:
     fixed_ms = original.ms - limits.ms_at(1.0)
     share = fixed_ms / (fixed_ms + space.total(space.unchanged(), "ms"))  # in int8, if requested
     return f"no form shortens {max(share, 0):.0%} of its time"
+
+
+def verdict_of(
+    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate
+) -> Verdict | None:
+    """Return the worst verdict of all budgets; None without budgets."""
+    verdicts = {budget.verdict(before, after, lost) for budget in budgets}
+    order: tuple[Verdict, ...] = ("missed", "undecided", "kept")
+    return next((verdict for verdict in order if verdict in verdicts), None)
+
+
+def undecided_sentence(
+    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate
+) -> str | None:
+    """Say which budget the measurements leave open, and what would decide, or return None."""
+    for budget in budgets:
+        if budget.verdict(before, after, lost) != "undecided":
+            continue
+        name = f"{option_text(budget.option)} {budget.limit:g}"
+        if budget.column == "ms":
+            low, high = after.speedup.low, after.speedup.high
+            return f"{name} is undecided: the network is {low:.2f} to {high:.2f}x as fast."
+        needed = lost.examples_to_decide(budget.limit)
+        more = f"; about {needed:,.0f} would decide" if needed < MAX_NEEDED else ""
+        return (
+            f"{name} is undecided: {100 * lost.lost:.2f} points are lost ({100 * lost.low:.2f} to "
+            f"{100 * lost.high:.2f}) on {lost.examples} examples{more}."
+        )
+    return None
+
+
+def missed_sentence(
+    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate, data: str
+) -> str | None:
+    """Say which budget a measured network misses, and by how much; None if it misses none."""
+    for budget in budgets:
+        if budget.verdict(before, after, lost) == "missed":
+            name = f"{option_text(budget.option)} {budget.limit:g}"
+            value = budget.achieved(before, after, lost)
+            return f"{name} is missed on {data}: {budget.describe(value)}."
+    return None

@@ -9,7 +9,9 @@ import onnx_ir as ir
 
 from converter.decomposition.metric import Metric
 from converter.evaluation.compare import Evaluate
+from converter.evaluation.loss import Loss
 from converter.evaluation.status import Status
+from converter.evaluation.tasks.task import Task
 from converter.models.problem import Problem
 from converter.options import Options
 from converter.processes import Resources
@@ -31,6 +33,8 @@ class SearchResult:
         predicted_speedup: Speedup predicted by the table, or None.
         status: Whether the search kept the budgets.
         frontier: Networks for other budgets, by name.
+        loss: Loss of the network on held-out inputs, before it was fit to them, too; None if no
+            search measured it.
         loss_usage: Network -> share of the allowed loss that it uses; None if nothing limits the
             loss.
     """
@@ -42,6 +46,7 @@ class SearchResult:
     predicted_speedup: float | None = None
     status: Status = field(default_factory=Status)
     frontier: Mapping[str, ir.Model] = field(default_factory=dict)
+    loss: Loss | None = None
     loss_usage: Callable[[ir.Model], float] | None = None
 
 
@@ -55,6 +60,7 @@ class SearchInput:
         resources: Threads, seed, cache and progress.
         evaluate: The user's own measure, or None.
         metrics: Layer names -> coarse second moments of the layers' inputs, by name.
+        tasks: What the outputs mean.
         build: (plan, whole) -> network, fit to all sample inputs if ``whole``, else only to those
             that are not held out.
         deployed: Network -> the version of it that must keep the budgets (int8, if requested).
@@ -65,5 +71,6 @@ class SearchInput:
     resources: Resources
     evaluate: Evaluate | None
     metrics: Callable[[Sequence[str]], Mapping[str, Sequence[Metric]]]
+    tasks: tuple[Task, ...]
     build: Callable[[Plan, bool], Realization]
     deployed: Callable[[ir.Model], ir.Model]

@@ -61,7 +61,7 @@ def search(
     less = Effort(min(effort.trials, CONFLICT_TRIALS), LOOSE)
     others: dict[Column, Trial[Built]] = {}
     for column in limits.columns:
-        best = _search(spaces[:1], limits.without(column), measures, less, lambda done: None).best
+        best = _search(spaces[:1], limits.without(column), measures, less, progress).best
         if limits.speedup is not None and best.speedup is None:
             best = _race_trial(best, limits.speedup, measures)
         others[column] = best

@@ -14,6 +14,7 @@ from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.metric import Metric
 from converter.evaluation.loss import Loss, LossEstimator
+from converter.evaluation.tasks.task import Task
 from converter.graph.network import open_session
 from converter.graph.outputs import with_outputs
 from converter.graph.rewrite import new_weights, with_weight_inputs
@@ -22,7 +23,7 @@ from converter.processes import Resources
 from converter.runtime.ort import run
 
 PROBE_ERROR, MIN_ERROR = 0.2, 1e-6  # relative errors of a layer
-NON_FINITE_ERROR = 1.0  # output error of a probe without finite outputs (float16 overflows)
+NON_FINITE_LOSS = 1.0  # surrogate of a probe without finite outputs (float16 overflows)
 # Multiply-accumulates of all probes together (about 15 s). If they allow fewer than MIN_EXAMPLES
 # examples, up to MAX_MACS are spent to reach that number. At least one example is used.
 PROBE_MACS, MIN_EXAMPLES, MAX_MACS = 4e11, 16, 4e12
@@ -34,9 +35,8 @@ class Sensitivity:
     """The results of the probes of all layers.
 
     Attributes:
-        weights: Loss (squared relative output error) per squared relative error of a layer, by
-            layer name.
-        drop: Accuracy lost per loss; 0 without classes.
+        weights: Surrogate of the tasks' loss per squared relative error of a layer, by layer name.
+        drop: Loss of the tasks per surrogate.
     """
 
     weights: Mapping[str, float]
@@ -49,6 +49,7 @@ def sensitivities(
     metrics: Mapping[str, Sequence[Metric]],
     data: Data,
     resources: Resources,
+    tasks: Sequence[Task],
 ) -> Sensitivity:
     """Measure the loss of the network when a single layer has an error.
 
@@ -60,6 +61,7 @@ def sensitivities(
         metrics: Metrics of each layer's inputs, by layer name; the Frobenius norm if left out.
         data: Inputs (N, ...) to probe on; as many are used as ``MAX_MACS`` allows.
         resources: Threads, and the seed of probes in a random direction.
+        tasks: What the outputs mean; the loss is their surrogate.
 
     Raises:
         ConverterError: When the network gives NaN or infinite values for ``data``.
@@ -68,7 +70,7 @@ def sensitivities(
     macs = max(sum(layer.macs for layer in layers) * len(layers), 1)  # of all probes, per example
     count = max(PROBE_MACS / macs, min(MIN_EXAMPLES, MAX_MACS / macs), 1)
     examples = data.take(np.arange(min(int(count), data.count)))
-    estimator = LossEstimator.of(network, examples, resources.threads)
+    estimator = LossEstimator.of(network, examples, resources.threads, tasks)
     weights, losses = {}, []
     size = math.ceil(len(layers) / SESSIONS)
     for first in range(0, len(layers), size or 1):
@@ -80,13 +82,13 @@ def sensitivities(
             probe = _project(conv, metric, np.random.default_rng((resources.seed, number)))
             error = relative_error(conv, Chain((probe,)), metric)
             loss = loss_of(layer.output, probe)
-            if not math.isfinite(loss.output_error):
-                loss = replace(loss, output_error=NON_FINITE_ERROR)
-            weights[layer.name] = loss.output_error**2 / max(error, MIN_ERROR) ** 2
+            if not math.isfinite(loss.surrogate):
+                loss = replace(loss, surrogate=NON_FINITE_LOSS)
+            weights[layer.name] = loss.surrogate / max(error, MIN_ERROR) ** 2
             losses.append(loss)
             progress((number + 1) / len(layers))
-    total = sum(loss.output_error**2 for loss in losses) or 1.0
-    return Sensitivity(weights, sum(max(loss.drop or 0.0, 0.0) for loss in losses) / total)
+    total = sum(loss.surrogate for loss in losses) or 1.0
+    return Sensitivity(weights, sum(max(loss.drop, 0.0) for loss in losses) / total)
 
 
 def _open_for_probes(

@@ -75,7 +75,7 @@ def evaluate_holdout(
     before, after = (
         [np.concatenate(output) for output in zip(*batches)] for batches in (targets, outputs)
     )
-    return loss, group.all_reduce_mean(task.stop_when(before, after, holdout.labels)) == 1
+    return loss, group.all_reduce_mean(task.stop_when(before, after)) == 1
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from converter.evaluation.loss import accuracy, expected_drop, relative_error, temperature_of
+from converter.evaluation.loss import loss_between, original_accuracy
+from converter.evaluation.tasks.task import Task
 from converter.options import Options
 from converter.runtime.ort_quantizer import saturates
 from converter.training.checkpoint import loss_source
@@ -43,7 +44,11 @@ class Phase:
 
 
 def list_phases(
-    options: Options, budget: Mapping[str, float], all_epochs: bool = False
+    options: Options,
+    budget: Mapping[str, float],
+    tasks: Sequence[Task],
+    outputs: Sequence[str],
+    all_epochs: bool = False,
 ) -> list[Phase]:
     """List the phases of the training that the options ask for.
 
@@ -54,7 +59,8 @@ def list_phases(
     training, recipe = options.training, recipe_of(options)
     source = training.loss and loss_source(training.loss)
     settings = options.budget.drop_type, training.augment, source, recipe.int8 and saturates()
-    stop_when, all_epochs = budget_test(budget, options), all_epochs or recipe.int8
+    stop_when = budget_test(budget, tasks, outputs, options)
+    all_epochs = all_epochs or recipe.int8
     tuning = Phase(
         "fine-tuning", recipe, loss_of(options), budget, False, None, training.resume, settings
     )
@@ -114,27 +120,29 @@ def why_unproven(trained: Trained) -> str | None:
     return "Fine-tuning ended before the held-out inputs said that --max-drop is kept."
 
 
-def budget_test(budget: Mapping[str, float], options: Options) -> StopWhen | None:
-    """Return a test whether outputs keep ``max_drop`` and ``max_error``; None without either."""
+def budget_test(
+    budget: Mapping[str, float], tasks: Sequence[Task], names: Sequence[str], options: Options
+) -> StopWhen | None:
+    """Return a test whether outputs keep ``max_drop`` and ``max_error``; None without either.
+
+    ``names`` are those of the network's outputs, in order.
+    """
     max_drop, max_error = budget.get("max_drop"), budget.get("max_error")
     if max_drop is None and max_error is None:
         return None
     relative = options.budget.drop_type == "relative"
 
-    def within_budget(
-        before: Sequence[np.ndarray], after: Sequence[np.ndarray], labels: np.ndarray | None
-    ) -> bool:
-        errors = [relative_error([o], [t]) for o, t in zip(after, before)]
-        if max_error is not None and not max(errors) <= max_error:
+    def within_budget(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> bool:
+        if not {name for task in tasks for name in task.outputs} <= set(names):
+            return False  # inner values are judged, which are no outputs
+        loss = loss_between(tasks, [dict(zip(names, before))], [dict(zip(names, after))])
+        if max_error is not None and not loss.output_error <= max_error:
             return False
         if max_drop is None:
             return True
-        scores = before[0]
-        if scores.ndim != 2 or scores.shape[1] < 2 or len(scores) < MIN_HOLDOUT:
+        if loss.examples < MIN_HOLDOUT:
             return False
-        classes = labels is not None and labels.min() >= 0 and labels.max() < scores.shape[1]
-        temperature = temperature_of(scores, labels) if classes and labels is not None else 1.0
-        allowed = max_drop * (accuracy(scores, temperature) if relative else 1.0)
-        return expected_drop(scores, after[0], temperature)[1] <= allowed
+        scale = original_accuracy(tasks, dict(zip(names, before))) if relative else 1.0
+        return loss.drop_high <= max_drop * scale
 
     return within_budget

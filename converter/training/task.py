@@ -11,9 +11,8 @@ from torch import nn
 from converter.data.data import Data
 from converter.training.losses import Loss, distillation
 
-# (teacher's outputs, student's outputs, labels or None), all on the holdout examples -> whether
-# training may stop.
-StopWhen = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], "np.ndarray | None"], bool]
+# (teacher's outputs, student's outputs), all on the holdout examples -> whether training may stop.
+StopWhen = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], bool]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ class Judgement:
         score_before: The original's score against the labels; None without labels.
         score_after: The network's score against the labels; None without labels.
         details: Further figures by name, in the field's terms.
+        expected: With labels, the loss and its standard error that the original's probabilities
+            predict for the same examples, which vary less than a count; None if there are none.
     """
 
     lost: float
@@ -29,6 +31,7 @@ class Judgement:
     score_before: float | None = None
     score_after: float | None = None
     details: Mapping[str, float] = field(default_factory=dict)
+    expected: tuple[float, float] | None = None
 
 
 class Task(Protocol):
@@ -39,7 +42,10 @@ class Task(Protocol):
     """
 
     name: ClassVar[str]  # of --task
-    unit: ClassVar[str]  # what a point is a hundredth of, in words, such as "accuracy"
+
+    @property
+    def unit(self) -> str:
+        """What a point is a hundredth of, in words, such as "accuracy"."""
 
     @property
     def outputs(self) -> tuple[str, ...]:

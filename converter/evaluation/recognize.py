@@ -1,0 +1,42 @@
+"""Recognize what the outputs of a network mean, from sample inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.data.data import Data
+from converter.evaluation.loss import all_outputs, run_original
+from converter.evaluation.tasks.find import find_tasks
+from converter.evaluation.tasks.task import Task
+
+MAX_EXAMPLES, MAX_NUMBERS = 256, 2**27  # of the outputs that are looked at together
+
+
+def recognize(
+    network: ir.Model, data: Data, requested: Mapping[str, str], threads: int = 1
+) -> tuple[Task, ...]:
+    """Run a network on sample inputs, and find the task of each output.
+
+    Args:
+        network: The original network.
+        data: Sample inputs; their labels say where classes are.
+        requested: Names of tasks by output name; the name "" stands for the only output.
+        threads: Threads of onnxruntime.
+
+    Raises:
+        ConverterError: When a requested task does not fit, or the outputs are not finite.
+    """
+    few = data.take(np.arange(min(data.count, MAX_EXAMPLES)))
+    feeds, labels = few.batch(np.arange(1))
+    _, first = run_original(network, few.take(np.arange(1)), threads)
+    numbers = sum(array.size for arrays in first for array in arrays.values())
+    few = few.take(np.arange(max(min(few.count, MAX_NUMBERS // max(numbers, 1)), 1)))
+    batches, outputs = run_original(network, few, threads)
+    count = sum(len(next(iter(feeds.values()))) for feeds in batches)
+    if labels is not None:
+        labels = few.batch(np.arange(min(count, few.count)))[1]
+    shapes = {name: array.shape for name, array in feeds.items()}
+    return find_tasks(network, all_outputs(outputs), shapes, labels, requested)
