@@ -209,7 +209,10 @@ def detect(
     for number, scores in enumerate(candidates.scores):
         anchor, column = np.nonzero(scores >= min_score)
         score = scores[anchor, column]
-        best = np.argsort(-score, kind="stable")[:limit]
+        if len(score) > limit:  # before they are sorted: there may be hundreds of thousands
+            some = np.argpartition(-score, limit)[:limit]
+            anchor, column, score = anchor[some], column[some], score[some]
+        best = np.argsort(-score, kind="stable")
         anchor = anchor[best]
         named = candidates.classes
         classes = column[best] if named is None else named[number, anchor]

@@ -100,11 +100,11 @@ def score_coding(scores: np.ndarray) -> ScoreCoding | None:
 
 
 def box_coding(boxes: np.ndarray, size: tuple[int, int]) -> BoxCoding | None:
-    """Find what the numbers of boxes (N, A, 4) mean; None if they are no boxes in the image."""
+    """Find what the numbers of boxes (..., 4) mean; None if they are no boxes in the image."""
     numbers = boxes.reshape(-1, 4)
     far = np.quantile(np.abs(numbers), MOST)
     scale = (float(size[1]), float(size[0])) if far <= NORMALISED else (1.0, 1.0)
-    if far * max(scale) > 4 * max(size):
+    if not far or far * max(scale) > 4 * max(size):
         return None
     if (numbers[:, 2:] >= numbers[:, :2]).all(-1).mean() >= MOST:
         return BoxCoding("xyxy", scale)
@@ -149,8 +149,8 @@ def _single(
     """Iterate over layouts with boxes and scores in one output."""
     for name, array in arrays.items():
         tensor = flat(array)
-        if tensor.ndim != 3:
-            continue
+        if tensor.ndim != 3 or any(np.allclose(tensor.sum(axis), 1, atol=1e-2) for axis in (1, 2)):
+            continue  # of a softmax, no boxes
         sides = [
             (bool(find_levels(tensor.shape[1 + s], size)), tensor.shape[1 + s], s) for s in (0, 1)
         ]
@@ -193,12 +193,12 @@ def _plausible(
     coding: BoxCoding, boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]
 ) -> bool:
     """Whether boxes (N, A, 4) in pixels are all over the image, and few of them have a score."""
-    height, width = size
-    x, y = (boxes[..., :2] + boxes[..., 2:]).transpose(2, 0, 1)[:2] / 2
-    inside = (x > -width / 4) & (x < width * 5 / 4) & (y > -height / 4) & (y < height * 5 / 4)
-    spread = np.ptp(x) > width / 4 and np.ptp(y) > height / 4
+    centres = (boxes[..., :2] + boxes[..., 2:]).reshape(-1, 2) / 2 / (size[1], size[0])
+    inside = ((centres > -0.25) & (centres < 1.25)).all(-1).mean() > 0.9
+    spread = np.ptp(centres, axis=0).min() > 0.25
+    middle = np.abs(np.median(centres, axis=0) - 0.5).max() < 0.4
     sparse = coding.scale == (1.0, 1.0) or scores.max(-1).mean() < 0.25
-    return bool(inside.mean() > 0.9 and spread and sparse)
+    return bool(inside and spread and middle and sparse)
 
 
 def _pairs(arrays: Mapping[str, np.ndarray], size: tuple[int, int]) -> Iterator[Layout]:
@@ -221,8 +221,7 @@ def _pairs(arrays: Mapping[str, np.ndarray], size: tuple[int, int]) -> Iterator[
         if scoring is None or len(boxes) != len(scores):
             continue
         decoded = scoring.decode(scores)
-        coding = grid_coding(boxes, size) or box_coding(boxes, size)
-        coding = coding or delta_coding(boxes, decoded)
+        coding = box_coding(boxes, size) or delta_coding(boxes, decoded)
         if coding is not None:
             names, sides = (name, other), (last, columns_first)
             layout = Head(names, coding, scoring, sides, False, decoded.shape[-1])
@@ -277,7 +276,7 @@ def _row_boxes(
         return None
     if not _whole(labels) or labels[used].min() < 0:
         return None
-    coding = box_coding(boxes[None, used], size)
+    coding = box_coding(boxes[used], size)
     return coding if coding is not None and coding.kind == "xyxy" else None
 
 
