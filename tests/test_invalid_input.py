@@ -10,7 +10,7 @@ from PIL import Image
 import converter
 from converter import ConverterError, Options
 from converter.data import readers
-from converter.data.data import from_arrays
+from converter.data.data import Input, from_arrays
 from converter.data.images import Preprocessing
 from converter.models.export import find_callable
 from converter.training.task import Recipe, TrainingTask
@@ -57,7 +57,9 @@ def place(tmp_path_factory):
 
 
 def read(name):
-    return readers.read(name, ["x"], Preprocessing(), find_callable)
+    return readers.read(
+        name, [Input("x", (), np.dtype(np.float32))], Preprocessing(), find_callable
+    )
 
 
 # on the command line

@@ -7,11 +7,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from converter.data.casting import cast, shape_advice
+from converter.data.labels import are_classes, as_classes
 from converter.errors import ConverterError
 
 Arrays = dict[str, np.ndarray]
 Batch = tuple[Arrays, "np.ndarray | None"]
 LoadBatch = Callable[[np.ndarray, "np.random.Generator | None"], Batch]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a network: ``shape`` has None where a size is free; ``dtype`` is numpy's.
+
+    Of a torch model that was not run yet, the shape is ().
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,9 @@ class Data:
             random changes are known that keep the label of an example.
         load_batch: Indices (n,) and a generator (None for no random changes) -> inputs and labels
             (n, ...). It is set if labels are read together with the inputs, or are not classes.
+        named_classes: How many classes the data name, such as folders of images; None if unknown.
+        preprocessing: What is done to images, in words; None if arrays are taken as they are.
+        notes: Sentences on the data that the user should read.
     """
 
     count: int
@@ -35,6 +52,9 @@ class Data:
     source: str
     augment: Callable[[np.ndarray, np.random.Generator], Arrays] | None = None
     load_batch: LoadBatch | None = None
+    named_classes: int | None = None
+    preprocessing: str | None = None
+    notes: tuple[str, ...] = ()
 
     def batch(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
         """Read inputs (n, ...) and their labels; with ``rng``, augmented if that is possible."""
@@ -69,12 +89,32 @@ class Data:
     def labelled(self, labels: np.ndarray) -> Data:
         """Add labels (N, ...). Without classes, ``batch`` never augments.
 
+        Whole numbers, one an example, become ``labels`` in any type and also of shape (N, 1), but
+        ``batch`` gives them as they are.
+
         Raises:
             ConverterError: When they are not numbers, or not as many as there are examples.
         """
         if are_classes(labels, self.count, self.source):
             return replace(self, labels=labels)
-        return replace(self, load_batch=lambda indices, rng: (self.read(indices), labels[indices]))
+        return replace(
+            self,
+            labels=as_classes(labels),
+            load_batch=lambda indices, rng: (self.read(indices), labels[indices]),
+        )
+
+    def with_classes(self) -> Data:
+        """Return the same data, whose batches give ``labels`` if they are known."""
+        labels, batch = self.labels, self.batch
+        if labels is None or self.load_batch is None:
+            return self
+        return replace(
+            self, load_batch=lambda indices, rng: (batch(indices, rng)[0], labels[indices])
+        )
+
+    def noted(self, *notes: str) -> Data:
+        """Add sentences to the notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
     def batch_indices(self, size: int) -> Iterator[np.ndarray]:
         """Iterate over the indices of batches, in order; the last may have fewer than ``size``."""
@@ -129,24 +169,35 @@ class Data:
 
 
 def random_data(
-    shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, np.dtype], count: int, seed: int
+    shapes: Mapping[str, Sequence[int]],
+    dtypes: Mapping[str, np.dtype],
+    count: int,
+    seed: int,
+    positive: bool = False,
+    whole: int = 1,
 ) -> Data:
-    """Make ``count`` random examples: normal floats; zeros for types that are not floats.
+    """Make ``count`` random examples.
 
-    ``shapes`` and ``dtypes`` are by input name; the first axis of a shape, the batch, is not used.
+    Args:
+        shapes: By input name; the first axis, the batch, is not used.
+        dtypes: By input name.
+        count: Number of examples.
+        seed: Seed of the random numbers.
+        positive: Whether floats are uniform in 0..1 instead of normal.
+        whole: The value of integers, which may be lengths or indices; bytes are uniform.
     """
+
+    def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        if dtype == np.uint8:
+            return rng.integers(0, 256, shape, np.uint8)
+        if dtype.kind in "iub":
+            return np.full(shape, whole).astype(dtype)
+        return (rng.random(shape) if positive else rng.standard_normal(shape)).astype(dtype)
 
     def read(indices: np.ndarray) -> Arrays:
         rows = [np.random.default_rng((seed, int(index))) for index in indices]
         return {
-            name: np.stack(
-                [
-                    rng.standard_normal(tuple(shape[1:]))
-                    if np.issubdtype(dtypes[name], np.floating)
-                    else np.zeros(tuple(shape[1:]))
-                    for rng in rows
-                ]
-            ).astype(dtypes[name])
+            name: np.stack([values(rng, tuple(shape[1:]), dtypes[name]) for rng in rows])
             for name, shape in shapes.items()
         }
 
@@ -165,10 +216,12 @@ def conform(
 
     Raises:
         ConverterError: When the shape of an input does not fit. The data raise it when read
-            if they hold NaN or infinite values.
+            if they hold NaN or infinite values, or values that the type of an input cannot hold.
     """
     first = data.read(np.arange(1))
     for name, shape in shapes.items():
+        if name not in first:
+            raise ConverterError(f"Data {data.source} lacks the network's input {name!r}.")
         sizes = first[name].shape[1:]
         if len(sizes) != len(shape) - 1 or any(
             size not in (None, n) for size, n in zip(shape[1:], sizes)
@@ -176,24 +229,24 @@ def conform(
             expected = ",".join("?" if n is None else str(n) for n in shape[1:])
             raise ConverterError(
                 f"Data {data.source} has examples of shape {','.join(map(str, sizes))} for input "
-                f"{name!r}; the network takes {expected}."
+                f"{name!r}; the network takes {expected}.{shape_advice(sizes, tuple(shape[1:]))}"
             )
     read, augment, load_batch = data.read, data.augment, data.load_batch
 
-    def cast(arrays: Arrays) -> Arrays:
+    def checked(arrays: Arrays) -> Arrays:
         if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays.values()):
             raise ConverterError(f"Data {data.source} holds NaN or infinite values.")
-        return {name: array.astype(dtypes[name], copy=False) for name, array in arrays.items()}
+        return {name: cast(a, dtypes[name], name, data.source) for name, a in arrays.items()}
 
     def cast_batch(indices: np.ndarray, rng: np.random.Generator | None) -> Batch:
         assert load_batch is not None
         feeds, labels = load_batch(indices, rng)
-        return cast(feeds), labels
+        return checked(feeds), labels
 
     return replace(
         data,
-        read=lambda indices: cast(read(indices)),
-        augment=None if augment is None else lambda indices, rng: cast(augment(indices, rng)),
+        read=lambda indices: checked(read(indices)),
+        augment=None if augment is None else lambda indices, rng: checked(augment(indices, rng)),
         load_batch=None if load_batch is None else cast_batch,
     )
 
@@ -238,17 +291,3 @@ def check_arrays(arrays: Mapping[str, np.ndarray], source: object) -> None:
     counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
     if len(counts) != 1 or 0 in counts:
         raise ConverterError(f"{source} must hold the same number of examples, above 0, per input.")
-
-
-def are_classes(labels: np.ndarray, count: int, source: str) -> bool:
-    """Whether the labels of ``count`` examples are classes: one integer each.
-
-    Raises:
-        ConverterError: When they are not numbers, or not as many as there are examples.
-    """
-    if labels.dtype.kind not in "fiub" or not labels.ndim or len(labels) != count:
-        raise ConverterError(
-            f"The labels y of {source} must be numbers for each of {count} examples, not "
-            f"{labels.dtype} of shape {labels.shape}."
-        )
-    return labels.ndim == 1 and labels.dtype.kind in "iu"

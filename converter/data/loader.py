@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from converter.data.data import Arrays, Batch, Data, are_classes
+from converter.data.data import Arrays, Batch, Data
+from converter.data.labels import are_classes, as_classes
 from converter.errors import ConverterError, root_line
 
 T = TypeVar("T")
@@ -73,7 +74,7 @@ def from_loader(loader: Any, source: str, names: Sequence[str]) -> Data:
     targets = getattr(dataset, "targets", None)
     if first_label is None:
         return data if targets is None else data.labelled(np.asarray(targets))
-    if not are_classes(first_label, 1, source):
+    if not are_classes(first_label, 1, source) and as_classes(first_label) is None:
         return replace(data, load_batch=load_batch)
 
     def classes(indices: Iterable[int]) -> np.ndarray:

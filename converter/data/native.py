@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from converter.data.data import Arrays, Data, check_arrays
+from converter.data.data import Arrays, Data, Input, check_arrays
 from converter.data.images import Preprocessing
 from converter.data.loader import from_loader, is_loader
 from converter.errors import ConverterError, first_line, root_line
 
 
 def from_native(
-    values: Any,
-    source: str,
-    names: Sequence[str],
-    preprocessing: Preprocessing,
-    raw_inputs: Set[str] = frozenset(),
+    values: Any, source: str, inputs: Sequence[Input], preprocessing: Preprocessing
 ) -> Data:
     """Read data from Python objects.
 
@@ -28,13 +24,13 @@ def from_native(
             with or without labels after them; a list or iterator of batches of these kinds; or a
             torch DataLoader.
         source: A description for messages.
-        names: The network's inputs.
+        inputs: The network's inputs.
         preprocessing: How uint8 images are prepared.
-        raw_inputs: Inputs whose uint8 arrays are not images to prepare.
 
     Raises:
         ConverterError: When an input is missing, or the values are not numbers that fit together.
     """
+    names = [item.name for item in inputs]
     if is_loader(values):
         return from_loader(values, source, names)
     if isinstance(values, Iterator):
@@ -47,7 +43,7 @@ def from_native(
         if isinstance(values, list)
         else arrays_by_name(values, source, names)
     )
-    return from_members(arrays, source, names, preprocessing, raw_inputs)
+    return from_members(arrays, source, inputs, preprocessing)
 
 
 def arrays_by_name(values: Any, source: str, names: Sequence[str]) -> Arrays:
@@ -82,24 +78,22 @@ def arrays_by_name(values: Any, source: str, names: Sequence[str]) -> Arrays:
 def from_members(
     members: Mapping[str, np.ndarray],
     source: str,
-    names: Sequence[str],
+    inputs: Sequence[Input],
     preprocessing: Preprocessing,
-    raw_inputs: Set[str] = frozenset(),
 ) -> Data:
-    """Make data of named arrays; uint8 arrays (N, H, W, C) are prepared as images.
+    """Make data of named arrays; uint8 arrays of images are prepared.
 
     Args:
         members: By input name; ``x`` stands for the first input, ``y`` for labels. Other arrays
             are not used.
         source: A description for messages.
-        names: The network's inputs.
-        preprocessing: How uint8 images are prepared.
-        raw_inputs: Inputs whose uint8 arrays are not images to prepare.
+        inputs: The network's inputs.
+        preprocessing: How images are prepared.
 
     Raises:
         ConverterError: When an input is missing, or the arrays do not fit together.
     """
-    inputs = {}
+    arrays, names = {}, [item.name for item in inputs]
     for name in names:
         array = members.get(name, members.get("x") if name == names[0] else None)
         if array is None:
@@ -108,28 +102,34 @@ def from_members(
                 f"Data {source} has arrays {others}; it lacks the network's input {name!r} (or x "
                 "for the first)."
             )
-        inputs[name] = array
-    check_arrays(inputs, source)
-    images = {
-        name
-        for name, array in inputs.items()
-        if array.dtype == np.uint8 and array.ndim == 4 and name not in raw_inputs
+        arrays[name] = array
+    check_arrays(arrays, source)
+    images = {item.name: preprocessing.images_in(arrays[item.name], item) for item in inputs}
+    prepared = {
+        item.name: preprocessing.for_input(item) for item in inputs if images[item.name] is not None
     }
 
     def read(indices: np.ndarray) -> Arrays:
         return {
-            name: preprocessing.prepare(array[indices]) if name in images else array[indices]
-            for name, array in inputs.items()
+            name: array[indices] if x is None else prepared[name].prepare(x[indices])
+            for (name, array), x in zip(arrays.items(), images.values())
         }
 
     def augment(indices: np.ndarray, rng: np.random.Generator) -> Arrays:
         return {
-            name: preprocessing.prepare(preprocessing.shifted_and_flipped(array[indices], rng))
-            for name, array in inputs.items()
+            name: prepared[name].prepare(preprocessing.shifted_and_flipped(x[indices], rng))
+            for name, x in images.items()
+            if x is not None
         }
 
-    count = len(inputs[names[0]])
-    data = Data(count, read, None, source, augment if images == set(inputs) else None)
+    data = Data(
+        len(arrays[names[0]]),
+        read,
+        None,
+        source,
+        augment if len(prepared) == len(inputs) else None,
+        preprocessing="; ".join(dict.fromkeys(p.describe() for p in prepared.values())) or None,
+    )
     labels = members.get("y") if "y" not in names else None
     return data if labels is None else data.labelled(labels)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from converter.data.data import Arrays
+from converter.data.data import Input as Input
 from converter.errors import ConverterError, first_line
 from converter.graph.external import (
     check_locations,
@@ -33,15 +33,6 @@ MAX_FILE_BYTES = 2 * 10**9
 EXTERNAL_SUFFIX = ".data"
 SMALL_TENSOR_BYTES = 4096  # such a tensor may hold a shape and is always read
 FREE_SIZE = -1  # how some exporters write a free size, where ONNX has a symbol or nothing
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input of a network: ``shape`` has None where a size is free; ``dtype`` is numpy's."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: np.dtype
 
 
 def load(path: Path, max_nbytes: int = MAX_FILE_BYTES) -> ir.Model:
@@ -216,8 +207,13 @@ def compute_shapes(
     model: ir.Model, names: Sequence[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[int, ...]]:
     """Run ``model`` on ``feeds`` and return the shapes of the tensors ``names``."""
-    if not names:
-        return {}
+    return next(compute_shapes_of_batches(model, names, [feeds])) if names else {}
+
+
+def compute_shapes_of_batches(
+    model: ir.Model, names: Sequence[str], batches: Iterable[Mapping[str, np.ndarray]]
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Run ``model`` and yield the shapes of the tensors ``names``, batch by batch."""
     copy = model.clone()
     values = values_by_name(copy)
     copy.graph.outputs.clear()
@@ -227,8 +223,10 @@ def compute_shapes(
         shape.outputs[0].dtype = ir.DataType.INT64
         copy.graph.append(shape)
         copy.graph.outputs.append(shape.outputs[0])
-    outputs = run(open_session(copy), feeds)
-    return {name: tuple(map(int, outputs[f"shape_of_{n}"])) for n, name in enumerate(names)}
+    session = open_session(copy)
+    for feeds in batches:
+        outputs = run(session, feeds)
+        yield {n: tuple(map(int, outputs[f"shape_of_{i}"])) for i, n in enumerate(names)}
 
 
 def values_by_name(model: ir.Model) -> dict[str, ir.Value]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from converter.data.data import Data, conform
 from converter.data.images import Preprocessing
 from converter.data.readers import read
@@ -31,9 +29,7 @@ def read_data(source: object, inputs: Sequence[Input], options: Options) -> Data
 
 def read_unchecked(source: object, inputs: Sequence[Input], options: Options) -> Data:
     """Read data without a check of shapes: a torch model's are unknown before its export."""
-    names = [item.name for item in inputs]
-    raw_inputs = {item.name for item in inputs if item.dtype == np.uint8}
-    return read(source, names, Preprocessing.of(options), find_callable, raw_inputs)
+    return read(source, inputs, Preprocessing.of(options), find_callable)
 
 
 def conformed(data: Data, inputs: Sequence[Input]) -> Data:
