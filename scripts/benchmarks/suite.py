@@ -29,6 +29,8 @@ class Settings:
         wheel: The wheel of that package, for the solver; pip downloads it without.
         openvino: Also measure in OpenVINO.
         scratch: Folder with 10 GB of free space for large networks.
+        networks: Folder that scripts/fetch_networks.py wrote.
+        examples: Judge on so many fresh examples, not on as many as the suite says; for a try.
         faults: Faults of the most frequent kind.
         inputs: Damaged inputs of each kind.
         torch: Version of torch that the wheel is tried with.
@@ -46,6 +48,8 @@ class Settings:
     wheel: Path | None = None
     openvino: bool = False
     scratch: Path | None = None
+    networks: Path = ROOT / "data" / "networks"
+    examples: int = 0
     faults: int = 50
     inputs: int = 5000
     torch: str = "2.13.0"
