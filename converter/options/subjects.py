@@ -100,10 +100,10 @@ class BudgetOptions:
     """Limits on loss, time, MACs and size; several limits hold together.
 
     Attributes:
-        max_drop: Accuracy that may be lost, a fraction (0.005). Without labels it is estimated on
-            sample inputs that no layer is fitted to (needs --calib).
+        max_drop: What may be lost, a fraction (0.005): of the accuracy, or of what --task counts.
+            Estimated on inputs that no layer is fitted to; needs --calib, but no labels.
         drop_type: Whether --max-drop is absolute, or relative to the original's accuracy.
-        max_error: Relative output error that may be made, of the worst output; needs no labels.
+        max_error: RMS error over standard deviation that the worst channel of the outputs may have.
         target_speedup: How much faster the network must become.
         max_macs: Share of the original's multiply-accumulates that may be left (0.43).
         max_bytes: Size of the ONNX file that may be left: a share of the original's (0.5), or a
