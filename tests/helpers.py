@@ -289,6 +289,12 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def varied(count, channels, *size, seed=0):
+    """Noise whose channels have another mean in each example, so that answers vary."""
+    means = np.random.default_rng((seed, 1)).standard_normal((count, channels, 1, 1))
+    return noise(count, channels, *size, seed=seed) + 2 * means.astype(np.float32)
+
+
 def macs_stopwatch(session, feeds, calls):
     """A timer whose seconds are the multiply-accumulates of the network, in units of 1e-9."""
     content = session._model_bytes or Path(session._model_path).read_bytes()

@@ -247,10 +247,19 @@ def test_a_drop_without_inputs_cannot_be_judged(place):
         converter.convert("net.onnx", max_drop=0.01)
 
 
-def test_a_drop_without_classes_cannot_be_judged(place):
+def test_a_drop_without_classes_is_that_of_the_variance(place):
     make_net(place / "single.onnx", channels=(3, 16), size=32, classes=1)
-    with pytest.raises(ConverterError, match="give evaluate or max_error"):
-        converter.convert("single.onnx", max_drop=0.01, calib="calib.npz")
+    options = {"calib": "calib.npz", "task": "regress", "max_macs": 0.9}
+    result = converter.convert("single.onnx", max_drop=0.9, **options)
+    report = result.report.to_dict()
+    assert report["task"] == "regress"
+    assert report["lost"]["of"] == "variance of the worst channel"
+    assert report["drop_points"] == pytest.approx(100 * report["rel_output_error"] ** 2, rel=1e-4)
+
+
+def test_a_task_that_does_not_fit_is_refused(place):
+    with pytest.raises(ConverterError, match="task detect"):
+        converter.convert("net.onnx", max_drop=0.01, calib="calib.npz", task="detect")
 
 
 def test_a_resumed_conversion_takes_the_result_of_an_earlier_race(place, monkeypatch, tmp_path):

@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from converter.evaluation.tasks.regress import Regress
 from helpers import difference, from_text, make_net, noise
 
 from converter.data.data import from_arrays
 from converter.errors import ConverterError
 from converter.evaluation.loss import LossEstimator, loss_between, run_original
 from converter.evaluation.tasks.classify import Classify
+from converter.evaluation.tasks.regress import Regress
 from converter.graph.network import load, open_session
 from converter.graph.rewrite import new_weights, replace_weights, with_weight_inputs
 from converter.graph.survey import survey

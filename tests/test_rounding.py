@@ -261,7 +261,8 @@ def test_training_with_rounding_lowers_the_loss_by_rounding():
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_only_networks_for_int8_are_trained_with_rounding(int8):
-    listed = list_phases(Options.of(int8=int8, finetune=2, reconstruct=1), {"max_error": 0.1}, (), ())
+    options = Options.of(int8=int8, finetune=2, reconstruct=1)
+    listed = list_phases(options, {"max_error": 0.1}, (), ())
     assert [phase.name for phase in listed][:2] == ["reconstructing", "fine-tuning"]
     assert all(phase.recipe.int8 == int8 for phase in listed[:2])
     # Later phases check the budget on the network in floating point.

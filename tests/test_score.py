@@ -4,13 +4,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from converter.evaluation.tasks.regress import Regress
 from helpers import make_net, noise
 from onnx import TensorProto, helper, numpy_helper
 
 from converter.data.data import from_arrays
 from converter.evaluation.score import drop_interval, fixed_batch, renamed, score
 from converter.evaluation.tasks.classify import Classify
+from converter.evaluation.tasks.regress import Regress
 from converter.graph.network import load, open_session
 from converter.runtime.runtime import ExclusiveSession
 
@@ -185,7 +185,7 @@ def test_a_turn_scores_as_many_batches_as_memory_holds(turn_bytes, openings, tmp
     turns = [ExclusiveSession(opener(session), open_now) for session in sessions]
     opened.clear()
     monkeypatch.setattr("converter.evaluation.score.MAX_GROUP_BYTES", turn_bytes)
-    tasks = [Classify.of("logits", noise(20, 10))]
+    tasks = [Classify.of("logits", noise(20, 4))]
     one, other = score(sessions, data, tasks, 2)[1], score(turns, data, tasks, 2)[1]
     assert len(opened) == openings
     assert one.output_error == pytest.approx(other.output_error, rel=1e-12)

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import difference, macs_stopwatch, make_net, noise, table_by_macs, work_in
+from helpers import difference, macs_stopwatch, make_net, table_by_macs, varied, work_in
 
 import converter
 from converter.graph.network import load, open_session
@@ -13,11 +13,11 @@ from converter.runtime import stopwatch
 from converter.runtime.ort import run
 from converter.search.budgets import BUDGETS
 
-X = noise(64, 3, 8, 8, seed=1)
+X = varied(64, 3, 8, 8, seed=1)
 # All of these can be kept together.
 FEASIBLE = {
     "max_drop": 0.02,
-    "max_error": 0.02,
+    "max_error": 0.08,
     "target_speedup": 3.0,
     "max_macs": 0.35,
     "max_bytes": 0.4,
@@ -26,7 +26,7 @@ COSTS = ["target_speedup", "max_macs", "max_bytes"]
 FOURS = [(loss, *COSTS) for loss in ("max_drop", "max_error")]
 IMPOSSIBLE = {
     "max_drop": 0.004,
-    "max_error": 0.004,
+    "max_error": 0.03,
     "target_speedup": 50.0,
     "max_macs": 0.01,
     "max_bytes": 0.01,
@@ -93,6 +93,11 @@ def keeps(result, option, limit):
     return value >= limit if option == "target_speedup" else value <= limit
 
 
+def best_of(option, words):
+    """The value in a sentence on what is best; a drop is told in points."""
+    return float(re.search(r"[\d.]+", words)[0]) / (100 if option == "max_drop" else 1)
+
+
 def relaxed(option, value):
     """A limit that is easier than a value: the search estimates losses on a part of the inputs."""
     return value * {"target_speedup": 0.98, "max_macs": 1.02, "max_bytes": 1.02}.get(option, 1.15)
@@ -130,7 +135,7 @@ def test_of_four_budgets_the_one_in_the_way_is_named_with_its_best(convert, opti
     assert result.report.reason.startswith("No network found keeps all budgets: ")
     ((name, limit, words),) = NAMED.findall(result.report.reason)
     assert (name, float(limit)) == (option, IMPOSSIBLE[option])
-    best = float(re.search(r"[\d.]+", words)[0])
+    best = best_of(name, words)
     assert not keeps(result, option, limits[option])
     attainable = convert(**limits | {option: relaxed(option, best)})
     assert attainable.report.met, attainable.report.reason
@@ -183,6 +188,6 @@ def test_of_two_budgets_that_contradict_each_other_both_are_named(convert, cost)
     named = NAMED.findall(result.report.reason)
     assert {name: float(limit) for name, limit, _ in named} == limits
     for name, _, words in named:
-        best = float(re.search(r"[\d.]+", words)[0])
+        best = best_of(name, words)
         attainable = convert(**limits | {name: relaxed(name, best)})
         assert attainable.report.met, attainable.report.reason

@@ -31,7 +31,8 @@ class Original:
         macs: Multiply-accumulates of all layers, for one example.
         bytes: Size of the ONNX file.
         accuracy: Expected accuracy, or the user's measure; None without classes or a measure.
-        drop_per_loss: Accuracy lost per squared relative output error, from the probes.
+        drop_per_loss: Loss of the tasks per surrogate, from the probes.
+        squared_error_per_loss: Squared relative error of the worst channel per surrogate.
     """
 
     ms: float
@@ -39,6 +40,7 @@ class Original:
     bytes: int
     accuracy: float | None = None
     drop_per_loss: float = 0.0
+    squared_error_per_loss: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class MaxError(_AtMost):
     column: ClassVar[Column] = "loss"
 
     def allowance(self, original: Original) -> float:
-        return self.limit**2
+        return self.limit**2 / (original.squared_error_per_loss or 1.0)
 
     def usage(self, measured: Measured, original: Original) -> float:
         return 0.0 if measured.loss is None else measured.loss.output_error / self.limit

@@ -145,7 +145,9 @@ def _prepare(task: SearchInput) -> _Setting:
     if task.evaluate is not None and any(budget.option == "max_drop" for budget in budgets):
         accuracy = evaluated(task.evaluate, open_session(problem.network, options.timing.threads))
     macs = sum(layer.macs for layer in problem.layers)
-    original = Original(table.original_ms, macs, size, accuracy, probes.drop)
+    original = Original(
+        table.original_ms, macs, size, accuracy, probes.drop, probes.squared_error
+    )
     return _Setting(task, free, table, estimator, spaces, budgets, original, deployed_size)
 
 

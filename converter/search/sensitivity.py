@@ -37,10 +37,12 @@ class Sensitivity:
     Attributes:
         weights: Surrogate of the tasks' loss per squared relative error of a layer, by layer name.
         drop: Loss of the tasks per surrogate.
+        squared_error: Squared relative error of the worst channel per surrogate.
     """
 
     weights: Mapping[str, float]
     drop: float
+    squared_error: float
 
 
 def sensitivities(
@@ -88,7 +90,9 @@ def sensitivities(
             losses.append(loss)
             progress((number + 1) / len(layers))
     total = sum(loss.surrogate for loss in losses) or 1.0
-    return Sensitivity(weights, sum(max(loss.drop, 0.0) for loss in losses) / total)
+    drop = sum(max(loss.drop, 0.0) for loss in losses)
+    squared = sum(loss.output_error**2 for loss in losses if math.isfinite(loss.output_error))
+    return Sensitivity(weights, drop / total, squared / total)
 
 
 def _open_for_probes(
