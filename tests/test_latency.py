@@ -9,8 +9,8 @@ from helpers import make_conv, make_net
 from converter.errors import ConverterError
 from converter.graph.network import load
 from converter.graph.survey import Layer
-from converter.timing.latency import LatencyTable, LayerTimes, TimedCandidate
 from converter.timing.conditions import architecture
+from converter.timing.latency import LatencyTable, LayerTimes, TimedCandidate
 
 OPTIONS = (
     TimedCandidate("separable", (16,), 1.0),

@@ -12,7 +12,6 @@ from converter.decomposition.form import skeleton
 from converter.decomposition.forms import find_form
 from converter.graph.network import load
 from converter.graph.survey import survey
-from converter.runtime.attribution import attribute
 from converter.runtime.layer_times import MAX_GAP
 from converter.runtime.ort import OnnxRuntime
 from converter.runtime.ort_session import NodeTime
@@ -123,26 +122,6 @@ def test_onnxruntime_profiles_nodes_by_their_names_in_the_network():
     convolutions = [node.name for node in nodes if "Conv" in node.operator]
     assert len(convolutions) == 3
     assert not any("nchwc" in name or "fused" in name for name in convolutions)
-
-
-# attribution
-
-
-@pytest.mark.parametrize(
-    ("nodes", "expected"),
-    [
-        ([("Conv", "flatconv_0", 1), ("Conv", "flatconv_1", 2)], [1, 2, 0]),
-        ([("Conv", "flatconv_0.0", 1), ("Conv", "flatconv_0.1", 2)], [3, 0, 0]),
-        ([("Conv", "relu", 1), ("Conv", "sum", 2)], [1, 2, 0]),
-        ([("Relu", "relu", 1), ("Pool", "pool", 2)], [0, 0, 3]),
-        # The addition ends both layers; layer 1 has its last node already.
-        ([("Conv", "flatconv_1", 1), ("Conv", "sum", 2)], [2, 1, 0]),
-        ([("Conv", "flatconv_x", 1), ("Conv", "elsewhere", 2)], [0, 0, 3]),
-    ],
-)
-def test_the_time_of_a_node_goes_to_its_layer(nodes, expected):
-    ends = [["a", "relu", "sum"], ["b", "sum"]]
-    assert attribute([NodeTime(*node) for node in nodes], ends).tolist() == expected
 
 
 # a fixed timer

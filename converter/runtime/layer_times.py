@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from converter.runtime import stopwatch
-from converter.runtime.attribution import attribute
+from converter.runtime.attribution import LayerNodes, attribute, fused_layers
 from converter.runtime.ort_session import NodeTime
 from converter.runtime.stopwatch import Feeds, TimedSession, TimingSettings
 
@@ -67,10 +67,13 @@ def time_layers(
         in_float = TimedSession.of(open_network(manifest["float"]), feeds, settings)
         float_ms = ms * in_float.ratio_to(base)
     layers = []
-    for layer, (layer_ms, *options_ms) in zip(manifest["layers"], sums_ms.T.tolist()):
+    for layer, fused, (layer_ms, *options_ms) in zip(
+        manifest["layers"], attempts[-1].fused, sums_ms.T.tolist()
+    ):
         identity = {key: layer[key] for key in ("name", "output", "kernel", "geometry")}
         options = [{**option, "ms": t} for option, t in zip(layer["options"], options_ms)]
-        layers.append({**identity, "ms": layer_ms, "options": options})
+        fused_with = [manifest["layers"][other]["name"] for other in fused]
+        layers.append({**identity, "ms": layer_ms, "options": options, "fused_with": fused_with})
     conditions = ("cpu", "onnxruntime", "provider", "threads", "block")
     return {
         "format": FORMAT,
@@ -94,6 +97,7 @@ class _Attempt:
         raced: Numbers of the variants that raced against the original; the first is the original.
         ratios: Ratios (raced,) of their times to that of the original.
         original_s: Seconds (rounds,) of a call of the original.
+        fused: By layer, the numbers of the layers that run in the same nodes of the original.
     """
 
     profiles_ms: np.ndarray
@@ -101,6 +105,7 @@ class _Attempt:
     raced: np.ndarray
     ratios: np.ndarray
     original_s: np.ndarray
+    fused: list[list[int]]
 
 
 def _measure(
@@ -112,13 +117,16 @@ def _measure(
 ) -> _Attempt:
     """Profile all variants, and race some of them against the original."""
     settings, names = base.settings, manifest["networks"]
-    ends = [layer["ends"] for layer in manifest["layers"]]
+    layers = [
+        LayerNodes(*(layer[key] for key in ("ends", "source", "weight", "macs")))
+        for layer in manifest["layers"]
+    ]
     raced = np.linspace(1, len(names) - 1, min(settings.variants, len(names) - 1), dtype=int)
     steps = len(names) + len(raced)
     base_s, profiles, ratios = [], [], [1.0]
     for number, name in enumerate(names):
         base_s.append(base.seconds())
-        profiles.append(attribute(profile_network(name, settings.profile_s), ends))
+        profiles.append(profile_network(name, settings.profile_s))
         progress((number + 1) / steps)
     for number in raced:
         variant = TimedSession.of(open_network(names[number]), base.feeds, settings)
@@ -126,11 +134,12 @@ def _measure(
         progress((len(names) + len(ratios) - 1) / steps)
     original_s = [base.seconds() for _ in range(settings.rounds)]
     return _Attempt(
-        np.array(profiles),
+        np.array([attribute(nodes, layers) for nodes in profiles]),
         np.array(base_s),
         np.array([0, *raced]),
         np.array(ratios),
         np.array(original_s),
+        fused_layers(profiles[0], layers),
     )
 
 

@@ -36,6 +36,8 @@ class LayerTimes:
         ms: Time of the unchanged layer.
         options: Times in other forms.
         name: Name of the layer, as ``flatconv inspect`` shows it; empty in older tables.
+        fused_with: Names of the layers that the runtime computes in the same node; they share its
+            time by their multiply-accumulates.
     """
 
     output: str
@@ -44,6 +46,7 @@ class LayerTimes:
     ms: float
     options: tuple[TimedCandidate, ...]
     name: str = ""
+    fused_with: tuple[str, ...] = ()
 
     def ms_of(self, form: str, rank: Rank) -> float | None:
         """Interpolate the milliseconds in a form between timed ranks; None outside of them."""
@@ -131,7 +134,7 @@ class LatencyTable:
             ConverterError: When the table is that of another network.
         """
         remaining = iter(self.layers)
-        matched = []
+        matched: list[tuple[LayerTimes, Layer]] = []
         for layer in layers:
             if layer.conv is None:
                 continue
@@ -142,8 +145,20 @@ class LatencyTable:
                     "It was measured on another network: the layers differ. Measure the file that "
                     "`flatconv inspect MODEL --normal FILE` writes."
                 )
-            matched.append(replace(times, output=layer.output, name=layer.name))
-        return replace(self, layers=tuple(matched))
+            matched.append((times, layer))
+        names = {times.name: layer.name for times, layer in matched}
+        return replace(
+            self,
+            layers=tuple(
+                replace(
+                    times,
+                    output=layer.output,
+                    name=layer.name,
+                    fused_with=tuple(names.get(name, name) for name in times.fused_with),
+                )
+                for times, layer in matched
+            ),
+        )
 
 
 def geometry(conv: Conv) -> tuple[int, ...]:
@@ -163,4 +178,5 @@ def _read_layer(document: dict[str, Any]) -> LayerTimes:
         float(document["ms"]),
         options,
         str(document.get("name", "")),
+        tuple(map(str, document.get("fused_with", ()))),
     )

@@ -75,7 +75,8 @@ class Variants:
     def variant(self, number: int) -> ir.Model:
         """Build variant ``number``: each layer has its option of this number (from 1), if any.
 
-        The names of a layer's nodes begin with ``PREFIX`` and the index of the layer.
+        The names of all nodes begin with ``PREFIX``, and the index of the layer follows if a node
+        belongs to one.
         """
         chains, names = {}, {}
         for index, (layer, options) in enumerate(zip(self.layers, self.options)):
@@ -86,8 +87,11 @@ class Variants:
             else:
                 names[layer.output] = f"{PREFIX}{index}"
         model = rewrite(self.network, chains)
+        kept = {str(node.outputs[0].name) for node in self.network.graph} - set(chains)
         for node in model.graph:
-            node.name = names.get(str(node.outputs[0].name), node.name)
+            output = str(node.outputs[0].name)
+            if output in kept:
+                node.name = names.get(output, f"{PREFIX}other_{output}")
         return model
 
     def manifest(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -110,6 +114,9 @@ class Variants:
                     "kernel": list(layer.conv.kernel.shape) if layer.conv else [],
                     "geometry": list(geometry(layer.conv)) if layer.conv else [],
                     "ends": _fused_outputs(values[layer.output]),
+                    "source": layer.source,
+                    "weight": layer.weight,
+                    "macs": layer.macs,
                     "options": [{"form": form, "rank": list(rank)} for form, rank in options],
                 }
                 for layer, options in zip(self.layers, self.options)
