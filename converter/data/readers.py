@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converter.data.box_folders import find_boxes, from_boxes
 from converter.data.data import Arrays, Data, Input
 from converter.data.folders import from_folder
 from converter.data.images import Preprocessing
@@ -39,6 +40,9 @@ def read(
         return from_native(source, name, inputs, preprocessing)
     text, path = str(source), Path(source)
     if path.is_dir():
+        boxes = find_boxes(path) if len(inputs) == 1 else None
+        if boxes is not None:
+            return from_boxes(boxes, path, inputs[0], preprocessing)
         return from_folder(path, inputs, preprocessing)
     if path.suffix == ".npz":
         return from_members(_load_npz(path), text, inputs, preprocessing)

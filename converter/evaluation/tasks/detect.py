@@ -32,7 +32,6 @@ DEFAULT_TOP_SCORE = 0.9
 MIN_LABELLED_SCORE = 0.001
 MAX_CANDIDATES = 2000  # boxes of an example that are looked at
 MAX_LABELLED_CANDIDATES = 1000
-LOST_SHIFT = 1 / 3  # of a box by its width: then its intersection over union is 0.5
 EXAMPLES = 16  # that are decoded at once
 
 
@@ -178,8 +177,9 @@ class Detect:
 
         Boxes count that have a notable score in one of the networks. Both parts are scaled so that
         1 is a detection lost: a score that falls by the width of the range of thresholds, or a box
-        that moves until the intersection over union with itself is 0.5. The sum over the boxes of
-        an example is divided by how many notable ones the original has in an example.
+        that moves by its own width or height. (Half the overlap is lost from a third of that, but
+        nothing before, whereas a score counts from the start.) The sum over the boxes of an
+        example is divided by how many notable ones the original has in an example.
         """
         old, new = self._decode(before, after, None)
         if old.classes is None:
@@ -268,10 +268,10 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _box_errors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return squared changes (P,) of boxes (P, 4); 1 for a shift that halves the overlap."""
+    """Return squared changes (P,) of boxes (P, 4); 1 for a shift by the width or the height."""
     size = np.maximum(before[:, 2:] - before[:, :2], 1e-6)
     change = (after - before) / np.tile(size, 2)
-    return np.asarray(np.square(change).sum(-1) / (2 * LOST_SHIFT**2))
+    return np.asarray(np.square(change).sum(-1) / 2)
 
 
 def _table(detections: Detections) -> np.ndarray:
