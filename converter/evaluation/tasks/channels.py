@@ -10,7 +10,7 @@ import numpy as np
 
 from converter.data.data import Arrays
 
-MIN_SHARE_OF_SIZE = 1e-2  # least standard deviation of a channel, relative to its size (RMS)
+MIN_SHARE_OF_SIZE = 1e-3  # least standard deviation of a channel, relative to its size (RMS)
 MIN_SHARE_OF_GROUP = 1e-2  # least variance of a channel, relative to the mean of its group
 MIN_SHARE_OF_OUTPUT = 1e-8  # least variance of a channel, relative to the median of all
 FEW_VALUES = 8  # the last axis holds channels if it has at most so many values and axis 1 has more
@@ -108,7 +108,7 @@ class Moments:
         an error by. With one example it is the variance over the positions.
 
         A channel that hardly varies is given the largest of: a hundredth of the mean variance of
-        its group, (a hundredth of its own size)², 1e-8 of the median variance of the output.
+        its group, (a thousandth of its own size)², 1e-8 of the median variance of the output.
 
         Args:
             groups: Indices of channels that share a unit; a channel in no group stands alone.

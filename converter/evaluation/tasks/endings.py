@@ -15,7 +15,7 @@ from converter.errors import ConverterError
 from converter.evaluation.tasks.channels import Channels, channel_axis
 from converter.graph.network import (
     attributes,
-    compute_shapes,
+    compute_shapes_of_batches,
     constant,
     in_onnx_domain,
     inputs,
@@ -73,15 +73,14 @@ class SmallRun:
         behind = {name for output in outputs for name in _names_behind(values.get(output))}
         names = sorted((behind | set(outputs)) & set(values))
         two, three = (_zeros(network, feeds_shapes, count) for count in (2, 3))
-        sizes = [array.shape[0] for array in two.values() if array.ndim]
+        fixed = next((array.shape[0] for array in two.values() if array.ndim > 1), 1)
         try:
-            shapes = compute_shapes(network, names, two)
-            more = compute_shapes(network, [n for n in outputs if n in values], three)
+            shapes, more = compute_shapes_of_batches(network, names, (two, three))
         except ConverterError:  # such as zeros where a length is expected
             return cls({}, dict.fromkeys(outputs, 0))
-        axes = {name: _batch_axis(shapes[name], more[name], sizes[0]) for name in more}
-        inputs_shapes = {name: array.shape for name, array in two.items()}
-        return cls(shapes | inputs_shapes, dict.fromkeys(outputs, 0) | axes)
+        shapes |= {name: array.shape for name, array in two.items()}
+        axes = {n: _batch_axis(shapes[n], more[n], fixed) for n in outputs if n in more}
+        return cls(shapes, dict.fromkeys(outputs, 0) | axes)
 
 
 def find_channels(network: ir.Model, outputs: Arrays, run: SmallRun) -> dict[str, Channels]:

@@ -18,7 +18,7 @@ from converter.evaluation.tasks.class_scores import (
 from converter.evaluation.tasks.task import Judgement, jackknife
 
 IGNORED = 255  # label of positions that do not count, as are all labels below 0
-RARE = 1e-4  # share of the positions below which a class counts less
+RARE = 3e-4  # share of the positions below which a class counts less
 COUNTS = ("before", "after", "both", "sure", "expected")
 
 

@@ -17,6 +17,7 @@ from converter.evaluation.tasks.task import Judgement, jackknife
 MAX_JUDGED = 1024  # channels that are judged one by one; of more, neighbours are averaged
 MIN_IMAGE = 8  # height and width of an image
 IMAGE_CHANNELS = (1, 3, 4)
+USUAL_PEAKS = (1.0, 255.0)
 MIN_SQUARED_ERROR = 1e-10  # relative to the squared peak, for a PSNR of at most 100 dB
 
 
@@ -76,7 +77,7 @@ class Regress:
     @property
     def doubt(self) -> str | None:
         """A sentence on what else the output may hold; None if it is clear."""
-        if not self.assumed or self.peak is not None or len(self.variances) < 2:
+        if not self.assumed or self.peak in USUAL_PEAKS or len(self.variances) < 2:
             return None
         kind, what = "classify", "class scores"
         if len(self.shape) > 2:
@@ -179,8 +180,7 @@ def _is_image(output: np.ndarray, channels: Channels) -> bool:
 def _peak(image: np.ndarray) -> float:
     """Return the peak of an image: 1 or 255 where its range says so, else its range."""
     low, high = float(image.min()), float(image.max())
-    if low >= -0.5 and 0.25 < high <= 1.5:
-        return 1.0
-    if low >= -64 and 64 <= high <= 320:
-        return 255.0
+    for peak in USUAL_PEAKS:
+        if low >= -peak / 4 and peak / 4 < high <= 1.25 * peak:
+            return peak
     return high - low or 1.0
