@@ -24,6 +24,7 @@ from converter.models import match as torch_network
 from converter.models.source import Model, Source, samples
 from converter.options import Options
 from converter.processes import Progress, no_progress
+from converter.quantization.int8 import Int8
 from converter.reconstruction.moments import Metrics
 from converter.reconstruction.realize import Realization, coarse_metrics, realize, with_chains
 from converter.report.layers import layer_rows, least_gaining
@@ -124,7 +125,9 @@ def choose(job: Job) -> SearchResult:
         metrics=lambda names: group.run_on_all(partial(_estimate, names), job),
         build=lambda plan, whole: group.run_on_all(partial(_realize, plan, whole), job),
         deployed=lambda network: (
-            quantize(network, job.source, options, job.tasks) if options.search.int8 else network
+            quantize(network, job.source, options, job.tasks).network
+            if options.search.int8
+            else network
         ),
     )
     return choose_plan(search_input)
@@ -184,7 +187,8 @@ def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
     int8, status = _quantize_if_requested(job, network, search)
     status = status_of("unsound", problem).then(status).then(status_of("unproven", unproven))
     rows = layer_rows(job.layers, search, trained=trains)
-    return ConvertedModel(search, network, module, rows, int8, status)
+    proven = trains and unproven is None and not job.options.search.int8
+    return ConvertedModel(search, network, module, rows, int8, status, proven)
 
 
 def _train(
@@ -207,14 +211,14 @@ def trainable_limits(budgets: Collection[Budget], evaluate: Evaluate | None) -> 
 
 def _quantize_if_requested(
     job: Job, network: ir.Model, search: SearchResult
-) -> tuple[ir.Model | None, Status]:
+) -> tuple[Int8 | None, Status]:
     """Quantize a network if requested; the budgets then hold for the network in int8."""
     if not job.options.search.int8:
         return None, search.status
     int8 = quantize(network, job.source, job.options, job.tasks, search.loss_usage)
     if search.loss_usage is None:
         return int8, search.status
-    usage = search.loss_usage(int8)
+    usage = search.loss_usage(int8.network)
     missed = f"The int8 network loses {usage:.2f} times what it may." if usage > 1 else None
     return int8, search.status.then(status_of("missed", missed))
 
@@ -238,7 +242,8 @@ def measure(job: Job, converted: ConvertedModel) -> Verified:
     )
 
     def original_int8() -> ir.Model:
-        return quantize(source.network, source, options, job.tasks, converted.search.loss_usage)
+        usage = converted.search.loss_usage
+        return quantize(source.network, source, options, job.tasks, usage).network
 
     return verify(source.original, converted, scoring, conditions, job.resources, original_int8)
 

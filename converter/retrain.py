@@ -193,4 +193,4 @@ def _train(job: Job, earlier: Earlier) -> ConvertedModel:
     search = SearchResult(plan, Realization({}, {}, network), budgets)
     rows = tuple(replace(row, rel_error=None) for row in earlier.record.layers)
     status = status_of("unsound", problem).then(status_of("unproven", unproven))
-    return ConvertedModel(search, network, module, rows, int8, status)
+    return ConvertedModel(search, network, module, rows, int8, status, unproven is None)

@@ -52,7 +52,7 @@ PANELS = {
     "compare": {
         "Arguments": {"MODELS"},
         "Parameters": set(
-            "--data --eval --html --json --input-shape --seed --verbose --quiet".split()
+            "--data --eval --html --json --input-shape --task --seed --verbose --quiet".split()
         ),
         "Images": IMAGES,
         "Timing": TIMING,

@@ -160,7 +160,7 @@ def test_pages_are_drawn_of_networks_that_take_no_floats(place, out, kind):
 
 def test_labels_that_are_no_classes_are_not_scored_on(place):
     with np.load("data.npz") as data:
-        np.savez("columns.npz", x=data["x"], y=data["y"][:, None])
+        np.savez("columns.npz", x=data["x"], y=np.repeat(data["y"][:, None], 3, 1))
     for option in ("--data", "--eval"):
         outcome = flatconv("compare", "net.onnx", "other.onnx", option, "columns.npz", "-q")
         assert_refused(outcome, "columns.npz", "not one class an example")

@@ -84,6 +84,14 @@ class LossEstimator:
             ConverterError: When the outputs of the original have NaN or infinite values.
         """
         batches, outputs = run_original(network, data, threads)
+        for arrays in outputs:
+            for name, output in arrays.items():
+                if not np.isfinite(output).all():
+                    raise ConverterError(
+                        f"The network gives NaN or infinite values for {data.source} (output "
+                        f"{name}), so no other network can be compared; give finite "
+                        "sample inputs with --calib."
+                    )
         return cls(batches, outputs, threads, tuple(tasks))
 
     @property
@@ -119,16 +127,17 @@ def run_original(
     batch_size = inputs(network)[0].shape[0]
     data = data.whole_batches(batch_size)
     batches = tuple(feeds for _, feeds in data.batches(batch_size or BATCH_SIZE))
-    outputs = tuple(run(session, feeds) for feeds in batches)
-    for arrays in outputs:
-        for name, output in arrays.items():
-            if not np.isfinite(output).all():
-                raise ConverterError(
-                    f"The network gives NaN or infinite values for {data.source} (output "
-                    f"{name}), so no other network can be compared; give finite "
-                    "sample inputs with --calib."
-                )
+    outputs = tuple(numbers(run(session, feeds)) for feeds in batches)
     return batches, outputs
+
+
+def numbers(outputs: Arrays) -> Arrays:
+    """Leave out strings, sequences and maps."""
+    return {
+        name: array
+        for name, array in outputs.items()
+        if isinstance(array, np.ndarray) and array.dtype.kind in "fiub"
+    }
 
 
 def loss_between(tasks: Sequence[Task], before: Sequence[Arrays], after: Sequence[Arrays]) -> Loss:

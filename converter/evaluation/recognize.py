@@ -27,7 +27,7 @@ def recognize(
         threads: Threads of onnxruntime.
 
     Raises:
-        ConverterError: When a requested task does not fit, or the outputs are not finite.
+        ConverterError: When a requested task does not fit.
     """
     few = data.take(np.arange(min(data.count, MAX_EXAMPLES)))
     feeds, labels = few.batch(np.arange(1))
@@ -39,4 +39,5 @@ def recognize(
     if labels is not None:
         labels = few.batch(np.arange(min(count, few.count)))[1]
     shapes = {name: array.shape for name, array in feeds.items()}
-    return find_tasks(network, all_outputs(outputs), shapes, labels, requested)
+    values = {name: np.nan_to_num(array) for name, array in all_outputs(outputs).items()}
+    return find_tasks(network, values, shapes, labels, requested)

@@ -10,7 +10,7 @@ import numpy as np
 
 from converter.data.data import Arrays, Data
 from converter.errors import ConverterError
-from converter.evaluation.loss import channels_of
+from converter.evaluation.loss import channels_of, numbers
 from converter.evaluation.tasks.channels import ChannelErrors
 from converter.evaluation.tasks.task import Judgement, Task, concatenated
 from converter.runtime.ort import run
@@ -111,7 +111,7 @@ def _outputs(
     batches = ((indices, *data.batch(indices)) for indices in data.batch_indices(batch_size))
     group_size = 1
     while group := list(islice(batches, group_size)):
-        results = [[_numbers(run(s, renamed(f, s))) for _, f, _ in group] for s in sessions]
+        results = [[numbers(run(s, renamed(f, s))) for _, f, _ in group] for s in sessions]
         if any(isinstance(session, ExclusiveSession) for session in sessions):
             size = sum(a.nbytes for batches in results for o in batches for a in o.values())
             size += sum(array.nbytes for _, feeds, _ in group for array in feeds.values())
@@ -143,13 +143,4 @@ def renamed(feeds: Mapping[str, np.ndarray], session: Session) -> Arrays:
     return {
         item.name: array.astype(FLOATS.get(item.type, array.dtype), copy=False)
         for item, array in zip(inputs, arrays)
-    }
-
-
-def _numbers(outputs: Arrays) -> Arrays:
-    """Leave out strings, sequences and maps."""
-    return {
-        name: array
-        for name, array in outputs.items()
-        if isinstance(array, np.ndarray) and array.dtype.kind in "fiub"
     }

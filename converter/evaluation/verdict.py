@@ -74,8 +74,9 @@ def expected_estimate(lost: float, standard_error: float, examples: int) -> Esti
 
 def combined(estimates: Sequence[Estimate]) -> Estimate:
     """Average estimates of one loss by the inverse squares of their standard errors."""
-    if any(e.standard_error == 0 for e in estimates):
-        return min(estimates, key=lambda e: e.standard_error)
+    best = min(estimates, key=lambda e: e.standard_error)
+    if best.standard_error == 0 or math.isinf(best.standard_error):
+        return best
     weights = [e.standard_error**-2 for e in estimates]
     lost = sum(w * e.lost for w, e in zip(weights, estimates)) / sum(weights)
     return Estimate(lost, sum(weights) ** -0.5, max(e.examples for e in estimates))

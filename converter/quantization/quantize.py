@@ -15,13 +15,14 @@ from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
 from converter.data.data import Arrays, Data
 from converter.errors import ConverterError
-from converter.graph.network import MAX_FILE_BYTES, in_onnx_domain, nbytes
-from converter.graph.nodes import LINEAR
+from converter.graph.network import MAX_FILE_BYTES, constant, in_onnx_domain, nbytes
+from converter.graph.nodes import CONVOLUTIONS, LINEAR
 from converter.runtime.ort import OnnxRuntime
 from converter.runtime.ort_quantizer import quantizer_errors
 from converter.runtime.runtime import Runtime
 
 MIN_OPSET = 13  # the first with scales per channel
+CLIPPING = ("Relu", "Clip")
 # Smallest and largest value of each channel, by tensor.
 Ranges = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -60,6 +61,9 @@ def quantized(
 ) -> ir.Model:
     """Quantize weights (per channel) and activations (per tensor) statically.
 
+    What follows the last layers stays in floating point: outputs of several units, such as boxes
+    and their scores, do not share one scale.
+
     Args:
         network: The network.
         ranges: Smallest and largest values of its tensors.
@@ -70,6 +74,7 @@ def quantized(
         ConverterError: When the network is too large, or the runtime cannot quantize it.
     """
     limits = {name: (low.min(), high.max()) for name, (low, high) in ranges.items()}
+    in_float = {*in_float, *behind_layers(network)}
     int8 = ir.from_proto(runtime.quantize(_proto(network), limits, in_float))
     int8.graph.sort()
     return int8
@@ -88,7 +93,7 @@ def quantized_for_timing(network: ir.Model, runtime: Runtime = OnnxRuntime()) ->
     graph = model.graph
     names = [*(v.name for v in graph.input), *(name for n in graph.node for name in n.output)]
     limits = (np.float32(-1), np.float32(1))
-    int8 = runtime.quantize(model, dict.fromkeys(names, limits))
+    int8 = runtime.quantize(model, dict.fromkeys(names, limits), behind_layers(network))
     return bytes(int8.SerializeToString())
 
 
@@ -109,6 +114,38 @@ def linear_steps(network: ir.Model) -> list[str]:
         for node in network.graph
         if in_onnx_domain(node) and node.op_type in LINEAR
     ]
+
+
+def behind_layers(network: ir.Model) -> set[str]:
+    """Name the outputs of the nodes that no convolution and no product with weights comes after.
+
+    A ReLU or Clip counts as part of the layer in front of it, which then needs no values beyond it.
+    """
+    layers = [
+        node
+        for node in network.graph
+        if in_onnx_domain(node)
+        and node.op_type in LINEAR
+        and (node.op_type in CONVOLUTIONS or any(constant(v) is not None for v in node.inputs[:2]))
+    ]
+    ahead, todo = set(layers), list(layers)
+    while todo:
+        producers = [value.producer() for value in todo.pop().inputs if value is not None]
+        new = {producer for producer in producers if producer is not None} - ahead
+        ahead |= new
+        todo += new
+    return {
+        str(value.name)
+        for node in network.graph
+        if node not in ahead and not _clips_one_of(layers, node)
+        for value in node.outputs
+    }
+
+
+def _clips_one_of(layers: Collection[ir.Node], node: ir.Node) -> bool:
+    """Tell whether a node is a ReLU or Clip that alone uses the output of one of ``layers``."""
+    source = node.inputs[0] if node.op_type in CLIPPING else None
+    return source is not None and source.producer() in layers and len(source.uses()) == 1
 
 
 class _Calibrater(MinMaxCalibrater):  # type: ignore[misc]  # onnxruntime has no types

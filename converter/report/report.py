@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class Report:
         return self.verified.verdict
 
     @property
-    def lost(self) -> Estimate:
+    def lost(self) -> Estimate | None:
         """The loss of the network that ships, from all inputs that no layer was fit to."""
         return self.verified.lost
 
@@ -102,13 +103,7 @@ class Report:
             "budget": self.budget,
             "task": self.task,
             "verdict": self.verdict,
-            "lost": {
-                "points": 100 * self.lost.lost,
-                "low": 100 * self.lost.low,
-                "high": 100 * self.lost.high,
-                "of": self.comparison.unit,
-                "examples": self.lost.examples,
-            },
+            "lost": None if self.lost is None else _lost(self.lost, self.comparison.unit),
             "warnings": list(self.warnings),
             "predicted_speedup": self.predicted_speedup,
             **conditions(self.comparison),
@@ -117,6 +112,13 @@ class Report:
             "layers": [asdict(row) for row in self.layers],
             "frontier": _networks(self.frontier)[1:] if self.frontier else [],
         }
+
+
+def _lost(lost: Estimate, unit: str) -> dict[str, Any]:
+    """Return a loss in points with its 90 % interval, as JSON values."""
+    low, high = (100 * bound if math.isfinite(bound) else None for bound in (lost.low, lost.high))
+    points = {"points": 100 * lost.lost, "low": low, "high": high}
+    return points | {"of": unit, "examples": lost.examples}
 
 
 def conditions(comparison: Comparison) -> dict[str, Any]:

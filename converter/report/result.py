@@ -19,6 +19,7 @@ from converter.evaluation.comparison import Comparison
 from converter.graph import network as onnx_network
 from converter.models import export as torch_export
 from converter.models import match as torch_network
+from converter.models.program import load_program, save_program
 from converter.options import Options
 from converter.report.folder import Record, read_record
 from converter.report.page import report_html
@@ -101,7 +102,7 @@ class Result:
         if module is not None:
             save_model(module, str(folder / "model.safetensors"))
             (folder / "model.safetensors").chmod(0o644)
-            torch_export.save_program(module, self.plan.input_shapes, folder / "model.pt2")
+            save_program(module, self.plan.input_shapes, folder / "model.pt2")
 
 
 def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
@@ -115,7 +116,7 @@ def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
         return ir.to_proto(onnx_network.load(folder / "model.onnx"))
     try:
         if "factory" not in origin:
-            return torch_export.load_program(folder / "model.pt2")
+            return load_program(folder / "model.pt2")
         original = torch_export.build(origin["factory"], origin["factory_args"], None, False)
         with safe_open(folder / "model.safetensors", "pt") as weights:
             module = torch_network.rebuild(original, plan.chosen(), set(weights.keys()))

@@ -68,9 +68,9 @@ def summary(report: Report) -> str:
 
 def _loss(report: Report) -> str:
     """Say what is lost: an error where a budget limits it, else points with their interval."""
-    if "max_error" in report.budget and "max_drop" not in report.budget:
-        return f"relative output error {report.comparison.shipped.rel_output_error:.2e}"
     lost, unit = report.lost, report.comparison.unit
+    if lost is None or ("max_error" in report.budget and "max_drop" not in report.budget):
+        return f"relative output error {report.comparison.shipped.rel_output_error:.2e}"
     interval = f"{100 * lost.low:.2f} to {100 * lost.high:.2f}"
     return f"{100 * lost.lost:.2f} points of {unit} lost ({interval})"
 

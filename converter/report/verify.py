@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from converter.evaluation.status import Status, status_of
 from converter.evaluation.tasks.task import Task
 from converter.evaluation.verdict import Estimate, Verdict, combined, estimate, expected_estimate
 from converter.processes import Resources
+from converter.quantization.int8 import Int8
 from converter.report.layers import LayerRow
 from converter.search.budgets import Budget
 from converter.search.misses import missed_sentence, undecided_sentence, verdict_of
@@ -33,14 +34,16 @@ class ConvertedModel:
         rows: Every layer before and after.
         int8: The converted network in int8, or None.
         status: Status of the checks, the search and the training.
+        proven: Whether the held-out training inputs show that ``--max-drop`` is kept.
     """
 
     search: SearchResult
     network: ir.Model
     module: nn.Module | None
     rows: tuple[LayerRow, ...]
-    int8: ir.Model | None = None
+    int8: Int8 | None = None
     status: Status = field(default_factory=Status)
+    proven: bool = False
 
     @property
     def plan(self) -> Plan:
@@ -58,7 +61,8 @@ class Verified:
             requested.
         int8: The original and the converted network in int8; empty if not requested.
         frontier: Comparison of networks for other budgets, or None.
-        lost: The loss of the network that ships, from all inputs that no layer was fit to.
+        lost: The loss of the network that ships, from all inputs that no layer was fit to; None
+            without inputs.
         verdict: Whether the budgets are kept; None without budgets.
         warnings: Sentences on the inputs and the measurements that the user should read.
         status: Whether every check and budget was met, or a note to the user.
@@ -68,7 +72,7 @@ class Verified:
     comparison: Comparison
     int8: tuple[ir.Model, ...]
     frontier: Comparison | None
-    lost: Estimate
+    lost: Estimate | None
     verdict: Verdict | None
     warnings: tuple[str, ...]
     status: Status
@@ -118,7 +122,7 @@ def verify(
     """
     networks = {"original": original, "converted": converted.network}
     if converted.int8 is not None:
-        networks |= {"original, int8": original_int8(), "converted, int8": converted.int8}
+        networks |= {"original, int8": original_int8(), "converted, int8": converted.int8.network}
     data, evaluate = scoring.data, scoring.evaluate
     comparison = compare_models(networks, conditions, resources, data, evaluate, scoring.tasks)
     frontier = None
@@ -129,7 +133,7 @@ def verify(
         )
         frontier = compare_models(points, at_first_shape, resources, data, evaluate, scoring.tasks)
     lost = estimated_loss(converted, comparison, scoring)
-    budgets, table = converted.search.budgets, converted.search.table
+    table = converted.search.table
     status = _status(converted, comparison, lost, scoring.calibrated)
     return Verified(
         converted=converted,
@@ -137,19 +141,27 @@ def verify(
         int8=tuple(networks.values())[2:],
         frontier=frontier,
         lost=lost,
-        verdict=_verdict(status, budgets, comparison, lost),
-        warnings=(*scoring.warnings, *(table.warnings if table else ())),
+        verdict=_verdict(converted, status, comparison, lost),
+        warnings=(
+            *scoring.warnings,
+            *(table.warnings if table else ()),
+            *(converted.int8.notes if converted.int8 else ()),
+        ),
         status=status,
     )
 
 
-def estimated_loss(converted: ConvertedModel, comparison: Comparison, scoring: Scoring) -> Estimate:
+def estimated_loss(
+    converted: ConvertedModel, comparison: Comparison, scoring: Scoring
+) -> Estimate | None:
     """Estimate the loss of the network that ships, only from inputs that no layer was fit to."""
     shipped, loss = comparison.shipped, converted.search.loss
     if scoring.evaluate is not None:
         return Estimate(shipped.drop_points.median / 100, 0.0, comparison.examples)
     if not converted.plan.chosen() and converted.int8 is None:
         return Estimate(0.0, 0.0, comparison.examples)
+    if scoring.data is None:
+        return None  # random numbers say nothing
     scored = estimate(shipped.judgement, comparison.examples)
     if loss is None:
         return scored
@@ -158,20 +170,29 @@ def estimated_loss(converted: ConvertedModel, comparison: Comparison, scoring: S
 
 
 def _verdict(
-    status: Status, budgets: Sequence[Budget], comparison: Comparison, lost: Estimate
+    converted: ConvertedModel, status: Status, comparison: Comparison, lost: Estimate | None
 ) -> Verdict | None:
     """Return the verdict on the budgets; a failed check misses them."""
     if status.code in ("unsound", "missed"):
         return "missed"
+    budgets = measured_budgets(converted, lost)
     verdict = verdict_of(budgets, comparison.original, comparison.shipped, lost)
+    if verdict is None and converted.search.budgets:
+        verdict = "kept"  # the held-out training inputs say so
     return "undecided" if verdict == "kept" and status.code == "unproven" else verdict
 
 
+def measured_budgets(converted: ConvertedModel, lost: Estimate | None) -> list[Budget]:
+    """Return the budgets that the measurements decide: all, or all but what training has proven."""
+    skip = lost is None and converted.proven
+    return [b for b in converted.search.budgets if not (skip and b.option == "max_drop")]
+
+
 def _status(
-    converted: ConvertedModel, comparison: Comparison, lost: Estimate, calibrated: bool
+    converted: ConvertedModel, comparison: Comparison, lost: Estimate | None, calibrated: bool
 ) -> Status:
     """Combine checks, budgets and the note to the user; the most severe comes first."""
-    budgets = converted.search.budgets
+    budgets = measured_budgets(converted, lost)
     missed = missed_sentence(
         budgets, comparison.original, comparison.shipped, lost, comparison.data
     )
@@ -179,7 +200,7 @@ def _status(
     undecided = undecided_sentence(budgets, comparison.original, comparison.shipped, lost)
     note = " ".join(filter(None, (undecided, note))) or None
     status = converted.status
-    if status.code == "unproven":  # a measured loss replaces the estimate
+    if status.code == "unproven" and lost is not None:  # a measured loss replaces the estimate
         status = status_of("missed", missed)
     else:
         status = status.then(status_of("missed", missed))

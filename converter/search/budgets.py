@@ -81,13 +81,13 @@ class Budget(Protocol):
     def step(self: B, number: int, count: int) -> B:
         """Return the budget of step ``number`` (from 1) of a schedule of ``count`` steps."""
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
+    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
         """Return the measured value to compare with the limit."""
 
     def value_at(self, usage: float) -> float:
         """Return the measured value at which a share ``usage`` of the limit is used."""
 
-    def verdict(self, before: Figures, after: Figures, lost: Estimate) -> Verdict:
+    def verdict(self, before: Figures, after: Figures, lost: Estimate | None) -> Verdict:
         """Say whether a measured network keeps the limit, and whether that is sure."""
 
     def describe(self, value: float) -> str:
@@ -106,7 +106,7 @@ class _AtMost:
     def value_at(self, usage: float) -> float:
         return self.limit * usage
 
-    def verdict(self: A, before: Figures, after: Figures, lost: Estimate) -> Verdict:
+    def verdict(self: A, before: Figures, after: Figures, lost: Estimate | None) -> Verdict:
         kept = self.achieved(before, after, lost) <= self.limit  # type: ignore[attr-defined]
         return "kept" if kept else "missed"
 
@@ -131,10 +131,12 @@ class MaxDrop(_AtMost):
             drop = measured.loss.drop_high
         return 0.0 if drop is None else drop / (self.limit * self._scale(original.accuracy))
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
-        return lost.lost / self._scale(before.accuracy)
+    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
+        return math.nan if lost is None else lost.lost / self._scale(before.accuracy)
 
-    def verdict(self, before: Figures, after: Figures, lost: Estimate) -> Verdict:
+    def verdict(self, before: Figures, after: Figures, lost: Estimate | None) -> Verdict:
+        if lost is None:
+            return "undecided"
         return lost.verdict(self.limit * self._scale(before.accuracy))
 
     def describe(self, value: float) -> str:
@@ -157,7 +159,7 @@ class MaxError(_AtMost):
     def usage(self, measured: Measured, original: Original) -> float:
         return 0.0 if measured.loss is None else measured.loss.output_error / self.limit
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
+    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
         return after.rel_output_error
 
     def describe(self, value: float) -> str:
@@ -181,13 +183,13 @@ class TargetSpeedup:
     def step(self, number: int, count: int) -> TargetSpeedup:
         return TargetSpeedup(self.limit ** (number / count))
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
+    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
         return after.speedup.median
 
     def value_at(self, usage: float) -> float:
         return self.limit / usage
 
-    def verdict(self, before: Figures, after: Figures, lost: Estimate) -> Verdict:
+    def verdict(self, before: Figures, after: Figures, lost: Estimate | None) -> Verdict:
         if after.speedup.low >= self.limit:
             return "kept"
         return "missed" if after.speedup.high < self.limit else "undecided"
@@ -213,7 +215,7 @@ class MaxMacs(_AtMost):
     def step(self, number: int, count: int) -> MaxMacs:
         return MaxMacs(self.limit ** (number / count))
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
+    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
         return after.macs / (before.macs or 1)
 
     def describe(self, value: float) -> str:
@@ -243,7 +245,7 @@ class MaxBytes(_AtMost):
             return self if number == count else MaxBytes(math.inf)
         return MaxBytes(self.limit ** (number / count))
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate) -> float:
+    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
         return after.bytes / (before.bytes or 1) if self.limit < 1 else float(after.bytes)
 
     def describe(self, value: float) -> str:

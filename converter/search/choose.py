@@ -12,7 +12,7 @@ import onnx_ir as ir
 from converter.decomposition.form import Rank
 from converter.errors import ConverterError
 from converter.evaluation.compare import evaluated
-from converter.evaluation.loss import LossEstimator
+from converter.evaluation.loss import LossEstimator, loss_between
 from converter.evaluation.status import status_of
 from converter.evaluation.tasks.regress import Regress
 from converter.graph.network import nbytes, open_session
@@ -124,6 +124,7 @@ def _prepare(task: SearchInput) -> _Setting:
     as_numbers = all(isinstance(item, Regress) for item in task.tasks)
     budgets = budgets_of(options.budget) or (default_budget(as_numbers, options.budget),)
     _check_judgeable(budgets, task)
+    _check_decidable(budgets, estimator, task)
     free = open_layers(problem.layers, options.layers)
     metrics = task.metrics([layer.name for layer in free])
     candidates = list_candidates(free, table, metrics, resources, options.search.int8)
@@ -145,9 +146,7 @@ def _prepare(task: SearchInput) -> _Setting:
     if task.evaluate is not None and any(budget.option == "max_drop" for budget in budgets):
         accuracy = evaluated(task.evaluate, open_session(problem.network, options.timing.threads))
     macs = sum(layer.macs for layer in problem.layers)
-    original = Original(
-        table.original_ms, macs, size, accuracy, probes.drop, probes.squared_error
-    )
+    original = Original(table.original_ms, macs, size, accuracy, probes.drop, probes.squared_error)
     return _Setting(task, free, table, estimator, spaces, budgets, original, deployed_size)
 
 
@@ -155,6 +154,20 @@ def _check_judgeable(budgets: Sequence[Budget], task: SearchInput) -> None:
     drops = any(budget.option == "max_drop" for budget in budgets)
     if drops and task.evaluate is None and task.problem.calib is None:
         raise ConverterError("--max-drop needs sample inputs; give --calib.")
+
+
+def _check_decidable(
+    budgets: Sequence[Budget], estimator: LossEstimator, task: SearchInput
+) -> None:
+    """Check that the inputs can show a loss: that a detector finds anything in them."""
+    drops = any(budget.option == "max_drop" for budget in budgets)
+    if drops and task.evaluate is None:
+        unchanged = loss_between(task.tasks, estimator.outputs, estimator.outputs)
+        if np.isinf(unchanged.standard_error):
+            raise ConverterError(
+                "The held-out sample inputs are too few, or the network finds nothing in them, so "
+                "--max-drop cannot be judged; give more with --calib."
+            )
 
 
 def _limits(setting: _Setting) -> Limits:

@@ -12,7 +12,7 @@ from converter.evaluation.loss import LossEstimator
 from converter.evaluation.tasks.task import Task
 from converter.models.source import Source
 from converter.options import Options
-from converter.quantization.int8 import calibration_data, quantize_within
+from converter.quantization.int8 import Int8, calibration_data, quantize_within
 
 RANKING_EXAMPLES = 32  # on which layers are ranked by their error
 
@@ -23,7 +23,7 @@ def quantize(
     options: Options,
     tasks: Sequence[Task] = (),
     usage: Callable[[ir.Model], float] | None = None,
-) -> ir.Model:
+) -> Int8:
     """Quantize a network, calibrated on the sample inputs.
 
     Args:

@@ -100,7 +100,7 @@ def _fixed_time(original: Original, limits: Limits, space: SearchSpace) -> str:
 
 
 def verdict_of(
-    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate
+    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate | None
 ) -> Verdict | None:
     """Return the worst verdict of all budgets; None without budgets."""
     verdicts = {budget.verdict(before, after, lost) for budget in budgets}
@@ -109,7 +109,7 @@ def verdict_of(
 
 
 def undecided_sentence(
-    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate
+    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate | None
 ) -> str | None:
     """Say which budget the measurements leave open, and what would decide, or return None."""
     for budget in budgets:
@@ -119,6 +119,8 @@ def undecided_sentence(
         if budget.column == "ms":
             low, high = after.speedup.low, after.speedup.high
             return f"{name} is undecided: the network is {low:.2f} to {high:.2f}x as fast."
+        if lost is None:
+            return f"{name} is undecided: there are no inputs to measure it on; give --eval."
         needed = lost.examples_to_decide(budget.limit)
         more = f"; about {needed:,.0f} would decide" if needed < MAX_NEEDED else ""
         return (
@@ -129,7 +131,7 @@ def undecided_sentence(
 
 
 def missed_sentence(
-    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate, data: str
+    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate | None, data: str
 ) -> str | None:
     """Say which budget a measured network misses, and by how much; None if it misses none."""
     for budget in budgets:
