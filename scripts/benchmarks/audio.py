@@ -139,7 +139,7 @@ def log_mel(sound: np.ndarray, mels: int, window: int, hop: int) -> np.ndarray:
     shape = signal.windows.hann(window, sym=False)
     power = np.square(np.abs(np.fft.rfft(frames * shape))) @ mel_filters(mels, window).T
     decibels = 10 * np.log10(np.maximum(power, 1e-10))
-    return ((np.maximum(decibels - decibels.max(), -80) + 40) / 40).astype(np.float32)
+    return np.asarray((np.maximum(decibels - decibels.max(), -80) + 40) / 40, np.float32)
 
 
 def mel_filters(mels: int, window: int) -> np.ndarray:

@@ -68,7 +68,7 @@ def line(
         text = text.rpartition(" ")[0]
     length = min(int(style.getlength(text)) + 16, width)
     picture = Image.new("RGB", (length, height), paper)
-    place = (rng.integers(4, 10), height // 2 + rng.integers(-3, 4))
+    place = (int(rng.integers(4, 10)), height // 2 + int(rng.integers(-3, 4)))
     ImageDraw.Draw(picture).text(place, text, ink, style, anchor="lm")
     turned = picture.rotate(rng.uniform(-2, 2), Image.Resampling.BILINEAR, fillcolor=paper)
     return noisy(rng, turned, rng.uniform(0, 20)), text
@@ -86,8 +86,8 @@ def page(
     style = random_font(rng, folder, int(size * rng.uniform(0.04, 0.1)))
     while top < size * 0.9:
         text, end = "", rng.uniform(0.5, 0.95) * size
-        while left + style.getlength(text) < end:
-            text = f"{text} {token(rng, vocabulary)}".strip()
+        while left + style.getlength(longer := f"{text} {token(rng, vocabulary)}".strip()) < end:
+            text = longer
         if rng.random() < 0.85:  # an empty line now and then
             draw.text((left, top), text, ink, style)
         top += int(style.size * rng.uniform(1.2, 1.8))

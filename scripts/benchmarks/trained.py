@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -87,15 +87,15 @@ class TrainedNetwork:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             (arrays,) = self.batches(folder, count, fresh, seed, count)
-            inputs = {name: array for name, array in arrays.items() if name != "y"}
+            inputs: dict[str, Any] = {n: a for n, a in arrays.items() if n != "y"}
             scratch = path.with_suffix(".partial.npz")
-            np.savez(scratch, **inputs, **self.scalars)
+            np.savez(scratch, **(inputs | dict(self.scalars)))
             scratch.replace(path)
         return path
 
     def run(self, session: onnxruntime.InferenceSession, arrays: Arrays) -> list[np.ndarray]:
         """Run the network on a batch; outputs with the examples first."""
-        feeds = {name: array for name, array in arrays.items() if name != "y"} | self.scalars
+        feeds = {name: array for name, array in arrays.items() if name != "y"} | dict(self.scalars)
         names = [output.name for output in session.get_outputs()]
         outputs = session.run(names, feeds)
         axes = [self.batch_axes.get(name, 0) for name in names]
@@ -121,10 +121,7 @@ def fresh_losses(
         outputs = [run(session, arrays) for session in sessions]
         for part, after in zip(rows, outputs):
             part.append(measure.rows(outputs[0], after, arrays.get("y")))
-    joined = [np.concatenate(part) for part in rows]
-    return {
-        name: measure.figures(part) | {"examples": len(part)} for name, part in zip(paths, joined)
-    }
+    return {name: measure.figures(np.concatenate(part)) for name, part in zip(paths, rows)}
 
 
 NETWORKS = {

@@ -67,6 +67,7 @@ class Prepared:
         measure: How the loss is measured.
         batches: Fresh inputs by name, labels as ``y``.
         run: Runs the network on a batch.
+        examples: Number of fresh inputs.
     """
 
     model: object
@@ -74,6 +75,7 @@ class Prepared:
     measure: Measure
     batches: Iterator[Arrays]
     run: Run
+    examples: int
 
 
 def cifar(conversion: Conversion, folder: Path, settings: Settings) -> Prepared:
@@ -102,7 +104,8 @@ def cifar(conversion: Conversion, folder: Path, settings: Settings) -> Prepared:
         options["eval"], held_out = folder / "labelled.npz", held_out[count:]
     held_out = held_out[: settings.examples or None]
     batches = normalised(network, *(array[held_out] for array in images["test"]))
-    return Prepared(network.model, options, task_losses.CLASSES, batches, run_images)
+    measure, count = task_losses.CLASSES, len(held_out)
+    return Prepared(network.model, options, measure, batches, run_images, count)
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +139,7 @@ def rendered(conversion: Conversion, folder: Path, settings: Settings) -> Prepar
     seed = settings.seed + FRESH_SEED
     batches = network.batches(settings.networks, count, True, seed)
     model = network.path(settings.networks)
-    return Prepared(model, options, network.measure, batches, network.run)
+    return Prepared(model, options, network.measure, batches, network.run, count)
 
 
 def run_images(session: onnxruntime.InferenceSession, arrays: Arrays) -> list[np.ndarray]:
@@ -168,6 +171,7 @@ def measure(conversion: Conversion, settings: Settings) -> Figures:
         "speedup": report["speedup"]["median"],
         "convert_s": convert_s,
         "excess_share": excess,
+        "examples": prepared.examples,
         **figures,
     }
 
@@ -210,7 +214,7 @@ def undecided(rows: list[Row], size: int) -> Row:
 
 def is_true(row: Figures) -> bool:
     """Tell whether a claim is true, or off by no more than it may."""
-    return row["verdict"] != "kept" or row["excess_share"] <= MAX_EXCESS
+    return bool(row["verdict"] != "kept" or row["excess_share"] <= MAX_EXCESS)
 
 
 CONVERSIONS = [

@@ -40,37 +40,38 @@ DETECTOR, DETECTOR_F1, DETECTOR_SPEEDUP = "text_boxes", 0.98, 1.4
 
 @dataclass(frozen=True)
 class Bench:
-    """One network with its inputs on disk, in a folder of this commit.
+    """One network with its inputs on disk.
 
     Attributes:
         network: The network.
         settings: Settings.
+        folder: Where inputs and networks are kept.
     """
 
     network: TrainedNetwork
     settings: Settings
-
-    @property
-    def folder(self) -> Path:
-        """Where files of the network are kept."""
-        return FOLDER / commit() / self.network.name
+    folder: Path
 
     @property
     def original(self) -> Path:
         """The network's file."""
         return self.network.path(self.settings.networks)
 
+    def count(self, fresh: bool) -> int:
+        """Give the number of sample inputs, or of fresh ones."""
+        return self.settings.examples or self.network.examples[fresh]
+
     def inputs(self, fresh: bool) -> Path:
         """Write the sample inputs, or the fresh ones."""
-        count = self.settings.examples or self.network.examples[fresh]
+        count = self.count(fresh)
         seed = self.settings.seed + (FRESH_SEED if fresh else FIT_SEED)
         path = self.folder / f"{'fresh' if fresh else 'sample'}-{count}-{seed}.npz"
         return self.network.write(path, self.settings.networks, count, fresh, seed)
 
     def fresh_batches(self) -> Iterator[Arrays]:
         """Make the fresh inputs again, with their labels."""
-        count, seed = self.settings.examples or self.network.examples[1], self.settings.seed
-        return self.network.batches(self.settings.networks, count, True, seed + FRESH_SEED)
+        seed = self.settings.seed + FRESH_SEED
+        return self.network.batches(self.settings.networks, self.count(True), True, seed)
 
     def feeds(self) -> Iterator[Arrays]:
         """Give sample inputs to quantize with, one example after another."""
@@ -91,7 +92,8 @@ class Bench:
 
 def measure(name: str, budget: float, settings: Settings) -> Figures:
     """Convert a network under a budget, and judge it on fresh inputs beside int8."""
-    network, bench = NETWORKS[name], Bench(NETWORKS[name], settings)
+    network = NETWORKS[name]
+    bench = Bench(network, settings, FOLDER / commit() / name)
     out, start = bench.folder / f"out-{budget:g}", time.perf_counter()
     report = convert_command(
         bench.original,
@@ -112,6 +114,7 @@ def measure(name: str, budget: float, settings: Settings) -> Figures:
     raced = compare(*paths.values(), data=bench.inputs(fresh=True), task=network.task)
     losses = fresh_losses(network.measure, paths, bench.fresh_batches(), network.run)
     figures = from_report(report) | {"unit": network.measure.unit, "convert_s": convert_s}
+    figures |= {"examples": bench.count(fresh=True)}
     for kind, one in list(zip(paths, raced))[1:]:
         figures |= prefixed(kind, from_race(one) | losses[kind])
     return figures | {"original_ms": raced[0]["latency_ms"]["median"]} | reasons
@@ -153,7 +156,7 @@ def prefixed(prefix: str, figures: Figures) -> Figures:
 
 def is_honest(budget: float, row: Figures) -> bool:
     """Tell whether what the conversion claimed is so on fresh inputs, within their interval."""
-    return row["verdict"] != "kept" or row["told_fresh_low"] <= 100 * budget
+    return bool(row["verdict"] != "kept" or row["told_fresh_low"] <= 100 * budget)
 
 
 def is_fast_detector(row: Figures) -> bool:
