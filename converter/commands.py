@@ -93,7 +93,8 @@ def compare(
     models = {str(path): onnx_network.load(path) for path in files}
     if len(models) < len(files):
         raise ConverterError("Each file can be named once.")
-    inputs = onnx_network.inputs(next(iter(models.values())))
+    first = next(iter(models.values()))
+    inputs = onnx_network.inputs(first)
     shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in inputs])
     conditions = Conditions(
         OnnxRuntime.of(options.timing),
@@ -101,7 +102,7 @@ def compare(
         [shapes | other for other in more],
         options.timing.batch_size,
     )
-    examples = None if data is None else read_scored_data(data, inputs, options)
+    examples = None if data is None else read_scored_data(data, first, options)
     resources = Resources(seed=options.resources.seed, progress=progress)
     return compare_models(models, conditions, resources, examples, tasks=dict(options.data.task))
 

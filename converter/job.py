@@ -8,13 +8,13 @@ from converter.data.data import Data
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
 from converter.evaluation.compare import Evaluate
-from converter.evaluation.recognize import recognize
+from converter.evaluation.recognize import check_labels, recognize
 from converter.evaluation.tasks.regress import Regress
 from converter.evaluation.tasks.task import Task
 from converter.graph.survey import Layer, survey
 from converter.models import match as torch_network
 from converter.models.export import find_callable
-from converter.models.problem import Problem, make_problem
+from converter.models.problem import Problem, check_held_out, make_problem
 from converter.models.source import Model, Source, examples, is_factory, open_source
 from converter.options import Options, check_inputs
 from converter.processes import (
@@ -84,6 +84,7 @@ def open_job(
         find_callable(str(model), "Factory")  # its module may register forms
     options = check_options(options)
     source = open_source(model, example_input, options)
+    check_held_out(source, options, evaluate is not None)
     group = process_group(options.resources.device, TIMEOUT)
     training = options.training
     if options.search.int8:
@@ -97,7 +98,11 @@ def open_job(
     layers = list_layers(source, options.resources.seed)
     problem = make_problem(source, layers, options.resources.seed)
     resources, tasks = Resources.of(options, group, progress), tasks_of(problem, source, options)
-    warnings = tuple(task.doubt for task in tasks if isinstance(task, Regress) and task.doubt)
+    if source.eval is not None:
+        check_labels(source.eval, tasks)
+    warnings = source.notes + tuple(
+        task.doubt for task in tasks if isinstance(task, Regress) and task.doubt
+    )
     return Job(source, problem, options, resources, tasks, warnings, evaluate)
 
 

@@ -151,7 +151,7 @@ def _open(earlier: Earlier, options: Options, evaluate: Evaluate | None, progres
         calib = calib.sample(options.data.samples, options.resources.seed)
     shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in inputs])
     shapes = dict(earlier.plan.input_shapes) | shapes
-    train, evaluation = read_named_data(inputs, options)
+    train, evaluation = read_named_data(earlier.original, options)
     source = Source(
         original=earlier.original,
         network=canonicalize(earlier.original),

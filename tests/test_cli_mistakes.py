@@ -35,8 +35,8 @@ MODELS = {
         "Factory 'toy:fails' failed: RuntimeError: no such backbone",
     ),
     "factory of a number": ("toy:number", "gave a int, not an nn.Module"),
-    "no input shape": ("toy:build", "input 'x' is not known; give --input-shape x:1,3,32,32"),
-    "free sizes": ("free.onnx", "give --input-shape x:"),
+    "no input shape": ("toy:build", "input 'x' is not known; give sample inputs, or --input-shape x:1,3,224,224, on which it runs"),
+    "free sizes": ("free.onnx", "or --input-shape x:1,3,224,224, on which it runs"),
 }
 OPTIONS = {
     "shape of other channels": ("--input-shape 1,4,8,8", "Input 'x' takes shape ?,3,8,8"),

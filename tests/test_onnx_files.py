@@ -168,15 +168,12 @@ def test_a_graph_that_is_wrong_is_refused(case):
         full(ir.from_proto(proto), {"x": X})
 
 
-@pytest.mark.parametrize(
-    ("size", "words"), [(-3, "has a size below 0"), (2**40, "is too large to be made")]
-)
 @pytest.mark.parametrize("axis", [0, 2])
-def test_an_input_of_an_impossible_size_is_refused(size, words, axis, tmp_path):
+def test_an_input_of_an_impossible_size_is_refused(axis, tmp_path):
     proto = written(19, "y = Conv (x, w)", w=W)
-    proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+    proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 2**40
     onnx.save(proto, tmp_path / "net.onnx")
-    with pytest.raises(ConverterError, match=words):
+    with pytest.raises(ConverterError, match="is too large to be made"):
         converter.convert(tmp_path / "net.onnx", options=Options.of(form=("channel",)))
 
 

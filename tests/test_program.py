@@ -14,7 +14,7 @@ import converter
 from converter.errors import ConverterError
 from converter.graph.network import inputs, load, open_session
 from converter.graph.survey import survey
-from converter.models import export as torch_export
+from converter.models.program import export_program
 from converter.runtime.ort import run
 
 X = noise(2, 3, 8, 8)
@@ -36,7 +36,7 @@ def program(model, tmp_path_factory):
 
 
 def test_a_program_becomes_a_graph_that_computes_the_same(program, model):
-    network = torch_export.export_program(program, trust_pickle=True)
+    network = export_program(program, trust_pickle=True)
     (item,) = inputs(network)
     assert (item.shape, item.dtype) == ((None, 3, 8, 8), np.float32)
     (found,) = run(open_session(network), {item.name: X}).values()
@@ -97,7 +97,7 @@ def test_a_damaged_program_is_refused(how, program, tmp_path):
 def test_a_missing_program_is_refused(name, tmp_path):
     (tmp_path / "folder.pt2").mkdir()
     with pytest.raises(ConverterError, match="does not exist, or is no file"):
-        torch_export.export_program(tmp_path / name, trust_pickle=True)
+        export_program(tmp_path / name, trust_pickle=True)
 
 
 def test_a_program_is_tuned_as_the_onnx_that_it_becomes(program):

@@ -49,11 +49,6 @@ def test_calibration_evaluation_and_training_data_may_be_python_objects(net):
     np.testing.assert_array_equal(source.train.labels, Y)
 
 
-def test_evaluation_labels_must_be_classes(net):
-    with pytest.raises(ConverterError, match="labels y of <tuple> are not one class"):
-        opened(net, eval=(X, noise(40, 2)))
-
-
 @pytest.mark.parametrize("name", ["calib", "eval", "train"])
 def test_data_of_another_shape_is_refused(name, net):
     with pytest.raises(ConverterError, match="3,9,8"):

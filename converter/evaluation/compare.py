@@ -14,7 +14,7 @@ import onnx_ir as ir
 from converter.data.data import Arrays, Data, conform, random_data
 from converter.errors import ConverterError, root_line
 from converter.evaluation.comparison import Comparison, Figures, Shapes, Timing, versions
-from converter.evaluation.recognize import recognize
+from converter.evaluation.recognize import check_labels, recognize
 from converter.evaluation.score import Score, drop_interval, fixed_batch, renamed, score
 from converter.evaluation.tasks.task import Task
 from converter.graph.canonicalize import canonicalize
@@ -90,6 +90,7 @@ def compare_models(
     ]
     if isinstance(tasks, Mapping):
         tasks = recognize(next(iter(models.values())), examples, tasks)
+        check_labels(examples, tasks)
     scores, compared = _score_all(models, sessions, examples, tasks, conditions.runtime, resources)
     measured = None
     if evaluate is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from converter.data.data import Data
+from converter.errors import ConverterError
 from converter.evaluation.loss import all_outputs, run_original
 from converter.evaluation.tasks.find import find_tasks
 from converter.evaluation.tasks.task import Task
@@ -41,3 +42,15 @@ def recognize(
     shapes = {name: array.shape for name, array in feeds.items()}
     values = {name: np.nan_to_num(array) for name, array in all_outputs(outputs).items()}
     return find_tasks(network, values, shapes, labels, requested)
+
+
+def check_labels(data: Data, tasks: Sequence[Task]) -> None:
+    """Check that the labels of data, if there are any, are those of one of the tasks.
+
+    Raises:
+        ConverterError: When they fit none.
+    """
+    _, labels = data.batch(np.arange(min(data.count, MAX_EXAMPLES)))
+    problems = [] if labels is None else [task.check_labels(labels) for task in tasks]
+    if problems and all(problems):
+        raise ConverterError(f"The labels y of {data.source} fit no output. {problems[0]}")

@@ -20,11 +20,11 @@ from converter.graph.network import (
     weight_value,
 )
 from converter.graph.nodes import LINEAR
+from converter.graph.outputs import RANDOM
 from converter.runtime.ort import run
 
 MIN_OPSET = 7  # the oldest opset that onnxruntime runs
 MIN_IR_VERSION = 4  # the first version in which initializers need not be listed as inputs
-RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike")
 LAYOUT = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 # Operators whose inputs after the first are weights that must be constants.
 WEIGHTED = (*LINEAR, "BatchNormalization", "Pad")
@@ -104,7 +104,7 @@ def _constant_values(model: ir.Model) -> set[ir.Value]:
     """List the values of the main graph that are the same in every run."""
     constants = set(model.graph.initializers.values())
     for node in model.graph:
-        if not in_onnx_domain(node) or node.op_type in RANDOM or subgraph_nodes(node):
+        if not in_onnx_domain(node) or node.op_type in {*RANDOM, "Dropout"} or subgraph_nodes(node):
             continue
         is_constant = bool(node.inputs) and all(v is None or v in constants for v in node.inputs)
         if is_constant or node.op_type == "Constant":

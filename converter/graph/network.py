@@ -32,7 +32,6 @@ MAX_BATCH = 64
 MAX_FILE_BYTES = 2 * 10**9
 EXTERNAL_SUFFIX = ".data"
 SMALL_TENSOR_BYTES = 4096  # such a tensor may hold a shape and is always read
-FREE_SIZE = -1  # how some exporters write a free size, where ONNX has a symbol or nothing
 
 
 def load(path: Path, max_nbytes: int = MAX_FILE_BYTES) -> ir.Model:
@@ -52,6 +51,7 @@ def load(path: Path, max_nbytes: int = MAX_FILE_BYTES) -> ir.Model:
         raise ConverterError(f"{path} is a folder; name an .onnx file.")
     try:
         model = ir.load(path.absolute())
+        _free_negative_sizes(model)
         check_locations(model, path)
         onnx.checker.check_model(str(path))
         mapped = external_nbytes(model) >= max_nbytes
@@ -77,6 +77,16 @@ def load(path: Path, max_nbytes: int = MAX_FILE_BYTES) -> ir.Model:
     if not model.graph.outputs:
         raise ConverterError(f"{path} is not a valid ONNX file: its graph has no outputs.")
     return model
+
+
+def _free_negative_sizes(model: ir.Model) -> None:
+    """Make sizes below 0 free sizes, as paddle2onnx and others mean them."""
+    for graph in model.graphs():
+        for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+            if value.shape is not None and any(isinstance(n, int) and n < 0 for n in value.shape):
+                value.shape = ir.Shape(
+                    [None if isinstance(n, int) and n < 0 else n for n in value.shape]
+                )
 
 
 def save(model: ir.Model, path: Path, max_nbytes: int = MAX_FILE_BYTES) -> None:
@@ -107,7 +117,7 @@ def inputs(model: ir.Model) -> tuple[Input, ...]:
     """List the inputs that a caller must feed; initializers listed as inputs are left out.
 
     Raises:
-        ConverterError: When an input has no tensor type, no shape or a negative size.
+        ConverterError: When an input has no tensor type or no shape.
     """
     listed = []
     for value in model.graph.inputs:
@@ -117,11 +127,7 @@ def inputs(model: ir.Model) -> tuple[Input, ...]:
             raise ConverterError(
                 f"Input {value.name!r} of the network has no tensor type or shape."
             )
-        shape = tuple(
-            dim if isinstance(dim, int) and dim != FREE_SIZE else None for dim in value.shape
-        )
-        if any(size is not None and size < 0 for size in shape):
-            raise ConverterError(f"Input {value.name!r} of the network has a size below 0.")
+        shape = tuple(dim if isinstance(dim, int) and dim >= 0 else None for dim in value.shape)
         listed.append(Input(str(value.name), shape, value.dtype.numpy()))
     return tuple(listed)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from converter.errors import ConverterError
-from converter.graph.network import subgraph_nodes, values_by_name
+from converter.graph.network import constant, subgraph_nodes, values_by_name
 
 # Operators whose output shape depends on the values of their input, not only on its shape.
 DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
+# Operators that draw random numbers; Dropout does so in training mode.
+RANDOM = {"Bernoulli", "Multinomial"}
+RANDOM |= {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
 def output_names(model: ir.Model) -> list[str]:
@@ -18,12 +23,41 @@ def output_names(model: ir.Model) -> list[str]:
 
 def data_dependent_shapes(model: ir.Model) -> set[str]:
     """Name the values of the main graph whose shape may depend on the data."""
+    return _computed_by(model, lambda node: node.op_type in DATA_DEPENDENT)
+
+
+def random_values(model: ir.Model) -> set[str]:
+    """Name the values of the main graph that depend on random numbers."""
+    return _computed_by(model, _draws)
+
+
+def with_seeds(model: ir.Model) -> ir.Model:
+    """Return the network with the same random numbers in every session; itself if it draws none."""
+    if not any(map(_draws, model.graph.all_nodes())):
+        return model
+    copy = model.clone()
+    for node in filter(_draws, copy.graph.all_nodes()):
+        node.attributes["seed"] = (
+            ir.AttrInt64("seed", 1) if node.op_type == "Dropout" else ir.AttrFloat32("seed", 1.0)
+        )
+    return copy
+
+
+def _computed_by(model: ir.Model, chosen: Callable[[ir.Node], bool]) -> set[str]:
+    """Name the values of the main graph that depend on nodes which ``chosen`` accepts."""
     names: set[str] = set()
     for node in model.graph:
-        kinds = {node.op_type, *(inner.op_type for inner in subgraph_nodes(node))}
-        if DATA_DEPENDENT & kinds or _input_names(node) & names:
+        if any(map(chosen, [node, *subgraph_nodes(node)])) or _input_names(node) & names:
             names |= {str(value.name) for value in node.outputs}
     return names
+
+
+def _draws(node: ir.Node) -> bool:
+    """Whether a node draws random numbers."""
+    if node.op_type != "Dropout" or len(node.inputs) < 3 or node.inputs[2] is None:
+        return node.op_type in RANDOM
+    training = constant(node.inputs[2])
+    return training is None or bool(training)
 
 
 def comparison_outputs(model: ir.Model) -> list[str]:
@@ -48,12 +82,12 @@ def comparison_outputs(model: ir.Model) -> list[str]:
 
 
 def with_outputs(model: ir.Model, names: list[str]) -> ir.Model:
-    """Return a copy whose outputs are the values ``names``.
+    """Return a copy whose outputs are the values ``names``, with seeds of random numbers.
 
     Raises:
         ConverterError: When the network lacks one of them.
     """
-    copy = model.clone()
+    copy = with_seeds(model).clone()
     values = values_by_name(copy)
     missing = [name for name in names if name not in values]
     if missing:

@@ -16,7 +16,6 @@ from converter.decomposition.forms import FORMS
 from converter.errors import ConverterError
 from converter.graph.external import release_mapped
 from converter.graph.network import (
-    FREE_SIZE,
     attributes,
     compute_shapes,
     constant,
@@ -97,7 +96,7 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         shapes=compute_shapes(model, list(dict.fromkeys(names)), feeds),
         batch=next((len(array) for array in feeds.values() if array.ndim), 1),
         free_sizes=any(
-            not isinstance(size, int) or size == FREE_SIZE
+            not isinstance(size, int) or size < 0
             for value in model.graph.inputs
             for size in list(value.shape or ())[1:]
         ),

@@ -10,7 +10,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from converter.errors import ConverterError, root_line
-from converter.graph.network import name_batch_axis
+from converter.graph.differences import difference, tolerance
+from converter.graph.network import name_batch_axis, open_session
+from converter.graph.outputs import random_values
 from converter.models.checkpoint import load_into, load_state, read_file
+from converter.runtime.ort import run
 
 
 def find_callable(spec: str, role: str) -> Any:
@@ -141,6 +144,9 @@ def export(
 ) -> ir.Model:
     """Export ``model`` in evaluation mode.
 
+    The network is held against the model on ``feeds`` and on their first example alone. Where they
+    differ, or the model does not run on two examples, the batch is fixed to that of ``feeds``.
+
     Args:
         model: Left as it is.
         feeds: Example inputs by name, each (N, ...).
@@ -148,22 +154,39 @@ def export(
             out.
 
     Raises:
-        ConverterError: When the model cannot run on ``feeds`` or torch cannot export it.
+        ConverterError: When the model cannot run on ``feeds``, torch cannot export it, or the
+            network computes something else.
     """
     exported = copied(model).cpu().eval()
-    # torch.export would treat a batch of one as a constant.
-    batch = {n: np.concatenate([a, a]) if len(a) == 1 else a for n, a in feeds.items()}
-    forward(exported, batch)
+    forward(exported, feeds)
+    axes = {name: set((free_axes or {}).get(name, (0,))) for name in feeds}
+    if all(0 in free for free in axes.values()):
+        # torch.export would treat a batch of one as a constant.
+        doubled = {n: np.concatenate([a, a]) if len(a) == 1 else a for n, a in feeds.items()}
+        first = {name: array[:1] for name, array in feeds.items()}
+        if _runs(exported, doubled):
+            network = _exported(exported, doubled, axes)
+            if not any(_misfit(exported, network, sample) for sample in (feeds, first)):
+                return network
+    network = _exported(exported, feeds, {name: free - {0} for name, free in axes.items()})
+    problem = _misfit(exported, network, feeds)
+    if problem:
+        raise ConverterError(f"torch exports the model to an ONNX network that {problem}.")
+    return network
+
+
+def _exported(
+    model: nn.Module, feeds: Mapping[str, np.ndarray], free_axes: Mapping[str, Iterable[int]]
+) -> ir.Model:
+    """Export a model at the shapes of ``feeds``, with some free axes."""
+    auto = torch.export.Dim.AUTO
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
-                exported,
-                tuple(torch.from_numpy(array) for array in batch.values()),
+                model,
+                tuple(torch.from_numpy(array) for array in feeds.values()),
                 input_names=list(feeds),
-                dynamic_shapes=[
-                    {axis: torch.export.Dim.AUTO for axis in (free_axes or {}).get(name, (0,))}
-                    for name in feeds
-                ],
+                dynamic_shapes=[dict.fromkeys(free_axes[name], auto) for name in feeds],
                 dynamo=True,
                 verbose=False,
             )
@@ -173,6 +196,35 @@ def export(
     # The metadata holds stack traces, with the paths of this machine.
     ClearMetadataAndDocStringPass()(program.model)
     return name_batch_axis(program.model)
+
+
+def _runs(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> bool:
+    try:
+        forward(model, feeds)
+    except ConverterError:
+        return False
+    return True
+
+
+def _misfit(model: nn.Module, network: ir.Model, feeds: Mapping[str, np.ndarray]) -> str | None:
+    """Say how the exported network and a model differ on ``feeds``, which the model may not take.
+
+    Returns:
+        The end of a sentence, or None. Outputs that depend on random numbers are not compared.
+    """
+    if not _runs(model, feeds):
+        return None
+    drawn = random_values(network)
+    expected = [tensor.detach().numpy() for tensor in flat_outputs(forward(model, feeds))]
+    try:
+        actual = run(open_session(network), feeds)
+    except ConverterError as error:
+        return f"does not run: {error}"
+    for (name, array), tensor in zip(actual.items(), expected):
+        distance = 0.0 if name in drawn else difference(tensor, array)
+        if not distance <= tolerance(tensor):  # also true of NaN
+            return f"differs from it by {distance:.1e} at output {name}"
+    return None
 
 
 def flat_outputs(output: object) -> list[torch.Tensor]:
@@ -186,70 +238,8 @@ def flat_outputs(output: object) -> list[torch.Tensor]:
     return []
 
 
-def export_program(path: Path, trust_pickle: bool) -> ir.Model:
-    """Read a .pt2 program of ``torch.export.save`` and export it.
-
-    Args:
-        path: The file.
-        trust_pickle: Whether the user trusts its author: ``torch.export.load`` unpickles content.
-
-    Raises:
-        ConverterError: Without ``trust_pickle``, when the file is missing or damaged, or when
-            torch cannot export the program.
-    """
-    if not path.is_file():
-        raise ConverterError(f"{path} does not exist, or is no file.")
-    if not trust_pickle:
-        raise ConverterError(
-            f"Reading {path} can run code from it; pass --trust-pickle if you trust its author."
-        )
-    try:
-        with _quiet():
-            loaded = torch.export.load(path)
-    except Exception as error:  # torch raises many classes on damaged files
-        raise ConverterError(f"{path} is not a sound .pt2 program: {root_line(error)}") from None
-    try:
-        with _quiet():
-            program = torch.onnx.export(loaded, dynamo=True, verbose=False)
-    except Exception as error:  # torch.export raises many classes
-        raise ConverterError(f"torch cannot export {path} to ONNX: {root_line(error)}") from None
-    assert program is not None
-    # The metadata holds stack traces, with the paths of this machine.
-    ClearMetadataAndDocStringPass()(program.model)
-    return name_batch_axis(program.model)
-
-
-def save_program(module: nn.Module, shapes: Mapping[str, Sequence[int]], path: Path) -> None:
-    """Write ``module`` as a .pt2 program that runs without its Python class.
-
-    Args:
-        module: In evaluation mode.
-        shapes: By input name; the batch axis stays free if the model allows it.
-        path: The file to write.
-
-    Raises:
-        ConverterError: When torch cannot trace or save it.
-    """
-    dtype = float_type(module)
-    tensors = tuple(torch.zeros(2, *shape[1:], dtype=dtype) for shape in shapes.values())
-    free = tuple({0: torch.export.Dim.AUTO} for _ in tensors)
-    try:
-        with _quiet():
-            torch.export.save(torch.export.export(module, tensors, dynamic_shapes=free), path)
-    except Exception as error:  # torch.export raises many classes
-        raise ConverterError(
-            f"torch cannot save the converted model as {path.name}: {root_line(error)}"
-        ) from None
-
-
-def load_program(path: Path) -> nn.Module:
-    """Read a program that ``save_program`` wrote."""
-    with _quiet():
-        return torch.export.load(path).module()
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress the output of the exporter on the terminal."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

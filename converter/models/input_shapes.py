@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +11,18 @@ import numpy as np
 from converter.data.data import Data
 from converter.errors import ConverterError
 from converter.graph.network import Input
+from converter.models.shape_proposal import Shape, as_options
 
 MAX_INPUT_SIZE = 2**30  # numbers
 Shapes = dict[str, tuple[int, ...]]
+Propose = Callable[[], "Mapping[str, Shape] | None"]  # shapes that the network runs on
 
 
 def choose_shapes(
-    inputs: Sequence[Input], user_shapes: Mapping[str, tuple[int, ...]], data: Data | None
+    inputs: Sequence[Input],
+    user_shapes: Mapping[str, tuple[int, ...]],
+    data: Data | None,
+    propose: Propose = lambda: None,
 ) -> Shapes:
     """Choose the shape of every input: the user's, else that of the data, else the network's.
 
@@ -25,6 +30,7 @@ def choose_shapes(
         inputs: The network's inputs.
         user_shapes: Shapes that the user gave, by input name, with the batch axis.
         data: Sample inputs, or None.
+        propose: Called for shapes to name where a size stays free.
 
     Raises:
         ConverterError: When a size stays free or contradicts the network.
@@ -38,10 +44,8 @@ def choose_shapes(
             shape = sample[item.name].shape
         if shape is None:
             if None in item.shape[1:]:
-                raise ConverterError(
-                    f"Input {item.name!r} has free sizes ({expected}); give --input-shape "
-                    f"{item.name}:... or data."
-                )
+                advice = _advice(propose(), f"--input-shape {item.name}:...")
+                raise ConverterError(f"Input {item.name!r} has free sizes ({expected}); {advice}")
             shape = tuple(n or 1 for n in item.shape)
         fits = len(shape) == len(item.shape) and all(
             size in (None, n) for size, n in zip(item.shape[1:], shape[1:])
@@ -58,9 +62,18 @@ def choose_shapes(
 
 
 def with_known_rank(
-    inputs: Sequence[Input], user_shapes: Mapping[str, tuple[int, ...]], data: Data | None
+    inputs: Sequence[Input],
+    user_shapes: Mapping[str, tuple[int, ...]],
+    data: Data | None,
+    propose: Propose = lambda: None,
 ) -> list[Input]:
     """Return a torch model's inputs, which have no shape, with the right number of free axes.
+
+    Args:
+        inputs: The inputs.
+        user_shapes: Shapes that the user gave, by input name.
+        data: Sample inputs, or None.
+        propose: Called for shapes to name where a shape is not known.
 
     Raises:
         ConverterError: When neither ``user_shapes`` nor ``data`` has the shape of an input.
@@ -70,10 +83,8 @@ def with_known_rank(
     ranks |= {name: len(shape) for name, shape in user_shapes.items()}
     for item in inputs:
         if item.name not in ranks:
-            raise ConverterError(
-                f"The shape of input {item.name!r} is not known; give "
-                f"--input-shape {item.name}:1,3,32,32."
-            )
+            advice = _advice(propose(), f"--input-shape {item.name}:1,3,32,32 or the like.")
+            raise ConverterError(f"The shape of input {item.name!r} is not known; {advice}")
     return [replace(item, shape=(None,) * ranks[item.name]) for item in inputs]
 
 
@@ -90,6 +101,14 @@ def dynamic_axes(
 def free_axes(inputs: Sequence[Input]) -> dict[str, list[int]]:
     """List the axes of each input whose size is free."""
     return {item.name: [n for n, size in enumerate(item.shape) if size is None] for item in inputs}
+
+
+def _advice(proposal: Mapping[str, Shape] | None, example: str) -> str:
+    """Say how shapes are given: by those of ``proposal``, or by an example."""
+    if proposal is None:
+        return f"give sample inputs, or {example}"
+    options = as_options(proposal)
+    return f"give sample inputs, or {options}, on which it runs."
 
 
 def _text(shape: Sequence[int | None]) -> str:

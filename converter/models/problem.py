@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from converter.data.data import Data, random_data
+from converter.data.data import Data
+from converter.errors import ConverterError
 from converter.graph.network import Input
 from converter.graph.survey import Layer
+from converter.models.random_inputs import random_inputs
 from converter.models.source import Source
+from converter.options import Options
 
 HOLDOUT_SHARE = 0.4  # of the sample inputs
 HOLDOUT_MACS, MIN_HOLDOUT, MAX_HOLDOUT = 1e12, 64, 8192  # 1e12 MACs take about 20 s
@@ -63,8 +66,10 @@ def make_problem(source: Source, layers: Sequence[Layer], seed: int) -> Problem:
 def _split(source: Source, layers: Sequence[Layer], seed: int) -> tuple[Data | None, Data]:
     """Return inputs to solve for and to evaluate on: beyond ``--samples`` if there are enough."""
     if source.calib is None:
-        dtypes = {item.name: item.dtype for item in source.inputs}
-        return None, random_data(source.shapes, dtypes, RANDOM_EXAMPLES, seed)
+        random = source.random or random_inputs(
+            source.network, source.inputs, source.shapes, RANDOM_EXAMPLES, seed
+        )
+        return None, random.take(np.arange(RANDOM_EXAMPLES))
     macs = sum(layer.macs for layer in layers)
     limit = int(np.clip(HOLDOUT_MACS / max(macs, 1), MIN_HOLDOUT, MAX_HOLDOUT))
     count = source.calib.count
@@ -75,3 +80,28 @@ def _split(source: Source, layers: Sequence[Layer], seed: int) -> tuple[Data | N
     order = np.random.default_rng(seed).permutation(count)
     fit = source.calib.take(np.sort(order[holdout:])) if holdout < count else source.calib
     return fit, source.calib.take(np.sort(order[:holdout]))
+
+
+def check_held_out(source: Source, options: Options, measured: bool) -> None:
+    """Check that a loss can be judged on another example than layers are fitted to.
+
+    Args:
+        source: The network and its sample inputs.
+        options: They name the budgets.
+        measured: Whether the user's own function measures the loss.
+
+    Raises:
+        ConverterError: When there is a budget for the loss, or no budget but a search, and only
+            one example.
+    """
+    one = source.calib is not None and source.calib.count == 1 and source.unused_calib is None
+    given = [n for n in ("max_error", "max_drop") if getattr(options.budget, n) is not None]
+    if measured and "max_drop" in given:
+        given.remove("max_drop")
+    assumed = not options.limits and not options.layers.manual
+    if one and (given or assumed):
+        budget = f"--{given[0].replace('_', '-')}" if given else "A search without a budget"
+        raise ConverterError(
+            f"{budget} bounds the loss on examples that no layer is fitted to, but --calib holds "
+            "one; give 64 or more, or choose with --form and --rank."
+        )
