@@ -18,7 +18,12 @@ from converter.errors import ConverterError
 from converter.graph.survey import count_macs
 from converter.quantization import quantize
 from converter.quantization.channel_equalization import equalize
-from converter.quantization.quantize import linear_steps, observed_ranges, quantized
+from converter.quantization.quantize import (
+    behind_layers,
+    linear_steps,
+    observed_ranges,
+    quantized,
+)
 from converter.runtime import ort_quantizer
 
 
@@ -107,3 +112,61 @@ def test_what_the_quantizer_cannot_do_is_told_in_a_sentence(monkeypatch):
         ConverterError, match=r"cannot quantize the network: .*no such scale; leave"
     ):
         quantized(network, observed_ranges(network, data, 8))
+
+
+HEAD = """net (float[N, 4, 8, 8] x) => (float[N, 6, 64] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w) s = Sigmoid (a) m = Mul (a, s)
+    boxes = Conv (m, v) scores = Conv (m, u)
+    shape = Constant <value = int64[3] {0, -1, 64}> ()
+    b = Reshape (boxes, shape) c = Reshape (scores, shape)
+    pixels = Constant <value = float {100.0}> () e = Mul (b, pixels) p = Sigmoid (c)
+    y = Concat <axis = 1> (e, p) }"""
+
+
+def small_scores(scale=0.02):
+    """A detector: boxes of hundreds of pixels, and scores of a few percent, in one output."""
+    weights = {"w": noise(8, 4, 3, 3), "v": noise(4, 8, 1, 1, seed=1)}
+    model = from_text(HEAD, **weights, u=scale * noise(2, 8, 1, 1, seed=2) - 0.05)
+    return ir.from_proto(model), from_arrays({"x": noise(32, 4, 8, 8)}, "noise")
+
+
+def test_what_follows_the_last_layers_stays_in_floating_point():
+    network, data = small_scores()
+    assert behind_layers(network) == {"shape", "b", "c", "pixels", "e", "p", "y"}
+    found = quantized(network, observed_ranges(network, data, 8))
+    operators = {node.op_type: node for node in found.graph}
+    for name in ("Concat", "Reshape"):
+        producers = [value.producer() for value in operators[name].inputs]
+        assert not any(node and node.op_type == "DequantizeLinear" for node in producers[1:])
+    assert operators["Concat"].outputs[0].name == "y"
+    assert operators["Conv"].inputs[1].producer().op_type == "DequantizeLinear"
+
+
+def test_scores_beside_boxes_keep_their_own_scale():
+    network, data = small_scores()
+    found = quantized(network, observed_ranges(network, data, 8))
+    wanted, given = outputs(network, data), outputs(found, data)
+    assert np.abs(wanted[:, :4]).max() > 100 and wanted[:, 4:].max() < 0.6
+    assert difference(given[:, :4], wanted[:, :4]) < 0.05
+    assert difference(given[:, 4:], wanted[:, 4:]) < 0.01
+    spread = wanted[:, 4:] - wanted[:, 4:].mean()
+    assert np.linalg.norm(given[:, 4:] - wanted[:, 4:]) < 0.1 * np.linalg.norm(spread)
+
+
+@pytest.mark.parametrize(
+    ("end", "left"),
+    [
+        ("y = Conv (a, v)", set()),
+        ("c = Conv (a, v) y = Relu (c)", set()),
+        ("c = Conv (a, v) r = Relu (c) y = Softmax <axis = 1> (r)", {"y"}),
+        ("c = Conv (a, v) r = Relu (c) y = Add (r, c)", {"r", "y"}),
+        ("y = Sigmoid (a)", {"y"}),
+        ("s = Sigmoid (a) y = Conv (s, v)", set()),
+        ("c = Conv (a, v) y = Add (c, x)", {"y"}),
+    ],
+)
+def test_the_end_begins_after_the_last_layer_and_its_relu(end, left):
+    weights = {"w": noise(4, 4, 1, 1), "v": noise(4, 4, 1, 1)} if "v)" in end else {}
+    weights |= {"w": noise(4, 4, 1, 1)}
+    text = f"net (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {{ a = Conv (x, w) {end} }}"
+    assert behind_layers(ir.from_proto(from_text(text, **weights))) == left
