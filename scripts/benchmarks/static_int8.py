@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
+from onnx import version_converter
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -15,6 +18,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+MIN_OPSET = 13
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -28,6 +32,12 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
     def get_next(self) -> Feeds | None:
         """Give the next feeds, or None at the end."""
         return next(self._feeds, None)
+
+
+def recent(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Raise the opset to the first with scales per channel."""
+    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    return model if opset >= MIN_OPSET else version_converter.convert_version(model, MIN_OPSET)
 
 
 def write_int8(
@@ -48,7 +58,8 @@ def write_int8(
         return target
     with tempfile.TemporaryDirectory() as folder:
         prepared, scratch = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        onnx.save(recent(onnx.load(source)), prepared)
+        quant_pre_process(prepared, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             scratch,
@@ -59,6 +70,7 @@ def write_int8(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
+        onnxruntime.InferenceSession(scratch)  # it writes files that it does not open
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(scratch.read_bytes())
     return target
