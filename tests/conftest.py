@@ -1,11 +1,14 @@
 """Fixtures that several tests share: an own cache, short races, working folders, conversions."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from conversions import converted
 from helpers import make_net, noise, work_in
 from hypothesis import settings
+from torch.onnx._internal.exporter import _registration
 
 from converter.models.export import find_callable
 from converter.runtime import stopwatch
@@ -49,6 +52,16 @@ def short_timing():
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stopwatch, "DEFAULT_SETTINGS", short)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_export():
+    """Let torch read its ONNX functions once: it would parse their source in every export."""
+    registry = _registration.ONNXRegistry
+    read_once = functools.cache(registry.from_torchlib)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(read_once))
         yield
 
 

@@ -34,6 +34,8 @@ from converter.timing.race import Interval, Race
 FEW = settings(max_examples=15, deadline=None)
 SOME = settings(max_examples=25, deadline=None)
 LITTLE = SolverSettings(effort=0.1)  # where any chain will do
+ONE_STEP = SolverSettings(effort=1e-9)  # the same with the least work
+QUICK = SolverSettings(effort=1e-3)  # some 20 steps without a metric
 
 # The form `dense` is the layer itself.
 SPLITTING_FORMS = [name for name in FORMS if name != "dense"]
@@ -174,6 +176,12 @@ def difference(found, wanted):
     """Relative difference of two arrays, which must have one shape."""
     assert found.shape == wanted.shape
     return np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), np.finfo(float).tiny)
+
+
+def some_rank(draw, conv, form):
+    """A rank of ``form`` that ``conv`` takes."""
+    unit = 1 if form.per_channel else conv.groups
+    return tuple(unit * draw(st.integers(1, most // unit)) for most in full_rank(form, conv))
 
 
 def at_full_rank(conv, name):
