@@ -140,6 +140,59 @@ def test_a_sequence_with_a_blank_is_a_text():
     assert (task.scores.batch_axis, task.scores.class_axis) == (1, 2)
 
 
+def text_network(tail):
+    """A text recogniser that reads an image of one-hot columns; and such images."""
+    text = (
+        f"g (float[N, 12, 1, 24] x) => (float y) {{ c = Conv (x, w) q = Squeeze (c, two) {tail} }}"
+    )
+    model = network(text, w=np.eye(12, dtype=np.float32)[:, :, None, None], two=np.array([2]))
+    symbols = np.zeros((16, 24), int)
+    symbols[:, 1::3] = np.random.default_rng(0).integers(1, 12, (16, 8))
+    return model, 9 * np.moveaxis(np.eye(12, dtype=np.float32)[symbols], 2, 1)[:, :, None]
+
+
+@pytest.mark.parametrize(
+    ("tail", "axes"),
+    [
+        ("y = Identity (q)", (0, 1)),
+        ("y = Transpose <perm = [0, 2, 1]> (q)", (0, 2)),
+        ("y = Transpose <perm = [2, 0, 1]> (q)", (1, 2)),
+    ],
+)
+def test_logits_with_a_blank_are_a_text_without_a_softmax(tail, axes):
+    model, x = text_network(tail)
+    (task,) = tasks_of(model, x=x)
+    assert (task.name, task.blank, task.steps) == ("label", 0, 24)
+    assert (task.scores.batch_axis, task.scores.class_axis) == axes
+
+
+def test_features_without_a_blank_are_numbers():
+    model, x = text_network("y = Transpose <perm = [0, 2, 1]> (q)")
+    (task,) = tasks_of(model, x=noise(*x.shape))
+    assert task.name == "regress"
+
+
+@pytest.mark.parametrize(
+    ("tail", "task"),
+    [("q = Squeeze (z, one) y = Sigmoid (q)", "label"), ("y = Squeeze (z, one)", "regress")],
+)
+def test_a_squeezed_map_has_one_channel(tail, task):
+    text = f"g (float[N, 3, 8, 8] x) => (float y) {{ z = Conv (x, w) {tail} }}"
+    (item,) = tasks_of(network(text, w=noise(1, 3, 1, 1), one=np.array([1])))
+    assert item.name == task
+    if task == "label":
+        assert (item.scores.class_axis, item.scores.classes, item.positions) == (None, 1, (8, 8))
+    else:
+        assert (item.channels.axis, len(item.variances), item.doubt) == (None, 1, None)
+
+
+def test_a_score_for_each_step_is_a_label():
+    text = "g (float[N, 40, 6] x) => (float y) "
+    text += "{ z = MatMul (x, w) q = Squeeze (z, two) y = Sigmoid (q) }"
+    (task,) = tasks_of(network(text, w=noise(6, 1), two=np.array([2])))
+    assert (task.name, task.unit, task.positions) == ("label", "mean IoU", (40,))
+
+
 # names and metadata
 
 

@@ -19,10 +19,11 @@ class ClassScores:
 
     Attributes:
         batch_axis: Axis of the examples.
-        class_axis: Axis of the classes, or None if the output holds classes as whole numbers.
+        class_axis: Axis of the classes; None if every position has one number.
         classes: C, the number of classes; with one score a position there is one, the foreground.
         independent: Whether every class is decided by itself, as by a Sigmoid.
         probabilities: Whether the numbers are probabilities, not logits.
+        whole: Whether the numbers are whole and name the classes.
     """
 
     batch_axis: int
@@ -30,6 +31,7 @@ class ClassScores:
     classes: int
     independent: bool = False
     probabilities: bool = False
+    whole: bool = False
 
     @classmethod
     def of(
@@ -39,6 +41,7 @@ class ClassScores:
         class_axis: int | None = None,
         batch_axis: int = 0,
         independent: bool = False,
+        single: bool = False,
     ) -> ClassScores:
         """Describe an output by the original's values for sample inputs.
 
@@ -51,6 +54,7 @@ class ClassScores:
             batch_axis: Axis of the examples.
             independent: Whether every class is decided by itself. It always is where there is one
                 score a position, or where probabilities do not sum to 1.
+            single: Whether there is one score a position, and no axis of classes.
 
         Raises:
             ConverterError: When the output has no positions, or is neither scores nor classes.
@@ -58,10 +62,12 @@ class ClassScores:
         if output.dtype.kind in "iub":
             if output.ndim == 0:
                 raise _refusal(name, output)
-            return cls(batch_axis, None, int(output.max(initial=1)) + 1)
-        if output.ndim < 3 or output.dtype.kind != "f":
+            return cls(batch_axis, None, int(output.max(initial=1)) + 1, whole=True)
+        if output.ndim < (2 if single else 3) or output.dtype.kind != "f":
             raise _refusal(name, output)
         inside = bool(output.min(initial=0) >= 0 and output.max(initial=0) <= 1 + 1e-3)
+        if single:
+            return cls(batch_axis, None, 1, True, inside)
         if class_axis is None:
             class_axis = probability_axis(output, batch_axis) if inside else None
         if class_axis is None:
@@ -79,8 +85,10 @@ class ClassScores:
     def arranged(self, output: np.ndarray) -> np.ndarray:
         """Return scores (n, C, positions), or classes (n, positions)."""
         rows = np.moveaxis(output, self.batch_axis, 0)
-        if self.class_axis is None:
+        if self.whole:
             return rows.reshape(len(rows), -1).astype(np.int64)
+        if self.class_axis is None:
+            return rows.reshape(len(rows), 1, -1)
         axis = self.class_axis + (self.class_axis < self.batch_axis)
         return np.moveaxis(rows, axis, 1).reshape(len(rows), self.classes, -1)
 

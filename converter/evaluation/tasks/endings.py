@@ -24,8 +24,8 @@ from converter.graph.network import (
 
 RESHAPES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 LOOKED_THROUGH = RESHAPES | {"Cast", "Dropout", "Identity", "Transpose"}
-CHANNELS_FIRST = {"Conv", "ConvTranspose"}
-CHANNELS_LAST = {"Gemm", "MatMul"}
+CHANNELS_FIRST = {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
+CHANNELS_LAST = {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}
 ENDS = CHANNELS_FIRST | CHANNELS_LAST | {"GRU", "LSTM", "RNN"}
 BOUNDED = {"LogSoftmax", "Sigmoid", "Softmax"}  # their values have one unit
 MAX_NODES = 200  # that are looked at behind an output
@@ -62,7 +62,7 @@ class SmallRun:
     def of(
         cls, network: ir.Model, outputs: Sequence[str], feeds_shapes: Mapping[str, tuple[int, ...]]
     ) -> SmallRun:
-        """Run a network on two examples of zeros, and on three to see which axes grow.
+        """Run a network on two examples of zeros, and on one to see which axes shrink.
 
         Args:
             network: The network.
@@ -72,14 +72,14 @@ class SmallRun:
         values = values_by_name(network)
         behind = {name for output in outputs for name in _names_behind(values.get(output))}
         names = sorted((behind | set(outputs)) & set(values))
-        two, three = (_zeros(network, feeds_shapes, count) for count in (2, 3))
+        two, one = (_zeros(network, feeds_shapes, count) for count in (2, 1))
         fixed = next((array.shape[0] for array in two.values() if array.ndim > 1), 1)
         try:
-            shapes, more = compute_shapes_of_batches(network, names, (two, three))
+            shapes, of_one = compute_shapes_of_batches(network, names, (two, one))
         except ConverterError:  # such as zeros where a length is expected
             return cls({}, dict.fromkeys(outputs, 0))
         shapes |= {name: array.shape for name, array in two.items()}
-        axes = {n: _batch_axis(shapes[n], more[n], fixed) for n in outputs if n in more}
+        axes = {n: _batch_axis(shapes[n], of_one[n], fixed) for n in outputs if n in of_one}
         return cls(shapes, dict.fromkeys(outputs, 0) | axes)
 
 
@@ -126,12 +126,27 @@ def _symbol(dim: int | ir.SymbolicDim) -> str | None:
     return None if isinstance(dim, int) else dim.value
 
 
-def _batch_axis(two: tuple[int, ...], three: tuple[int, ...], fixed: int) -> int:
-    """Find the axis of the examples; ``fixed`` is how many there are if none can be added."""
-    growing = [axis for axis, (a, b) in enumerate(zip(two, three)) if a != b]
-    if growing:
-        return growing[0]
+def _batch_axis(two: tuple[int, ...], one: tuple[int, ...], fixed: int) -> int:
+    """Find the axis of the examples; ``fixed`` is how many there are if that cannot change."""
+    shrinking = [axis for axis, (a, b) in enumerate(zip(two, one)) if a != b]
+    if shrinking:
+        return shrinking[0]
     return 1 if len(two) > 2 and two[0] != fixed == two[1] else 0
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where an axis of an output comes from.
+
+    Attributes:
+        channels: Whether it is the axis of the channels there.
+        sizes: The sizes that a Concat joins along it.
+        single: Whether it is not, and there is one channel.
+    """
+
+    channels: bool = False
+    sizes: tuple[int, ...] = ()
+    single: bool = False
 
 
 def _channels_of(value: ir.Value | None, shape: tuple[int, ...], run: SmallRun) -> Channels:
@@ -140,40 +155,33 @@ def _channels_of(value: ir.Value | None, shape: tuple[int, ...], run: SmallRun) 
     if guess is None:
         return Channels(None, batch_axis)
     others = [axis for axis in range(len(shape)) if axis not in (guess, batch_axis)]
-    for axis in (guess, *others):
-        sure, sizes = _trace(value, axis, run.shapes)
-        if sure and sum(sizes) in (0, shape[axis]):
-            break
-    else:
-        axis, sizes = guess, []
-    one_unit = last_operator(value) in BOUNDED
-    groups = _consecutive(sizes or [shape[axis]]) if sizes or one_unit else ()
-    return Channels(axis, batch_axis, groups)
+    origins = {axis: _origin(value, axis, run.shapes) for axis in (guess, *others)}
+    known = [a for a, o in origins.items() if o.channels and sum(o.sizes) in (0, shape[a])]
+    if not known and all(origin.single for origin in origins.values()):
+        return Channels(None, batch_axis)
+    axis = known[0] if known else guess
+    sizes = origins[axis].sizes if known else ()
+    if not sizes and last_operator(value) in BOUNDED:
+        sizes = (shape[axis],)
+    return Channels(axis, batch_axis, _consecutive(sizes))
 
 
-def _trace(value: ir.Value | None, axis: int, shapes: Shapes) -> tuple[bool, list[int]]:
-    """Follow an axis of a value back to the layer or Concat that it comes from.
-
-    Returns:
-        Whether it is the axis of the channels there, and the sizes that a Concat joins along it.
-    """
+def _origin(value: ir.Value | None, axis: int, shapes: Shapes) -> _Origin:
+    """Follow an axis of a value back to the layer or Concat that it comes from."""
     while value is not None:
         node = value.producer()
         if node is None or not in_onnx_domain(node) or str(value.name) not in shapes:
-            return False, []
+            break
         shape = shapes[str(value.name)]
-        if node.op_type in CHANNELS_FIRST:
-            return axis == 1, []
-        if node.op_type in CHANNELS_LAST:
-            return axis == len(shape) - 1, []
-        if node.op_type == "Concat":
-            joined = attributes(node)["axis"] % len(shape)
+        if node.op_type in CHANNELS_FIRST | CHANNELS_LAST:
+            own = 1 if node.op_type in CHANNELS_FIRST else len(shape) - 1
+            return _Origin(axis == own, single=axis != own and shape[own] == 1)
+        if node.op_type == "Concat" and attributes(node)["axis"] % len(shape) == axis:
             parts = [shapes.get(str(item.name)) for item in node.inputs if item is not None]
-            if joined == axis:
-                sizes = [0 if part is None else part[axis] for part in parts]
-                return len(sizes) > 1, sizes
+            sizes = tuple(0 if part is None else part[axis] for part in parts)
+            return _Origin(len(sizes) > 1, sizes)
         value, axis = _step(node, axis, shape, shapes)
-    return False, []
+    return _Origin()
 
 
 def _step(
@@ -217,7 +225,7 @@ def _names_behind(value: ir.Value | None) -> set[str]:
     return names
 
 
-def _consecutive(sizes: list[int]) -> tuple[tuple[int, ...], ...]:
+def _consecutive(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """Return the indices of consecutive groups of ``sizes``."""
     ends = np.cumsum(sizes).tolist()
     return tuple(tuple(range(end - size, end)) for size, end in zip(sizes, ends))

@@ -21,6 +21,7 @@ from converter.evaluation.tasks.label import label_of
 from converter.evaluation.tasks.regress import Regress
 from converter.evaluation.tasks.states import find_states
 from converter.evaluation.tasks.task import Task
+from converter.evaluation.tasks.texts import find_blank
 from converter.graph.network import inputs, values_by_name
 from converter.options.parsing import TASKS
 
@@ -57,7 +58,25 @@ class _Output:
     @property
     def is_vector(self) -> bool:
         """Whether it is (N, C)."""
-        return self.values.ndim == 2 and self.values.dtype.kind == "f"
+        floats = self.values.ndim == 2 and self.values.dtype.kind == "f"
+        return floats and self.channels.axis is not None
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether a Sigmoid gives each of several positions one score."""
+        axis = self.channels.axis
+        single = axis is None or self.values.shape[axis] == 1
+        several_positions = self.values.ndim > 1 and not self.is_vector
+        return self.operator == "Sigmoid" and single and several_positions
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it looks like the scores of CTC."""
+        axis = self.channels.axis
+        if self.values.ndim != 3 or self.values.dtype.kind != "f" or self.tokens or axis is None:
+            return False
+        paths = np.moveaxis(self.values.argmax(axis), self.channels.batch_axis * (axis > 0), 0)
+        return find_blank(paths, self.values.shape[axis]) is not None
 
 
 def find_tasks(
@@ -202,11 +221,11 @@ def _kind(item: _Output) -> str | None:
     values, operator, name = item.values, item.operator, words(item.name)
     if values.dtype.kind != "f":
         return "label" if operator in DECISIONS else None
-    if values.ndim > 2:
-        mask = operator == "Sigmoid" and 1 in values.shape[1:]
-        return "label" if operator in SOFTMAXES or mask or name & POSITION_WORDS else None
-    if values.ndim < 2:
-        return None
+    if item.is_mask:
+        return "label"
+    if not item.is_vector:
+        clear = values.ndim > 2 and (operator in SOFTMAXES or bool(name & POSITION_WORDS))
+        return "label" if clear or item.is_text else None
     probabilities = values.min(initial=0) >= 0 and probability_axis(values) == 1
     if operator in SOFTMAXES or probabilities:
         return "classify"
@@ -234,9 +253,13 @@ def _task(
     if kind == "embed":
         return Embed.of(item.name, item.values)
     if kind == "label":
-        axis = None if item.values.dtype.kind != "f" else _class_axis(item)
         scores = ClassScores.of(
-            item.name, item.values, axis, item.channels.batch_axis, item.operator == "Sigmoid"
+            item.name,
+            item.values,
+            class_axis=_class_axis(item),
+            batch_axis=item.channels.batch_axis,
+            independent=item.operator == "Sigmoid",
+            single=item.channels.axis is None,
         )
         return label_of(item.name, item.values, scores, ctc=not item.tokens)
     return Regress.of(item.name, item.values, item.channels)
@@ -244,9 +267,9 @@ def _task(
 
 def _class_axis(item: _Output) -> int | None:
     """Return the axis of the classes of an output with positions."""
-    values, batch_axis = item.values, item.channels.batch_axis
-    if item.operator == "Sigmoid" and 1 in values.shape[1:]:
-        return item.channels.axis if values.shape[item.channels.axis or 0] == 1 else None
-    log = item.operator == "LogSoftmax"
-    axis = probability_axis(np.exp(values) if log else values, batch_axis)
-    return item.channels.axis if axis is None else axis
+    values, axis = item.values, item.channels.axis
+    if values.dtype.kind != "f" or axis is None or item.is_mask:
+        return axis
+    values = np.exp(values) if item.operator == "LogSoftmax" else values
+    summing = probability_axis(values, item.channels.batch_axis)
+    return axis if summing is None else summing

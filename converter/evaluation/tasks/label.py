@@ -30,7 +30,7 @@ def label_of(name: str, output: np.ndarray, scores: ClassScores, ctc: bool = Tru
     if not sequence or (scores.independent and scores.classes > 1):
         return masks
     rows = scores.arranged(output)
-    paths = rows if scores.class_axis is None else rows.argmax(1)
+    paths = rows if scores.whole else rows.argmax(1)
     blank = find_blank(paths, scores.classes) if ctc else None
     if blank is None and steps > MAX_TEXT:
         return masks

@@ -55,7 +55,7 @@ class Masks:
     def of(cls, name: str, output: np.ndarray, scores: ClassScores) -> Masks:
         """Describe an output by the original's values for sample inputs."""
         rows = scores.arranged(output)
-        if scores.class_axis is None:
+        if scores.whole:
             shares = scores.summed(rows.ravel()) / max(rows.size, 1)
         else:
             shares = np.mean([scores.probability(row).mean(-1) for row in rows], axis=0)
@@ -79,7 +79,7 @@ class Masks:
         counting = labels[~self._ignored(labels)]
         if not len(counting):
             return f"Labels hold nothing but ignored positions ({IGNORED} or below 0)."
-        if self.scores.class_axis is not None and counting.max() >= max(classes, 2):
+        if not self.scores.whole and counting.max() >= max(classes, 2):
             return (
                 f"Labels range up to {counting.max():g}, but the network has {max(classes, 2)} "
                 f"classes; label positions that do not count {IGNORED} or -1."
@@ -141,7 +141,7 @@ class Masks:
         """Compare one example; return ``COUNTS`` by class, the share that agrees, the choices."""
         scores = self.scores
         after = after if valid else before
-        if scores.class_axis is None:
+        if scores.whole:
             a, b = before, after
             sure = expected = scores.counts(a)
         else:
@@ -222,7 +222,7 @@ def balanced_errors(
     first, second, weights = scores.arranged(before), scores.arranged(after), 1 / np.array(shares)
     for n in np.flatnonzero(valid):
         a, b = first[n], second[n]
-        if scores.class_axis is None:
+        if scores.whole:
             errors[n] = (weights[a % scores.counted] * (a != b)).mean() / scores.counted
         else:
             squares = np.square(scores.probability(a) - scores.probability(b))

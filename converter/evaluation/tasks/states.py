@@ -7,12 +7,17 @@ import re
 import onnx_ir as ir
 
 from converter.data.data import Arrays
-from converter.evaluation.tasks.endings import LOOKED_THROUGH, Shapes, words
+from converter.evaluation.tasks.endings import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    LOOKED_THROUGH,
+    Shapes,
+    words,
+)
 from converter.graph.network import in_onnx_domain, inputs, subgraph_nodes, values_by_name
-from converter.graph.nodes import LINEAR
 
 RECURRENT = {"GRU", "LSTM", "RNN"}
-WITH_WEIGHTS = RECURRENT | {*LINEAR, "Einsum"}
+WITH_WEIGHTS = RECURRENT | CHANNELS_FIRST | CHANNELS_LAST | {"Einsum"}
 STATES = {"c", "cache", "carry", "cell", "h", "hidden", "memory", "past", "state", "states"}
 LENGTHS = {"len", "length", "lengths", "lens"}
 DIRECTION = r"(in|input|out|output|new|next|prev|previous|present|past|i|o|n|t)"

@@ -76,7 +76,7 @@ class Texts:
             return f"Labels have {length} positions, but the network's texts have {self.steps}."
         if not (rows >= 0).any():
             return "Labels hold no text: all are below 0."
-        if self.scores.class_axis is not None and rows.max() >= self.scores.classes:
+        if not self.scores.whole and rows.max() >= self.scores.classes:
             return (
                 f"Labels range up to {rows.max():g}, but the network has {self.scores.classes} "
                 "classes."
@@ -135,7 +135,7 @@ class Texts:
 
     def _paths(self, scores: np.ndarray) -> np.ndarray:
         """Return the likeliest class at each position (n, T)."""
-        if self.scores.class_axis is None:
+        if self.scores.whole:
             return scores
         if self.scores.classes == 1:
             return self.scores.choice(self.scores.probability(scores))[:, 0].astype(np.int64)
@@ -146,7 +146,7 @@ class Texts:
     ) -> np.ndarray:
         """Return what each change of a text costs (n,); 0 where it stays."""
         costs = changed.astype(float)
-        if self.scores.class_axis is None or not changed.any():
+        if self.scores.whole or not changed.any():
             return costs
         p = self.scores.probability(scores[changed]).astype(np.float64)
         p = np.hstack([1 - p, p]) if self.scores.classes == 1 else p
