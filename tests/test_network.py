@@ -13,29 +13,13 @@ from helpers import (
     observe,
 )
 from onnx import TensorProto, helper
+from two_layers import TWO_LAYERS, TWO_WEIGHTS, X, random
 
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
 from converter.graph.network import open_session
 from converter.graph.survey import survey
 from converter.runtime.ort import OnnxRuntime, run
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-TWO_LAYERS = """two (float[N, 4, 9, 8] x) => (float[N, 5, P, Q] y) {
-    a = Conv <pads = [1, 1, 1, 1]> (x, first, bias)
-    b = Relu (a)
-    y = Conv <strides = [2, 1]> (b, second)
-}"""
-TWO_WEIGHTS = {
-    "first": random(6, 4, 3, 3),
-    "bias": random(6, seed=1),
-    "second": random(5, 6, 3, 2, seed=2),
-}
-X = random(2, 4, 9, 8, seed=3)
 
 
 @pytest.fixture
