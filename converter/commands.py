@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from converter.errors import ConverterError
 from converter.evaluation.check import check_graph
 from converter.evaluation.compare import Conditions, Evaluate, compare_models
 from converter.evaluation.comparison import Comparison
+from converter.evaluation.tasks.task import Task
 from converter.graph import network as onnx_network
 from converter.graph.survey import Layer
 from converter.job import open_job
@@ -31,6 +33,15 @@ from converter.timing.latency import LatencyTable
 from converter.timing.table import latency_table
 
 FOLDER_NETWORKS = ("original.onnx", "model.onnx", "original.int8.onnx", "model.int8.onnx")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The layers of a network, their times, and what its outputs mean."""
+
+    layers: tuple[Layer, ...]
+    table: LatencyTable
+    tasks: tuple[Task, ...]
 
 
 def dry_run(
@@ -57,7 +68,7 @@ def inspect(
     gains: bool = False,
     normal: Path | None = None,
     progress: Progress = no_progress,
-) -> tuple[tuple[Layer, ...], LatencyTable]:
+) -> Inspection:
     """List a network's layers with their times, and with their times in other forms if cached.
 
     Args:
@@ -77,7 +88,8 @@ def inspect(
     progress("loading", 1.0)
     if normal is not None:
         write_network(job.source.network, normal)
-    return job.layers, latency_table(job.problem, options, job.resources, all_forms=gains)
+    table = latency_table(job.problem, options, job.resources, all_forms=gains)
+    return Inspection(job.layers, table, job.tasks)
 
 
 def compare(

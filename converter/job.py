@@ -8,6 +8,8 @@ from converter.data.data import Data
 from converter.decomposition.forms import find_form
 from converter.errors import ConverterError
 from converter.evaluation.compare import Evaluate
+from converter.evaluation.guards import guards
+from converter.evaluation.notes import notes
 from converter.evaluation.recognize import check_labels, recognize
 from converter.evaluation.tasks.regress import Regress
 from converter.evaluation.tasks.task import Task
@@ -104,6 +106,18 @@ def open_job(
         task.doubt for task in tasks if isinstance(task, Regress) and task.doubt
     )
     return Job(source, problem, options, resources, tasks, warnings, evaluate)
+
+
+def input_warnings(job: Job, model: Model) -> tuple[str, ...]:
+    """Say what looks wrong about the inputs, or forgotten, before minutes are spent on them."""
+    source, options = job.source, job.options
+    said = notes(model, options, source, job.layers)
+    data = source.eval or source.calib
+    if data is None:
+        return said
+    threads = options.timing.threads
+    guarded = guards(source.network, data, job.tasks, options.images, job.layers, threads)
+    return (*guarded.warnings, *guarded.notes, *said)
 
 
 def tasks_of(problem: Problem, source: Source, options: Options) -> tuple[Task, ...]:

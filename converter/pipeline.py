@@ -19,7 +19,7 @@ from converter.evaluation.compare import Conditions, Evaluate
 from converter.evaluation.comparison import verdict
 from converter.evaluation.status import Status, status_of
 from converter.graph.outputs import output_names
-from converter.job import Job, open_job
+from converter.job import Job, input_warnings, open_job
 from converter.models import match as torch_network
 from converter.models.source import Model, Source, samples
 from converter.options import Options
@@ -61,6 +61,7 @@ def convert(
     """
     progress("loading", 0.0)
     job = open_job(model, options, example_input, evaluate, progress)
+    job = replace(job, warnings=(*input_warnings(job, model), *job.warnings))
     progress("loading", 1.0)
     group = job.resources.group
     if group.rank:

@@ -49,6 +49,7 @@ def short_timing():
         race_s=0.2,
         min_rounds=8,
         max_rounds=10,
+        attempts=1,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stopwatch, "DEFAULT_SETTINGS", short)

@@ -17,6 +17,7 @@ from helpers import (
     make_net,
     noise,
     table_by_macs,
+    varied,
     work_in,
 )
 from scaled_chain import chain, outputs
@@ -72,7 +73,7 @@ def test_odd_graphs_are_quantized_as_far_as_they_can_be(body, count, tmp_path):
     config, x = Options.of(int8=True), noise(count, 8, 6, 6)
     source = open_source(tmp_path / "odd.onnx", None, config.changed(calib=x))
     check_int8(source.network, has_samples=True)
-    small = quantize_network(source.network, source, config)
+    small = quantize_network(source.network, source, config).network
     assert difference(outputs(small, source.calib), outputs(source.network, source.calib)) < 0.05
 
 
@@ -142,7 +143,7 @@ def place(tmp_path_factory):
     """A network whose kernels are nearly of low rank, and data, in the current folder."""
     with work_in(tmp_path_factory.mktemp("int8")) as here:
         make_net(here / "net.onnx", channels=(3, 32, 32, 32), size=32, loss=0.02)
-        np.savez(here / "calib.npz", x=noise(64, 3, 32, 32, seed=1))
+        np.savez(here / "calib.npz", x=varied(64, 3, 32, 32, seed=1))
         table = table_by_macs("net.onnx", forms=("channel",))
         (here / "table.json").write_text(replace(table, float_ms=2 * table.ms).to_json())
         yield here
@@ -168,7 +169,7 @@ def test_four_networks_are_delivered_and_told_of(by_hand, place):
     for name in ("original", "converted"):
         assert told[name]["macs"] == by_hand[name]["macs"]
         assert told[name]["bytes"] < 0.8 * by_hand[name]["bytes"]
-    assert by_hand["rel_output_error"] < told["converted"]["rel_output_error"] < 0.2
+    assert 0 < by_hand["rel_output_error"] < told["converted"]["rel_output_error"] < 0.5
     page = (place / "out" / "report.html").read_text()
     assert "converted, int8 against original, int8" in page
     # chosen by hand, and yet timed by layer
@@ -278,11 +279,13 @@ def test_the_worst_steps_stay_in_floating_point_where_a_budget_needs_that(place)
     def error(network):
         return difference(outputs(network, data), wanted)
 
-    whole = error(quantize_network(source.network, source, config))
-    partial = quantize_network(source.network, source, config, lambda n: error(n) / (0.7 * whole))
-    assert 0 < error(partial) <= 0.7 * whole
-    hopeless = quantize_network(source.network, source, config, lambda n: 2.0)
-    assert error(hopeless) == whole
+    whole = error(quantize_network(source.network, source, config).network)
+    partial = quantize_network(
+        source.network, source, config, usage=lambda n: error(n) / (0.7 * whole)
+    )
+    assert 0 < error(partial.network) <= 0.7 * whole
+    hopeless = quantize_network(source.network, source, config, usage=lambda n: 2.0)
+    assert error(hopeless.network) == whole
 
 
 @pytest.mark.parametrize(
@@ -323,6 +326,7 @@ def test_where_int8_brings_nothing_it_is_told(floating, small, gain, words):
         "R2",
         (),
         "noise",
+        None,
         1,
         1,
         1,

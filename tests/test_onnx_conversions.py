@@ -195,13 +195,13 @@ def test_the_torch_route_and_the_onnx_route_give_the_same_plan(tmp_path):
 
 def test_inspection_times_other_forms_only_where_asked_or_known(tmp_path):
     path = make_net(tmp_path / "net.onnx", channels=(3, 32, 32), size=16, seed=11)
-    _, quick = inspect(path, Options())
+    quick = inspect(path, Options()).table
     assert [layer.name for layer in quick.layers] == ["conv0", "conv1", "fc"]
     assert quick.layers[0].ms > 0 and quick.layers[1].ms > 0
     assert not any(layer.options for layer in quick.layers)
-    _, asked = inspect(path, Options(), gains=True)
+    asked = inspect(path, Options(), gains=True).table
     assert any(layer.options for layer in asked.layers)
-    _, known = inspect(path, Options())
+    known = inspect(path, Options()).table
     assert known == asked
 
 
@@ -224,7 +224,8 @@ def test_a_file_is_measured_as_it_is_read(tmp_path):
     for file in (raw, read):
         times = file.with_suffix(".json")
         assert flatconv("measure", file, "-o", times, "-q")[0] == 0
-        layers, table = inspect(raw, Options.of(latency=times))
+        found = inspect(raw, Options.of(latency=times))
+        layers, table = found.layers, found.table
         assert [timed.output for timed in table.layers] == [layer.output for layer in layers]
         measured = LatencyTable.from_json(times.read_text()).layers
         assert [timed.options for timed in table.layers] == [timed.options for timed in measured]

@@ -176,7 +176,9 @@ def test_what_is_too_large_to_be_timed_by_layer_is_converted_all_the_same(place,
 
 
 def test_inspecting_lists_the_layers(place):
-    layers, table = inspect("net.onnx", Options())
+    found = inspect("net.onnx", Options())
+    layers, table = found.layers, found.table
+    assert [task.name for task in found.tasks] == ["classify"]
     assert [timed.output for timed in table.layers] == [x.output for x in layers]
     assert [(x.name, x.size, x.params, x.macs) for x in layers] == [
         ("conv0", (8, 8), 16 * 3 * 9 + 16, 64 * 16 * 3 * 9),

@@ -172,7 +172,7 @@ def test_the_error_is_that_of_int8(name):
     wanted = run(model, x, rounding=False)
     source = open_source(model, None, config.changed(calib=x.numpy()))
     twin = to_torch(source.network)
-    session = open_session(quantize(source.network, source, config))
+    session = open_session(quantize(source.network, source, config).network)
     feeds = session.get_inputs()[0].name
     rows = [session.run(None, {feeds: row[None]})[0] for row in x.numpy()]
     expected = rel_error(torch.from_numpy(np.concatenate(rows)), wanted)

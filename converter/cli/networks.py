@@ -141,11 +141,9 @@ def inspect(
     from converter.report.tables import survey_table
 
     with show_progress(settings.json) as progress:
-        layers, table = run(
-            model, options, gains=settings.gains, normal=settings.normal, progress=progress
-        )
-    printed = Printed(json=settings.json)
-    show(printed, lambda: dump(survey_dicts(layers, table)), survey_table(layers, table))
+        found = run(model, options, gains=settings.gains, normal=settings.normal, progress=progress)
+    drawn = survey_table(found.layers, found.table, found.tasks)
+    show(Printed(json=settings.json), lambda: dump(survey_dicts(found.layers, found.table)), drawn)
     return 0
 
 

@@ -104,6 +104,7 @@ def compare_models(
         gain=raced.gain,
         further=tuple(timings),
         data=examples.source,
+        preprocessing=examples.preprocessing,
         examples=examples.count,
         rounds=raced.rounds,
         threads=conditions.runtime.threads,

@@ -82,6 +82,7 @@ class Comparison:
         unit: What a lost point is a hundredth of, such as the accuracy.
         further: Timings at further input shapes.
         data: Description of the inputs.
+        preprocessing: What was done to images, in words; None if arrays were taken as they are.
         examples: Number of examples that were scored.
         rounds: Paired blocks of the race.
         threads: Threads of the runtime.
@@ -100,6 +101,7 @@ class Comparison:
     unit: str
     further: tuple[Timing, ...]
     data: str
+    preprocessing: str | None
     examples: int
     rounds: int
     threads: int

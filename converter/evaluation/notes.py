@@ -7,7 +7,8 @@ from pathlib import Path
 
 from converter.evaluation.untrained import look_untrained
 from converter.graph.survey import Layer
-from converter.models.source import Model, Source, is_factory
+from converter.models.open_model import Model, is_factory
+from converter.models.source import Source
 from converter.options import Options
 
 

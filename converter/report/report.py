@@ -130,6 +130,7 @@ def conditions(comparison: Comparison) -> dict[str, Any]:
         "cpu": comparison.cpu,
         "versions": dict(comparison.versions),
         "data": comparison.data,
+        "preprocessing": comparison.preprocessing,
         "examples": comparison.examples,
         "compared": list(comparison.compared),
         "rounds": comparison.rounds,

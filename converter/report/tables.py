@@ -14,6 +14,7 @@ from rich.text import Text
 from converter.decomposition.form import show_rank, skeleton
 from converter.decomposition.forms import find_form
 from converter.evaluation.comparison import Comparison, Figures, renamed_networks, verdict
+from converter.evaluation.tasks.task import Task
 from converter.graph.survey import Layer
 from converter.report.layers import LayerRow
 from converter.report.report import Report
@@ -174,8 +175,13 @@ def layer_cells(row: LayerRow) -> list[str]:
     ]
 
 
-def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType:
-    """Draw a network's layers, one row each, with their fastest form if forms were timed."""
+def survey_table(
+    layers: Sequence[Layer], table: LatencyTable, tasks: Sequence[Task]
+) -> RenderableType:
+    """Draw a network's layers, one row each, with their fastest form if forms were timed.
+
+    Below stand what the outputs mean and the conditions.
+    """
     drawn = _table(
         (*LAYER_COLUMNS, "could take, ms", ""),
         left=("layer", "kernel", "stride", "input", "could take, ms", ""),
@@ -197,7 +203,9 @@ def survey_table(layers: Sequence[Layer], table: LatencyTable) -> RenderableType
             f"kept: {layer.reason}" if layer.reason else "",
         )
     hint = "" if any(timed.options for timed in table.layers) else " --gains times other forms."
-    return Group(drawn, Text(_table_line(table) + hint, style="dim"))
+    judged = [f"{', '.join(task.outputs)}: {task.name} ({task.unit})" for task in tasks]
+    tasks_line = Text(f"Outputs are judged as {'; '.join(judged)}.", style="dim")
+    return Group(drawn, tasks_line, Text(_table_line(table) + hint, style="dim"))
 
 
 def times_table(table: LatencyTable) -> RenderableType:
@@ -253,11 +261,12 @@ def conditions_line(comparison: Comparison) -> str:
     """Say in one line under which conditions a comparison was measured."""
     shown = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
     shapes = _show_shapes(comparison.input_shapes)
+    images = f": {comparison.preprocessing}" if comparison.preprocessing else ""
     where = f" at {', '.join(comparison.compared)}" if comparison.compared else ""
     return (
         f"{comparison.cpu}; {comparison.threads} thread(s), {comparison.provider}; {shapes}; "
         f"medians with 99 % intervals of {comparison.rounds} paired blocks; scored on "
-        f"{comparison.examples} examples ({comparison.data}){where}; {shown}"
+        f"{comparison.examples} examples ({comparison.data}{images}){where}; {shown}"
     )
 
 

@@ -109,7 +109,7 @@ class Classify:
         rows = rows.astype(np.float64)
         if rows.shape[1] == 1:
             if self.probabilities:
-                return np.log(np.maximum(np.hstack([1 - rows, rows]), TINY))
+                return np.asarray(np.log(np.maximum(np.hstack([1 - rows, rows]), TINY)))
             return np.hstack([log_expit(-rows), log_expit(rows)])
         return np.asarray(np.log(np.maximum(rows, TINY))) if self.probabilities else rows
 
