@@ -47,7 +47,7 @@ class TimingSettings:
     block_s: float = 0.03
     pause_s: float = 0.02
     race_s: float = 4.0
-    min_rounds: int = 15
+    min_rounds: int = 16
     max_rounds: int = 60
     stopwatch: Callable[[Any, Feeds, int], float] = seconds_per_call
     attempts: int = 3
