@@ -232,6 +232,7 @@ def measure(job: Job, converted: ConvertedModel) -> Verified:
         source.shapes,
         source.more_shapes,
         options.timing.batch_size,
+        decide=(options.budget.target_speedup,) if options.budget.target_speedup else (),
     )
     scoring = Scoring(
         data=source.eval or _unused_inputs(job) or (source.calib and job.problem.holdout),

@@ -35,7 +35,11 @@ MODELS = {
         "Factory 'toy:fails' failed: RuntimeError: no such backbone",
     ),
     "factory of a number": ("toy:number", "gave a int, not an nn.Module"),
-    "no input shape": ("toy:build", "input 'x' is not known; give sample inputs, or --input-shape x:1,3,224,224, on which it runs"),
+    "no input shape": (
+        "toy:build",
+        "input 'x' is not known; give sample inputs, or --input-shape x:1,3,224,224, on which it "
+        "runs",
+    ),
     "free sizes": ("free.onnx", "or --input-shape x:1,3,224,224, on which it runs"),
 }
 OPTIONS = {

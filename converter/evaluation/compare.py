@@ -43,12 +43,14 @@ class Conditions:
         shapes: Input shapes for timing, by name; those of the data or the network if left out.
         more_shapes: Further input shapes for timing.
         batch_size: Examples per call when timing; the first axis of ``shapes`` if left out.
+        decide: Speedups that no interval should contain; the race goes on until none does.
     """
 
     runtime: Runtime
     shapes: Shapes = field(default_factory=dict)
     more_shapes: Sequence[Shapes] = ()
     batch_size: int | None = None
+    decide: tuple[float, ...] = ()
 
 
 def compare_models(
@@ -83,7 +85,7 @@ def compare_models(
     examples = noise if data is None else conform(data, shapes, dtypes)
     examples = _whole_batches(examples, required_batch)
     feeds = examples.read(np.arange(batch_size) % examples.count)
-    raced = _race_all(sessions, feeds, resources.stage("timing"))
+    raced = _race_all(sessions, feeds, resources.stage("timing"), conditions.decide)
     timings = [
         _time_at(sessions, choose_shapes(spec, shape, None), dtypes, batch_size, resources)
         for shape in conditions.more_shapes
@@ -196,10 +198,15 @@ def _whole_batches(examples: Data, required_batch: int | None) -> Data:
 
 
 def _race_all(
-    sessions: Mapping[str, Session], feeds: Arrays, progress: Callable[[float], None]
+    sessions: Mapping[str, Session],
+    feeds: Arrays,
+    progress: Callable[[float], None],
+    decide: Sequence[float] = (),
 ) -> Race:
     networks = list(sessions.values())
-    return race(networks, [renamed(feeds, session) for session in networks], progress)
+    return race(
+        networks, [renamed(feeds, session) for session in networks], progress, decide=decide
+    )
 
 
 def _time_at(
