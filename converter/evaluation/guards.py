@@ -29,13 +29,17 @@ SAME_CLASS = 0.95  # share of one class from which on nearly all answers are the
 # scores, a wrong scale of the images 0.1 and less.
 SAME_SCORES, SAME_VALUES, VARIED_INPUTS = 0.1, 1e-3, 0.01
 MAX_GAP = 0.3  # between confidence and accuracy; 0.1 is usual, 0.2 where a network is overfit
-MIN_RENUMBERED = 0.2  # accuracy that other numbers of the classes must gain
+MIN_RENUMBERED = 0.3  # accuracy that other numbers of the classes must gain
 Z_99 = 2.576
 CHECK = (
     "Check --mean, --std, --channels, --layout and --resize: inputs must be prepared as in its "
     "training."
 )
 RANDOM = "Its weights look random: give its --checkpoint."
+RENUMBERED = (
+    "With the classes of the labels numbered in another way it gets {:.1%} right: check the "
+    "numbers of the labels, or the names of the folders."
+)
 RAW = (
     "Images were only scaled to 0..1. If the network was trained on normalised images, give their "
     "--mean and --std."
@@ -100,7 +104,7 @@ def guards(
         return Guarded(tuple(f"{sentence} {RANDOM}" for sentence in problems if known), notes)
     renumbered = _renumbered(logits, examples) if problems and logits is not None else None
     better = None
-    if found is not None and renumbered is None:
+    if found is not None:
         doubtful = logits is not None and info.varying_share(logits) < SURE_SHARE
         rescaled = bool(problems) or plain is not own or doubtful
         trials = (Trials(session, t, examples, name, found) for t in _with_scores(tasks, classes))
@@ -108,7 +112,11 @@ def guards(
     if not problems and better is None:
         unsure = plain and not own and classes is None
         return Guarded((), (*notes, RAW) if unsure else notes)
-    advice = _advice(better, found, examples) if better and found else renumbered or CHECK
+    advice = CHECK
+    if renumbered is not None and (better is None or renumbered > better.after):
+        advice = RENUMBERED.format(renumbered)
+    elif better is not None and found is not None:
+        advice = _advice(better, found, examples)
     return Guarded((" ".join([*problems, advice]),), notes)
 
 
@@ -189,18 +197,14 @@ def _varying(arrays: np.ndarray | None) -> float:
     return float((values.var(0) / power).max(initial=0))
 
 
-def _renumbered(scores: np.ndarray, examples: Examples) -> str | None:
-    """Say so if the labels are numbered in another way than the network's classes."""
+def _renumbered(scores: np.ndarray, examples: Examples) -> float | None:
+    """Return the accuracy of logits (N, C) by other numbers of the labels, if far higher."""
     if examples.labels is None:
         return None
     others = info.renumbered_hits(scores, examples.labels)
     hits = (scores.argmax(1) == examples.labels)[1::2]
-    if not significant(others.astype(np.float64) - hits, MIN_RENUMBERED):
-        return None
-    return (
-        f"With the classes of the labels numbered in another way it gets {others.mean():.1%} "
-        "right: check the numbers of the labels, or the names of the folders."
-    )
+    better = significant(others.astype(np.float64) - hits, MIN_RENUMBERED)
+    return float(others.mean()) if better else None
 
 
 def _advice(better: Better, images: Images, examples: Examples) -> str:
