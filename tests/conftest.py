@@ -1,17 +1,14 @@
 """Fixtures that several tests share: an own cache, short races, working folders, conversions."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
 from conversions import converted
 from helpers import make_net, noise, work_in
 from hypothesis import settings
-from torch.onnx._internal.exporter import _registration
+from quick import read_torchlib_once, time_little
 
 from converter.models.export import find_callable
-from converter.runtime import stopwatch
 
 # The same examples in every run; pytest --hypothesis-profile=default looks for others.
 settings.register_profile("repeatable", derandomize=True)
@@ -39,30 +36,17 @@ def one_thread():
 
 @pytest.fixture(autouse=True, scope="session")
 def short_timing():
-    """Time little: these tests ask whether networks are timed, seldom how that ends."""
-    short = stopwatch.TimingSettings(
-        profile_s=0.02,
-        variants=2,
-        rounds=3,
-        block_s=0.005,
-        pause_s=0.0,
-        race_s=0.2,
-        min_rounds=8,
-        max_rounds=10,
-        attempts=1,
-    )
+    """Time little, everywhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stopwatch, "DEFAULT_SETTINGS", short)
+        time_little(patch)
         yield
 
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_export():
-    """Let torch read its ONNX functions once: it would parse their source in every export."""
-    registry = _registration.ONNXRegistry
-    read_once = functools.cache(registry.from_torchlib)
+    """Export without reading torch's ONNX functions again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_torchlib", staticmethod(read_once))
+        read_torchlib_once(patch)
         yield
 
 

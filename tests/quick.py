@@ -1,0 +1,31 @@
+"""What keeps tests cheap, for the test process and for the processes that it starts."""
+
+import functools
+
+from torch.onnx._internal.exporter import _registration
+
+from converter.runtime import stopwatch
+
+SHORT_TIMING = stopwatch.TimingSettings(
+    profile_s=0.02,
+    variants=2,
+    rounds=3,
+    block_s=0.005,
+    pause_s=0.0,
+    race_s=0.2,
+    min_rounds=8,
+    max_rounds=10,
+    attempts=1,
+)
+
+
+def time_little(patch):
+    """Time little: tests ask whether networks are timed, seldom how that ends."""
+    patch.setattr(stopwatch, "DEFAULT_SETTINGS", SHORT_TIMING)
+
+
+def read_torchlib_once(patch):
+    """Let torch read its ONNX functions once: it would parse their source in every export."""
+    registry = _registration.ONNXRegistry
+    read_once = functools.cache(registry.from_torchlib)
+    patch.setattr(registry, "from_torchlib", staticmethod(read_once))
