@@ -85,7 +85,9 @@ def test_a_measure_of_the_user_says_whether_the_budget_is_kept(
 def test_reconstruction_alone_can_keep_a_budget(from_factory, count, words, tmp_path):
     np.savez(tmp_path / "train.npz", x=noise(count, 3, 8, 8, seed=3))
     folder = with_budget(from_factory, tmp_path / "out", {"max_drop": 0.5})
-    made = converter.finetune(folder, train=str(tmp_path / "train.npz"), reconstruct=1)
+    made = converter.finetune(
+        folder, train=str(tmp_path / "train.npz"), reconstruct=1, task="classify"
+    )
     assert made.report.met is (words is None)
     assert words is None or words in made.report.reason
 

@@ -235,13 +235,13 @@ def test_training_stops_when_the_holdout_outputs_are_accepted():
     student, teacher = pair()
     calls = []
 
-    def stop(before, after, labels):
-        calls.append((np.concatenate(before).shape, np.concatenate(after).shape, labels))
+    def stop(before, after):
+        calls.append((np.concatenate(before).shape, np.concatenate(after).shape))
         return len(calls) == 3
 
     result = trained(student, teacher, data(), replace(QUICK, epochs=9), stop_when=stop)
     assert result.epochs == 0.5  # called before training, and after each quarter of the first epoch
-    assert calls[0] == ((20, 4), (20, 4), None)
+    assert calls[0] == ((20, 4), (20, 4))
 
 
 def test_weights_that_are_accepted_from_the_start_are_not_changed():
@@ -374,7 +374,7 @@ def test_training_needs_the_device():
 
 
 @pytest.mark.parametrize(
-    "labels", [np.full(200, 4), np.full(200, -1), np.zeros(200), np.zeros((200, 4, 4), int)]
+    "labels", [np.full(200, 4), np.full(200, -1), np.full(200, 0.5), np.zeros((200, 4, 4), int)]
 )
 def test_labels_must_be_classes_of_the_network(labels):
     with pytest.raises(ConverterError, match="do not fit the network's outputs of shape"):
@@ -504,7 +504,7 @@ def test_an_output_without_axes_is_evaluated_with_the_others():
     torch.manual_seed(0)
     teacher, shapes = Two().eval(), []
 
-    def stop(before, after, labels):
+    def stop(before, after):
         shapes.extend(rows.shape for rows in before)
         return False
 

@@ -150,7 +150,11 @@ def loss_between(tasks: Sequence[Task], before: Sequence[Arrays], after: Sequenc
     if not np.isfinite(error):
         return Loss(1.0, 0.0, error, error, count)
     judgements = [judge_batches(task, before, after) for task in tasks]
-    worst = max(judgements, key=lambda j: j.lost + Z_95 * j.standard_error)
+    worst = max(
+        judgements,
+        key=lambda judgement: judgement.lost + Z_95 * judgement.standard_error,
+        default=Judgement(0.0, 0.0),
+    )
     surrogates = [
         np.concatenate([task.surrogate(a, b) for a, b in zip(before, after)]).mean()
         for task in tasks

@@ -120,7 +120,7 @@ def check_labels(data: Data, output: torch.Tensor) -> None:
     labels = data.labels
     if labels is None and data.load_batch is None:
         return
-    classes = labels is not None and output.ndim == 2
+    classes = labels is not None and labels.dtype.kind in "iu" and output.ndim == 2
     if not classes or labels is None or not 0 <= labels.min() <= labels.max() < output.shape[1]:
         raise ConverterError(
             f"The labels of {data.source} do not fit the network's outputs of shape "
