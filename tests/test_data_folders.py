@@ -95,7 +95,9 @@ def test_numbers_that_sort_otherwise_as_text_are_told(names, told, tmp_path):
 def test_netpbm_files_are_images(suffix, tmp_path):
     grey = pixels(4, 6)
     Image.fromarray(grey).convert("RGB" if suffix == "ppm" else "L").save(tmp_path / f"0.{suffix}")
-    np.testing.assert_allclose(everything(opened(tmp_path))[0], np.stack([grey] * 3) / 255)
+    np.testing.assert_allclose(
+        everything(opened(tmp_path))[0], np.stack([grey] * 3) / 255, atol=1e-6
+    )
 
 
 def test_sixteen_bits_are_scaled_to_eight(tmp_path):
@@ -118,7 +120,7 @@ def test_a_network_of_one_channel_takes_grey_images(shape, nhwc, axis, tmp_path)
     grey = pixels(4, 6)
     Image.fromarray(grey).save(tmp_path / "0.png")
     data = opened(tmp_path, Input("image", shape, FLOAT), nhwc=nhwc)
-    np.testing.assert_allclose(everything(data)[0], np.expand_dims(grey, axis - 1) / 255)
+    np.testing.assert_allclose(everything(data)[0], np.expand_dims(grey, axis - 1) / 255, atol=1e-6)
     assert data.preprocessing.startswith("grey")
 
 

@@ -50,7 +50,7 @@ def misfit(labels: np.ndarray, classes: int, source: str) -> str | None:
     named = labels[name_class(labels, classes)]
     run = f"The labels y of {source} run from {labels.min()} to {labels.max()}"
     has = f"the network has {classes} classes, 0 to {classes - 1}"
-    if set(np.unique(labels)) == {-1, 1}:
+    if classes == 2 and set(np.unique(labels)) == {-1, 1}:
         return f"{run}; {has}. Give 0 for -1."
     if not len(named):
         return f"{run}, and none of them names a class; {has}."

@@ -201,7 +201,7 @@ def _sides_for_linear(network: ir.Model, items: Sequence[Input]) -> range | None
     flattened = _flattened(network)
     if flattened is None or len(items) > 1 or len(items[0].shape) != 4:
         return None
-    if items[0].shape[2:].count(None) + items[0].shape[1:3].count(None) < 3:
+    if items[0].shape[1:].count(None) < 2:
         return None
     (features, wanted), item, channels = flattened, items[0], _first_channels(network)
     session = open_session(_cut(network, features))
