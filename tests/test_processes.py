@@ -14,6 +14,7 @@ from torch import distributed
 
 import converter
 from converter import ConverterError
+from converter.decomposition.forms import FORMS
 from converter.evaluation import compare
 from converter.evaluation.check import difference
 from converter.processes import SINGLE_PROCESS, is_first, process_group
@@ -29,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import fixed_race
-from quick import read_torchlib_once
+from quick import read_torchlib_once, time_little
 
 import converter
 from converter import cli
@@ -38,6 +39,7 @@ from converter.processes import process_group
 
 compare.race = fixed_race
 read_torchlib_once(pytest.MonkeyPatch())
+time_little(pytest.MonkeyPatch())
 
 
 def inputs():
@@ -130,7 +132,7 @@ def inputs(workplace):
     make_net(workplace / "net.onnx", (3, 16, 16), size=8, loss=0.05)
     np.savez("calib.npz", x=noise(300, 3, 8, 8, seed=1))
     np.savez("train.npz", x=noise(400, 3, 8, 8, seed=3))
-    Path("latency.json").write_text(table_by_macs("net.onnx", (1, 3, 8, 8)).to_json())
+    Path("latency.json").write_text(table_by_macs("net.onnx", (1, 3, 8, 8), FORMS).to_json())
     return workplace
 
 
