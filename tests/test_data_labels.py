@@ -14,7 +14,9 @@ X, Y = noise(40, 3, 8, 8), np.arange(40) % 4
 
 
 @pytest.mark.parametrize(
-    "labels", [Y, Y[:, None], Y.astype(float), Y.astype(np.uint8)], ids=["i", "N1", "f", "u1"]
+    "labels",
+    [Y, Y[:, None], Y.astype(float), Y.astype(np.uint8), np.eye(4)[Y]],
+    ids=["i", "N1", "f", "u1", "one-hot"],
 )
 def test_whole_numbers_are_classes(labels):
     np.testing.assert_array_equal(as_classes(labels), Y)
@@ -27,7 +29,7 @@ def test_booleans_are_two_classes():
     assert as_classes(np.array([True, False])).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("labels", [[0.5, 1], [np.nan, 1], [[0, 1], [1, 0]]])
+@pytest.mark.parametrize("labels", [[0.5, 1], [np.nan, 1], [[0, 1], [1, 1]], [[0.0, 2.0], [1, 0]]])
 def test_other_numbers_are_no_classes(labels):
     assert as_classes(np.array(labels)) is None
 

@@ -24,11 +24,16 @@ def are_classes(labels: np.ndarray, count: int, source: str) -> bool:
 
 
 def as_classes(labels: np.ndarray) -> np.ndarray | None:
-    """Return labels as integers (N,): also those of shape (N, 1), whole floats and booleans.
+    """Return labels as integers (N,): also of shape (N, 1), whole floats, booleans and one-hot.
+
+    Labels (N, C) are one-hot if each row holds a single 1 and zeros.
 
     Returns:
-        The classes, or None if the labels are not one whole number an example.
+        The classes, or None if the labels are not one class an example.
     """
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        one_hot = np.isin(labels, (0, 1)).all() and (np.count_nonzero(labels, axis=1) == 1).all()
+        return np.asarray(labels.argmax(1)) if one_hot else None
     column = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if column.ndim != 1 or (column.dtype.kind == "f" and not np.isfinite(column).all()):
         return None
