@@ -10,7 +10,8 @@ setup() {
     fi
     echo "Installing into .venv (a few minutes the first time) ..."
     [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
-    .venv/bin/python -m pip install --disable-pip-version-check \
+    # Modules are compiled when they are first imported; most never are.
+    .venv/bin/python -m pip install --disable-pip-version-check --no-compile \
         --constraint constraints.txt --editable ".${extras:+[$extras]}"
     echo "$wanted" >"$stamp"
 }

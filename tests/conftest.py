@@ -8,6 +8,7 @@ from helpers import make_net, noise, work_in
 from hypothesis import settings
 from quick import read_torchlib_once, time_little
 
+from converter.decomposition.solvers import cp
 from converter.models.export import find_callable
 
 # The same examples in every run; pytest --hypothesis-profile=default looks for others.
@@ -115,3 +116,17 @@ def conversion(request):
 def training(place):
     """Options of a training."""
     return {"input_shape": ("1,3,8,8",), "train": "train.npz", "lr": 1e-2}
+
+
+# Tests of solvers, of forms and of what they solve; the others need no close solution.
+CLOSE = ("axes", "decompose", "degenerate", "depthwise", "form", "linear", "lvh", "refit", "solver")
+CLOSE += ("parallel", "tensorly", "transposed", "varpro")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_steps(request):
+    """Take few steps where small kernels are decomposed, in tests that are not about solving."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not any(word in request.module.__name__ for word in CLOSE):
+            patch.setattr(cp, "MAX_SMALL_STEPS", 20)
+        yield

@@ -9,7 +9,7 @@ import pytest
 import tensorly as tl
 import torch
 from helpers import EXACT_FORMS, SPLITTING_FORMS, difference, make_conv
-from test_forms import metrics_for
+from test_form_metrics import metrics_for
 
 from converter.decomposition.api import decompose
 from converter.decomposition.approximation import error_curve
