@@ -10,8 +10,7 @@ setup() {
     fi
     echo "Installing into .venv (a few minutes the first time) ..."
     [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
-    # Modules are compiled when they are first imported; most never are.
-    .venv/bin/python -m pip install --disable-pip-version-check --no-compile \
+    .venv/bin/python -m pip install --disable-pip-version-check \
         --constraint constraints.txt --editable ".${extras:+[$extras]}"
     echo "$wanted" >"$stamp"
 }

@@ -6,12 +6,7 @@ source scripts/setup.sh
 setup test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy &
-types=$!
-# Three processes, a thread each: with more threads they took half as much CPU time again. There are
-# more of them than cores, since some tests wait for other processes.
+.venv/bin/mypy
+# Two processes, a thread each: with more threads they took half as much CPU time again.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-status=0
-.venv/bin/python -m pytest -n 3 --dist worksteal "$@" || status=$?
-wait "$types" || status=$?
-exit "$status"
+exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
