@@ -12,7 +12,6 @@ from converter.decomposition.form import skeleton
 from converter.decomposition.forms import find_form
 from converter.graph.network import load
 from converter.graph.survey import survey
-from converter.runtime.layer_times import MAX_GAP
 from converter.runtime.ort import OnnxRuntime
 from converter.runtime.ort_session import NodeTime
 from converter.runtime.stopwatch import TimingSettings
@@ -196,7 +195,7 @@ def test_a_phantom_rest_is_measured_again_and_warned_of(grid):
     table = measure(grid, FEEDS, runtime, settings=FIXED, progress=shares.append)
     (warning,) = table.warnings
     assert "measure again" in warning
-    assert abs(1 - sum(layer.ms for layer in table.layers) / table.ms) > MAX_GAP
+    assert abs(1 - sum(layer.ms for layer in table.layers) / table.ms) > FIXED.max_gap
     assert len(shares) == FIXED.attempts * (len(grid) + FIXED.variants)
     assert LatencyTable.from_json(table.to_json()).warnings == table.warnings
 

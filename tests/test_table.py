@@ -9,7 +9,7 @@ from helpers import from_text, make_net, noise
 
 from converter.job import open_job
 from converter.options import Options
-from converter.runtime import layer_times, stopwatch
+from converter.runtime import stopwatch
 from converter.timing.conditions import conditions, timed_feeds
 from converter.timing.table import latency_table
 
@@ -51,7 +51,8 @@ def test_a_table_without_warnings_is_measured_once(tmp_path, times):
 def test_a_doubtful_table_is_measured_by_each_conversion(tmp_path, times, monkeypatch):
     job = job_of(make_net(tmp_path / "net.onnx", channels=(3, 16, 16)), tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(layer_times, "MAX_GAP", -1.0)
+        doubting = replace(stopwatch.DEFAULT_SETTINGS, max_gap=-1.0)
+        patch.setattr(stopwatch, "DEFAULT_SETTINGS", doubting)
         first = table_of(job)
         (warning,) = first.warnings
         assert "measure again" in warning

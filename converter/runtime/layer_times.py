@@ -9,7 +9,6 @@ This file also runs without flatconv.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ from converter.runtime.stopwatch import Feeds, TimedSession, TimingSettings
 
 FORMAT, VERSION = "flatconv-latency", 1
 MAX_SCALE = 1.25  # factor by which the scale may differ from the ratio of wall time to profile
-MAX_GAP = 0.15  # relative difference between the time of a network and the sum over its nodes
 WARNING = (
     "The times of the nodes and of the whole network ({:.3f} ms) differ by {:.0%}; "
     "measure again when the machine is idle."
@@ -57,9 +55,9 @@ def time_layers(
     """
     settings, names = settings or stopwatch.DEFAULT_SETTINGS, manifest["networks"]
     base = TimedSession.of(open_network(names[0]), feeds, settings)
-    attempts: list[_Attempt] = []
-    gap = math.inf
-    while gap > MAX_GAP and len(attempts) < settings.attempts:
+    attempts = [_measure(manifest, open_network, profile_network, base, progress)]
+    sums_ms, ms, gap = _combined(attempts)
+    while gap > settings.max_gap and len(attempts) < settings.attempts:
         attempts.append(_measure(manifest, open_network, profile_network, base, progress))
         sums_ms, ms, gap = _combined(attempts)
     float_ms = None
@@ -83,7 +81,7 @@ def time_layers(
         "ms": ms,
         "float_ms": float_ms,
         "layers": layers,
-        "warnings": [WARNING.format(ms, gap)] if gap > MAX_GAP else [],
+        "warnings": [WARNING.format(ms, gap)] if gap > settings.max_gap else [],
     }
 
 

@@ -39,6 +39,8 @@ class TimingSettings:
         max_rounds: Most rounds of a race of whole networks.
         stopwatch: (session, inputs, number of calls) -> seconds per call.
         attempts: How often all layers are measured at most, where profile and clock disagree.
+        max_gap: Relative difference between the time of a network and the sum over its nodes
+            from which on profile and clock disagree.
     """
 
     profile_s: float = 0.25
@@ -51,6 +53,7 @@ class TimingSettings:
     max_rounds: int = 60
     stopwatch: Callable[[Any, Feeds, int], float] = seconds_per_call
     attempts: int = 3
+    max_gap: float = 0.15
 
 
 # Used wherever a caller passes no settings. Tests shorten all timing here (tests/conftest.py).
