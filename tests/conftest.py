@@ -6,9 +6,8 @@ import torch
 from conversions import converted
 from helpers import make_net, noise, work_in
 from hypothesis import settings
-from quick import read_torchlib_once, time_little
+from quick import read_torchlib_once, take_few_steps, time_little
 
-from converter.decomposition.solvers import cp
 from converter.models.export import find_callable
 
 # The same examples in every run; pytest --hypothesis-profile=default looks for others.
@@ -125,8 +124,8 @@ CLOSE += ("parallel", "tensorly", "transposed", "varpro")
 
 @pytest.fixture(autouse=True, scope="module")
 def few_steps(request):
-    """Take few steps where small kernels are decomposed, in tests that are not about solving."""
+    """Take few steps where kernels are decomposed, in tests that are not about solving."""
     with pytest.MonkeyPatch.context() as patch:
         if not any(word in request.module.__name__ for word in CLOSE):
-            patch.setattr(cp, "MAX_SMALL_STEPS", 20)
+            take_few_steps(patch)
         yield

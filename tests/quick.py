@@ -5,6 +5,7 @@ import math
 
 from torch.onnx._internal.exporter import _registration
 
+from converter.decomposition.solvers import cp
 from converter.runtime import stopwatch
 
 SHORT_TIMING = stopwatch.TimingSettings(
@@ -20,10 +21,18 @@ SHORT_TIMING = stopwatch.TimingSettings(
     max_gap=math.inf,  # a busy machine makes no table doubtful
 )
 
+FEW_STEPS = {"FIRST_STEPS": 4, "METRIC_STEPS": 6, "WARM_STEPS": 2, "MAX_SMALL_STEPS": 20}
+
 
 def time_little(patch):
     """Time little: tests ask whether networks are timed, seldom how that ends."""
     patch.setattr(stopwatch, "DEFAULT_SETTINGS", SHORT_TIMING)
+
+
+def take_few_steps(patch):
+    """Take few steps where kernels are decomposed: any chain will do."""
+    for name, most in FEW_STEPS.items():
+        patch.setattr(cp, name, most)
 
 
 def read_torchlib_once(patch):

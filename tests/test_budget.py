@@ -34,9 +34,9 @@ def counted_time():
 def place(tmp_path_factory):
     """A network whose kernels are nearly of low rank, its times, and data."""
     with work_in(tmp_path_factory.mktemp("budget")) as here:
-        make_net(here / "net.onnx", channels=CHANNELS, size=32, loss=0.02)
-        np.savez(here / "calib.npz", x=noise(64, 3, 32, 32, seed=1))
-        (here / "table.json").write_text(table_by_macs("net.onnx").to_json())
+        make_net(here / "net.onnx", channels=CHANNELS, size=16, loss=0.02)
+        np.savez(here / "calib.npz", x=noise(64, 3, 16, 16, seed=1))
+        (here / "table.json").write_text(table_by_macs("net.onnx", (1, 3, 16, 16)).to_json())
         yield here
 
 
@@ -168,7 +168,7 @@ def test_a_layer_without_timed_forms_is_kept(place):
 
 
 def test_inputs_that_a_network_overflows_on_are_refused(place):
-    np.savez("far.npz", x=np.full((16, 3, 32, 32), 3e38, np.float32))
+    np.savez("far.npz", x=np.full((16, 3, 16, 16), 3e38, np.float32))
     arguments = ("--calib", "far.npz", "--max-macs", "0.5", "--no-correct")
     status, _, error = flatconv("convert", "net.onnx", "-o", "far", *arguments)
     assert status == 2
@@ -177,8 +177,8 @@ def test_inputs_that_a_network_overflows_on_are_refused(place):
 
 
 def test_the_times_of_another_network_are_refused(place):
-    make_net(place / "other.onnx", channels=(3, 16, 16), size=32)
-    (place / "other.json").write_text(table_by_macs("other.onnx").to_json())
+    make_net(place / "other.onnx", channels=(3, 16, 16), size=16)
+    (place / "other.json").write_text(table_by_macs("other.onnx", (1, 3, 16, 16)).to_json())
     status, _, error = flatconv(
         "convert", "net.onnx", "-o", "x", "--max-error", "0.1", "--latency", "other.json"
     )
@@ -206,7 +206,7 @@ def test_a_contradiction_speaks_of_command_line_options(place):
 
 @pytest.mark.parametrize(("allowed", "met"), [(0.5, True), (1e-9, True)])
 def test_a_users_measure_is_kept_to(place, allowed, met):
-    x = {"x": noise(32, 3, 32, 32, seed=7)}
+    x = {"x": noise(32, 3, 16, 16, seed=7)}
     original = run(open_session(load(place / "net.onnx")), x)["logits"]
 
     def evaluate(predict):
@@ -248,7 +248,7 @@ def test_a_drop_without_inputs_cannot_be_judged(place):
 
 
 def test_a_drop_without_classes_is_that_of_the_variance(place):
-    make_net(place / "single.onnx", channels=(3, 16), size=32, classes=1)
+    make_net(place / "single.onnx", channels=(3, 16), size=16, classes=1)
     options = {"calib": "calib.npz", "task": "regress", "max_macs": 0.9}
     result = converter.convert("single.onnx", max_drop=0.9, **options)
     report = result.report.to_dict()

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import fixed_race
-from quick import read_torchlib_once, time_little
+from quick import read_torchlib_once, take_few_steps, time_little
 
 import converter
 from converter import cli
@@ -39,6 +39,7 @@ from converter.processes import process_group
 
 compare.race = fixed_race
 read_torchlib_once(pytest.MonkeyPatch())
+take_few_steps(pytest.MonkeyPatch())
 time_little(pytest.MonkeyPatch())
 
 
