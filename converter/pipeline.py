@@ -26,7 +26,14 @@ from converter.options import Options
 from converter.processes import Progress, no_progress
 from converter.quantization.int8 import Int8
 from converter.reconstruction.moments import Metrics
-from converter.reconstruction.realize import Realization, coarse_metrics, realize, with_chains
+from converter.reconstruction.realize import (
+    Realization,
+    balanced,
+    coarse_metrics,
+    realize,
+    with_chains,
+)
+from converter.reconstruction.refit import Refit
 from converter.report.layers import layer_rows, least_gaining
 from converter.report.report import Report
 from converter.report.result import Result
@@ -38,6 +45,7 @@ from converter.search.int8 import quantize
 from converter.search.manual import make_plan
 from converter.search.plan import Plan
 from converter.search.result import SearchInput, SearchResult
+from converter.stages import StageTimer
 from converter.timing.table import chosen_times
 from converter.training.distill import distill
 from converter.training.phases import list_phases
@@ -59,6 +67,7 @@ def convert(
 
     ``command`` is recorded in the report.
     """
+    progress = timer = StageTimer(progress)
     progress("loading", 0.0)
     job = open_job(model, options, example_input, evaluate, progress)
     job = replace(job, warnings=(*input_warnings(job, model), *job.warnings))
@@ -86,7 +95,7 @@ def convert(
     group.broadcast_task(None)  # ends the other processes
     if job.resources.cache is not None:
         evict(job.resources.cache)
-    report = Report(verified, job.options.resources.seed, command)
+    report = Report(verified, job.options.resources.seed, command, timer.seconds)
     return Result(report, original.original, original.origin, job.options, original.module)
 
 
@@ -115,7 +124,7 @@ def choose(job: Job) -> SearchResult:
         plan = make_plan(job.layers, options.layers, job.source.shapes, seed)
         forms = {name: (form.name, rank) for name, (form, rank) in plan.chosen().items()}
         table = chosen_times(job.problem, forms, options, job.resources)
-        realization = group.run_on_all(partial(_realize, plan, True), job)
+        realization = group.run_on_all(partial(_realize, plan, True, None), job)
         return SearchResult(plan, realization, table=table)
     search_input = SearchInput(
         problem=job.problem,
@@ -124,7 +133,9 @@ def choose(job: Job) -> SearchResult:
         evaluate=job.evaluate,
         tasks=job.tasks,
         metrics=lambda names: group.run_on_all(partial(_estimate, names), job),
-        build=lambda plan, whole: group.run_on_all(partial(_realize, plan, whole), job),
+        build=lambda plan, whole, near: group.run_on_all(
+            partial(_realize, plan, whole, near.refit if near else None), job
+        ),
         deployed=lambda network: (
             quantize(network, job.source, options, job.tasks).network
             if options.search.int8
@@ -134,16 +145,20 @@ def choose(job: Job) -> SearchResult:
     return choose_plan(search_input)
 
 
-def _realize(plan: Plan, whole: bool, job: Job) -> Realization:
+def _realize(plan: Plan, whole: bool, before: Refit | None, job: Job) -> Realization:
     """Solve the layers of a plan for all sample inputs, or without those that are held out."""
-    return realize(
-        job.problem.network,
+    network = job.problem.network
+    realization = realize(
+        network,
         job.layers,
         plan.chosen(),
         job.problem.calib if whole else job.problem.fit,
         replace(job.resources, seed=plan.seed),
         refit=job.options.search.correct,
-        balanced=job.options.training.trains,
+        before=before,
+    )
+    return (
+        balanced(network, job.layers, realization) if job.options.training.trains else realization
     )
 
 
@@ -264,5 +279,6 @@ def without_least_gaining(job: Job, search: SearchResult, verified: Verified) ->
     result = verdict(verified.comparison.gain)
     layers = least_gaining(verified.converted.rows)
     plan = search.plan.reverted(f"with it the network was no faster{baseline} ({result})", layers)
-    realization = job.resources.group.run_on_all(partial(_realize, plan, True), job)
+    before = search.realization.refit
+    realization = job.resources.group.run_on_all(partial(_realize, plan, True, before), job)
     return replace(search, plan=plan, realization=realization, predicted_speedup=None)

@@ -33,6 +33,7 @@ from converter.report.verify import ConvertedModel
 from converter.search.int8 import quantize
 from converter.search.plan import Plan, read_plan
 from converter.search.result import SearchResult
+from converter.stages import StageTimer
 from converter.training.distill import distill
 from converter.training.phases import list_phases
 
@@ -120,7 +121,8 @@ def finetune(
         trust_pickle = bool(values.get("trust_pickle", False))
         earlier = Earlier.of_folder(Path(result_or_folder), trust_pickle)
     options = check_options(earlier.record.options.changed(**{**RESET, "epochs": 0, **values}))
-    job = _open(earlier, options, evaluate, progress)
+    timer = StageTimer(progress)
+    job = _open(earlier, options, evaluate, timer)
     if earlier.teacher is not None and not isinstance(result_or_folder, Result):
         problem = check_torch_vs_onnx(
             earlier.teacher, earlier.original, samples(job.source, options.resources.seed)
@@ -132,7 +134,8 @@ def finetune(
     converted = _train(job, earlier)
     if job.resources.group.rank > 0:
         return None
-    report = Report(measure(job, converted), options.resources.seed, command)
+    verified = measure(job, converted)
+    report = Report(verified, options.resources.seed, command, timer.seconds)
     record = earlier.record
     return Result(report, earlier.original, record.origin, options, earlier.teacher)
 

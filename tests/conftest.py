@@ -119,7 +119,7 @@ def training(place):
 
 # Tests of solvers, of forms and of what they solve; the others need no close solution.
 CLOSE = ("axes", "decompose", "degenerate", "depthwise", "form", "linear", "lvh", "refit", "solver")
-CLOSE += ("parallel", "tensorly", "transposed", "varpro")
+CLOSE += ("parallel", "search_budgets", "tensorly", "transposed", "varpro")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -132,7 +132,8 @@ def choose(layers, share, names=("channel",)):
 
 
 def refit(model, layers, data, chosen, **resources):
-    return refit_layers(model, layers, chosen, data, Resources(**resources))
+    result = refit_layers(model, layers, chosen, data, Resources(**resources))
+    return result.chains, result.errors
 
 
 def solve_alone(model, layers, data, chosen):

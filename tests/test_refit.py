@@ -159,6 +159,6 @@ def test_a_bias_in_an_addition_is_refitted_around(kind):
     layers = survey(model, {"x": x[:2]})
     chosen = {layer.name: (FORMS["channel"], (4,)) for layer in layers}
     data = from_arrays({"x": x}, "noise")
-    chains, errors = refit_layers(model, layers, chosen, data)
-    assert set(chains) == {"w", "v"}
-    assert all(0 < error < 1 for error in errors.values())
+    result = refit_layers(model, layers, chosen, data)
+    assert set(result.chains) == {"w", "v"}
+    assert all(0 < error < 1 for error in result.errors.values())

@@ -110,6 +110,17 @@ def test_a_warm_start_is_never_worse_than_it_was(metric, R):
     assert error_under(judge, tl.cp_to_tensor(found), tensor) <= 1.001 * before  # the ridge
 
 
+@pytest.mark.parametrize("metric", [None, "kronecker", "full"])
+def test_the_largest_terms_of_a_start_are_taken(metric):
+    shape, known = (8, 6, 3, 3), [random((n, 4), n) for n in (8, 6, 3, 4)]
+    known[3] = known[3][:3]
+    more = [np.hstack([1e-3 * random((n, 3), 9), f]) for n, f in zip(shape, known)]
+    under = metric_for(shape, 1, metric == "kronecker") if metric else None
+    tensor = tl.cp_to_tensor((None, known))
+    found = cp_of(tensor, 4, under, 1, tl.cp_tensor.CPTensor((None, more)))
+    assert difference(tl.cp_to_tensor(found), tensor) < 1e-3
+
+
 @pytest.mark.parametrize("metric", [False, True])
 def test_cp_recovers_a_known_rank(metric):
     tensor = tl.cp_to_tensor((None, [random((n, 4), n) for n in (9, 7, 5)]))

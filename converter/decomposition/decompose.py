@@ -36,8 +36,8 @@ def decompose(
         rank: Rank over all groups.
         settings: Settings of the solver.
         metrics: One for each group; the Frobenius norm if left out.
-        start: A chain of the same form at a rank not above ``rank``, from which the CP forms
-            start; the other forms ignore it.
+        start: A chain of the same form at any rank, from which the CP forms start; the other
+            forms ignore it.
 
     Raises:
         ConverterError: When the form cannot replace ``conv``, the rank does not fit, or the solver

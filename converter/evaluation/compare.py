@@ -182,7 +182,7 @@ def _open_all(models: Mapping[str, ir.Model], runtime: Runtime) -> dict[str, Ses
     distinct = {id(model): model for model in models.values()}
     openers = {key: partial(open_session, m, runtime=runtime) for key, m in distinct.items()}
     opened: dict[int, Session]
-    if len(distinct) == 1 or sum(map(nbytes, distinct.values())) < MAX_OPEN_BYTES:
+    if len(distinct) == 1 or _fit_together(models):
         opened = {key: opener() for key, opener in openers.items()}
     else:
         open_now: dict[int, Session] = {}
@@ -195,6 +195,12 @@ def _whole_batches(examples: Data, required_batch: int | None) -> Data:
     if required_batch and examples.count < required_batch:
         return examples.take(np.arange(required_batch) % examples.count)
     return examples.take(np.arange(examples.count - examples.count % (required_batch or 1)))
+
+
+def _fit_together(models: Mapping[str, ir.Model], copies: int = 1) -> bool:
+    """Tell whether all networks may be open at once, each ``copies`` times."""
+    distinct = {id(model): model for model in models.values()}
+    return copies * sum(map(nbytes, distinct.values())) < MAX_OPEN_BYTES
 
 
 def _race_all(
@@ -233,15 +239,19 @@ def _score_all(
     runtime: Runtime,
     resources: Resources,
 ) -> tuple[dict[str, Score], tuple[str, ...]]:
-    """Score networks by their outputs, or by inner values where an output's shape varies."""
+    """Score networks by their outputs, or by inner values where an output's shape varies.
+
+    They run on all cores, if they can be open beside the sessions that raced.
+    """
     first = next(iter(models.values()))
     names = comparison_outputs(first)
     compared: tuple[str, ...] = ()
     if names != [str(value.name) for value in first.graph.outputs]:
         compared = tuple(names)
         distinct = {id(model): with_outputs(model, names) for model in models.values()}
-        inner = {name: distinct[id(model)] for name, model in models.items()}
-        sessions = _open_all(inner, runtime)
+        models = {name: distinct[id(model)] for name, model in models.items()}
+    if compared or _fit_together(models, copies=2):
+        sessions = _open_all(models, runtime.with_threads(max(runtime.threads, resources.threads)))
     networks = list(sessions.values())
     batch = next((b for s in networks if (b := fixed_batch(s))), SCORING_BATCH)
     scores = score(networks, examples, tasks, batch, resources.stage("scoring"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -15,7 +15,7 @@ from converter.graph.rewrite import rewrite
 from converter.graph.survey import Layer
 from converter.processes import Resources
 from converter.reconstruction.moments import Metrics, second_moments
-from converter.reconstruction.refit import refit_layers
+from converter.reconstruction.refit import Refit, refit_layers
 from converter.reconstruction.solve import solve_layers
 
 
@@ -27,11 +27,13 @@ class Realization:
         chains: By layer name.
         errors: Relative errors of the responses, by layer name; of the weights without data.
         network: The rewritten network.
+        refit: The layers as they were refit, from which another realization can start; or None.
     """
 
     chains: dict[str, Chain]
     errors: dict[str, float]
     network: ir.Model
+    refit: Refit | None = None
 
 
 def realize(
@@ -42,7 +44,7 @@ def realize(
     resources: Resources,
     *,
     refit: bool = True,
-    balanced: bool = False,
+    before: Refit | None = None,
 ) -> Realization:
     """Decompose the chosen layers and put their chains into the network.
 
@@ -56,18 +58,30 @@ def realize(
         data: Sample inputs to solve for; None to solve for the weights alone.
         resources: Memory, cache, cluster, seed.
         refit: Solve each layer for the inputs that the converted layers before it produce.
-        balanced: Balance the norms of the steps of each chain, for training.
+        before: Layers of the network as they were refit for other forms or ranks, to start from.
 
     Raises:
         ConverterError: When a form does not fit a layer, or a process is gone or killed.
     """
+    result = None
     if data is not None and refit and chosen:
-        chains, errors = refit_layers(network, layers, chosen, data, resources)
+        result = refit_layers(network, layers, chosen, data, resources, before)
+        chains, errors = result.chains, result.errors
     else:
         chains, errors = _solve_independently(network, layers, chosen, data, resources)
-    if balanced:
-        chains = {name: chain.balanced() for name, chain in chains.items()}
-    return Realization(chains, errors, with_chains(network, layers, chains))
+    return Realization(chains, errors, with_chains(network, layers, chains), result)
+
+
+def balanced(network: ir.Model, layers: Sequence[Layer], realization: Realization) -> Realization:
+    """Balance the norms of the steps of each chain, for training.
+
+    Args:
+        network: The canonical network.
+        layers: All of its layers, in graph order.
+        realization: The chains.
+    """
+    chains = {name: chain.balanced() for name, chain in realization.chains.items()}
+    return replace(realization, chains=chains, network=with_chains(network, layers, chains))
 
 
 def with_chains(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,13 +29,36 @@ MIN_IMAGES = 16  # used even with little memory
 FLOAT32_BYTES = 4
 
 
+@dataclass(frozen=True)
+class Refit:
+    """Layers that were refit in graph order.
+
+    Attributes:
+        key: Digest of the network, the sample inputs and the settings.
+        chosen: Names of form and rank by layer name, in graph order.
+        chains: By layer name.
+        errors: Relative errors of the responses, by layer name.
+    """
+
+    key: str
+    chosen: dict[str, tuple[str, Rank]]
+    chains: dict[str, Chain]
+    errors: dict[str, float]
+
+    def start_of(self, layer: str, form: Form) -> Chain | None:
+        """Return the chain of a layer, if it is of a form that can start from it."""
+        known = layer in self.chosen and self.chosen[layer][0] == form.name
+        return self.chains[layer] if known and form.warm_start else None
+
+
 def refit_layers(
     network: ir.Model,
     layers: Sequence[Layer],
     chosen: Mapping[str, tuple[Form, Rank]],
     data: Data,
     resources: Resources = Resources(),
-) -> tuple[dict[str, Chain], dict[str, float]]:
+    before: Refit | None = None,
+) -> Refit:
     """Decompose the chosen layers in graph order, each for its inputs in the converted network.
 
     For inputs x of the converted network and outputs y of the original, the best kernel without
@@ -55,9 +79,8 @@ def refit_layers(
         data: Sample inputs.
         resources: With little memory, fewer images are used. From the cache come the results of
             all layers up to the first that differs from an earlier call.
-
-    Returns:
-        Chains and relative errors of the responses, by layer name.
+        before: The same network at other forms or ranks. Layers before the first that differs are
+            taken from it; the CP forms start from its chains.
     """
     todo = [layer for layer in layers if layer.name in chosen]
     model = segment(network, [layer.output for layer in todo])
@@ -65,26 +88,45 @@ def refit_layers(
     batch_size = inputs(network)[0].shape[0] or 2  # see find_consumers
     state = _Activations(batches.inputs, batches.inputs)
     consumers = find_consumers(network, todo, data.read(np.arange(batch_size) % data.count))
-    key = _first_key(network, model, batches, resources)
-    chains: dict[str, Chain] = {}
-    errors: dict[str, float] = {}
+    refit = Refit(_first_key(network, model, batches, resources), {}, {}, {})
+    equal = 0 if before is None else _count_equal(before, refit.key, todo, chosen)
+    key = refit.key
     for number, layer in enumerate(todo):
         form, rank = chosen[layer.name]
-        key = digest(key, layer.name, form.name, rank)
-        result = _load(layer.conv, key, resources)
+        start = before.start_of(layer.name, form) if before else None
+        key = digest(key, layer.name, form.name, rank, start and list(_arrays(start).values()))
+        if before is not None and number < equal:
+            result: tuple[Chain, float] | None
+            result = before.chains[layer.name], before.errors[layer.name]
+        else:
+            result = _load(layer.conv, key, resources)
         if result is None:
             while state.segments <= number:
-                before = todo[state.segments - 1] if state.segments else None
-                replaced = {before.output: (before.name, chains[before.name])} if before else {}
+                last = todo[state.segments - 1] if state.segments else None
+                replaced = {last.output: (last.name, refit.chains[last.name])} if last else {}
                 state = state.after_next_segment(model, replaced, resources.threads)
             sample = _sample(layer, consumers, number, state, batches, resources)
-            solve = partial(_solve, layer, form, rank, sample, resources)
+            solve = partial(_solve, layer, form, rank, sample, resources, start)
             result = resources.group.broadcast(solve)
             if resources.cache is not None and resources.group.rank == 0:
                 _store(resources.cache, key, *result)
-        chains[layer.name], errors[layer.name] = result
+        chain, error = result
+        refit.chosen[layer.name] = form.name, rank
+        refit.chains[layer.name], refit.errors[layer.name] = chain, error
+        key = digest(key, list(_arrays(chain).values()))
         resources.stage("solving")((number + 1) / len(todo))
-    return chains, errors
+    return refit
+
+
+def _count_equal(
+    before: Refit, key: str, todo: Sequence[Layer], chosen: Mapping[str, tuple[Form, Rank]]
+) -> int:
+    """Count the first layers that were solved before, in the same way for the same inputs."""
+    if key != before.key:
+        return 0
+    wanted = [(layer.name, (chosen[layer.name][0].name, chosen[layer.name][1])) for layer in todo]
+    pairs = zip(wanted, before.chosen.items())
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True)
@@ -184,18 +226,23 @@ def _gathered(group: ProcessGroup, parts: list[LayerSample]) -> LayerSample | No
 
 
 def _solve(
-    layer: Layer, form: Form, rank: Rank, sample: LayerSample | None, resources: Resources
+    layer: Layer,
+    form: Form,
+    rank: Rank,
+    sample: LayerSample | None,
+    resources: Resources,
+    start: Chain | None,
 ) -> tuple[Chain, float]:
     assert sample is not None  # only the first process solves
     half = replace(resources, memory_bytes=resources.memory_bytes / 2)
-    return solve_for_sample(layer, form, rank, sample, half)
+    return solve_for_sample(layer, form, rank, sample, half, start)
 
 
 def _first_key(
     network: ir.Model, model: SegmentedModel, batches: _Batches, resources: Resources
 ) -> str:
-    """Digest everything that all results depend on."""
-    return digest(
+    """Digest everything that all results depend on; the same in all processes."""
+    key = digest(
         ir.to_proto(model.model).SerializeToString(),
         *modification_times(network),
         resources.group.gather([digest(list(feeds.items())) for feeds in batches.inputs]),
@@ -205,6 +252,7 @@ def _first_key(
         resources.memory_bytes,
         resources.threads,
     )
+    return resources.group.broadcast(lambda: key)
 
 
 def _load(conv: Conv | None, key: str, resources: Resources) -> tuple[Chain, float] | None:
@@ -219,5 +267,8 @@ def _load(conv: Conv | None, key: str, resources: Resources) -> tuple[Chain, flo
 
 
 def _store(cache: Path, key: str, chain: Chain, rel_error: float) -> None:
-    bias = np.asarray(chain.steps[-1].bias)
-    store_arrays(cache, key, packed(chain) | {"bias": bias, "rel_error": np.array(rel_error)})
+    store_arrays(cache, key, _arrays(chain) | {"rel_error": np.array(rel_error)})
+
+
+def _arrays(chain: Chain) -> dict[str, np.ndarray]:
+    return packed(chain) | {"bias": np.asarray(chain.steps[-1].bias)}

@@ -23,9 +23,12 @@ REFIT = "dense"  # the form of a layer that keeps its shape and corrects the err
 # few patches for each weight, it is chosen by cross-validation.
 KERNEL_RIDGE, KERNEL_RIDGES = 1e-3, (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 ENOUGH_PATCHES = 16  # for each weight
-# Rounds in which the one-sided targets follow the responses; the last of each solves all steps.
-ROUNDS, FITS_PER_ROUND = 2, 3
-FIRST_EFFORT = 0.5  # of the solver before those rounds
+# How often the one-sided targets follow the response. The last time, all steps are solved; before,
+# the last step alone. Twice as many rounds take longer and lose no less.
+FITS = 2
+# Effort of the solver before that; and with a start, from which it takes a few steps at an effort
+# of 1: with fewer than START_EFFORT, the network loses more than without a start.
+FIRST_EFFORT, START_EFFORT = 0.5, 2.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,12 @@ class KernelRegression:
 
 
 def solve_for_sample(
-    layer: Layer, form: Form, rank: Rank, sample: LayerSample, resources: Resources
+    layer: Layer,
+    form: Form,
+    rank: Rank,
+    sample: LayerSample,
+    resources: Resources,
+    start: Chain | None = None,
 ) -> tuple[Chain, float]:
     """Solve one layer for its sample.
 
@@ -127,6 +135,7 @@ def solve_for_sample(
         rank: Rank over all groups.
         sample: Its inputs and target outputs.
         resources: Memory for the moments, seed and device.
+        start: A chain of the same form at any rank, from which the CP forms start.
 
     Returns:
         The chain with its bias, and the relative error of its response.
@@ -141,7 +150,8 @@ def solve_for_sample(
         return run_solver(kernel, form, rank, resources, metrics, start, effort)
 
     target = sample.target
-    chain = solve(target, effort=FIRST_EFFORT if one_sided else 1.0)
+    first_effort = FIRST_EFFORT if one_sided else 1.0
+    chain = solve(target, start, START_EFFORT if start else first_effort)
     response = regression.response(chain)
     if one_sided:
         chain, response, target = _solve_one_sided(regression, sample, chain, response, solve)
@@ -163,17 +173,14 @@ def _solve_one_sided(
     Returns:
         The chain, its response (P, O) without bias, and its target (P, O).
     """
-    target = sample.target
-    for number in range(ROUNDS * FITS_PER_ROUND):
-        target = sample.one_sided_target(response + target.mean(0))
-        if len(chain.steps) == 1 or number % FITS_PER_ROUND == FITS_PER_ROUND - 1:
-            chain = solve(target, chain)
-            response = regression.response(chain)
-        else:
-            if number % FITS_PER_ROUND == 0:
-                last = LastStep.of(regression.conv, chain, regression.patches, regression.ridges)
+    target = sample.one_sided_target(response + sample.target.mean(0))
+    if len(chain.steps) > 1:
+        last = LastStep.of(regression.conv, chain, regression.patches, regression.ridges)
+        for _ in range(FITS - 1):
             chain, response = last.fit(target)
-    return chain, response, target
+            target = sample.one_sided_target(response + target.mean(0))
+    chain = solve(target, chain)
+    return chain, regression.response(chain), target
 
 
 def choose_ridge(patches: np.ndarray, target: np.ndarray, weights: np.ndarray) -> float:

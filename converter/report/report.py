@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from converter.evaluation.comparison import Comparison, Figures
@@ -23,11 +23,13 @@ class Report:
         verified: The converted network and its measurements.
         seed: Seed of every random choice.
         command: The command or function that started the conversion.
+        stages: Seconds by stage, until the report was made.
     """
 
     verified: Verified
     seed: int
     command: str
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def comparison(self) -> Comparison:
@@ -109,6 +111,7 @@ class Report:
             **conditions(self.comparison),
             "seed": self.seed,
             "command": self.command,
+            "stages": {stage: round(seconds, 3) for stage, seconds in self.stages.items()},
             "layers": [asdict(row) for row in self.layers],
             "frontier": _networks(self.frontier)[1:] if self.frontier else [],
         }

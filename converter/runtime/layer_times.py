@@ -21,6 +21,7 @@ from converter.runtime.ort_session import NodeTime
 from converter.runtime.stopwatch import Feeds, TimedSession, TimingSettings
 
 FORMAT, VERSION = "flatconv-latency", 1
+SAME_GAP = 0.03  # between two attempts that disagree with the clock equally
 MAX_SCALE = 1.25  # factor by which the scale may differ from the ratio of wall time to profile
 WARNING = (
     "The times of the nodes and of the whole network ({:.3f} ms) differ by {:.0%}; "
@@ -39,7 +40,7 @@ def time_layers(
     """Time the variants of a network.
 
     Where profile and clock disagree, everything is measured again, up to ``settings.attempts``
-    times, and the medians of all attempts are taken.
+    times or until two attempts disagree equally, and the medians of all attempts are taken.
 
     Args:
         manifest: The variants and the conditions, as JSON values.
@@ -57,9 +58,11 @@ def time_layers(
     base = TimedSession.of(open_network(names[0]), feeds, settings)
     attempts = [_measure(manifest, open_network, profile_network, base, progress)]
     sums_ms, ms, gap = _combined(attempts)
-    while gap > settings.max_gap and len(attempts) < settings.attempts:
+    gaps = [gap]
+    while gap > settings.max_gap and len(attempts) < settings.attempts and not _repeats(gaps):
         attempts.append(_measure(manifest, open_network, profile_network, base, progress))
         sums_ms, ms, gap = _combined(attempts)
+        gaps.append(_combined(attempts[-1:])[2])
     float_ms = None
     if manifest.get("float") is not None:
         in_float = TimedSession.of(open_network(manifest["float"]), feeds, settings)
@@ -139,6 +142,11 @@ def _measure(
         np.array(original_s),
         fused_layers(profiles[0], layers),
     )
+
+
+def _repeats(gaps: Sequence[float]) -> bool:
+    """Tell whether two attempts disagree with the clock equally: another one would, too."""
+    return any(abs(gap - gaps[-1]) < SAME_GAP for gap in gaps[:-1])
 
 
 def _combined(attempts: Sequence[_Attempt]) -> tuple[np.ndarray, float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,10 @@ class OnnxRuntime:
     def of(cls, timing: TimingOptions) -> OnnxRuntime:
         """Return the runtime for ``--threads`` and ``--provider``."""
         return cls(timing.threads, timing.provider or DEFAULT_PROVIDER)
+
+    def with_threads(self, threads: int) -> OnnxRuntime:
+        """Return the same runtime with other threads, to run networks for their outputs."""
+        return replace(self, threads=threads)
 
     @property
     def version(self) -> str:

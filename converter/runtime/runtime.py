@@ -72,6 +72,10 @@ class Runtime(Protocol):
         """Threads of a session."""
         ...
 
+    def with_threads(self, threads: int) -> Runtime:
+        """Return the same runtime with other threads, to run networks for their outputs."""
+        ...
+
     def open(self, model: bytes | Path, weights: Path | None = None) -> Session:
         """Open a network.
 

@@ -61,8 +61,8 @@ class SearchInput:
         evaluate: The user's own measure, or None.
         metrics: Layer names -> coarse second moments of the layers' inputs, by name.
         tasks: What the outputs mean.
-        build: (plan, whole) -> network, fit to all sample inputs if ``whole``, else only to those
-            that are not held out.
+        build: (plan, whole, near) -> network, fit to all sample inputs if ``whole``, else only to
+            those that are not held out. ``near`` is a network of another plan to start from.
         deployed: Network -> the version of it that must keep the budgets (int8, if requested).
     """
 
@@ -72,5 +72,5 @@ class SearchInput:
     evaluate: Evaluate | None
     metrics: Callable[[Sequence[str]], Mapping[str, Sequence[Metric]]]
     tasks: tuple[Task, ...]
-    build: Callable[[Plan, bool], Realization]
+    build: Callable[[Plan, bool, Realization | None], Realization]
     deployed: Callable[[ir.Model], ir.Model]

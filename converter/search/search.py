@@ -119,8 +119,10 @@ def stay_within(
             space, limits
         )
 
-    def measure(assignment: Assignment, allowance: float) -> Trial[Built]:
-        return _build_trial(Trial(assignment, allowance), measures)
+    def measure(
+        assignment: Assignment, allowance: float, last: Trial[Built] | None
+    ) -> Trial[Built]:
+        return _build_trial(Trial(assignment, allowance), measures, last)
 
     def advance(trials: Sequence[Trial[Built]]) -> float | None:
         progress(min(len(trials) / effort.trials, 1.0))
@@ -153,7 +155,7 @@ def _improve(
         ms = IMPROVED_TIME * remaining[0].total(best.assignment, "ms")
         assignment = remaining[0].minimize("loss", {**limits.sums, "ms": ms})
         if assignment is not None:
-            trial = _build_trial(Trial(assignment, best.allowance), measures)
+            trial = _build_trial(Trial(assignment, best.allowance), measures, best)
             if trial.worst <= 1:
                 best = trial
                 continue
@@ -206,10 +208,10 @@ def _search_under_sums(
         assignment = space.minimize(limits.goal, limits.sums) or _nearest(space, limits)
         if assignment not in assignments:
             assignments.append(assignment)
-    trials = [
-        _build_trial(Trial(assignment, math.inf), measures)
-        for assignment in assignments[: effort.trials]
-    ]
+    trials: list[Trial[Built]] = []
+    for assignment in assignments[: effort.trials]:
+        last = trials[-1] if trials else None
+        trials.append(_build_trial(Trial(assignment, math.inf), measures, last))
     best = trials[0]
     if len(trials) > 1:
         errors = [measures.error(trial.network) for trial in trials if trial.network is not None]
@@ -217,9 +219,11 @@ def _search_under_sums(
     return Outcome(best, tuple(trials))
 
 
-def _build_trial(trial: Trial[Built], measures: Measures[Built]) -> Trial[Built]:
-    """Build the network of a trial and measure its usage of the limits."""
-    network = measures.build(trial.assignment)
+def _build_trial(
+    trial: Trial[Built], measures: Measures[Built], near: Trial[Built] | None = None
+) -> Trial[Built]:
+    """Build the network of a trial, starting from that of another, and measure its usage."""
+    network = measures.build(trial.assignment, near.network if near else None)
     return replace(trial, network=network, usage={**measures.usage(network), **trial.usage})
 
 

@@ -48,7 +48,7 @@ def reach_speedup(
     def propose(aim: float) -> Assignment | None:
         return space.minimize(limits.goal, {**limits.sums, "ms": limits.ms_at(aim)}) or fastest
 
-    def measure(assignment: Assignment, aim: float) -> Trial[Built]:
+    def measure(assignment: Assignment, aim: float, last: object = None) -> Trial[Built]:
         nonlocal races
         races += 1
         speedup = speedup_of(assignment)

@@ -71,13 +71,14 @@ class Measures(Generic[Built]):
     """The functions by which a search measures an assignment.
 
     Attributes:
-        build: Assignment -> network.
+        build: (assignment, near) -> network; ``near`` is the network of another assignment to
+            start from, or None.
         usage: Network -> share of each limit that it uses, by option; 1 or less keeps the limit.
         speedup: Assignment -> measured speedup over the original.
         error: Network -> relative output error, by which networks are compared without a limit.
     """
 
-    build: Callable[[Assignment], Built]
+    build: Callable[[Assignment, Built | None], Built]
     usage: Callable[[Built], Mapping[str, float]]
     speedup: Callable[[Assignment], float]
     error: Callable[[Built], float]
@@ -137,7 +138,7 @@ class Outcome(Generic[Built]):
 
 def walk(
     propose: Callable[[float], Assignment | None],
-    measure: Callable[[Assignment, float], Trial[Built]],
+    measure: Callable[[Assignment, float, Trial[Built] | None], Trial[Built]],
     advance: Callable[[Sequence[Trial[Built]]], float | None],
     allowance: float,
     max_measured: int,
@@ -146,7 +147,8 @@ def walk(
 
     Args:
         propose: Allowance -> assignment, or None if no assignment keeps it by the tables.
-        measure: Measures an assignment; it is called once for equal assignments.
+        measure: (assignment, allowance, last trial) -> trial; it is called once for equal
+            assignments.
         advance: Trials so far -> the next allowance, or None to stop.
         allowance: The first allowance.
         max_measured: How many assignments may be measured.
@@ -161,7 +163,7 @@ def walk(
         if trial is None:
             if len(measured) == max_measured:
                 break
-            trial = measure(assignment, allowance)
+            trial = measure(assignment, allowance, measured[-1] if measured else None)
             measured.append(trial)
         trials.append(replace(trial, allowance=allowance))
         next_allowance = advance(trials)

@@ -40,8 +40,9 @@ def cp(problem: KernelProblem, R: int, settings: SolverSettings = SolverSettings
 
     Args:
         problem: Target (O, n_2, ..., n_d): mode 2 is the channels, the others the window. Start:
-            a ``CPTensor`` of rank r <= R, of which all factors but the first are used; the error
-            of the result is not above that of the start, but for the ridge.
+            a ``CPTensor``, of which all factors but the first are used. Of more than R terms, the
+            R largest start; else the error of the result is not above that of the start, but for
+            the ridge.
         R: Number of rank-1 terms.
         settings: Settings of the solver.
 
@@ -117,7 +118,11 @@ def _start(problem: KernelProblem, R: int, seed: int) -> Factors:
     """
     rng = np.random.default_rng(seed)
     if problem.start is not None:
-        factors = [root.T @ f for root, f in zip(problem.roots, problem.start.factors[1:])]
+        outer, *others = problem.start.factors
+        factors = [root.T @ f for root, f in zip(problem.roots, others)]
+        sizes = np.prod([np.linalg.norm(f, axis=0) for f in (outer, *factors)], axis=0)
+        largest = np.sort(np.argsort(-sizes, kind="stable")[:R])
+        factors = [f[:, largest] for f in factors]
         factors = [np.hstack([f, _noise(rng, f, R - f.shape[1])]) for f in factors]
         return [torch.from_numpy(f) for f in factors]
     tensor = problem.whitened
