@@ -14,7 +14,7 @@ from converter.evaluation.loss import channels_of, numbers
 from converter.evaluation.tasks.channels import ChannelErrors
 from converter.evaluation.tasks.task import Judgement, Task, concatenated
 from converter.runtime.ort import run
-from converter.runtime.runtime import ExclusiveSession, Session
+from converter.runtime.runtime import Session
 from converter.timing.race import Interval
 
 FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
@@ -105,17 +105,16 @@ def _outputs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[Arrays]]]:
     """Iterate over batches: indices, labels, and each session's outputs by the first's names.
 
-    Exclusive sessions run groups of batches, of up to ``MAX_GROUP_BYTES``, so that they are opened
-    less often.
+    Sessions run groups of batches, of up to ``MAX_GROUP_BYTES``: exclusive ones are opened less
+    often, and the threads of the others, which spin for a while after each run, disturb less.
     """
     batches = ((indices, *data.batch(indices)) for indices in data.batch_indices(batch_size))
     group_size = 1
     while group := list(islice(batches, group_size)):
         results = [[numbers(run(s, renamed(f, s))) for _, f, _ in group] for s in sessions]
-        if any(isinstance(session, ExclusiveSession) for session in sessions):
-            size = sum(a.nbytes for batches in results for o in batches for a in o.values())
-            size += sum(array.nbytes for _, feeds, _ in group for array in feeds.values())
-            group_size = max(MAX_GROUP_BYTES * len(group) // max(size, 1), 1)
+        size = sum(a.nbytes for batches in results for o in batches for a in o.values())
+        size += sum(array.nbytes for _, feeds, _ in group for array in feeds.values())
+        group_size = max(MAX_GROUP_BYTES * len(group) // max(size, 1), 1)
         for (indices, _, labels), *outputs in zip(group, *results):
             yield indices, labels, [dict(zip(outputs[0], o.values())) for o in outputs]
 
