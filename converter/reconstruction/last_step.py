@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import torch
 
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.refit import RIDGE, last_features
+from converter.reconstruction.products import factorize, product, solve
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LastStep:
     chain: Chain
     features: list[np.ndarray]
     moments: list[np.ndarray]
-    roots: list[tuple[np.ndarray, bool]]
+    roots: list[torch.Tensor]
     pulls: list[np.ndarray]
 
     @classmethod
@@ -49,12 +50,12 @@ class LastStep:
         features, moments, roots, pulls = [], [], [], []
         for group, (B, W) in enumerate(zip(filters, weights)):
             ridge = ridges[group // per_group]
-            F = patches[group // per_group] @ B.T.astype(np.float32)
-            gram = (F.T @ F).astype(np.float64) / len(F) + ridge * B @ B.T
+            F = product(patches[group // per_group], B.T)
+            gram = product(F.T, F).astype(np.float64) / len(F) + ridge * B @ B.T
             small = max(RIDGE * np.trace(gram) / len(gram), np.finfo(np.float64).tiny)
             features.append(F)
             moments.append(gram)
-            roots.append(cho_factor(gram + small * np.eye(len(gram))))
+            roots.append(factorize(gram + small * np.eye(len(gram))))
             pulls.append(ridge * B @ W.T)
         return cls(chain, features, moments, roots, pulls)
 
@@ -67,9 +68,9 @@ class LastStep:
         for C, F, root, gram, pull, row in zip(
             before, self.features, self.roots, self.moments, self.pulls, rows
         ):
-            cross = (F.T @ row).astype(np.float64) / len(F) + pull
-            kernels.append(C + cho_solve(root, cross - gram @ C.T).T)
-        response = [F @ C.T.astype(np.float32) for F, C in zip(self.features, kernels)]
+            cross = product(F.T, row).astype(np.float64) / len(F) + pull
+            kernels.append(C + solve(root, cross - gram @ C.T).T)
+        response = [product(F, C.T) for F, C in zip(self.features, kernels)]
         kernel = np.concatenate(kernels).reshape(last.kernel.shape).astype(last.kernel.dtype)
         chain = Chain((*head, replace(last, kernel=kernel)))
         return chain, np.concatenate(response, axis=1)

@@ -13,6 +13,7 @@ from converter.graph.consumers import Consumers
 from converter.graph.survey import Layer
 from converter.reconstruction.moments import patch_count, patch_size
 from converter.reconstruction.positions import choose_positions, cut_patches
+from converter.reconstruction.products import product
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def sample_layer(
     patches = cut_patches(inputs, conv, positions)
     weights = np.split(conv.kernel.astype(np.float32), conv.groups)
     target = np.concatenate(
-        [part @ w.reshape(len(w), -1).T for part, w in zip(patches, weights)], axis=1
+        [product(part, w.reshape(len(w), -1).T) for part, w in zip(patches, weights)], axis=1
     )  # (P, O)
     if conv.bias is not None:
         target = target + conv.bias.astype(np.float32)

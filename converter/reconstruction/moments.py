@@ -17,6 +17,7 @@ from converter.graph.network import MAX_BATCH, compute_shapes, compute_values, i
 from converter.graph.survey import Layer
 from converter.processes import Resources
 from converter.reconstruction.positions import choose_positions, cut_patches
+from converter.reconstruction.products import gram
 
 MAX_IMAGES = 256
 # A layer gets as many patches as PATCH_WORK multiplications allow, within bounds: many for a narrow
@@ -183,19 +184,11 @@ def _sums(patches: np.ndarray, I: int, full: bool, mean: bool = False) -> list[n
     """
     last = [patches.sum(0)] if mean else []
     if full:
-        return [_gram(patches), *last]
+        return [gram(patches), *last]
     blocks = patches.reshape(len(patches), I, -1)
-    channels = _gram(blocks.transpose(0, 2, 1).reshape(-1, I))
-    window = _gram(blocks.reshape(len(patches) * I, -1))
+    channels = gram(blocks.transpose(0, 2, 1).reshape(-1, I))
+    window = gram(blocks.reshape(len(patches) * I, -1))
     return [channels / blocks.shape[2], window, *last]
-
-
-def _gram(rows: np.ndarray) -> np.ndarray:
-    """Return X^T X; products in the type of the rows, sums in float64."""
-    total = np.zeros((rows.shape[1],) * 2)
-    for part in np.array_split(rows, max(len(rows) // 8192, 1)):
-        total += part.T @ part
-    return total
 
 
 def _metric(moments: Sequence[np.ndarray], I: int, floor: float = FLOOR) -> Metric:

@@ -15,6 +15,7 @@ from converter.graph.rewrite import rewrite
 from converter.graph.survey import Layer
 from converter.processes import Resources
 from converter.reconstruction.moments import Metrics, second_moments
+from converter.reconstruction.products import one_blas_thread
 from converter.reconstruction.refit import Refit, refit_layers
 from converter.reconstruction.solve import solve_layers
 
@@ -36,6 +37,7 @@ class Realization:
     refit: Refit | None = None
 
 
+@one_blas_thread()
 def realize(
     network: ir.Model,
     layers: Sequence[Layer],
@@ -92,6 +94,7 @@ def with_chains(
     return rewrite(network, by_output)
 
 
+@one_blas_thread()
 def coarse_metrics(
     network: ir.Model, layers: Sequence[Layer], data: Data | None, resources: Resources
 ) -> Metrics:

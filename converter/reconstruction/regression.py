@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import torch
 
 from converter.decomposition.conv import Chain, Conv, assemble
 from converter.decomposition.form import Form, Rank
@@ -16,6 +16,7 @@ from converter.processes import Resources
 from converter.reconstruction.last_step import LastStep
 from converter.reconstruction.layer_sample import LayerSample
 from converter.reconstruction.moments import fits_in_memory, metric_from_patches, patch_size
+from converter.reconstruction.products import factorize, gram, product, solve
 from converter.reconstruction.solve import run_solver
 
 REFIT = "dense"  # the form of a layer that keeps its shape and corrects the errors before it
@@ -50,7 +51,7 @@ class KernelRegression:
     patches: np.ndarray
     metrics: list[Metric]
     ridges: list[float]
-    roots: list[tuple[np.ndarray, bool]]
+    roots: list[torch.Tensor]
 
     @classmethod
     def of(
@@ -81,7 +82,7 @@ class KernelRegression:
             patches,
             metrics,
             [float(np.trace(S) / len(S) * ridge / (1 + ridge)) for S in moments],
-            [cho_factor(S) for S in moments],
+            [factorize(S) for S in moments],
         )
 
     def best_kernel(self, target: np.ndarray) -> Conv:
@@ -96,7 +97,7 @@ class KernelRegression:
         weights = conv.kernel.astype(np.float64).reshape(conv.groups, -1, patch_size(conv))
         rows = np.split((target - target.mean(0)).T, conv.groups)  # (O/groups, P)
         kernels = [
-            cho_solve(root, (row @ part / len(target) + ridge * weight).T).T
+            solve(root, (product(row, part) / len(target) + ridge * weight).T).T
             for row, part, ridge, weight, root in zip(
                 rows, self.patches, self.ridges, weights, self.roots
             )
@@ -106,8 +107,7 @@ class KernelRegression:
     def response(self, chain: Chain) -> np.ndarray:
         """Return the output (P, O) of a chain on the patches, without bias."""
         kernel = chain.dense().kernel.reshape(self.conv.groups, -1, self.patches.shape[2])
-        weights = kernel.astype(np.float32)
-        return np.concatenate([part @ w.T for part, w in zip(self.patches, weights)], axis=1)
+        return np.concatenate([product(x, w.T) for x, w in zip(self.patches, kernel)], axis=1)
 
     def with_bias(self, chain: Chain, target: np.ndarray) -> Chain:
         """Give a chain the geometry of the layer, and the bias that meets the mean target."""
@@ -145,16 +145,16 @@ def solve_for_sample(
     regression = KernelRegression.of(conv, sample, resources.memory_bytes, form.name == REFIT)
     one_sided = bool(regression.roots) and sample.one_sided
 
-    def solve(target: np.ndarray, start: Chain | None = None, effort: float = 1.0) -> Chain:
+    def solve_for(target: np.ndarray, start: Chain | None = None, effort: float = 1.0) -> Chain:
         kernel, metrics = regression.best_kernel(target), regression.metrics
         return run_solver(kernel, form, rank, resources, metrics, start, effort)
 
     target = sample.target
     first_effort = FIRST_EFFORT if one_sided else 1.0
-    chain = solve(target, start, START_EFFORT if start else first_effort)
+    chain = solve_for(target, start, START_EFFORT if start else first_effort)
     response = regression.response(chain)
     if one_sided:
-        chain, response, target = _solve_one_sided(regression, sample, chain, response, solve)
+        chain, response, target = _solve_one_sided(regression, sample, chain, response, solve_for)
     if not regression.roots:
         scale = _channel_scale(response, target - target.mean(0))
         chain, response = chain.scaled(scale), response * scale.astype(np.float32)
@@ -166,7 +166,7 @@ def _solve_one_sided(
     sample: LayerSample,
     chain: Chain,
     response: np.ndarray,
-    solve: Callable[[np.ndarray, Chain], Chain],
+    solve_for: Callable[[np.ndarray, Chain], Chain],
 ) -> tuple[Chain, np.ndarray, np.ndarray]:
     """Alternate between one-sided targets and their least squares (arXiv 1505.06798, 3.2).
 
@@ -179,7 +179,7 @@ def _solve_one_sided(
         for _ in range(FITS - 1):
             chain, response = last.fit(target)
             target = sample.one_sided_target(response + target.mean(0))
-    chain = solve(target, chain)
+    chain = solve_for(target, chain)
     return chain, regression.response(chain), target
 
 
@@ -194,13 +194,13 @@ def choose_ridge(patches: np.ndarray, target: np.ndarray, weights: np.ndarray) -
     half = patches.shape[1] // 2
     errors = np.zeros(len(KERNEL_RIDGES))
     for part, W, rows in zip(patches, weights, np.split(target, len(patches), axis=1)):
-        residual = rows - part @ W.T.astype(np.float32)  # of the trained kernel
-        gram = (part[:half].T @ part[:half]).astype(np.float64)
-        cross = part[:half].T @ residual[:half]
-        power = np.trace(gram) / len(gram) or 1.0  # inputs that are always 0 have none
+        residual = rows - product(part, W.T)  # of the trained kernel
+        moments = gram(part[:half])
+        cross = product(part[:half].T, residual[:half]).astype(np.float64)
+        power = np.trace(moments) / len(moments) or 1.0  # inputs that are always 0 have none
         for number, ridge in enumerate(KERNEL_RIDGES):
-            change = cho_solve(cho_factor(gram + ridge * power * np.eye(len(gram))), cross)
-            error = residual[half:] - part[half:] @ change.astype(np.float32)
+            change = solve(factorize(moments + ridge * power * np.eye(len(moments))), cross)
+            error = residual[half:] - product(part[half:], change)
             errors[number] += np.square(error, dtype=np.float64).sum()
     return KERNEL_RIDGES[int(errors.argmin())]
 

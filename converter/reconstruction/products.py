@@ -1,0 +1,50 @@
+"""Products of large matrices, on the threads of torch.
+
+The threads of numpy's BLAS spin for a while after each call. Beside those of torch, both solve no
+faster on two cores than on one, so numpy's BLAS gets one thread while layers are solved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+ROWS = 8192  # of a part of ``gram``
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Limit the BLAS of numpy and scipy to one thread."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return A B of two matrices, in the type of A."""
+    left = torch.from_numpy(a)
+    result: np.ndarray = (left @ torch.from_numpy(b).to(left.dtype)).numpy()
+    return result
+
+
+def gram(rows: np.ndarray) -> np.ndarray:
+    """Return X^T X; products in the type of the rows, sums in float64."""
+    total = np.zeros((rows.shape[1],) * 2)
+    for part in np.array_split(rows, max(len(rows) // ROWS, 1)):
+        total += product(part.T, part)
+    return total
+
+
+def factorize(matrix: np.ndarray) -> torch.Tensor:
+    """Return the lower Cholesky factor of a positive definite matrix."""
+    factor: torch.Tensor = torch.linalg.cholesky(torch.from_numpy(matrix))
+    return factor
+
+
+def solve(factor: torch.Tensor, right: np.ndarray) -> np.ndarray:
+    """Return M^-1 B for the Cholesky factor of M and a matrix B."""
+    result: np.ndarray = torch.cholesky_solve(torch.from_numpy(right), factor).numpy()
+    return result
