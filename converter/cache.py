@@ -18,7 +18,7 @@ import numpy as np
 
 from converter.decomposition.conv import Chain, Conv, assemble
 
-VERSION = 5  # of the solvers: entries of other versions are not read
+VERSION = 6  # of the solvers: entries of other versions are not read
 MAX_BYTES = 2 * 10**9
 
 

@@ -157,6 +157,7 @@ class Resources:
         group: The processes that share the work on sample inputs.
         progress: Called with a stage and the fraction of it that is done.
         solver: Solver of kernels: "flatconv", "tensorly" or "tensorly+refine".
+        effort: Share of the usual sample inputs, patches and steps with which layers are refit.
     """
 
     threads: int = 1
@@ -168,6 +169,7 @@ class Resources:
     group: ProcessGroup = SINGLE_PROCESS
     progress: Progress = no_progress
     solver: Literal["flatconv", "tensorly", "tensorly+refine"] = "flatconv"
+    effort: float = 1.0
 
     @classmethod
     def of(

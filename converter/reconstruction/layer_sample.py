@@ -9,11 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from converter.data.data import Arrays
+from converter.decomposition.conv import Conv
 from converter.graph.consumers import Consumers
 from converter.graph.survey import Layer
-from converter.reconstruction.moments import patch_count, patch_size
-from converter.reconstruction.positions import choose_positions, cut_patches
+from converter.processes import Resources
+from converter.reconstruction.moments import MIN_PATCHES, patch_count, patch_size
+from converter.reconstruction.positions import Positions, choose_positions, cut_patches
 from converter.reconstruction.products import product
+
+FLOAT32_BYTES, INT64_BYTES = 4, 8
 
 
 @dataclass(frozen=True)
@@ -75,42 +79,80 @@ class LayerSample:
         return np.asarray(np.maximum(pooled, 0) if self.consumers.rectified else pooled)
 
 
-def sample_layer(
+@dataclass(frozen=True)
+class OriginalSample:
+    """A layer at random positions of a batch, in the original network.
+
+    Attributes:
+        positions: The P positions.
+        sums: (P, O), its output, plus the tensor that is added to it.
+        added: Name of the tensor that is added to it, or None.
+    """
+
+    positions: Positions
+    sums: np.ndarray
+    added: str | None
+
+
+def original_bytes(conv: Conv, resources: Resources) -> float:
+    """Return the bytes that the samples of a layer take over all batches."""
+    each = FLOAT32_BYTES * conv.O + INT64_BYTES * (1 + len(conv.k))
+    return resources.effort * patch_count(patch_size(conv), resources.memory_bytes / 2) * each
+
+
+def sample_original(
     layer: Layer,
     consumers: Consumers,
     original: Arrays,
-    converted: Arrays,
     share: float,
-    memory_bytes: float,
+    resources: Resources,
     rng: np.random.Generator,
-) -> LayerSample:
+) -> OriginalSample:
     """Sample a layer at random positions of a batch.
 
     Args:
         layer: A convolution or linear layer.
         consumers: The operations after it.
         original: Tensors of the original network by name: (N, C, *size).
-        converted: The same of the converted network; the same object as long as nothing differs.
         share: Share of all sample inputs that are in this batch.
-        memory_bytes: Memory for the patches of all batches, roughly.
+        resources: Half of the memory is for the patches of all batches, roughly.
         rng: Generator of the positions.
     """
     conv = layer.conv
     assert conv is not None
     inputs = original[layer.source]
-    count = math.ceil(patch_count(patch_size(conv), memory_bytes) * share)
-    positions = choose_positions(conv, inputs.shape, count, rng, consumers.pool)
+    count = patch_count(patch_size(conv), resources.memory_bytes / 2)
+    wanted = math.ceil(max(resources.effort * count, MIN_PATCHES) * share)
+    positions = choose_positions(conv, inputs.shape, wanted, rng, consumers.pool)
     patches = cut_patches(inputs, conv, positions)
     weights = np.split(conv.kernel.astype(np.float32), conv.groups)
-    target = np.concatenate(
+    sums = np.concatenate(
         [product(part, w.reshape(len(w), -1).T) for part, w in zip(patches, weights)], axis=1
     )  # (P, O)
     if conv.bias is not None:
-        target = target + conv.bias.astype(np.float32)
-    if converted is not original:
-        patches = cut_patches(converted[layer.source], conv, positions)
-    shortcut = np.zeros_like(target)
-    if consumers.added in original and original[consumers.added].ndim == inputs.ndim:
-        shortcut = positions.read(converted[consumers.added]).astype(np.float32)
-        target = target + positions.read(original[consumers.added]) - shortcut
-    return LayerSample(patches, target, shortcut, consumers)
+        sums = sums + conv.bias.astype(np.float32)
+    added = consumers.added
+    if added not in original or original[added].ndim != inputs.ndim:
+        added = None
+    if added is not None:
+        sums = sums + positions.read(original[added])
+    return OriginalSample(positions, sums, added)
+
+
+def sample_layer(
+    layer: Layer, consumers: Consumers, original: OriginalSample, converted: Arrays
+) -> LayerSample:
+    """Sample a layer of the converted network at the positions of the original's sample.
+
+    Args:
+        layer: A convolution or linear layer.
+        consumers: The operations after it.
+        original: The sample of the original network.
+        converted: Tensors of the converted network by name: (N, C, *size).
+    """
+    assert layer.conv is not None
+    patches = cut_patches(converted[layer.source], layer.conv, original.positions)
+    shortcut = np.zeros_like(original.sums)
+    if original.added is not None:
+        shortcut = original.positions.read(converted[original.added]).astype(np.float32)
+    return LayerSample(patches, original.sums - shortcut, shortcut, consumers)

@@ -31,8 +31,8 @@ class Realization:
         refit: The layers as they were refit, from which another realization can start; or None.
     """
 
-    chains: dict[str, Chain]
-    errors: dict[str, float]
+    chains: Mapping[str, Chain]
+    errors: Mapping[str, float]
     network: ir.Model
     refit: Refit | None = None
 

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from converter.cache import digest, load_arrays, packed, store_arrays, unpacked
-from converter.data.data import Arrays, Data
+from converter.data.data import Data
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.form import Form, Rank
-from converter.graph.consumers import Consumers, find_consumers
+from converter.graph.consumers import find_consumers
 from converter.graph.external import modification_times
-from converter.graph.network import MAX_BATCH, compute_shapes, inputs
-from converter.graph.segments import SegmentedModel, run_segment, segment
+from converter.graph.network import inputs
+from converter.graph.segments import SegmentedModel, segment
 from converter.graph.survey import Layer
-from converter.processes import ProcessGroup, Resources
-from converter.reconstruction.layer_sample import LayerSample, sample_layer
+from converter.processes import Resources
+from converter.reconstruction.layer_sample import LayerSample
 from converter.reconstruction.regression import solve_for_sample
-
-MIN_IMAGES = 16  # used even with little memory
-FLOAT32_BYTES = 4
+from converter.reconstruction.sampling import (
+    Batches,
+    LayerSampler,
+    Originals,
+    choose_batches,
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,18 @@ class Refit:
         chosen: Names of form and rank by layer name, in graph order.
         chains: By layer name.
         errors: Relative errors of the responses, by layer name.
+        originals: Samples of the original network by key and layer name.
     """
 
     key: str
-    chosen: dict[str, tuple[str, Rank]]
-    chains: dict[str, Chain]
-    errors: dict[str, float]
+    chosen: Mapping[str, tuple[str, Rank]]
+    chains: Mapping[str, Chain]
+    errors: Mapping[str, float]
+    originals: Mapping[str, Originals] = field(default_factory=dict, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the samples: those of another process are of other inputs."""
+        return self.__dict__ | {"originals": {}}
 
     def start_of(self, layer: str, form: Form) -> Chain | None:
         """Return the chain of a layer, if it is of a form that can start from it."""
@@ -84,13 +93,15 @@ def refit_layers(
     """
     todo = [layer for layer in layers if layer.name in chosen]
     model = segment(network, [layer.output for layer in todo])
-    batches = _choose_batches(network, model, data, resources)
+    batches = choose_batches(network, model, data, resources)
     batch_size = inputs(network)[0].shape[0] or 2  # see find_consumers
-    state = _Activations(batches.inputs, batches.inputs)
     consumers = find_consumers(network, todo, data.read(np.arange(batch_size) % data.count))
-    refit = Refit(_first_key(network, model, batches, resources), {}, {}, {})
-    equal = 0 if before is None else _count_equal(before, refit.key, todo, chosen)
-    key = refit.key
+    first_key = key = _first_key(network, model, batches, resources)
+    equal = 0 if before is None else _count_equal(before, key, todo, chosen)
+    originals = {} if before is None else before.originals.get(key, {})
+    sampler = LayerSampler(model, layers, todo, consumers, batches, resources, originals)
+    chains: dict[str, Chain] = {}
+    errors: dict[str, float] = {}
     for number, layer in enumerate(todo):
         form, rank = chosen[layer.name]
         start = before.start_of(layer.name, form) if before else None
@@ -101,21 +112,18 @@ def refit_layers(
         else:
             result = _load(layer.conv, key, resources)
         if result is None:
-            while state.segments <= number:
-                last = todo[state.segments - 1] if state.segments else None
-                replaced = {last.output: (last.name, refit.chains[last.name])} if last else {}
-                state = state.after_next_segment(model, replaced, resources.threads)
-            sample = _sample(layer, consumers, number, state, batches, resources)
-            solve = partial(_solve, layer, form, rank, sample, resources, start)
+            solve = partial(
+                _solve, layer, form, rank, sampler.sample(number, chains), resources, start
+            )
             result = resources.group.broadcast(solve)
             if resources.cache is not None and resources.group.rank == 0:
                 _store(resources.cache, key, *result)
-        chain, error = result
-        refit.chosen[layer.name] = form.name, rank
-        refit.chains[layer.name], refit.errors[layer.name] = chain, error
-        key = digest(key, list(_arrays(chain).values()))
+        chains[layer.name], errors[layer.name] = result
+        key = digest(key, list(_arrays(chains[layer.name]).values()))
         resources.stage("solving")((number + 1) / len(todo))
-    return refit
+    names = {layer.name: (chosen[layer.name][0].name, chosen[layer.name][1]) for layer in todo}
+    others = {} if before is None else before.originals
+    return Refit(first_key, names, chains, errors, {**others, first_key: sampler.originals})
 
 
 def _count_equal(
@@ -127,102 +135,6 @@ def _count_equal(
     wanted = [(layer.name, (chosen[layer.name][0].name, chosen[layer.name][1])) for layer in todo]
     pairs = zip(wanted, before.chosen.items())
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """The sample inputs of this process.
-
-    Attributes:
-        count: Number of sample inputs in all processes.
-        indices: Indices of the sample inputs of each batch.
-        inputs: Network inputs of each batch.
-    """
-
-    count: int
-    indices: list[np.ndarray]
-    inputs: list[Arrays]
-
-
-@dataclass(frozen=True)
-class _Activations:
-    """The tensors at a boundary of the network, batch by batch.
-
-    Attributes:
-        original: Tensors of the original network.
-        converted: Tensors of the converted network; the same object as long as nothing differs.
-        segments: How many segments have been run.
-    """
-
-    original: list[Arrays]
-    converted: list[Arrays]
-    segments: int = 0
-
-    def after_next_segment(
-        self, model: SegmentedModel, replaced: Mapping[str, tuple[str, Chain]], threads: int
-    ) -> _Activations:
-        """Run the next segment, in the converted network with chains in place of layers."""
-        number = self.segments
-        original = run_segment(model, number, self.original, threads)
-        if self.converted is self.original and not replaced:
-            return _Activations(original, original, number + 1)
-        converted = run_segment(model, number, self.converted, threads, replaced)
-        return _Activations(original, converted, number + 1)
-
-
-def _choose_batches(
-    network: ir.Model, model: SegmentedModel, data: Data, resources: Resources
-) -> _Batches:
-    """Choose as many sample inputs as the memory allows at the widest boundary, and split them.
-
-    Half of the memory is for activations. At a boundary, four copies of them may be alive.
-    """
-    batch_size = inputs(network)[0].shape[0]
-    feeds = data.read(np.arange(batch_size or 1) % data.count)
-    shapes = compute_shapes(network, model.boundary_values, feeds)
-    widest = max(
-        sum(FLOAT32_BYTES * math.prod(shapes[name]) for name in part.outputs if name in shapes)
-        for part in model.segments
-    )
-    fitting = int(resources.memory_bytes / 2 / (4 * max(widest, 1)))
-    count = max(fitting, MIN_IMAGES) * (batch_size or 1)
-    images = data.sample(count, resources.seed).whole_batches(batch_size)
-    indices = list(resources.group.shard(images.batch_indices(batch_size or MAX_BATCH)))
-    return _Batches(images.count, indices, [images.read(part) for part in indices])
-
-
-def _sample(
-    layer: Layer,
-    consumers: Mapping[str, Consumers],
-    number: int,
-    state: _Activations,
-    batches: _Batches,
-    resources: Resources,
-) -> LayerSample | None:
-    """Sample a layer on the batches of all processes; None except in the first process."""
-    return _gathered(
-        resources.group,
-        [
-            sample_layer(
-                layer,
-                consumers[layer.output],
-                original,
-                converted,
-                len(indices) / batches.count,
-                resources.memory_bytes / 2,
-                np.random.default_rng((resources.seed, number, int(indices[0]))),
-            )
-            for indices, original, converted in zip(
-                batches.indices, state.original, state.converted
-            )
-        ],
-    )
-
-
-def _gathered(group: ProcessGroup, parts: list[LayerSample]) -> LayerSample | None:
-    """Concatenate the samples of all processes; a function, so that its parts are freed."""
-    all_parts = group.gather(parts)
-    return LayerSample.concatenated(all_parts) if all_parts else None
 
 
 def _solve(
@@ -239,7 +151,7 @@ def _solve(
 
 
 def _first_key(
-    network: ir.Model, model: SegmentedModel, batches: _Batches, resources: Resources
+    network: ir.Model, model: SegmentedModel, batches: Batches, resources: Resources
 ) -> str:
     """Digest everything that all results depend on; the same in all processes."""
     key = digest(
@@ -251,6 +163,7 @@ def _first_key(
         resources.solver,
         resources.memory_bytes,
         resources.threads,
+        resources.effort,
     )
     return resources.group.broadcast(lambda: key)
 

@@ -134,7 +134,7 @@ def solve_for_sample(
         form: The form of its chain.
         rank: Rank over all groups.
         sample: Its inputs and target outputs.
-        resources: Memory for the moments, seed and device.
+        resources: Memory for the moments, seed, device and effort.
         start: A chain of the same form at any rank, from which the CP forms start.
 
     Returns:
@@ -147,7 +147,7 @@ def solve_for_sample(
 
     def solve_for(target: np.ndarray, start: Chain | None = None, effort: float = 1.0) -> Chain:
         kernel, metrics = regression.best_kernel(target), regression.metrics
-        return run_solver(kernel, form, rank, resources, metrics, start, effort)
+        return run_solver(kernel, form, rank, resources, metrics, start, resources.effort * effort)
 
     target = sample.target
     first_effort = FIRST_EFFORT if one_sided else 1.0

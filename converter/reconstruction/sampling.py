@@ -1,0 +1,194 @@
+"""Layers sampled one after another, in the original and in the converted network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.data.data import Arrays, Data
+from converter.decomposition.conv import Chain
+from converter.graph.consumers import Consumers
+from converter.graph.network import MAX_BATCH, compute_shapes, inputs
+from converter.graph.segments import SegmentedModel, run_segment
+from converter.graph.survey import Layer
+from converter.processes import ProcessGroup, Resources
+from converter.reconstruction.layer_sample import (
+    LayerSample,
+    OriginalSample,
+    original_bytes,
+    sample_layer,
+    sample_original,
+)
+
+MIN_IMAGES = 16  # used even with little memory
+FLOAT32_BYTES = 4
+KEPT_SHARE = 1 / 8  # of the memory, for samples of the original network
+Originals = Mapping[str, list[OriginalSample]]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The sample inputs of this process.
+
+    Attributes:
+        count: Number of sample inputs in all processes.
+        indices: Indices of the sample inputs of each batch.
+        inputs: Network inputs of each batch.
+    """
+
+    count: int
+    indices: list[np.ndarray]
+    inputs: list[Arrays]
+
+
+@dataclass(frozen=True)
+class _Activations:
+    """The tensors at one boundary.
+
+    Attributes:
+        tensors: By name, for each batch.
+        segments: How many segments have been run.
+    """
+
+    tensors: list[Arrays]
+    segments: int = 0
+
+
+class LayerSampler:
+    """Samples layers in graph order, in the original and in the converted network.
+
+    The original network runs only as far as samples of it are missing.
+
+    Attributes:
+        originals: Samples of the original network by layer name, one for each batch; as far as
+            the memory allows, from the last layer on.
+    """
+
+    def __init__(
+        self,
+        model: SegmentedModel,
+        layers: Sequence[Layer],
+        todo: Sequence[Layer],
+        consumers: Mapping[str, Consumers],
+        batches: Batches,
+        resources: Resources,
+        originals: Originals,
+    ) -> None:
+        """Start in front of the first layer.
+
+        Args:
+            model: The original network; each segment ends in front of a layer of ``todo``.
+            layers: All of its layers.
+            todo: The layers to sample.
+            consumers: The operations after each layer, by its output.
+            batches: The sample inputs of this process.
+            resources: Memory, seed, threads and the processes that share the work.
+            originals: Samples of the same inputs that are known.
+        """
+        self.originals: dict[str, list[OriginalSample]] = dict(originals)
+        self._model, self._todo, self._consumers = model, todo, consumers
+        self._batches, self._resources = batches, resources
+        self._numbers = {layer.name: number for number, layer in enumerate(layers)}
+        self._kept = _names_to_keep(todo, resources)
+        self._original = self._converted = _Activations(batches.inputs)
+
+    def sample(self, number: int, chains: Mapping[str, Chain]) -> LayerSample | None:
+        """Sample a layer on the batches of all processes; None except in the first process.
+
+        Args:
+            number: Its index in ``todo``; it never falls.
+            chains: The layers before it in the converted network, by name.
+        """
+        layer = self._todo[number]
+        parts = self.originals.get(layer.name)
+        if parts is None:
+            self._original = self._run_up_to(number, self._original, {})
+            parts = self._sample_original(layer)
+            if layer.name in self._kept:
+                self.originals[layer.name] = parts
+        if self._converted.segments == 0 and self._original.segments == 1:
+            self._converted = self._original  # nothing differs in front of the first layer
+        self._converted = self._run_up_to(number, self._converted, chains)
+        consumers = self._consumers[layer.output]
+        return _gathered(
+            self._resources.group,
+            [
+                sample_layer(layer, consumers, part, tensors)
+                for part, tensors in zip(parts, self._converted.tensors)
+            ],
+        )
+
+    def _sample_original(self, layer: Layer) -> list[OriginalSample]:
+        """Sample a layer in the original network."""
+        seed, number = self._resources.seed, self._numbers[layer.name]
+        return [
+            sample_original(
+                layer,
+                self._consumers[layer.output],
+                tensors,
+                len(indices) / self._batches.count,
+                self._resources,
+                np.random.default_rng((seed, number, int(indices[0]))),
+            )
+            for indices, tensors in zip(self._batches.indices, self._original.tensors)
+        ]
+
+    def _run_up_to(
+        self, number: int, state: _Activations, chains: Mapping[str, Chain]
+    ) -> _Activations:
+        """Run a network up to the boundary in front of a layer, with chains for layers."""
+        while state.segments <= number:
+            last = self._todo[state.segments - 1] if state.segments else None
+            replaced = {last.output: (last.name, chains[last.name])} if last and chains else {}
+            tensors = run_segment(
+                self._model, state.segments, state.tensors, self._resources.threads, replaced
+            )
+            state = _Activations(tensors, state.segments + 1)
+        return state
+
+
+def choose_batches(
+    network: ir.Model, model: SegmentedModel, data: Data, resources: Resources
+) -> Batches:
+    """Choose as many sample inputs as the memory allows at the widest boundary, and split them.
+
+    Half of the memory is for activations. At a boundary, four copies of them may be alive.
+    """
+    batch_size = inputs(network)[0].shape[0]
+    feeds = data.read(np.arange(batch_size or 1) % data.count)
+    shapes = compute_shapes(network, model.boundary_values, feeds)
+    widest = max(
+        sum(FLOAT32_BYTES * math.prod(shapes[name]) for name in part.outputs if name in shapes)
+        for part in model.segments
+    )
+    fitting = int(resources.memory_bytes / 2 / (4 * max(widest, 1)))
+    wanted = math.ceil(resources.effort * data.count / (batch_size or 1))
+    count = max(min(fitting, wanted), MIN_IMAGES) * (batch_size or 1)
+    images = data.sample(count, resources.seed).whole_batches(batch_size)
+    indices = list(resources.group.shard(images.batch_indices(batch_size or MAX_BATCH)))
+    return Batches(images.count, indices, [images.read(part) for part in indices])
+
+
+def _names_to_keep(todo: Sequence[Layer], resources: Resources) -> set[str]:
+    """Choose the layers whose samples of the original network are kept.
+
+    They are the last ones that fit: the original network then runs only in front of them again.
+    """
+    names, free_bytes = set(), KEPT_SHARE * resources.memory_bytes
+    for layer in reversed(todo):
+        if layer.conv is not None:
+            free_bytes -= original_bytes(layer.conv, resources)
+            if free_bytes < 0:
+                break
+        names.add(layer.name)
+    return names
+
+
+def _gathered(group: ProcessGroup, parts: list[LayerSample]) -> LayerSample | None:
+    """Concatenate the samples of all processes; a function, so that its parts are freed."""
+    all_parts = group.gather(parts)
+    return LayerSample.concatenated(all_parts) if all_parts else None
