@@ -124,8 +124,15 @@ def choose(job: Job) -> SearchResult:
         plan = make_plan(job.layers, options.layers, job.source.shapes, seed)
         forms = {name: (form.name, rank) for name, (form, rank) in plan.chosen().items()}
         table = chosen_times(job.problem, forms, options, job.resources)
-        realization = group.run_on_all(partial(_realize, plan, True, None), job)
+        realization = group.run_on_all(partial(_realize, plan, None, whole=True), job)
         return SearchResult(plan, realization, table=table)
+
+    def build(
+        plan: Plan, near: Realization | None, *, whole: bool = False, effort: float = 1.0
+    ) -> Realization:
+        before = near.refit if near else None
+        return group.run_on_all(partial(_realize, plan, before, whole=whole, effort=effort), job)
+
     search_input = SearchInput(
         problem=job.problem,
         options=options,
@@ -133,9 +140,7 @@ def choose(job: Job) -> SearchResult:
         evaluate=job.evaluate,
         tasks=job.tasks,
         metrics=lambda names: group.run_on_all(partial(_estimate, names), job),
-        build=lambda plan, whole, near: group.run_on_all(
-            partial(_realize, plan, whole, near.refit if near else None), job
-        ),
+        build=build,
         deployed=lambda network: (
             quantize(network, job.source, options, job.tasks).network
             if options.search.int8
@@ -145,7 +150,9 @@ def choose(job: Job) -> SearchResult:
     return choose_plan(search_input)
 
 
-def _realize(plan: Plan, whole: bool, before: Refit | None, job: Job) -> Realization:
+def _realize(
+    plan: Plan, before: Refit | None, job: Job, *, whole: bool, effort: float = 1.0
+) -> Realization:
     """Solve the layers of a plan for all sample inputs, or without those that are held out."""
     network = job.problem.network
     realization = realize(
@@ -153,7 +160,7 @@ def _realize(plan: Plan, whole: bool, before: Refit | None, job: Job) -> Realiza
         job.layers,
         plan.chosen(),
         job.problem.calib if whole else job.problem.fit,
-        replace(job.resources, seed=plan.seed),
+        replace(job.resources, seed=plan.seed, effort=effort),
         refit=job.options.search.correct,
         before=before,
     )
@@ -280,5 +287,5 @@ def without_least_gaining(job: Job, search: SearchResult, verified: Verified) ->
     layers = least_gaining(verified.converted.rows)
     plan = search.plan.reverted(f"with it the network was no faster{baseline} ({result})", layers)
     before = search.realization.refit
-    realization = job.resources.group.run_on_all(partial(_realize, plan, True, before), job)
+    realization = job.resources.group.run_on_all(partial(_realize, plan, before, whole=True), job)
     return replace(search, plan=plan, realization=realization, predicted_speedup=None)

@@ -42,7 +42,7 @@ def ms(assignment):
 
 def measures(usage=lambda built: {}, speedup=lambda assignment: 30.0 / ms(assignment)):
     """Networks are their assignments."""
-    return Measures(lambda assignment, near: dict(assignment), usage, speedup, loss)
+    return Measures(lambda assignment, near, effort: dict(assignment), usage, speedup, loss)
 
 
 def effort(trials=6, improve=0):
@@ -243,7 +243,7 @@ def test_a_drop_and_a_speedup_are_both_kept_and_both_measured():
 def test_a_table_that_promises_too_much_does_not_hide_a_missed_speedup():
     """The network is really half as fast as the table says."""
     measure = Measures(
-        lambda assignment, near: dict(assignment),
+        lambda assignment, near, effort: dict(assignment),
         lambda built: {"max_drop": loss(built) / 0.5},
         lambda assignment: 15.0 / ms(assignment),
         loss,

@@ -99,7 +99,7 @@ def choose_plan(task: SearchInput) -> SearchResult:
     limits_loss = any(budget.column == "loss" for budget in setting.budgets)
     loss = setting.estimator.loss(task.deployed(realization.network)) if limits_loss else None
     if trials > 1 and problem.fit is not problem.calib and realization.chains:
-        realization = task.build(plan, True, realization)  # fit to the holdout inputs, too
+        realization = task.build(plan, realization, whole=True)  # fit to the holdout inputs, too
     missed = None
     if not outcome.kept and not (task.options.training.trains and limits.loss is not None):
         missed = miss_sentence(outcome, setting.budgets, space, limits, setting.original)
@@ -193,8 +193,8 @@ def _measures(setting: _Setting) -> Measures[Realization]:
     task = setting.task
     recovery = 1 / (1 - RECOVERED) if task.options.training.trains else 1.0
 
-    def build(assignment: Assignment, near: Realization | None) -> Realization:
-        return task.build(_plan(setting, assignment), False, near)
+    def build(assignment: Assignment, near: Realization | None, effort: float) -> Realization:
+        return task.build(_plan(setting, assignment), near, effort=effort)
 
     def usage(realization: Realization) -> dict[str, float]:
         measured = _measured(setting, task.deployed(realization.network), realization)
@@ -279,7 +279,7 @@ def _frontier(setting: _Setting) -> dict[str, ir.Model]:
     for speedup in np.geomspace(*ends, FRONTIER_POINTS + 1)[1:]:
         sums = {**limits.sums, "ms": limits.ms_at(float(speedup))}
         assignment = space.minimize("loss", sums) or fastest
-        realization = task.build(_plan(setting, assignment), False, None)
+        realization = task.build(_plan(setting, assignment), None)
         networks[f"for {speedup:.2f}x"] = task.deployed(realization.network)
         task.resources.progress("frontier", len(networks) / FRONTIER_POINTS)
     return networks

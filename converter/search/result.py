@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import onnx_ir as ir
 
@@ -50,6 +51,28 @@ class SearchResult:
     loss_usage: Callable[[ir.Model], float] | None = None
 
 
+class Build(Protocol):
+    """Builds a network from a plan."""
+
+    def __call__(
+        self,
+        plan: Plan,
+        near: Realization | None,
+        *,
+        whole: bool = False,
+        effort: float = 1.0,
+    ) -> Realization:
+        """Build the network.
+
+        Args:
+            plan: The plan.
+            near: A network of another plan to start from, or None.
+            whole: Fit to all sample inputs, not only to those that are not held out.
+            effort: Share of the usual work, for a network that is only judged.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class SearchInput:
     """A search: the network, the options, and how a network is built.
@@ -61,8 +84,7 @@ class SearchInput:
         evaluate: The user's own measure, or None.
         metrics: Layer names -> coarse second moments of the layers' inputs, by name.
         tasks: What the outputs mean.
-        build: (plan, whole, near) -> network, fit to all sample inputs if ``whole``, else only to
-            those that are not held out. ``near`` is a network of another plan to start from.
+        build: How a network is built from a plan.
         deployed: Network -> the version of it that must keep the budgets (int8, if requested).
     """
 
@@ -72,5 +94,5 @@ class SearchInput:
     evaluate: Evaluate | None
     metrics: Callable[[Sequence[str]], Mapping[str, Sequence[Metric]]]
     tasks: tuple[Task, ...]
-    build: Callable[[Plan, bool, Realization | None], Realization]
+    build: Build
     deployed: Callable[[ir.Model], ir.Model]

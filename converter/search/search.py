@@ -32,6 +32,9 @@ MAX_STEP = 8.0  # largest factor between the loss allowances of two trials
 EXTRA_TRIALS, LOWER_AIM = 3, 0.75
 CONFLICT_TRIALS = 3  # networks to build for each limit if all together cannot be kept
 IMPROVED_TIME = 0.94  # share of the best network's time that a network of another prior may take
+# A network of another prior is built with little effort first. It loses more then: if it uses more
+# than DRAFT_USAGE of a limit, it would not keep the limit with all effort either.
+DRAFT_EFFORT, DRAFT_USAGE = 0.25, 1.4
 
 
 def search(
@@ -155,10 +158,12 @@ def _improve(
         ms = IMPROVED_TIME * remaining[0].total(best.assignment, "ms")
         assignment = remaining[0].minimize("loss", {**limits.sums, "ms": ms})
         if assignment is not None:
-            trial = _build_trial(Trial(assignment, best.allowance), measures, best)
-            if trial.worst <= 1:
-                best = trial
-                continue
+            trial = _build_trial(Trial(assignment, best.allowance), measures, best, DRAFT_EFFORT)
+            if trial.worst <= DRAFT_USAGE:
+                trial = _build_trial(Trial(assignment, best.allowance), measures, trial)
+                if trial.worst <= 1:
+                    best = trial
+                    continue
         remaining = remaining[1:]
     return best
 
@@ -220,10 +225,13 @@ def _search_under_sums(
 
 
 def _build_trial(
-    trial: Trial[Built], measures: Measures[Built], near: Trial[Built] | None = None
+    trial: Trial[Built],
+    measures: Measures[Built],
+    near: Trial[Built] | None = None,
+    effort: float = 1.0,
 ) -> Trial[Built]:
     """Build the network of a trial, starting from that of another, and measure its usage."""
-    network = measures.build(trial.assignment, near.network if near else None)
+    network = measures.build(trial.assignment, near.network if near else None, effort)
     return replace(trial, network=network, usage={**measures.usage(network), **trial.usage})
 
 

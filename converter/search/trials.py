@@ -71,14 +71,14 @@ class Measures(Generic[Built]):
     """The functions by which a search measures an assignment.
 
     Attributes:
-        build: (assignment, near) -> network; ``near`` is the network of another assignment to
-            start from, or None.
+        build: (assignment, near, effort) -> network; ``near`` is the network of another
+            assignment to start from, or None; ``effort`` is the share of the usual work.
         usage: Network -> share of each limit that it uses, by option; 1 or less keeps the limit.
         speedup: Assignment -> measured speedup over the original.
         error: Network -> relative output error, by which networks are compared without a limit.
     """
 
-    build: Callable[[Assignment, Built | None], Built]
+    build: Callable[[Assignment, Built | None, float], Built]
     usage: Callable[[Built], Mapping[str, float]]
     speedup: Callable[[Assignment], float]
     error: Callable[[Built], float]
