@@ -18,7 +18,7 @@ from converter.data.data import from_arrays
 from converter.graph.network import load
 from converter.graph.survey import survey
 from converter.reconstruction.moments import second_moments
-from converter.reconstruction.regression import KERNEL_RIDGES, choose_ridge
+from converter.reconstruction.ridge import RIDGES, Patches, choose_ridge
 
 
 def test_a_batch_size_that_the_network_insists_on_is_kept(tmp_path):
@@ -80,17 +80,22 @@ def test_inputs_of_few_dimensions_are_solved_for(kind):
 
 def test_few_examples_hold_a_layer_that_no_rank_limits_to_what_it_was():
     rng = np.random.default_rng(0)
-    weights = rng.standard_normal((1, 3, 40))
-    few = rng.standard_normal((1, 50, 40)).astype(np.float32)
-    noisy = few[0] @ weights[0].T + 5 * rng.standard_normal((50, 3))
-    changed = few[0] @ (2 * weights[0]).T
-    assert choose_ridge(few, noisy, weights) >= 10  # noise is not learnt
-    assert (
-        choose_ridge(np.tile(few, (1, 8, 1)), np.tile(changed, (8, 1)), weights) == KERNEL_RIDGES[0]
-    )
+    few = rng.standard_normal((50, 40)).astype(np.float32)
+    noise = 5 * rng.standard_normal((50, 3))
+    change = few @ rng.standard_normal((40, 3))
+    assert choose_ridge(few, noise) >= 10  # noise is not learnt
+    assert choose_ridge(np.tile(few, (8, 1)), np.tile(change, (8, 1))) == RIDGES[0]
 
 
 def test_an_input_that_never_changes_takes_the_first_ridge():
-    weights = np.ones((1, 2, 30))
-    still = np.zeros((1, 60, 30), np.float32)
-    assert choose_ridge(still, np.ones((60, 2)), weights) == KERNEL_RIDGES[0]
+    assert choose_ridge(np.zeros((60, 30), np.float32), np.ones((60, 2))) == RIDGES[0]
+
+
+@pytest.mark.parametrize("P", [20, 60])
+def test_both_ways_to_solve_a_regression_are_the_least_squares(P):
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((P, 30)), rng.standard_normal((P, 4))
+    change = Patches.of(X).with_ridge(0.1).fit(Y)
+    ridge = 0.1 * np.mean(X**2)
+    gradient = X.T @ (X @ change - Y) / P + ridge * change
+    assert np.abs(gradient).max() < 1e-12

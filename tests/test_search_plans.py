@@ -56,14 +56,19 @@ def test_the_plans_of_version_0_1_are_chosen(seed):
         return truth * whole_ms / sum(times)
 
     effort = Effort(6, TIGHT)
-    by_loss = Measures(lambda assignment, near, effort: dict(assignment), usage, speedup, lambda built: 0.0)
+    by_loss = Measures(
+        lambda assignment, near, effort: dict(assignment), usage, speedup, lambda built: 0.0
+    )
     outcome = search([space], Limits(loss=first), by_loss, effort)
     expected = CHOSEN[seed] | FOUND_SINCE.get(seed, {})
     assert outcome.kept is (expected["within_loss"] is not None)
     if outcome.kept:
         assert ranks(outcome.best.assignment) == expected["within_loss"]
     by_time = Measures(
-        lambda assignment, near, effort: dict(assignment), lambda built: {}, speedup, lambda built: 0.0
+        lambda assignment, near, effort: dict(assignment),
+        lambda built: {},
+        speedup,
+        lambda built: 0.0,
     )
     limits = Limits(speedup=target, ms_at=lambda aim: whole_ms / aim, goal="loss")
     best = search([space], limits, by_time, effort).best

@@ -42,7 +42,7 @@ class Metric:
         """
         n = len(moments)
         S = (moments + moments.T) / 2
-        S = S + floor * _mean_power(S) * np.eye(n)
+        S[np.diag_indices(n)] += floor * _mean_power(S)
         blocks = S.reshape(I, n // I, I, n // I)
         channels = np.einsum("ikjk->ij", blocks) / (n // I)
         window = np.einsum("ikil->kl", blocks) / np.trace(channels)

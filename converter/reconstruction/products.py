@@ -7,13 +7,14 @@ faster on two cores than on one, so numpy's BLAS gets one thread while layers ar
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-ROWS = 8192  # of a part of ``gram``
+ROWS, BLOCKS = 8192, 4  # of a part of ``gram``
 
 
 @contextlib.contextmanager
@@ -32,10 +33,14 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def gram(rows: np.ndarray) -> np.ndarray:
     """Return X^T X; products in the type of the rows, sums in float64."""
-    total = np.zeros((rows.shape[1],) * 2)
+    n = rows.shape[1]
+    edges = np.linspace(0, n, BLOCKS + 1).astype(int)
+    total = np.zeros((n, n))
     for part in np.array_split(rows, max(len(rows) // ROWS, 1)):
-        total += product(part.T, part)
-    return total
+        for start, end in itertools.pairwise(edges):  # the blocks above the diagonal
+            total[start:end, start:] += product(part[:, start:end].T, part[:, start:])
+    symmetric: np.ndarray = np.triu(total) + np.triu(total, 1).T
+    return symmetric
 
 
 def factorize(matrix: np.ndarray) -> torch.Tensor:

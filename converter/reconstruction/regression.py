@@ -16,14 +16,13 @@ from converter.processes import Resources
 from converter.reconstruction.last_step import LastStep
 from converter.reconstruction.layer_sample import LayerSample
 from converter.reconstruction.moments import fits_in_memory, metric_from_patches, patch_size
-from converter.reconstruction.products import factorize, gram, product, solve
+from converter.reconstruction.products import factorize, product, solve
+from converter.reconstruction.ridge import Patches, choose_ridge
 from converter.reconstruction.solve import run_solver
 
 REFIT = "dense"  # the form of a layer that keeps its shape and corrects the errors before it
-# Ridge toward the trained kernel, relative to the mean power of the inputs. For a dense refit with
-# few patches for each weight, it is chosen by cross-validation.
-KERNEL_RIDGE, KERNEL_RIDGES = 1e-3, (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-ENOUGH_PATCHES = 16  # for each weight
+KERNEL_RIDGE = 1e-3  # toward the trained kernel, relative to the mean power of the inputs
+ENOUGH_PATCHES = 16  # for each weight; with fewer, the ridge of a dense refit is chosen
 # How often the one-sided targets follow the response. The last time, all steps are solved; before,
 # the last step alone. Twice as many rounds take longer and lose no less.
 FITS = 2
@@ -54,26 +53,13 @@ class KernelRegression:
     roots: list[torch.Tensor]
 
     @classmethod
-    def of(
-        cls, conv: Conv, sample: LayerSample, memory_bytes: float, unrestricted: bool
-    ) -> KernelRegression:
-        """Prepare the least squares of a layer.
-
-        Args:
-            conv: The trained layer.
-            sample: Its sample.
-            memory_bytes: Memory for the moments.
-            unrestricted: Whether no rank limits the kernel.
-        """
+    def of(cls, conv: Conv, sample: LayerSample, memory_bytes: float) -> KernelRegression:
+        """Prepare the least squares of a layer, with ``memory_bytes`` for the moments."""
         means = sample.patches.mean(1, dtype=np.float64)  # (groups, n)
         patches = sample.patches - means[:, None].astype(np.float32)
         full = fits_in_memory(patch_size(conv), memory_bytes)
-        ridge = KERNEL_RIDGE
-        if full and unrestricted and patches.shape[1] < ENOUGH_PATCHES * patch_size(conv):
-            weights = conv.kernel.astype(np.float64).reshape(conv.groups, -1, patch_size(conv))
-            ridge = choose_ridge(patches, sample.target - sample.target.mean(0), weights)
         metrics = [
-            metric_from_patches(part, conv.I // conv.groups, full, ridge) for part in patches
+            metric_from_patches(part, conv.I // conv.groups, full, KERNEL_RIDGE) for part in patches
         ]
         moments = [metric.full for metric in metrics if metric.full is not None]
         return cls(
@@ -81,7 +67,7 @@ class KernelRegression:
             means,
             patches,
             metrics,
-            [float(np.trace(S) / len(S) * ridge / (1 + ridge)) for S in moments],
+            [float(np.trace(S) / len(S) * KERNEL_RIDGE / (1 + KERNEL_RIDGE)) for S in moments],
             [factorize(S) for S in moments],
         )
 
@@ -109,14 +95,21 @@ class KernelRegression:
         kernel = chain.dense().kernel.reshape(self.conv.groups, -1, self.patches.shape[2])
         return np.concatenate([product(x, w.T) for x, w in zip(self.patches, kernel)], axis=1)
 
-    def with_bias(self, chain: Chain, target: np.ndarray) -> Chain:
-        """Give a chain the geometry of the layer, and the bias that meets the mean target."""
-        conv = self.conv
-        kernel = chain.dense().kernel.reshape(conv.groups, -1, patch_size(conv))
-        shift = np.einsum("gon,gn->go", kernel, self.means).reshape(-1)
-        bias = (target.mean(0, dtype=np.float64) - shift).astype(conv.kernel.dtype)
-        steps = assemble(conv, [(step.kernel, step.groups) for step in chain.steps])
-        return steps.with_bias(bias)
+
+def _with_bias(conv: Conv, chain: Chain, target: np.ndarray, means: np.ndarray) -> Chain:
+    """Give a chain the geometry of the layer, and the bias that meets the mean target.
+
+    Args:
+        conv: The trained layer.
+        chain: The chain.
+        target: (P, O).
+        means: (groups, n), the mean patches.
+    """
+    kernel = chain.dense().kernel.reshape(conv.groups, -1, patch_size(conv))
+    shift = np.einsum("gon,gn->go", kernel, means).reshape(-1)
+    bias = (target.mean(0, dtype=np.float64) - shift).astype(conv.kernel.dtype)
+    steps = assemble(conv, [(step.kernel, step.groups) for step in chain.steps])
+    return steps.with_bias(bias)
 
 
 def solve_for_sample(
@@ -142,7 +135,10 @@ def solve_for_sample(
     """
     conv = layer.conv
     assert conv is not None
-    regression = KernelRegression.of(conv, sample, resources.memory_bytes, form.name == REFIT)
+    smaller = min(patch_size(conv), sample.patches.shape[1])
+    if form.name == REFIT and fits_in_memory(smaller, resources.memory_bytes):
+        return _refit_dense(conv, sample)
+    regression = KernelRegression.of(conv, sample, resources.memory_bytes)
     one_sided = bool(regression.roots) and sample.one_sided
 
     def solve_for(target: np.ndarray, start: Chain | None = None, effort: float = 1.0) -> Chain:
@@ -158,7 +154,39 @@ def solve_for_sample(
     if not regression.roots:
         scale = _channel_scale(response, target - target.mean(0))
         chain, response = chain.scaled(scale), response * scale.astype(np.float32)
-    return regression.with_bias(chain, target), sample.error(response + target.mean(0))
+    chain = _with_bias(conv, chain, target, regression.means)
+    return chain, sample.error(response + target.mean(0))
+
+
+def _refit_dense(conv: Conv, sample: LayerSample) -> tuple[Chain, float]:
+    """Refit a layer that keeps its shape: least squares with a ridge toward the trained kernel.
+
+    With few patches for each weight, the ridge is chosen by cross-validation.
+    """
+    means = sample.patches.mean(1, dtype=np.float64)  # (groups, n)
+    patches = sample.patches - means[:, None].astype(np.float32)
+    weights = conv.kernel.astype(np.float64).reshape(conv.groups, -1, patch_size(conv))
+    few = patches.shape[1] < ENOUGH_PATCHES * patch_size(conv)
+
+    def residuals(target: np.ndarray) -> list[np.ndarray]:
+        rows = np.split(target - target.mean(0), conv.groups, axis=1)
+        return [Y - product(X, W.T) for X, W, Y in zip(patches, weights, rows)]
+
+    target, lacking = sample.target, residuals(sample.target)
+    regressions = [
+        Patches.of(X).with_ridge(choose_ridge(X, Y) if few else KERNEL_RIDGE)
+        for X, Y in zip(patches, lacking)
+    ]
+    for last in (False, True) if sample.one_sided else (True,):
+        changes = [regression.fit(Y) for regression, Y in zip(regressions, lacking)]
+        kernels = [W + C.T for W, C in zip(weights, changes)]
+        response = np.concatenate([product(X, W.T) for X, W in zip(patches, kernels)], axis=1)
+        if not last:
+            target = sample.one_sided_target(response + sample.target.mean(0))
+            lacking = residuals(target)
+    kernel = np.concatenate(kernels).reshape(conv.kernel.shape).astype(conv.kernel.dtype)
+    chain = _with_bias(conv, assemble(conv, [(kernel, conv.groups)]), target, means)
+    return chain, sample.error(response + target.mean(0))
 
 
 def _solve_one_sided(
@@ -181,28 +209,6 @@ def _solve_one_sided(
             target = sample.one_sided_target(response + target.mean(0))
     chain = solve_for(target, chain)
     return chain, regression.response(chain), target
-
-
-def choose_ridge(patches: np.ndarray, target: np.ndarray, weights: np.ndarray) -> float:
-    """Choose the ridge of ``KERNEL_RIDGES`` with which half of the patches best predicts the rest.
-
-    Args:
-        patches: (groups, P, n), image by image, so that the halves are of different images.
-        target: (P, O).
-        weights: (groups, O/groups, n), the trained kernel.
-    """
-    half = patches.shape[1] // 2
-    errors = np.zeros(len(KERNEL_RIDGES))
-    for part, W, rows in zip(patches, weights, np.split(target, len(patches), axis=1)):
-        residual = rows - product(part, W.T)  # of the trained kernel
-        moments = gram(part[:half])
-        cross = product(part[:half].T, residual[:half]).astype(np.float64)
-        power = np.trace(moments) / len(moments) or 1.0  # inputs that are always 0 have none
-        for number, ridge in enumerate(KERNEL_RIDGES):
-            change = solve(factorize(moments + ridge * power * np.eye(len(moments))), cross)
-            error = residual[half:] - product(part[half:], change)
-            errors[number] += np.square(error, dtype=np.float64).sum()
-    return KERNEL_RIDGES[int(errors.argmin())]
 
 
 def _channel_scale(response: np.ndarray, target: np.ndarray) -> np.ndarray:

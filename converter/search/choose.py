@@ -40,7 +40,7 @@ FIRST_LOSS = 0.01  # squared relative output error at which a search starts with
 # operations on second moments. The time is estimated, not measured, so that the result does not
 # depend on how busy the machine is.
 MAX_TRIALS, SEARCH_S, LAYER_S, WORK_PER_S = 6, 160.0, 1.0, 3e10
-MAX_IMPROVE = 4  # networks for other priors
+MAX_IMPROVE = 2  # networks for other priors
 # With fewer holdout inputs, the noise of the loss would decide between networks close to the limit.
 MIN_TIGHT_INPUTS = 1024
 

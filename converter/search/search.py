@@ -32,9 +32,11 @@ MAX_STEP = 8.0  # largest factor between the loss allowances of two trials
 EXTRA_TRIALS, LOWER_AIM = 3, 0.75
 CONFLICT_TRIALS = 3  # networks to build for each limit if all together cannot be kept
 IMPROVED_TIME = 0.94  # share of the best network's time that a network of another prior may take
-# A network of another prior is built with little effort first. It loses more then: if it uses more
-# than DRAFT_USAGE of a limit, it would not keep the limit with all effort either.
-DRAFT_EFFORT, DRAFT_USAGE = 0.25, 1.4
+# Networks are built with little effort first. They lose DRAFT_EXCESS times as much then, more or
+# less: one that uses more than DRAFT_USAGE of a limit would not keep the limit with all effort
+# either. The first walk ends where a network is expected to use a share between DRAFT_ENDS.
+DRAFT_EFFORT, DRAFT_EXCESS, DRAFT_USAGE = 0.25, 1.7, 1.9
+MAX_DRAFTS, DRAFT_ENDS = 3, (0.75, 1.15)
 
 
 def search(
@@ -125,7 +127,7 @@ def stay_within(
     def measure(
         assignment: Assignment, allowance: float, last: Trial[Built] | None
     ) -> Trial[Built]:
-        return _build_trial(Trial(assignment, allowance), measures, last)
+        return _build_trial(Trial(assignment, allowance), measures, last or draft)
 
     def advance(trials: Sequence[Trial[Built]]) -> float | None:
         progress(min(len(trials) / effort.trials, 1.0))
@@ -140,7 +142,41 @@ def stay_within(
             return None
         return _next_loss(trials, effort.aim.at if len(trials) < effort.trials else LOWER_AIM)
 
-    return walk(propose, measure, advance, limits.loss, effort.trials + EXTRA_TRIALS)
+    draft = _draft(propose, measures, limits.loss, effort)
+    first = limits.loss if draft is None else draft.allowance
+    return walk(propose, measure, advance, first, effort.trials + EXTRA_TRIALS)
+
+
+def _draft(
+    propose: Callable[[float], Assignment | None],
+    measures: Measures[Built],
+    allowance: float,
+    effort: Effort,
+) -> Trial[Built] | None:
+    """Look for the allowance at which to start, by networks that are built with little effort.
+
+    Returns:
+        The last network, with the allowance to start at; None if there is no network at all.
+    """
+
+    def measure(
+        assignment: Assignment, allowance: float, last: Trial[Built] | None
+    ) -> Trial[Built]:
+        trial = _build_trial(Trial(assignment, allowance), measures, last, DRAFT_EFFORT)
+        expected = {option: used / DRAFT_EXCESS for option, used in trial.usage.items()}
+        return replace(trial, usage=expected)
+
+    def advance(trials: Sequence[Trial[Built]]) -> float | None:
+        last = trials[-1]
+        repeated = any(trial.assignment == last.assignment for trial in trials[:-1])
+        if repeated or DRAFT_ENDS[0] <= last.worst <= DRAFT_ENDS[1]:
+            return None
+        return _next_loss(trials, effort.aim.at)
+
+    drafts = walk(propose, measure, advance, allowance, MAX_DRAFTS)
+    if not drafts:
+        return None
+    return replace(drafts[-1], allowance=advance(drafts) or drafts[-1].allowance)
 
 
 def _improve(
@@ -151,13 +187,14 @@ def _improve(
     max_built: int,
 ) -> Trial[Built]:
     """Look for faster networks that keep the limits, at the least loss under other priors."""
-    remaining = list(spaces)
+    remaining, tried = list(spaces), [best.assignment]
     for _ in range(max_built):
         if not remaining:
             break
         ms = IMPROVED_TIME * remaining[0].total(best.assignment, "ms")
         assignment = remaining[0].minimize("loss", {**limits.sums, "ms": ms})
-        if assignment is not None:
+        if assignment is not None and assignment not in tried:
+            tried.append(assignment)
             trial = _build_trial(Trial(assignment, best.allowance), measures, best, DRAFT_EFFORT)
             if trial.worst <= DRAFT_USAGE:
                 trial = _build_trial(Trial(assignment, best.allowance), measures, trial)

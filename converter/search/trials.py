@@ -27,7 +27,7 @@ class Aim:
     close: float
 
 
-TIGHT, LOOSE = Aim(0.97, 0.94), Aim(0.87, 0.75)
+TIGHT, LOOSE = Aim(0.96, 0.9), Aim(0.87, 0.75)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _search_factors(problem: KernelProblem, factors: Factors, settings: SolverSe
     moments = torch.from_numpy(metric.whitened(tensor.shape[2:])).to(settings.device)
     product = 2 * len(moments) * R * (len(moments) + 3 * R)
     max_steps = round(effort * (METRIC_STEPS if problem.start is None else WARM_STEPS))
-    steps, cg_steps = _affordable(max_steps, product, METRIC_WORK)
+    steps, cg_steps = _affordable(max_steps, product, min(effort, 1.0) * METRIC_WORK)
     return _search(MetricLoss.of(target, moments, cg_dtype, RIDGE), factors, steps, cg_steps)
 
 
