@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,11 +107,7 @@ class LossEstimator:
     def loss(self, network: ir.Model) -> Loss:
         """Run a version of the original that has values of the same names, and compare."""
         session = open_session(with_outputs(network, self.names), self.threads)
-        return self.loss_of(lambda feeds: run(session, feeds))
-
-    def loss_of(self, predict: Callable[[Arrays], Arrays]) -> Loss:
-        """Compare the results of ``predict``, which returns the values ``names`` of a batch."""
-        results = [predict(feeds) for feeds in self.batches]
+        results = [run(session, feeds) for feeds in self.batches]
         return loss_between(self.tasks, self.outputs, results)
 
 

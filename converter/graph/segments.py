@@ -114,6 +114,28 @@ def run_segment(
     ]
 
 
+def after_boundary(
+    segmented: SegmentedModel, number: int, names: Sequence[str], sample: Arrays
+) -> ir.Model:
+    """Return the part of a network after the boundary at the end of a segment.
+
+    Args:
+        segmented: The network.
+        number: Index of the segment.
+        names: Names of the outputs of the part; nodes after the boundary compute them.
+        sample: Values at the boundary, which give the inputs their types.
+    """
+    return _extract(segmented.model, segmented.segments[number].outputs, names, sample)
+
+
+def computed_after(segmented: SegmentedModel, boundary: str, names: Sequence[str]) -> list[str]:
+    """Return those of ``names`` that the node of ``boundary``, or a node after it, computes."""
+    nodes = list(segmented.model.graph)
+    first = next(n for n, node in enumerate(nodes) if boundary in [v.name for v in node.outputs])
+    after = {str(value.name) for node in nodes[first:] for value in node.outputs}
+    return [name for name in names if name in after]
+
+
 def _extract(
     model: ir.Model, input_names: Sequence[str], output_names: Sequence[str], sample: Arrays
 ) -> ir.Model:

@@ -24,6 +24,7 @@ MAX_IMAGES = 256
 # layer, and few enough for a wide one that its moments take seconds.
 PATCH_WORK, MIN_PER_WEIGHT, MAX_PATCHES = 2.5e11, 4, 40_000
 MIN_PATCHES = 1024
+COARSE_SHARE = 1 / 4  # of the patches, for Kronecker forms, which need fewer
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 # Copies of a full matrix of second moments (float64) that are alive while a layer is solved.
 COPIES = 4
@@ -101,6 +102,7 @@ def second_moments(
             for layer in group:
                 conv, values = convs[layer.name], tensors[layer.source]
                 target_count = patch_count(patch_size(conv), memory) * len(values) / images.count
+                target_count *= COARSE_SHARE if coarse else 1
                 positions = choose_positions(conv, values.shape, math.ceil(target_count), rng)
                 patches = cut_patches(values, conv, positions)
                 batch = _Totals.of(patches, conv, layer.name in full, coarse)

@@ -9,15 +9,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from converter.data.data import Data
+from converter.data.data import Arrays, Data
 from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.metric import Metric
-from converter.evaluation.loss import Loss, LossEstimator
+from converter.evaluation.loss import Loss, LossEstimator, loss_between
 from converter.evaluation.tasks.task import Task
 from converter.graph.network import open_session
 from converter.graph.outputs import with_outputs
 from converter.graph.rewrite import new_weights, with_weight_inputs
+from converter.graph.segments import (
+    SegmentedModel,
+    after_boundary,
+    computed_after,
+    run_segment,
+    segment,
+)
 from converter.graph.survey import Layer
 from converter.processes import Resources
 from converter.runtime.ort import run
@@ -74,12 +81,15 @@ def sensitivities(
     examples = data.take(np.arange(min(int(count), data.count)))
     estimator = LossEstimator.of(network, examples, resources.threads, tasks)
     weights, losses = {}, []
-    size = math.ceil(len(layers) / SESSIONS)
-    for first in range(0, len(layers), size or 1):
-        part = layers[first : first + size]
+    size = math.ceil(len(layers) / SESSIONS) or 1
+    parts = [layers[first : first + size] for first in range(0, len(layers), size)]
+    model = segment(network, [part[0].output for part in parts])
+    tensors: Sequence[Arrays] = estimator.batches  # in front of the part
+    for first, part in enumerate(parts):
+        tensors = run_segment(model, first, tensors, resources.threads)
         convs = {layer.output: _with_bias(layer.conv) for layer in part if layer.conv is not None}
-        loss_of = _open_for_probes(network, convs, estimator)
-        for number, layer in enumerate(part, first):
+        loss_of = _open_for_probes(model, first, convs, estimator, tensors)
+        for number, layer in enumerate(part, first * size):
             conv, metric = convs[layer.output], metrics.get(layer.name)
             probe = _project(conv, metric, np.random.default_rng((resources.seed, number)))
             error = relative_error(conv, Chain((probe,)), metric)
@@ -96,20 +106,42 @@ def sensitivities(
 
 
 def _open_for_probes(
-    network: ir.Model, convs: Mapping[str, Conv], estimator: LossEstimator
+    model: SegmentedModel,
+    number: int,
+    convs: Mapping[str, Conv],
+    estimator: LossEstimator,
+    tensors: Sequence[Arrays],
 ) -> Callable[[str, Conv], Loss]:
-    """Open a network whose kernels are inputs; return a function: (output, kernel) -> loss."""
+    """Open the part of a network from some layers on, with their kernels as inputs.
+
+    Args:
+        model: The network; a segment ends in front of the layers.
+        number: Index of that segment.
+        convs: The layers, by output.
+        estimator: The original's outputs, and how they are compared.
+        tensors: Tensors in front of the layers, batch by batch.
+
+    Returns:
+        (output, kernel) -> loss.
+    """
+    names = computed_after(model, next(iter(convs)), estimator.names)
+    network = after_boundary(model, number, names, tensors[0])
     session = open_session(
-        with_outputs(with_weight_inputs(network, convs), estimator.names), estimator.threads
+        with_outputs(with_weight_inputs(network, convs), names), estimator.threads
     )
-    nodes = {str(node.outputs[0].name): node for node in network.graph}
+    taken = [item.name for item in session.get_inputs()]
+    nodes = {str(node.outputs[0].name): node for node in model.model.graph}
     original_weights: dict[str, np.ndarray] = {}
     for output, conv in convs.items():
         original_weights |= new_weights(nodes[output], conv)
 
     def loss_of(output: str, probe: Conv) -> Loss:
         weights = original_weights | new_weights(nodes[output], probe)
-        return estimator.loss_of(lambda feeds: run(session, {**feeds, **weights}))
+        results = []
+        for unchanged, arrays in zip(estimator.outputs, tensors):
+            feeds = {**arrays, **weights}
+            results.append(unchanged | run(session, {name: feeds[name] for name in taken}))
+        return loss_between(estimator.tasks, estimator.outputs, results)
 
     return loss_of
 
