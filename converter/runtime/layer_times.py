@@ -22,6 +22,10 @@ from converter.runtime.stopwatch import Feeds, TimedSession, TimingSettings
 
 FORMAT, VERSION = "flatconv-latency", 1
 SAME_GAP = 0.03  # between two attempts that disagree with the clock equally
+# Where the times of the original vary by less (interquartile range over median), the machine is
+# idle, and a gap is due to the profile's own time for each node: STEADY_FACTOR times as much is no
+# reason to measure again.
+STEADY, STEADY_FACTOR = 0.05, 2.0
 MAX_SCALE = 1.25  # factor by which the scale may differ from the ratio of wall time to profile
 WARNING = (
     "The times of the nodes and of the whole network ({:.3f} ms) differ by {:.0%}; "
@@ -59,10 +63,12 @@ def time_layers(
     attempts = [_measure(manifest, open_network, profile_network, base, progress)]
     sums_ms, ms, gap = _combined(attempts)
     gaps = [gap]
-    while gap > settings.max_gap and len(attempts) < settings.attempts and not _repeats(gaps):
+    max_gap = _max_gap(attempts, settings)
+    while gap > max_gap and len(attempts) < settings.attempts and not _repeats(gaps):
         attempts.append(_measure(manifest, open_network, profile_network, base, progress))
         sums_ms, ms, gap = _combined(attempts)
         gaps.append(_combined(attempts[-1:])[2])
+        max_gap = _max_gap(attempts, settings)
     float_ms = None
     if manifest.get("float") is not None:
         in_float = TimedSession.of(open_network(manifest["float"]), feeds, settings)
@@ -84,7 +90,7 @@ def time_layers(
         "ms": ms,
         "float_ms": float_ms,
         "layers": layers,
-        "warnings": [WARNING.format(ms, gap)] if gap > settings.max_gap else [],
+        "warnings": [WARNING.format(ms, gap)] if gap > max_gap else [],
     }
 
 
@@ -142,6 +148,13 @@ def _measure(
         np.array(original_s),
         fused_layers(profiles[0], layers),
     )
+
+
+def _max_gap(attempts: Sequence[_Attempt], settings: TimingSettings) -> float:
+    """Return the gap from which on profile and clock disagree."""
+    times_s = np.concatenate([attempt.base_s for attempt in attempts])
+    low, median, high = np.percentile(times_s, [25, 50, 75])
+    return settings.max_gap * (STEADY_FACTOR if high - low < STEADY * median else 1.0)
 
 
 def _repeats(gaps: Sequence[float]) -> bool:

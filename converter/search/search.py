@@ -35,7 +35,7 @@ IMPROVED_TIME = 0.94  # share of the best network's time that a network of anoth
 # Networks are built with little effort first. They lose DRAFT_EXCESS times as much then, more or
 # less: one that uses more than DRAFT_USAGE of a limit would not keep the limit with all effort
 # either. The first walk ends where a network is expected to use a share between DRAFT_ENDS.
-DRAFT_EFFORT, DRAFT_EXCESS, DRAFT_USAGE = 0.25, 1.7, 1.9
+DRAFT_EFFORT, DRAFT_EXCESS, DRAFT_USAGE = 0.25, 1.6, 1.5
 MAX_DRAFTS, DRAFT_ENDS = 3, (0.75, 1.15)
 
 

@@ -75,7 +75,7 @@ def _search_factors(problem: KernelProblem, factors: Factors, settings: SolverSe
     R = factors[0].shape[1]
     if metric is None or metric.full is None:
         product = FROBENIUS_PRODUCTS * R**3
-        small, _ = _affordable(MAX_SMALL_STEPS, product, effort * SMALL_WORK)
+        small, _ = _affordable(round(effort * MAX_SMALL_STEPS), product, effort * SMALL_WORK)
         steps, cg_steps = _affordable(FROBENIUS_STEPS, product, effort * FROBENIUS_WORK)
         loss = FrobeniusLoss(target, cg_dtype, RIDGE)
         return _search(loss, factors, max(steps, small), cg_steps)
