@@ -95,7 +95,7 @@ def convert(
     group.broadcast_task(None)  # ends the other processes
     if job.resources.cache is not None:
         evict(job.resources.cache)
-    report = Report(verified, job.options.resources.seed, command, timer.seconds)
+    report = Report(verified, job.options.resources.seed, command, timer.stages)
     return Result(report, original.original, original.origin, job.options, original.module)
 
 

@@ -135,7 +135,7 @@ def finetune(
     if job.resources.group.rank > 0:
         return None
     verified = measure(job, converted)
-    report = Report(verified, options.resources.seed, command, timer.seconds)
+    report = Report(verified, options.resources.seed, command, timer.stages)
     record = earlier.record
     return Result(report, earlier.original, record.origin, options, earlier.teacher)
 

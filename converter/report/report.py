@@ -13,6 +13,7 @@ from converter.report.layers import LayerRow
 from converter.report.verify import Verified
 from converter.search.budgets import limits_of
 from converter.search.plan import Plan
+from converter.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Report:
         verified: The converted network and its measurements.
         seed: Seed of every random choice.
         command: The command or function that started the conversion.
-        stages: Seconds by stage, until the report was made.
+        stages: What each stage took, until the report was made.
     """
 
     verified: Verified
     seed: int
     command: str
-    stages: Mapping[str, float] = field(default_factory=dict)
+    stages: Mapping[str, Stage] = field(default_factory=dict)
 
     @property
     def comparison(self) -> Comparison:
@@ -111,7 +112,10 @@ class Report:
             **conditions(self.comparison),
             "seed": self.seed,
             "command": self.command,
-            "stages": {stage: round(seconds, 3) for stage, seconds in self.stages.items()},
+            "stages": {
+                name: {"seconds": round(stage.seconds, 3), "cores": round(stage.cores, 2)}
+                for name, stage in self.stages.items()
+            },
             "layers": [asdict(row) for row in self.layers],
             "frontier": _networks(self.frontier)[1:] if self.frontier else [],
         }

@@ -22,7 +22,7 @@ from scripts.benchmarks.suite import Case, Figures, Settings, Suite
 
 SUITES = (
     "solver resnets_untuned resnets_tuned zoo paper onnx int8 peers scale numbers intervals wheel "
-    "faults fuzz real kept"
+    "faults fuzz real kept stages"
 ).split()
 BUDGET_MISSED = 1  # exit status: the results were written
 
@@ -104,29 +104,32 @@ def report_of(model: Any, example_input: object = None, **values: Any) -> dict[s
     return convert(model, example_input, **values).report.to_dict()
 
 
-def flatconv(*arguments: object, environment: Mapping[str, str] | None = None) -> str:
-    """Run the command line and give what it prints; a missed budget is no failure.
+def flatconv(
+    *arguments: object, environment: Mapping[str, str] | None = None, root: Path = ROOT
+) -> str:
+    """Run the command line of a checkout and give what it prints; a missed budget is no failure.
 
     Raises:
         RuntimeError: With the last line on stderr, when the command fails.
     """
     command = [sys.executable, "-m", "converter", *map(str, arguments)]
-    return run(command, environment, accepted=(0, BUDGET_MISSED))
+    return run(command, environment, accepted=(0, BUDGET_MISSED), root=root)
 
 
 def run(
     command: list[Any],
     environment: Mapping[str, str] | None = None,
     accepted: tuple[int, ...] = (0,),
+    root: Path = ROOT,
 ) -> str:
-    """Run a command in the root of the project and give what it prints.
+    """Run a command in the root of a checkout and give what it prints.
 
     Raises:
         RuntimeError: With the last line of its output when it fails, or the signal that ended it.
     """
     ended = subprocess.run(
         list(map(str, command)),
-        cwd=ROOT,
+        cwd=root,
         capture_output=True,
         text=True,
         env=os.environ | dict(environment or {}),

@@ -31,6 +31,7 @@ class Settings:
         scratch: Folder with 10 GB of free space for large networks.
         networks: Folder that scripts/fetch_networks.py wrote.
         examples: Judge on so many fresh examples, not on as many as the suite says; for a try.
+        before: Another checkout, with which the stages of conversions are compared.
         faults: Faults of the most frequent kind.
         inputs: Damaged inputs of each kind.
         torch: Version of torch that the wheel is tried with.
@@ -50,6 +51,7 @@ class Settings:
     scratch: Path | None = None
     networks: Path = ROOT / "data" / "networks"
     examples: int = 0
+    before: Path | None = None
     faults: int = 50
     inputs: int = 5000
     torch: str = "2.13.0"
