@@ -25,6 +25,7 @@ from converter.reconstruction.layer_sample import (
 )
 
 MIN_IMAGES = 16  # used even with little memory
+MIN_DRAFT_IMAGES = 512  # used with little effort, too, if there are as many
 FLOAT32_BYTES = 4
 KEPT_SHARE = 1 / 8  # of the memory, for samples of the original network
 Originals = Mapping[str, list[OriginalSample]]
@@ -166,7 +167,8 @@ def choose_batches(
         for part in model.segments
     )
     fitting = int(resources.memory_bytes / 2 / (4 * max(widest, 1)))
-    wanted = math.ceil(resources.effort * data.count / (batch_size or 1))
+    wanted = max(resources.effort * data.count, min(data.count, MIN_DRAFT_IMAGES))
+    wanted = math.ceil(wanted / (batch_size or 1))
     count = max(min(fitting, wanted), MIN_IMAGES) * (batch_size or 1)
     images = data.sample(count, resources.seed).whole_batches(batch_size)
     indices = list(resources.group.shard(images.batch_indices(batch_size or MAX_BATCH)))
