@@ -6,6 +6,7 @@ import math
 import pytest
 
 from converter.search.candidates import Candidate
+from converter.search.drafts import DRAFT_EFFORT, DRAFT_EXCESS
 from converter.search.search import EXTRA_TRIALS, search, stay_within
 from converter.search.search_space import SearchSpace, spaces_by_prior
 from converter.search.speedup import reach_speedup
@@ -222,6 +223,60 @@ def test_a_prior_that_loses_too_much_is_not_taken():
     alone = search([SPACE], Limits(loss=0.3), measure, effort()).best
     both = search([SPACE, SPACE], Limits(loss=0.3), measure, effort(12, improve=5)).best
     assert both.worst <= 1 and ms(both.assignment) <= ms(alone.assignment)
+
+
+# drafts
+
+
+class Counting:
+    """Builds networks, and notes the effort of each; drafts lose more."""
+
+    def __init__(self, most=0.3):
+        self.efforts, self.most = [], most
+
+    def measures(self):
+        def build(assignment, near, effort):
+            self.efforts.append(effort)
+            return dict(assignment), effort
+
+        def usage(built):
+            return {"max_drop": (DRAFT_EXCESS if built[1] < 1 else 1) * loss(built[0]) / self.most}
+
+        return Measures(
+            build, usage, lambda assignment: 30.0 / ms(assignment), lambda b: loss(b[0])
+        )
+
+
+def test_a_search_begins_where_drafts_expect_the_limit():
+    counting = Counting()
+    far = search([SPACE], Limits(loss=3.0), counting.measures(), effort())
+    assert far.kept and counting.efforts[0] == DRAFT_EFFORT
+    full = counting.efforts.count(1.0)
+    counting.efforts.clear()
+    plain = search([SPACE], Limits(loss=3.0), counting.measures(), Effort(6, TIGHT, drafts=False))
+    assert ms(far.best.assignment) <= ms(plain.best.assignment)
+    assert set(counting.efforts) == {1.0} and len(counting.efforts) > full
+
+
+def test_a_network_of_another_prior_whose_draft_loses_too_much_is_not_built():
+    counting = Counting()
+    search([SPACE], Limits(loss=0.3), counting.measures(), effort())
+    alone = counting.efforts.count(1.0)
+    counting.efforts.clear()
+    worse = SearchSpace(SPACE.candidates, {"a": 0.0, "b": 1.0, "c": 1.0})
+    outcome = search([SPACE, worse], Limits(loss=0.3), counting.measures(), effort(12, improve=1))
+    assert outcome.kept and counting.efforts[-1] == DRAFT_EFFORT
+    assert counting.efforts.count(1.0) == alone
+
+
+def test_of_several_priors_only_the_best_draft_is_built_in_full():
+    counting = Counting()
+    wrong = SearchSpace(SPACE.candidates, {"a": 0.1, "b": 5.0, "c": 5.0})
+    limits = Limits(sums={"macs": 15_000}, goal="loss")
+    best = search([wrong, SPACE], limits, counting.measures(), effort()).best
+    assert counting.efforts == [DRAFT_EFFORT, DRAFT_EFFORT, 1.0]
+    alone = search([SPACE], limits, measures(), effort()).best
+    assert best.assignment == alone.assignment
 
 
 # several limits at once

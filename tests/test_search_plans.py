@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from converter.search.candidates import Candidate
-from converter.search.search import DRAFT_EXCESS, search
+from converter.search.drafts import DRAFT_EXCESS
+from converter.search.search import search
 from converter.search.search_space import SearchSpace
 from converter.search.trials import TIGHT, Effort, Limits, Measures
 

@@ -90,7 +90,8 @@ def choose_plan(task: SearchInput) -> SearchResult:
     problem, resources, space = task.problem, task.resources, setting.spaces[0]
     limits, tight = _limits(setting), problem.holdout.count >= MIN_TIGHT_INPUTS
     trials = _affordable_trials(setting.free)
-    effort = Effort(trials, TIGHT if tight else LOOSE, MAX_IMPROVE if tight else 0)
+    refits = task.options.search.correct and problem.fit is not None
+    effort = Effort(trials, TIGHT if tight else LOOSE, MAX_IMPROVE if tight else 0, refits)
     stage = "racing" if limits.loss is None and limits.speedup else "searching"
     outcome = search(setting.spaces, limits, _measures(setting), effort, resources.stage(stage))
     best = outcome.best

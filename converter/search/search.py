@@ -11,9 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from converter.search.budgets import Column
+from converter.search.drafts import DRAFT_EFFORT, DRAFT_USAGE, make_draft
 from converter.search.search_space import Assignment, SearchSpace
 from converter.search.speedup import reach_speedup
 from converter.search.trials import (
@@ -24,19 +23,15 @@ from converter.search.trials import (
     Measures,
     Outcome,
     Trial,
+    build_trial,
+    next_loss,
     walk,
 )
 
-MAX_STEP = 8.0  # largest factor between the loss allowances of two trials
 # If no trial keeps the limits, EXTRA_TRIALS more aim at LOWER_AIM of them.
 EXTRA_TRIALS, LOWER_AIM = 3, 0.75
 CONFLICT_TRIALS = 3  # networks to build for each limit if all together cannot be kept
 IMPROVED_TIME = 0.94  # share of the best network's time that a network of another prior may take
-# Networks are built with little effort first. They lose DRAFT_EXCESS times as much then, more or
-# less: one that uses more than DRAFT_USAGE of a limit would not keep the limit with all effort
-# either. The first walk ends where a network is expected to use a share between DRAFT_ENDS.
-DRAFT_EFFORT, DRAFT_EXCESS, DRAFT_USAGE = 0.25, 1.6, 1.5
-MAX_DRAFTS, DRAFT_ENDS = 3, (0.75, 1.15)
 
 
 def search(
@@ -93,7 +88,7 @@ def _search(
         return _search_under_sums(spaces, limits, measures, effort)
     if limits.loss is None:
         raced: list[Trial[Built]] = reach_speedup(first, limits, measures.speedup, progress)
-        fast = _build_trial(raced[0], measures)
+        fast = build_trial(raced[0], measures)
         return Outcome(fast, (fast, *raced[1:]))
     trials = stay_within(first, limits, measures, effort, progress)
     kept = [trial for trial in trials if trial.worst <= 1]
@@ -101,7 +96,7 @@ def _search(
     if kept:
         best = min(kept, key=lambda t: first.total(t.assignment, limits.goal))
         max_built = min(effort.improve, effort.trials - len(trials))
-        best = _improve(spaces[1:], limits, measures, best, max_built)
+        best = _improve(spaces[1:], limits, measures, best, replace(effort, improve=max_built))
     if limits.speedup is not None:
         best, raced = _meet_speedup(first, limits, measures, best, kept)
         trials += raced
@@ -127,7 +122,7 @@ def stay_within(
     def measure(
         assignment: Assignment, allowance: float, last: Trial[Built] | None
     ) -> Trial[Built]:
-        return _build_trial(Trial(assignment, allowance), measures, last or draft)
+        return build_trial(Trial(assignment, allowance), measures, last or draft)
 
     def advance(trials: Sequence[Trial[Built]]) -> float | None:
         progress(min(len(trials) / effort.trials, 1.0))
@@ -140,43 +135,11 @@ def stay_within(
         cannot_improve = last.assignment == fastest and last.worst <= 1
         if effort.aim.close <= last.worst <= 1 or cannot_improve:
             return None
-        return _next_loss(trials, effort.aim.at if len(trials) < effort.trials else LOWER_AIM)
+        return next_loss(trials, effort.aim.at if len(trials) < effort.trials else LOWER_AIM)
 
-    draft = _draft(propose, measures, limits.loss, effort)
+    draft = make_draft(propose, measures, limits.loss, effort) if effort.drafts else None
     first = limits.loss if draft is None else draft.allowance
     return walk(propose, measure, advance, first, effort.trials + EXTRA_TRIALS)
-
-
-def _draft(
-    propose: Callable[[float], Assignment | None],
-    measures: Measures[Built],
-    allowance: float,
-    effort: Effort,
-) -> Trial[Built] | None:
-    """Look for the allowance at which to start, by networks that are built with little effort.
-
-    Returns:
-        The last network, with the allowance to start at; None if there is no network at all.
-    """
-
-    def measure(
-        assignment: Assignment, allowance: float, last: Trial[Built] | None
-    ) -> Trial[Built]:
-        trial = _build_trial(Trial(assignment, allowance), measures, last, DRAFT_EFFORT)
-        expected = {option: used / DRAFT_EXCESS for option, used in trial.usage.items()}
-        return replace(trial, usage=expected)
-
-    def advance(trials: Sequence[Trial[Built]]) -> float | None:
-        last = trials[-1]
-        repeated = any(trial.assignment == last.assignment for trial in trials[:-1])
-        if repeated or DRAFT_ENDS[0] <= last.worst <= DRAFT_ENDS[1]:
-            return None
-        return _next_loss(trials, effort.aim.at)
-
-    drafts = walk(propose, measure, advance, allowance, MAX_DRAFTS)
-    if not drafts:
-        return None
-    return replace(drafts[-1], allowance=advance(drafts) or drafts[-1].allowance)
 
 
 def _improve(
@@ -184,20 +147,22 @@ def _improve(
     limits: Limits,
     measures: Measures[Built],
     best: Trial[Built],
-    max_built: int,
+    effort: Effort,
 ) -> Trial[Built]:
     """Look for faster networks that keep the limits, at the least loss under other priors."""
     remaining, tried = list(spaces), [best.assignment]
-    for _ in range(max_built):
+    for _ in range(effort.improve):
         if not remaining:
             break
         ms = IMPROVED_TIME * remaining[0].total(best.assignment, "ms")
         assignment = remaining[0].minimize("loss", {**limits.sums, "ms": ms})
         if assignment is not None and assignment not in tried:
             tried.append(assignment)
-            trial = _build_trial(Trial(assignment, best.allowance), measures, best, DRAFT_EFFORT)
-            if trial.worst <= DRAFT_USAGE:
-                trial = _build_trial(Trial(assignment, best.allowance), measures, trial)
+            near, trial = best, Trial[Built](assignment, best.allowance)
+            if effort.drafts:
+                near = build_trial(trial, measures, best, DRAFT_EFFORT)
+            if not effort.drafts or near.worst <= DRAFT_USAGE:
+                trial = build_trial(trial, measures, near)
                 if trial.worst <= 1:
                     best = trial
                     continue
@@ -227,7 +192,7 @@ def _meet_speedup(
         if tried[-1].worst <= 1:
             return tried[-1], tried
     fast: Trial[Built] = reach_speedup(space, replace(limits, goal="loss"), measures.speedup)[0]
-    tried.append(_build_trial(fast, measures))
+    tried.append(build_trial(fast, measures))
     return min(tried, key=lambda trial: trial.worst), tried
 
 
@@ -250,45 +215,22 @@ def _search_under_sums(
         assignment = space.minimize(limits.goal, limits.sums) or _nearest(space, limits)
         if assignment not in assignments:
             assignments.append(assignment)
+    share = DRAFT_EFFORT if effort.drafts and len(assignments) > 1 else 1.0
     trials: list[Trial[Built]] = []
     for assignment in assignments[: effort.trials]:
         last = trials[-1] if trials else None
-        trials.append(_build_trial(Trial(assignment, math.inf), measures, last))
+        trials.append(build_trial(Trial(assignment, math.inf), measures, last, share))
     best = trials[0]
     if len(trials) > 1:
         errors = [measures.error(trial.network) for trial in trials if trial.network is not None]
         best = min(zip(errors, trials, strict=True), key=lambda pair: pair[0])[1]
+    if share < 1:
+        best = build_trial(Trial(best.assignment, math.inf), measures, best)
+        trials.append(best)
     return Outcome(best, tuple(trials))
-
-
-def _build_trial(
-    trial: Trial[Built],
-    measures: Measures[Built],
-    near: Trial[Built] | None = None,
-    effort: float = 1.0,
-) -> Trial[Built]:
-    """Build the network of a trial, starting from that of another, and measure its usage."""
-    network = measures.build(trial.assignment, near.network if near else None, effort)
-    return replace(trial, network=network, usage={**measures.usage(network), **trial.usage})
 
 
 def _nearest(space: SearchSpace, limits: Limits) -> Assignment:
     """Return the assignment of the least loss within the sums; else the least of the first sum."""
     assignment = space.minimize("loss", limits.sums)
     return assignment or space.least(next(iter(limits.sums), "ms"))
-
-
-def _next_loss(trials: Sequence[Trial[Built]], aim: float) -> float:
-    """Return the next loss allowance.
-
-    It is interpolated, on logarithmic scales, between the closest trials on both sides of the
-    limit; with trials on one side only, it is scaled toward ``aim``.
-    """
-    below = max((t for t in trials if t.worst <= 1), key=lambda t: t.allowance, default=None)
-    above = min((t for t in trials if t.worst > 1), key=lambda t: t.allowance, default=None)
-    if below is None or above is None or below.allowance >= above.allowance:
-        last = trials[-1]
-        return last.allowance * float(np.clip(aim / max(last.worst, 1e-9), 1 / MAX_STEP, MAX_STEP))
-    low, high = (math.log(max(trial.worst, 1e-3)) for trial in (below, above))
-    share = float(np.clip((math.log(aim) - low) / max(high - low, 1e-9), 0.1, 0.9))
-    return float(below.allowance ** (1 - share) * above.allowance**share)

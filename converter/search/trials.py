@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from converter.search.budgets import Column
 from converter.search.search_space import Assignment
 
 Built = TypeVar("Built")
+MAX_STEP = 8.0  # largest factor between the loss allowances of two trials
 MAX_PROPOSALS = 16  # assignments proposed from the tables in one walk
 
 
@@ -116,11 +119,13 @@ class Effort:
         trials: Networks to build; a few more if none of these keeps the limits.
         aim: How close to the limit the loss should come.
         improve: Further networks to build for other priors.
+        drafts: Whether networks may be judged by drafts: the same networks, solved with less work.
     """
 
     trials: int
     aim: Aim = TIGHT
     improve: int = 0
+    drafts: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,3 +176,30 @@ def walk(
             break
         allowance = next_allowance
     return trials
+
+
+def build_trial(
+    trial: Trial[Built],
+    measures: Measures[Built],
+    near: Trial[Built] | None = None,
+    effort: float = 1.0,
+) -> Trial[Built]:
+    """Build the network of a trial, starting from that of another, and measure its usage."""
+    network = measures.build(trial.assignment, near.network if near else None, effort)
+    return replace(trial, network=network, usage={**measures.usage(network), **trial.usage})
+
+
+def next_loss(trials: Sequence[Trial[Built]], aim: float) -> float:
+    """Return the next loss allowance.
+
+    It is interpolated, on logarithmic scales, between the closest trials on both sides of the
+    limit; with trials on one side only, it is scaled toward ``aim``.
+    """
+    below = max((t for t in trials if t.worst <= 1), key=lambda t: t.allowance, default=None)
+    above = min((t for t in trials if t.worst > 1), key=lambda t: t.allowance, default=None)
+    if below is None or above is None or below.allowance >= above.allowance:
+        last = trials[-1]
+        return last.allowance * float(np.clip(aim / max(last.worst, 1e-9), 1 / MAX_STEP, MAX_STEP))
+    low, high = (math.log(max(trial.worst, 1e-3)) for trial in (below, above))
+    share = float(np.clip((math.log(aim) - low) / max(high - low, 1e-9), 0.1, 0.9))
+    return float(below.allowance ** (1 - share) * above.allowance**share)
