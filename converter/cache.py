@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from converter.decomposition.conv import Chain, Conv, assemble
 
 VERSION = 6  # of the solvers: entries of other versions are not read
 MAX_BYTES = 2 * 10**9
+SECONDS = "seconds by stage of the last conversion"
 
 
 def digest(*parts: object) -> str:
@@ -113,6 +115,17 @@ def load_text(folder: Path, key: str) -> str | None:
         os.utime(path)
         return text if checksum == digest(text) else None
     return None
+
+
+def store_seconds(folder: Path, seconds: Mapping[str, float]) -> None:
+    """Store the seconds by stage of a conversion; they replace those of the one before."""
+    store_text(folder, digest(SECONDS), json.dumps(dict(seconds)))
+
+
+def load_seconds(folder: Path | None) -> dict[str, float] | None:
+    """Read the seconds by stage of the last conversion; None if there was none."""
+    text = None if folder is None else load_text(folder, digest(SECONDS))
+    return None if text is None else {name: float(s) for name, s in json.loads(text).items()}
 
 
 def entry_path(folder: Path, key: str, kind: str) -> Path:

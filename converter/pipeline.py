@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from converter.cache import evict
+from converter.cache import evict, store_seconds
 from converter.data.data import Data
 from converter.decomposition.conv import Chain
 from converter.errors import ConverterError
@@ -94,6 +94,7 @@ def convert(
         verified = measure(job, converted)
     group.broadcast_task(None)  # ends the other processes
     if job.resources.cache is not None:
+        store_seconds(job.resources.cache, {k: v.seconds for k, v in timer.stages.items()})
         evict(job.resources.cache)
     report = Report(verified, job.options.resources.seed, command, timer.stages)
     return Result(report, original.original, original.origin, job.options, original.module)

@@ -1,9 +1,9 @@
-"""``StageTimer``: the seconds that each stage of a conversion takes, and the cores it uses."""
+"""The time that each stage of a conversion takes, and the time that is left."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -63,3 +63,43 @@ class StageTimer:
     def stages(self) -> dict[str, Stage]:
         """The stages until now, in the order in which they began."""
         return dict(self._stages)
+
+
+# Seconds by stage, in order: a conversion of ResNet-20 on two cores.
+USUAL_S = {
+    "loading": 4.0,
+    "measuring": 7.0,
+    "calibrating": 4.0,
+    "options": 4.0,
+    "probing": 4.0,
+    "solving": 25.0,
+    "searching": 2.0,
+    "timing": 8.0,
+    "scoring": 4.0,
+}
+ALTERNATING = {"solving", "searching", "racing"}  # none of them ends before the next other stage
+MAX_SCALE = 8.0  # factor between the expected time and that of a larger or smaller network
+
+
+def seconds_left(expected_s: Mapping[str, float], spent_s: Mapping[str, float]) -> float:
+    """Estimate the seconds that a conversion still takes.
+
+    What ended so far tells how much slower or faster this conversion is than the earlier one.
+
+    Args:
+        expected_s: Seconds by stage of an earlier conversion, in order.
+        spent_s: Seconds by stage so far, in order; the last one may still run.
+    """
+    if not spent_s:
+        return sum(expected_s.values())
+    current = list(spent_s)[-1]
+    running = ALTERNATING if current in ALTERNATING else {current}
+    ended = {name for name in spent_s if name not in running}
+    expected = sum(expected_s.get(name, 0.0) for name in ended)
+    spent = sum(spent_s[name] for name in ended if name in expected_s)
+    scale = min(max(spent / expected, 1 / MAX_SCALE), MAX_SCALE) if expected and spent else 1.0
+    return sum(
+        max(scale * seconds - spent_s.get(name, 0.0), 0.0)
+        for name, seconds in expected_s.items()
+        if name not in ended
+    )

@@ -252,11 +252,16 @@ def test_without_a_terminal_progress_is_told_in_lines(monkeypatch):
     with contextlib.redirect_stderr(err), progress.show_progress(False) as update:
         for done in (0.25, 0.5, 1.0, 0.0, 0.25, 0.5):  # twice, as in a schedule
             update("training", done)
-    lines = err.getvalue().splitlines()
-    assert [line.split(",")[0] for line in lines] == [
-        f"training: {done} %" for done in (25, 50, 100, 0, 25, 50)
-    ]
-    assert lines[-1].endswith(" left")
+    shown = [("training", 25), ("training", 50), ("training", 100)]
+    shown += [("training 2", 0), ("training 2", 25), ("training 2", 50)]
+    assert err.getvalue().splitlines() == [f"{stage}: {done} %" for stage, done in shown]
+    err = io.StringIO()
+    with (
+        contextlib.redirect_stderr(err),
+        progress.show_progress(False, {"training": 1e6}) as update,
+    ):
+        update("training", 0.5)
+    assert re.fullmatch(r"training: 0 %, about 11 days, 13:46:\d\d left\n", err.getvalue())
     err = io.StringIO()
     with contextlib.redirect_stderr(err), progress.show_progress(True) as update:
         update("training", 0.5)

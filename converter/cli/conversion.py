@@ -25,6 +25,7 @@ from converter.errors import ConverterError
 from converter.options import Options, TrainOptions, check_inputs
 from converter.progress import show_progress
 from converter.report.paths import check_output_folder, writable_folder
+from converter.stages import USUAL_S
 
 if TYPE_CHECKING:
     from converter.report.report import Report
@@ -67,6 +68,7 @@ def convert(
     check_inputs(options, evaluate is not None)
     folder = None if output is None else writable_folder(output)
     from converter import commands, pipeline
+    from converter.cache import load_seconds
     from converter.processes import TIMEOUT, process_group
     from converter.report.tables import layer_table
 
@@ -79,7 +81,8 @@ def convert(
     if process_group(options.resources.device, TIMEOUT).rank:
         pipeline.run_worker(model, options)
         return 0
-    with show_progress(printed.silent) as progress:
+    expected_s = load_seconds(options.resources.cache_folder()) or USUAL_S
+    with show_progress(printed.silent, expected_s) as progress:
         result = pipeline.convert(
             model, options, evaluate=score, command=typed_command(), progress=progress
         )
