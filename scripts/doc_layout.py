@@ -14,6 +14,7 @@ Row = Mapping[str, Any]
 # Heading, with the unit, and format of each figure.
 COLUMNS: dict[str, tuple[str, str]] = {
     "accuracy": ("Accuracy, %", PERCENT),
+    "before_whole_s": ("Commit ef2653b, s", ".0f"),
     "both_accuracy": ("Both, accuracy, %", PERCENT),
     "both_speedup": ("Both, speedup", ".2f"),
     "claims": ("Claimed a difference", "d"),
@@ -61,6 +62,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "same_plan": ("Same plan", ""),
     "seconds": ("Seconds", ".0f"),
     "seconds_off_line": ("Off a straight line, %", PERCENT),
+    "share_of_cold": ("Of the first time, %", PERCENT),
     "size_gib": ("File, GiB", ".1f"),
     "solve_s": ("Solving, s", ".0f"),
     "speedup": ("Speedup", ".2f"),
@@ -194,6 +196,9 @@ TABLES = {
     "faults": Table("faults", "times old new wrong goes_on", "Command and fault"),
     "intervals": Table("intervals", "claims ratio_quiet ratio_busy target met", "Comparison"),
     "scale": Table("scale", "converted seconds seconds_off_line peak_gib target met"),
+    "stages": Table(
+        "stages", "before_whole_s whole_s share_of_cold speedup peak_gib target met", "Conversion"
+    ),
     "wheel": Table("wheel", "numpy onnx onnxruntime tensorly torch commands met", "Versions"),
 }
 

@@ -25,9 +25,14 @@ from converter.decomposition.problem import SolverSettings
 from converter.decomposition.ranks import all_ranks
 from converter.graph.survey import Layer
 from converter.processes import Resources
+from converter.reconstruction.moments import patch_size
 from converter.reconstruction.parallel import parallel_map
+from converter.reconstruction.products import one_blas_thread
 from converter.timing.latency import LatencyTable, LayerTimes
 
+# Up to so many layers are estimated before other processes would have started; wide ones use all
+# cores by themselves.
+MAX_SERIAL_LAYERS, MAX_PARALLEL_WIDTH = 24, 1200
 MAX_INTERPOLATED = 12  # ranks at which errors and times are interpolated, for each form
 NODE_BYTES = 256  # of a step of a chain in an ONNX file, besides the weights
 NODE_BYTES_INT8 = 1200  # of each step more than one, with the nodes that quantize it
@@ -55,6 +60,7 @@ class Candidate:
     ms: float
 
 
+@one_blas_thread()
 def list_candidates(
     layers: Sequence[Layer],
     table: LatencyTable,
@@ -93,7 +99,9 @@ def list_candidates(
         for layer, conv, timed in todo
     )
     candidates = {}
-    solved = zip(parallel_map(jobs, resources.cluster), todo)
+    width = max((patch_size(conv) for _, conv, _ in todo), default=0)
+    serial = len(todo) <= MAX_SERIAL_LAYERS or width > MAX_PARALLEL_WIDTH
+    solved = zip(parallel_map(jobs, resources.cluster, serial), todo)
     for number, (curves, (layer, conv, timed)) in enumerate(solved):
         size = layer.params * (1 if int8 else conv.kernel.itemsize)
         unchanged = Candidate(None, None, 0.0, layer.macs, size, timed.ms)

@@ -22,6 +22,7 @@ from converter.reconstruction.realize import Realization
 from converter.reconstruction.regression import REFIT
 from converter.search.budgets import Budget, Column, Measured, Original, budgets_of, default_budget
 from converter.search.candidates import list_candidates
+from converter.search.drafts import save_time
 from converter.search.manual import open_layers
 from converter.search.misses import miss_sentence
 from converter.search.plan import Plan, plan_of
@@ -90,8 +91,8 @@ def choose_plan(task: SearchInput) -> SearchResult:
     problem, resources, space = task.problem, task.resources, setting.spaces[0]
     limits, tight = _limits(setting), problem.holdout.count >= MIN_TIGHT_INPUTS
     trials = _affordable_trials(setting.free)
-    refits = task.options.search.correct and problem.fit is not None
-    effort = Effort(trials, TIGHT if tight else LOOSE, MAX_IMPROVE if tight else 0, refits)
+    drafts = task.options.search.correct and problem.fit is not None and save_time(setting.free)
+    effort = Effort(trials, TIGHT if tight else LOOSE, MAX_IMPROVE if tight else 0, drafts)
     stage = "racing" if limits.loss is None and limits.speedup else "searching"
     outcome = search(setting.spaces, limits, _measures(setting), effort, resources.stage(stage))
     best = outcome.best

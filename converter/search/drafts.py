@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from converter.graph.survey import Layer
+from converter.reconstruction.moments import patch_size
 from converter.search.search_space import Assignment
 from converter.search.trials import Built, Effort, Measures, Trial, build_trial, next_loss, walk
 
@@ -13,6 +15,16 @@ from converter.search.trials import Built, Effort, Measures, Trial, build_trial,
 # either. The first walk ends where a network is expected to use a share between DRAFT_ENDS.
 DRAFT_EFFORT, DRAFT_EXCESS, DRAFT_USAGE = 0.25, 1.6, 1.5
 MAX_DRAFTS, DRAFT_ENDS = 3, (0.75, 1.15)
+MAX_DRAFT_SIZE = 2400  # entries of a patch of the widest convolution
+
+
+def save_time(layers: Sequence[Layer]) -> bool:
+    """Tell whether drafts take much less time than the networks themselves.
+
+    The work on a wide layer hardly depends on the number of patches and steps.
+    """
+    sizes = [patch_size(layer.conv) for layer in layers if layer.conv is not None and layer.conv.k]
+    return max(sizes, default=0) <= MAX_DRAFT_SIZE
 
 
 def make_draft(
