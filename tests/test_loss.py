@@ -9,6 +9,8 @@ import pytest
 from helpers import difference, from_text, make_net, noise
 
 from converter.data.data import from_arrays
+from converter.decomposition.approximation import relative_error
+from converter.decomposition.conv import Chain
 from converter.errors import ConverterError
 from converter.evaluation.loss import LossEstimator, loss_between, run_original
 from converter.evaluation.tasks.classify import Classify
@@ -18,6 +20,7 @@ from converter.graph.rewrite import new_weights, replace_weights, with_weight_in
 from converter.graph.survey import survey
 from converter.processes import Resources
 from converter.runtime.ort import run
+from converter.search import sensitivity
 from converter.search.sensitivity import PROBE_ERROR, sensitivities
 
 
@@ -142,6 +145,50 @@ def test_a_probe_that_overflows_counts_as_losing_all():
     task = Regress.of("y", np.ones((4, 4, 3, 3)))
     found = sensitivities(network, layers, {}, data, Resources(), [task])
     assert found.weights["w"] == pytest.approx(1 / PROBE_ERROR**2, rel=1e-3)
+
+
+CHAIN = """g (float[N, 4, 5, 5] x) => (float[N, 4, 3, 3] early, float[N, 4, 5, 5] late) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w)
+    early = Conv (a, v)
+    b = Relu (a)
+    late = Conv <pads = [1, 1, 1, 1]> (b, u)
+}"""
+
+
+def chain_of_layers():
+    weights = {name: noise(4, 4, 3, 3, seed=n) for n, name in enumerate("wvu")}
+    network = ir.from_proto(from_text(CHAIN, **weights))
+    x = noise(40, 4, 5, 5)
+    outputs = run(open_session(network), {"x": x})
+    tasks = [Regress.of(name, outputs[name]) for name in ("early", "late")]
+    return network, survey(network, {"x": x}), from_arrays({"x": x}, "noise"), tasks
+
+
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_probes_run_from_the_probed_layer_on(sessions, monkeypatch):
+    """Outputs that end before a layer do not depend on it."""
+    network, layers, data, tasks = chain_of_layers()
+    monkeypatch.setattr(sensitivity, "SESSIONS", sessions)
+    found = sensitivities(network, layers, {}, data, Resources(), tasks)
+    expected = []
+    for number, layer in enumerate(layers):
+        conv = sensitivity._with_bias(layer.conv)
+        probe = sensitivity._project(conv, None, np.random.default_rng((0, number)))
+        estimator = LossEstimator.of(network, data, 1, tasks)
+        loss = estimator.loss(replace_weights(network, {layer.output: probe}))
+        expected.append(loss.surrogate / relative_error(conv, Chain((probe,)), None) ** 2)
+    assert list(found.weights.values()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_probes_of_the_same_network_and_inputs_are_kept(tmp_path, monkeypatch):
+    network, layers, data, tasks = chain_of_layers()
+    resources = Resources(cache=tmp_path)
+    found = sensitivities(network, layers, {}, data, resources, tasks)
+    with monkeypatch.context() as patch:
+        patch.setattr(sensitivity, "_probe", lambda *arguments: pytest.fail("It probes again."))
+        assert sensitivities(network, layers, {}, data, resources, tasks) == found
+    fewer = sensitivities(network, layers, {}, data.take(np.arange(8)), resources, tasks)
+    assert fewer.weights != found.weights
 
 
 KINDS = {

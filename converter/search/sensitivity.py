@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from converter.cache import cached_text, digest
 from converter.data.data import Arrays, Data
 from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.metric import Metric
 from converter.evaluation.loss import Loss, LossEstimator, loss_between
 from converter.evaluation.tasks.task import Task
-from converter.graph.network import open_session
+from converter.graph.external import modification_times
+from converter.graph.network import MAX_BATCH, open_session
 from converter.graph.outputs import with_outputs
 from converter.graph.rewrite import new_weights, with_weight_inputs
 from converter.graph.segments import (
@@ -75,10 +78,39 @@ def sensitivities(
     Raises:
         ConverterError: When the network gives NaN or infinite values for ``data``.
     """
-    progress = resources.stage("probing")
     macs = max(sum(layer.macs for layer in layers) * len(layers), 1)  # of all probes, per example
     count = max(PROBE_MACS / macs, min(MIN_EXAMPLES, MAX_MACS / macs), 1)
     examples = data.take(np.arange(min(int(count), data.count)))
+    key = ""
+    if resources.cache is not None:
+        key = digest(
+            ir.to_proto(network).SerializeToString(),
+            *modification_times(network),
+            [digest(list(examples.read(n).items())) for n in examples.batch_indices(MAX_BATCH)],
+            [layer.name for layer in layers],
+            [[m.channels, m.window, m.mean] for name in metrics for m in metrics[name]],
+            tasks,
+            resources.seed,
+            resources.threads,
+        )
+    text = cached_text(
+        resources.cache,
+        key,
+        lambda: json.dumps(asdict(_probe(network, layers, metrics, examples, resources, tasks))),
+    )
+    return Sensitivity(**json.loads(text))
+
+
+def _probe(
+    network: ir.Model,
+    layers: Sequence[Layer],
+    metrics: Mapping[str, Sequence[Metric]],
+    examples: Data,
+    resources: Resources,
+    tasks: Sequence[Task],
+) -> Sensitivity:
+    """Probe the layers on examples; see ``sensitivities``."""
+    progress = resources.stage("probing")
     estimator = LossEstimator.of(network, examples, resources.threads, tasks)
     weights, losses = {}, []
     size = math.ceil(len(layers) / SESSIONS) or 1
