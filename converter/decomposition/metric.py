@@ -51,8 +51,9 @@ class Metric:
     @classmethod
     def kronecker(cls, channels: np.ndarray, window: np.ndarray, floor: float = FLOOR) -> Metric:
         """Make a metric of moments of channels (I, I) and of the window (K, K), at any scale."""
-        channels = channels + floor * _mean_power(channels) * np.eye(len(channels))
-        window = window + floor * _mean_power(window) * np.eye(len(window))
+        channels, window = channels.copy(), window.copy()
+        for moments in (channels, window):
+            moments[np.diag_indices(len(moments))] += floor * _mean_power(moments)
         return cls(channels, window * (len(window) / np.trace(window)))
 
     def times(self, rows: np.ndarray) -> np.ndarray:

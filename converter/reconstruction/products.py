@@ -39,8 +39,9 @@ def gram(rows: np.ndarray) -> np.ndarray:
     for part in np.array_split(rows, max(len(rows) // ROWS, 1)):
         for start, end in itertools.pairwise(edges):  # the blocks above the diagonal
             total[start:end, start:] += product(part[:, start:end].T, part[:, start:])
-    symmetric: np.ndarray = np.triu(total) + np.triu(total, 1).T
-    return symmetric
+    for start, end in itertools.pairwise(edges):
+        total[end:, start:end] = total[start:end, end:].T
+    return total
 
 
 def factorize(matrix: np.ndarray) -> torch.Tensor:
