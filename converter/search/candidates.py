@@ -27,7 +27,6 @@ from converter.graph.survey import Layer
 from converter.processes import Resources
 from converter.reconstruction.moments import patch_size
 from converter.reconstruction.parallel import parallel_map
-from converter.reconstruction.products import one_blas_thread
 from converter.timing.latency import LatencyTable, LayerTimes
 
 # Up to so many layers are estimated before other processes would have started; wide ones use all
@@ -60,7 +59,6 @@ class Candidate:
     ms: float
 
 
-@one_blas_thread()
 def list_candidates(
     layers: Sequence[Layer],
     table: LatencyTable,
