@@ -16,7 +16,7 @@ from converter.decomposition.problem import SolverSettings
 
 # Without a closed form of the error, the ranks at these places in the list (0 to 1) are solved,
 # with this share of a solver's work.
-ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.15
+ANCHORS, EFFORT = (0.0, 0.4, 0.7), 0.4
 MIN_ERROR = 1e-3  # of an estimate; the logarithm needs one above 0
 
 
