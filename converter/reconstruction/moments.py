@@ -50,6 +50,11 @@ def fits_in_memory(n: int, memory_bytes: float) -> bool:
     return COPIES * FLOAT64_BYTES * n**2 <= memory_bytes
 
 
+def _channels_fit(conv: Conv, memory_bytes: float) -> bool:
+    """Whether the memory is enough for the moments of the channels of one group."""
+    return fits_in_memory(conv.I // conv.groups, memory_bytes)
+
+
 def metric_from_patches(patches: np.ndarray, I: int, full: bool, floor: float) -> Metric:
     """Make the metric of patches (P, I K), in full or as a Kronecker product.
 
@@ -82,11 +87,13 @@ def second_moments(
             a bias corrects for the mean.
 
     Returns:
-        By layer name, a metric for each group; nothing in processes other than the first.
+        By layer name, a metric for each group; nothing in processes other than the first, and
+        nothing for layers of so many channels that not even their moments fit into memory.
     """
     memory, batch_size = resources.memory_bytes, inputs(network)[0].shape[0]
     count = max(MAX_IMAGES, batch_size or 1)
     images = data.sample(count, resources.seed).whole_batches(batch_size)
+    layers = [layer for layer in layers if layer.conv and _channels_fit(layer.conv, memory)]
     convs = {layer.name: layer.conv for layer in layers if layer.conv is not None}
     full = set() if coarse else _fitting_in_full(convs, memory)
     totals: dict[str, _Totals] = {}

@@ -39,7 +39,8 @@ class KernelRegression:
         conv: The trained layer.
         means: (groups, n), the mean patches.
         patches: (groups, P, n), less their means.
-        metrics: Second moments of the patches, with the ridge; one for each group.
+        metrics: Second moments of the patches, with the ridge; one for each group, or none if not
+            even those of the channels fit into memory.
         ridges: Weight l of the distance to the trained kernel, for each group; empty if the full
             moments do not fit into memory.
         roots: Cholesky factors of the metrics; empty if the full moments do not fit.
@@ -58,9 +59,9 @@ class KernelRegression:
         means = sample.patches.mean(1, dtype=np.float64)  # (groups, n)
         patches = sample.patches - means[:, None].astype(np.float32)
         full = fits_in_memory(patch_size(conv), memory_bytes)
-        metrics = [
-            metric_from_patches(part, conv.I // conv.groups, full, KERNEL_RIDGE) for part in patches
-        ]
+        I = conv.I // conv.groups
+        fitting = patches if fits_in_memory(I, memory_bytes) else []
+        metrics = [metric_from_patches(part, I, full, KERNEL_RIDGE) for part in fitting]
         moments = [metric.full for metric in metrics if metric.full is not None]
         return cls(
             conv,
@@ -142,7 +143,7 @@ def solve_for_sample(
     one_sided = bool(regression.roots) and sample.one_sided
 
     def solve_for(target: np.ndarray, start: Chain | None = None, effort: float = 1.0) -> Chain:
-        kernel, metrics = regression.best_kernel(target), regression.metrics
+        kernel, metrics = regression.best_kernel(target), regression.metrics or None
         return run_solver(kernel, form, rank, resources, metrics, start, resources.effort * effort)
 
     target = sample.target
