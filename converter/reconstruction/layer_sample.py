@@ -96,8 +96,13 @@ class OriginalSample:
 
 def original_bytes(conv: Conv, resources: Resources) -> float:
     """Return the bytes that the samples of a layer take over all batches."""
-    each = FLOAT32_BYTES * conv.O + INT64_BYTES * (1 + len(conv.k))
-    return resources.effort * patch_count(patch_size(conv), resources.memory_bytes / 2) * each
+    return _patches(conv, resources) * (FLOAT32_BYTES * conv.O + INT64_BYTES * (1 + len(conv.k)))
+
+
+def _patches(conv: Conv, resources: Resources) -> float:
+    """Return how many patches of a layer to sample, over all batches."""
+    count = patch_count(patch_size(conv), resources.memory_bytes / 2)
+    return max(resources.effort * count, MIN_PATCHES)
 
 
 def sample_original(
@@ -121,9 +126,8 @@ def sample_original(
     conv = layer.conv
     assert conv is not None
     inputs = original[layer.source]
-    count = patch_count(patch_size(conv), resources.memory_bytes / 2)
-    wanted = math.ceil(max(resources.effort * count, MIN_PATCHES) * share)
-    positions = choose_positions(conv, inputs.shape, wanted, rng, consumers.pool)
+    count = math.ceil(_patches(conv, resources) * share)
+    positions = choose_positions(conv, inputs.shape, count, rng, consumers.pool)
     patches = cut_patches(inputs, conv, positions)
     weights = np.split(conv.kernel.astype(np.float32), conv.groups)
     sums = np.concatenate(

@@ -1,27 +1,17 @@
 """Products of large matrices, on the threads of torch.
 
 The threads of numpy's BLAS spin for a while after each call. Beside those of torch, both solve no
-faster on two cores than on one, so numpy's BLAS gets one thread while layers are solved.
+faster on two cores than on one, so ``realize`` gives numpy's BLAS one thread.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 ROWS, BLOCKS = 8192, 4  # of a part of ``gram``
-
-
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Limit the BLAS of numpy and scipy to one thread."""
-    with threadpool_limits(1, user_api="blas"):
-        yield
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from converter.data.data import Data
 from converter.decomposition.approximation import relative_error
@@ -15,7 +16,6 @@ from converter.graph.rewrite import rewrite
 from converter.graph.survey import Layer
 from converter.processes import Resources
 from converter.reconstruction.moments import Metrics, second_moments
-from converter.reconstruction.products import one_blas_thread
 from converter.reconstruction.refit import Refit, refit_layers
 from converter.reconstruction.solve import solve_layers
 
@@ -37,7 +37,6 @@ class Realization:
     refit: Refit | None = None
 
 
-@one_blas_thread()
 def realize(
     network: ir.Model,
     layers: Sequence[Layer],
@@ -66,11 +65,12 @@ def realize(
         ConverterError: When a form does not fit a layer, or a process is gone or killed.
     """
     result = None
-    if data is not None and refit and chosen:
-        result = refit_layers(network, layers, chosen, data, resources, before)
-        chains, errors = result.chains, result.errors
-    else:
-        chains, errors = _solve_independently(network, layers, chosen, data, resources)
+    with threadpool_limits(1, user_api="blas"):  # see products
+        if data is not None and refit and chosen:
+            result = refit_layers(network, layers, chosen, data, resources, before)
+            chains, errors = result.chains, result.errors
+        else:
+            chains, errors = _solve_independently(network, layers, chosen, data, resources)
     return Realization(chains, errors, with_chains(network, layers, chains), result)
 
 
@@ -94,12 +94,12 @@ def with_chains(
     return rewrite(network, by_output)
 
 
-@one_blas_thread()
 def coarse_metrics(
     network: ir.Model, layers: Sequence[Layer], data: Data | None, resources: Resources
 ) -> Metrics:
     """Return ``second_moments`` with ``coarse``, for a search; nothing without data."""
-    return {} if data is None else second_moments(network, layers, data, resources, coarse=True)
+    with threadpool_limits(1, user_api="blas"):  # see products
+        return {} if data is None else second_moments(network, layers, data, resources, coarse=True)
 
 
 def _solve_independently(

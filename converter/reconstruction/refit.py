@@ -16,20 +16,11 @@ from converter.cache import digest, load_arrays, packed, store_arrays, unpacked
 from converter.data.data import Data
 from converter.decomposition.conv import Chain, Conv
 from converter.decomposition.form import Form, Rank
-from converter.graph.consumers import find_consumers
-from converter.graph.external import modification_times
-from converter.graph.network import inputs
-from converter.graph.segments import SegmentedModel, segment
 from converter.graph.survey import Layer
 from converter.processes import Resources
 from converter.reconstruction.layer_sample import LayerSample
 from converter.reconstruction.regression import solve_for_sample
-from converter.reconstruction.sampling import (
-    Batches,
-    LayerSampler,
-    Originals,
-    choose_batches,
-)
+from converter.reconstruction.sampling import LayerSampler, Originals
 
 
 @dataclass(frozen=True)
@@ -92,14 +83,10 @@ def refit_layers(
             taken from it; the CP forms start from its chains.
     """
     todo = [layer for layer in layers if layer.name in chosen]
-    model = segment(network, [layer.output for layer in todo])
-    batches = choose_batches(network, model, data, resources)
-    batch_size = inputs(network)[0].shape[0] or 2  # see find_consumers
-    consumers = find_consumers(network, todo, data.read(np.arange(batch_size) % data.count))
-    first_key = key = _first_key(network, model, batches, resources)
+    known = {} if before is None else before.originals
+    sampler = LayerSampler(network, layers, todo, data, resources, known)
+    key = sampler.key
     equal = 0 if before is None else _count_equal(before, key, todo, chosen)
-    originals = {} if before is None else before.originals.get(key, {})
-    sampler = LayerSampler(model, layers, todo, consumers, batches, resources, originals)
     chains: dict[str, Chain] = {}
     errors: dict[str, float] = {}
     for number, layer in enumerate(todo):
@@ -122,8 +109,7 @@ def refit_layers(
         key = digest(key, list(_arrays(chains[layer.name]).values()))
         resources.stage("solving")((number + 1) / len(todo))
     names = {layer.name: (chosen[layer.name][0].name, chosen[layer.name][1]) for layer in todo}
-    others = {} if before is None else before.originals
-    return Refit(first_key, names, chains, errors, {**others, first_key: sampler.originals})
+    return Refit(sampler.key, names, chains, errors, {**known, sampler.key: sampler.originals})
 
 
 def _count_equal(
@@ -148,24 +134,6 @@ def _solve(
     assert sample is not None  # only the first process solves
     half = replace(resources, memory_bytes=resources.memory_bytes / 2)
     return solve_for_sample(layer, form, rank, sample, half, start)
-
-
-def _first_key(
-    network: ir.Model, model: SegmentedModel, batches: Batches, resources: Resources
-) -> str:
-    """Digest everything that all results depend on; the same in all processes."""
-    key = digest(
-        ir.to_proto(model.model).SerializeToString(),
-        *modification_times(network),
-        resources.group.gather([digest(list(feeds.items())) for feeds in batches.inputs]),
-        resources.seed,
-        resources.device,
-        resources.solver,
-        resources.memory_bytes,
-        resources.threads,
-        resources.effort,
-    )
-    return resources.group.broadcast(lambda: key)
 
 
 def _load(conv: Conv | None, key: str, resources: Resources) -> tuple[Chain, float] | None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from converter.cache import digest
 from converter.data.data import Arrays, Data
 from converter.decomposition.conv import Chain
-from converter.graph.consumers import Consumers
+from converter.graph.consumers import find_consumers
+from converter.graph.external import modification_times
 from converter.graph.network import MAX_BATCH, compute_shapes, inputs
-from converter.graph.segments import SegmentedModel, run_segment
+from converter.graph.segments import SegmentedModel, run_segment, segment
 from converter.graph.survey import Layer
 from converter.processes import ProcessGroup, Resources
 from converter.reconstruction.layer_sample import (
@@ -32,7 +34,7 @@ Originals = Mapping[str, list[OriginalSample]]
 
 
 @dataclass(frozen=True)
-class Batches:
+class _Batches:
     """The sample inputs of this process.
 
     Attributes:
@@ -65,37 +67,41 @@ class LayerSampler:
     The original network runs only as far as samples of it are missing.
 
     Attributes:
+        key: Digest of everything that samples and solutions depend on; the same in all processes.
         originals: Samples of the original network by layer name, one for each batch; as far as
             the memory allows, from the last layer on.
     """
 
     def __init__(
         self,
-        model: SegmentedModel,
+        network: ir.Model,
         layers: Sequence[Layer],
         todo: Sequence[Layer],
-        consumers: Mapping[str, Consumers],
-        batches: Batches,
+        data: Data,
         resources: Resources,
-        originals: Originals,
+        known: Mapping[str, Originals],
     ) -> None:
         """Start in front of the first layer.
 
         Args:
-            model: The original network; each segment ends in front of a layer of ``todo``.
+            network: The original network.
             layers: All of its layers.
-            todo: The layers to sample.
-            consumers: The operations after each layer, by its output.
-            batches: The sample inputs of this process.
-            resources: Memory, seed, threads and the processes that share the work.
-            originals: Samples of the same inputs that are known.
+            todo: The layers to sample, in graph order.
+            data: Sample inputs; with little memory or effort, fewer are used.
+            resources: Memory, seed, effort, threads and the processes that share the work.
+            known: Samples of the original network by ``key``.
         """
-        self.originals: dict[str, list[OriginalSample]] = dict(originals)
-        self._model, self._todo, self._consumers = model, todo, consumers
-        self._batches, self._resources = batches, resources
+        self._model = segment(network, [layer.output for layer in todo])
+        self._batches = _choose_batches(network, self._model, data, resources)
+        batch_size = inputs(network)[0].shape[0] or 2  # see find_consumers
+        feeds = data.read(np.arange(batch_size) % data.count)
+        self._consumers = find_consumers(network, todo, feeds)
+        self._todo, self._resources = todo, resources
         self._numbers = {layer.name: number for number, layer in enumerate(layers)}
         self._kept = _names_to_keep(todo, resources)
-        self._original = self._converted = _Activations(batches.inputs)
+        self._original = self._converted = _Activations(self._batches.inputs)
+        self.key = _digest(self._model.model, self._batches, resources)
+        self.originals: dict[str, list[OriginalSample]] = dict(known.get(self.key, {}))
 
     def sample(self, number: int, chains: Mapping[str, Chain]) -> LayerSample | None:
         """Sample a layer on the batches of all processes; None except in the first process.
@@ -152,12 +158,27 @@ class LayerSampler:
         return state
 
 
-def choose_batches(
+def _choose_batches(
     network: ir.Model, model: SegmentedModel, data: Data, resources: Resources
-) -> Batches:
+) -> _Batches:
     """Choose as many sample inputs as the memory allows at the widest boundary, and split them.
 
     Half of the memory is for activations. At a boundary, four copies of them may be alive.
+    """
+    batch_size = inputs(network)[0].shape[0]
+    fitting = int(resources.memory_bytes / 2 / (4 * widest_bytes(network, model, data)))
+    wanted = max(resources.effort * data.count, min(data.count, MIN_DRAFT_IMAGES))
+    wanted = math.ceil(wanted / (batch_size or 1))
+    count = max(min(fitting, wanted), MIN_IMAGES) * (batch_size or 1)
+    images = data.sample(count, resources.seed).whole_batches(batch_size)
+    indices = list(resources.group.shard(images.batch_indices(batch_size or MAX_BATCH)))
+    return _Batches(images.count, indices, [images.read(part) for part in indices])
+
+
+def widest_bytes(network: ir.Model, model: SegmentedModel, data: Data) -> int:
+    """Return the bytes of the tensors that are alive at the widest boundary.
+
+    For one example, or for one batch of a network that insists on its size.
     """
     batch_size = inputs(network)[0].shape[0]
     feeds = data.read(np.arange(batch_size or 1) % data.count)
@@ -166,13 +187,22 @@ def choose_batches(
         sum(FLOAT32_BYTES * math.prod(shapes[name]) for name in part.outputs if name in shapes)
         for part in model.segments
     )
-    fitting = int(resources.memory_bytes / 2 / (4 * max(widest, 1)))
-    wanted = max(resources.effort * data.count, min(data.count, MIN_DRAFT_IMAGES))
-    wanted = math.ceil(wanted / (batch_size or 1))
-    count = max(min(fitting, wanted), MIN_IMAGES) * (batch_size or 1)
-    images = data.sample(count, resources.seed).whole_batches(batch_size)
-    indices = list(resources.group.shard(images.batch_indices(batch_size or MAX_BATCH)))
-    return Batches(images.count, indices, [images.read(part) for part in indices])
+    return max(widest, 1)
+
+
+def _digest(network: ir.Model, batches: _Batches, resources: Resources) -> str:
+    key = digest(
+        ir.to_proto(network).SerializeToString(),
+        *modification_times(network),
+        resources.group.gather([digest(list(feeds.items())) for feeds in batches.inputs]),
+        resources.seed,
+        resources.device,
+        resources.solver,
+        resources.memory_bytes,
+        resources.threads,
+        resources.effort,
+    )
+    return resources.group.broadcast(lambda: key)
 
 
 def _names_to_keep(todo: Sequence[Layer], resources: Resources) -> set[str]:

@@ -30,6 +30,7 @@ from converter.graph.segments import (
 )
 from converter.graph.survey import Layer
 from converter.processes import Resources
+from converter.reconstruction.sampling import widest_bytes
 from converter.runtime.ort import run
 
 PROBE_ERROR, MIN_ERROR = 0.2, 1e-6  # relative errors of a layer
@@ -80,6 +81,11 @@ def sensitivities(
     """
     macs = max(sum(layer.macs for layer in layers) * len(layers), 1)  # of all probes, per example
     count = max(PROBE_MACS / macs, min(MIN_EXAMPLES, MAX_MACS / macs), 1)
+    parts = _parts(layers)
+    if parts:
+        model = segment(network, [part[0].output for part in parts])
+        fitting = resources.memory_bytes / 2 / widest_bytes(network, model, data)
+        count = max(min(count, fitting), 1)
     examples = data.take(np.arange(min(int(count), data.count)))
     key = ""
     if resources.cache is not None:
@@ -112,16 +118,16 @@ def _probe(
     """Probe the layers on examples; see ``sensitivities``."""
     progress = resources.stage("probing")
     estimator = LossEstimator.of(network, examples, resources.threads, tasks)
-    weights, losses = {}, []
-    size = math.ceil(len(layers) / SESSIONS) or 1
-    parts = [layers[first : first + size] for first in range(0, len(layers), size)]
+    weights: dict[str, float] = {}
+    losses: list[Loss] = []
+    parts = _parts(layers)
     model = segment(network, [part[0].output for part in parts])
     tensors: Sequence[Arrays] = estimator.batches  # in front of the part
     for first, part in enumerate(parts):
         tensors = run_segment(model, first, tensors, resources.threads)
         convs = {layer.output: _with_bias(layer.conv) for layer in part if layer.conv is not None}
         loss_of = _open_for_probes(model, first, convs, estimator, tensors)
-        for number, layer in enumerate(part, first * size):
+        for number, layer in enumerate(part, len(losses)):
             conv, metric = convs[layer.output], metrics.get(layer.name)
             probe = _project(conv, metric, np.random.default_rng((resources.seed, number)))
             error = relative_error(conv, Chain((probe,)), metric)
@@ -135,6 +141,12 @@ def _probe(
     drop = sum(max(loss.drop, 0.0) for loss in losses)
     squared = sum(loss.output_error**2 for loss in losses if math.isfinite(loss.output_error))
     return Sensitivity(weights, drop / total, squared / total)
+
+
+def _parts(layers: Sequence[Layer]) -> list[Sequence[Layer]]:
+    """Divide the layers into those that share a session."""
+    size = math.ceil(len(layers) / SESSIONS) or 1
+    return [layers[first : first + size] for first in range(0, len(layers), size)]
 
 
 def _open_for_probes(
