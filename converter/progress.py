@@ -42,7 +42,7 @@ class Position:
         self._runs: dict[str, int] = {}
 
     def update(self, stage: str, done: float) -> None:
-        """Take notice of a stage and the fraction of it that is done."""
+        """Move to a stage of which a fraction is done."""
         now_s = self._clock()
         again = done < self._done.get(stage, 0.0)
         self._runs[stage] = self._runs.get(stage, 1) + again
@@ -52,7 +52,7 @@ class Position:
         runs = self._runs[stage]
         self.text, self.share = f"{stage} {runs}" if runs > 1 else stage, done
         if self._expected_s is not None:
-            left_s = seconds_left(self._expected_s, self._spent_s)
+            left_s = seconds_left(self._expected_s, self._spent_s, done)
             elapsed_s = now_s - self._start_s
             self.share = elapsed_s / (elapsed_s + left_s) if left_s else 1.0
             self.left = f"about {timedelta(seconds=round(left_s))} left"

@@ -81,14 +81,18 @@ ALTERNATING = {"solving", "searching", "racing"}  # none of them ends before the
 MAX_SCALE = 8.0  # factor between the expected time and that of a larger or smaller network
 
 
-def seconds_left(expected_s: Mapping[str, float], spent_s: Mapping[str, float]) -> float:
+def seconds_left(
+    expected_s: Mapping[str, float], spent_s: Mapping[str, float], done: float = 0.0
+) -> float:
     """Estimate the seconds that a conversion still takes.
 
-    What ended so far tells how much slower or faster this conversion is than the earlier one.
+    What ended so far tells how much slower or faster this conversion is than the earlier one. The
+    fraction that is done tells it of a stage that the earlier one did not have, as of training.
 
     Args:
-        expected_s: Seconds by stage of an earlier conversion, in order.
-        spent_s: Seconds by stage so far, in order; the last one may still run.
+        expected_s: Seconds by stage of an earlier conversion.
+        spent_s: Seconds by stage so far, the current one last.
+        done: Fraction of the current stage that is done.
     """
     if not spent_s:
         return sum(expected_s.values())
@@ -98,7 +102,8 @@ def seconds_left(expected_s: Mapping[str, float], spent_s: Mapping[str, float]) 
     expected = sum(expected_s.get(name, 0.0) for name in ended)
     spent = sum(spent_s[name] for name in ended if name in expected_s)
     scale = min(max(spent / expected, 1 / MAX_SCALE), MAX_SCALE) if expected and spent else 1.0
-    return sum(
+    unexpected = current not in expected_s and done > 0
+    return (spent_s[current] * (1 - done) / done if unexpected else 0.0) + sum(
         max(scale * seconds - spent_s.get(name, 0.0), 0.0)
         for name, seconds in expected_s.items()
         if name not in ended

@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 # Heading, with the unit, and format of each figure.
 COLUMNS: dict[str, tuple[str, str]] = {
     "accuracy": ("Accuracy, %", PERCENT),
-    "before_whole_s": ("Commit ef2653b, s", ".0f"),
+    "before_whole_s": ("Before, s", ".0f"),
     "both_accuracy": ("Both, accuracy, %", PERCENT),
     "both_speedup": ("Both, speedup", ".2f"),
     "claims": ("Claimed a difference", "d"),

@@ -203,15 +203,24 @@ def test_a_batch_size_that_the_network_insists_on_is_kept(tmp_path):
     assert all(np.isfinite(m.dense()).all() for groups in found.values() for m in groups)
 
 
+EVERY = {"plain", "up", "linear"}
+
+
 @pytest.mark.parametrize(
-    ("memory", "full"),
-    [(4 * 8 * 12**2, {"plain", "up", "linear"}), (4 * 8 * 12**2 - 1, {"linear"}), (100, set())],
+    ("memory", "full", "kept"),
+    [
+        (4 * 8 * 12**2, EVERY, EVERY),
+        (4 * 8 * 12**2 - 1, {"linear"}, EVERY),
+        (4 * 8 * 6**2 - 1, set(), {"plain", "up"}),  # linear has 6 channels
+        (100, set(), set()),
+    ],
 )
-def test_the_widest_layers_get_factors_where_memory_is_short(memory, full):
+def test_the_widest_layers_get_factors_or_nothing_where_memory_is_short(memory, full, kept):
     model, layers, data = surveyed()
     assert [patch_size(layer.conv) for layer in layers] == [12, 12, 6]
     found = second_moments(model, layers, data, Resources(memory_bytes=memory))
     assert {name for name, groups in found.items() if groups[0].full is not None} == full
+    assert set(found) == kept
     for groups in found.values():
         for metric in groups:
             np.linalg.cholesky(metric.dense())

@@ -19,6 +19,7 @@ from converter.graph.network import load
 from converter.graph.survey import survey
 from converter.reconstruction.moments import second_moments
 from converter.reconstruction.ridge import RIDGES, Patches, choose_ridge
+from converter.reconstruction.solve import solve_layers
 
 
 def test_a_batch_size_that_the_network_insists_on_is_kept(tmp_path):
@@ -65,6 +66,16 @@ def test_inputs_that_are_all_zero_do_no_harm():
     assert all(np.isfinite(found) for found in errors.values())
     assert all(np.isfinite(step.kernel).all() for c in chains.values() for step in c.steps)
     assert error(model, rewritten(model, layers, chains), data) < 0.2
+
+
+def test_layers_whose_channels_have_no_room_are_solved_by_their_weights():
+    model, layers, data = setting("residual")
+    chosen = choose(layers, 0.5)
+    chains, _ = refit(model, layers, data, chosen, memory_bytes=100)
+    assert set(chains) == set(chosen)
+    by_weights = solve_layers(layers, chosen, {})
+    alone = error(model, rewritten(model, layers, by_weights), data)
+    assert error(model, rewritten(model, layers, chains), data) < 1.1 * alone
 
 
 @pytest.mark.parametrize("kind", ["constant", "the same in every channel"])

@@ -1,5 +1,8 @@
 """Layers refit from an earlier result: what is equal is taken, the rest starts from it."""
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from refit_networks import bytes_of, choose, error, rewritten, setting
@@ -9,6 +12,8 @@ from converter.decomposition.form import fit_rank, full_rank
 from converter.decomposition.forms import FORMS
 from converter.processes import Resources
 from converter.reconstruction import refit as module
+from converter.reconstruction import sampling
+from converter.reconstruction.layer_sample import original_bytes
 from converter.reconstruction.refit import refit_layers
 
 
@@ -130,3 +135,57 @@ def test_only_chains_of_forms_that_can_start_are_starts():
     assert result.start_of(name, FORMS["channel"]) is None
     assert result.start_of(name, FORMS["separable"]) is None
     assert result.start_of("nothing", FORMS["separable"]) is None
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """The names of the layers that are sampled in the original network."""
+    names, sample = [], sampling.sample_original
+
+    def counting(layer, *arguments):
+        names.append(layer.name)
+        return sample(layer, *arguments)
+
+    monkeypatch.setattr(sampling, "sample_original", counting)
+    return names
+
+
+def test_samples_of_the_original_are_kept_and_change_nothing(sampled):
+    model, layers, data = setting("residual")
+    first = refit_layers(model, layers, separable(layers, 0.4), data)
+    assert sampled
+    results = []
+    for before in (first, replace(first, originals={})):
+        sampled.clear()
+        results.append(refit_layers(model, layers, separable(layers, 0.6), data, before=before))
+        assert bool(sampled) == (before is not first)
+    assert len({str(bytes_of(result.chains)) for result in results}) == 1
+
+
+def test_with_little_memory_the_last_samples_are_kept(sampled, monkeypatch):
+    model, layers, data = setting("residual")
+    chosen = separable(layers, 0.4)
+    names = [layer.name for layer in layers if layer.name in chosen]
+    last = next(layer for layer in layers if layer.name == names[-1])
+    share = 1.5 * original_bytes(last.conv, Resources()) / Resources().memory_bytes
+    monkeypatch.setattr(sampling, "KEPT_SHARE", share)
+    first = refit_layers(model, layers, chosen, data)
+    sampled.clear()
+    refit_layers(model, layers, separable(layers, 0.6), data, before=first)
+    assert set(sampled) == set(names[:-1])
+
+
+def test_other_processes_get_no_samples():
+    model, layers, data = setting("residual")
+    first = refit_layers(model, layers, separable(layers, 0.4), data)
+    copy = pickle.loads(pickle.dumps(first))
+    assert first.originals and copy.originals == {} and copy.key == first.key
+
+
+def test_a_draft_is_never_taken_for_the_network_itself(solved):
+    model, layers, data = setting("residual")
+    chosen = separable(layers, 0.4)
+    whole = refit_layers(model, layers, chosen, data)
+    draft = refit_layers(model, layers, chosen, data, Resources(effort=0.25), before=whole)
+    assert draft.key != whole.key
+    assert [layer for layer, _ in solved] == 2 * list(chosen)

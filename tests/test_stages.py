@@ -70,7 +70,13 @@ def test_the_time_left_follows_from_an_earlier_run(spent_s, left_s):
     assert seconds_left(EXPECTED_S, spent_s) == pytest.approx(left_s)
 
 
-def test_the_bar_never_claims_more_than_was_done():
+def test_what_is_left_of_a_stage_that_is_new_follows_from_its_fraction():
+    spent_s = {"loading": 4.0, "solving": 20.0, "searching": 2.0, "training": 30.0}
+    assert seconds_left(EXPECTED_S, spent_s, 0.25) == pytest.approx(90.0 + 6.0)
+    assert seconds_left(EXPECTED_S, spent_s, 0.0) == pytest.approx(6.0)
+
+
+def test_the_bar_grows_to_its_end():
     times = iter([0.0, 4.0, 9.0, 10.0, 14.0, 24.0, 36.0])
     position, shown = Position(EXPECTED_S, lambda: next(times)), []
     for report in (
