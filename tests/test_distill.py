@@ -1,11 +1,13 @@
 """Training in a conversion: its phases and schedule, losses of the user, interruptions."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 from conversions import X, converted, files_of_at_most, outputs
-from helpers import fixed_race, noise
+from helpers import fixed_race, make_net, noise, table_by_macs
 from torch import nn
 
 import converter
@@ -68,11 +70,14 @@ def test_a_network_is_converted_and_trained_in_steps(place, monkeypatch):
         nn.Linear(32, 4),
     ).eval()
     np.savez("wide.npz", x=noise(80, 3, 8, 8, seed=3))
+    same_layers = make_net("wide.onnx", (3, 32, 32))
+    Path("wide.json").write_text(table_by_macs(same_layers, (1, 3, 8, 8)).to_json())
     progress = []
     options = {"max_macs": 0.4, "schedule": 2, "finetune": 2, "calib": "wide.npz"}
     made = converter.convert(
         model,
         input_shape=("1,3,8,8",),
+        latency="wide.json",
         progress=lambda stage, done: progress.append(stage),
         **options,
     )
