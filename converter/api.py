@@ -33,7 +33,7 @@ def convert(
 
     Args:
         model: A torch model (left as it is), an ``onnx.ModelProto``, the path of an .onnx file,
-            or ``package.module:factory`` (with ``checkpoint``).
+            ``package.module:factory`` or ``file.py:factory`` (with ``checkpoint``).
         example_input: An array or tensor (N, ...), a tuple of them, or a dictionary by input
             name. It may be left out where ``calib``, ``input_shape`` or the network gives the
             shapes.

@@ -169,6 +169,31 @@ def test_a_factory_that_gives_no_model_is_refused(spec, sentence, workplace):
         build(spec)
 
 
+def test_a_factory_in_a_file_of_another_folder_finds_its_neighbours(workplace):
+    folder = workplace / "nets"
+    folder.mkdir()
+    (folder / "toy.py").write_text("from neighbour import build as build\n")
+    (folder / "neighbour.py").write_text("import torch\ndef build():\n    return torch.nn.ReLU()\n")
+    assert type(build(f"{folder}/toy.py:build")) is nn.ReLU
+    assert type(build("nets/toy.py:build")) is nn.ReLU
+    assert [type(build(spec)).__name__ for spec in ("toy.py:build", "toy:build")] == ["Toy"] * 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("nets/none.py:build", r"'nets/none\.py' cannot be imported: FileNotFoundError"),
+        ("raising.py:build", r"'raising\.py' cannot be imported: RuntimeError: not today"),
+        ("toy.py:missing", r"toy\.py has no callable named 'missing'"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_refused(spec, sentence, workplace):
+    (workplace / "raising.py").write_text("raise RuntimeError('not today')\n")
+    for _ in range(2):
+        with pytest.raises(ConverterError, match=sentence):
+            build(spec)
+
+
 def test_arguments_that_the_factory_does_not_take_are_refused(workplace):
     with pytest.raises(ConverterError, match=r"failed: TypeError: .* 'depth'"):
         build("toy:build", {"depth": 3})

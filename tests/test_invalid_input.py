@@ -130,7 +130,10 @@ def test_generators_that_fail(place, name, words):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("evaluate", "evaluate failed: ValueError: bad"), ("none", "evaluate failed: TypeError")],
+    [
+        ("evaluate", "Evaluation evaluate failed: ValueError: bad"),
+        ("none", "Evaluation none failed: TypeError"),
+    ],
 )
 def test_evaluations_that_fail(place, name, words):
     evaluate = find_callable(f"functions:{name}", "")

@@ -55,7 +55,7 @@ def convert(
     Much data, several GPUs or machines: accelerate launch -m converter convert ...
 
     Args:
-        model: net.onnx, or package.module:factory (with --checkpoint).
+        model: net.onnx, or package.module:factory or file.py:factory (with --checkpoint).
         output: Folder for the converted network and the report.
         options: Options of the conversion.
         evaluate: module:function, called as evaluate(predict) -> float; higher is better.

@@ -121,7 +121,7 @@ def inspect(
     """List a network's layers: shapes, cost, time, and the fastest other form if forms were timed.
 
     Args:
-        model: net.onnx, or package.module:factory (with --checkpoint).
+        model: net.onnx, or package.module:factory or file.py:factory (with --checkpoint).
         settings: Options of the list.
         model_options: How the network is read.
         images: Preprocessing of images in the sample inputs.

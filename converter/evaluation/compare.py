@@ -276,12 +276,13 @@ def evaluated(evaluate: Evaluate, session: Session) -> float:
     Raises:
         ConverterError: When it fails, or does not return a finite number.
     """
+    name = getattr(evaluate, "__qualname__", type(evaluate).__name__)
     try:
         value = float(evaluate(partial(run, session)))
     except ConverterError:
         raise
     except Exception as error:  # the user's function may raise anything
-        raise ConverterError(f"evaluate failed: {root_line(error)}") from None
+        raise ConverterError(f"Evaluation {name} failed: {root_line(error)}") from None
     if not math.isfinite(value):
-        raise ConverterError(f"evaluate returned {value}; it must return a finite number.")
+        raise ConverterError(f"Evaluation {name} returned {value}, not a finite number.")
     return value

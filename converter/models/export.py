@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import importlib.util
 import inspect
 import io
 import logging
@@ -12,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from converter.runtime.ort import run
 
 
 def find_callable(spec: str, role: str) -> Any:
-    """Import ``package.module:name``; the current folder is importable.
+    """Import ``package.module:name`` or ``file.py:name``; the current folder is importable.
 
     Args:
         spec: The name.
@@ -38,13 +40,16 @@ def find_callable(spec: str, role: str) -> Any:
     Raises:
         ConverterError: When there is no such callable, or its module cannot be imported.
     """
-    module_name, _, name = spec.partition(":")
+    module_name, _, name = spec.rpartition(":")
     if not module_name or not name:
-        raise ConverterError(f"{role} {spec!r} must be written package.module:name.")
+        raise ConverterError(
+            f"{role} {spec!r} must be written package.module:name or file.py:name."
+        )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    load = _import_file if module_name.endswith(".py") else importlib.import_module
     try:
-        module = importlib.import_module(module_name)
+        module = load(module_name)
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ConverterError(
             f"{role} {spec!r}: module {module_name!r} cannot be imported: {root_line(error)}"
@@ -53,6 +58,25 @@ def find_callable(spec: str, role: str) -> Any:
     if not callable(function):
         raise ConverterError(f"{role} {spec!r}: {module_name} has no callable named {name!r}.")
     return function
+
+
+def _import_file(file: str) -> ModuleType:
+    """Import a Python file once, whatever modules have its name; its folder is importable."""
+    path = Path(file).resolve()
+    name = str(path)
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None  # the name ends with .py
+        module = importlib.util.module_from_spec(spec)
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # behind the current folder
+        sys.modules[name] = module  # before it runs, as the import statement does
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def build(
