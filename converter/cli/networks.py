@@ -141,9 +141,9 @@ def inspect(
     from converter.report.tables import survey_table
 
     with show_progress(settings.json) as progress:
-        found = run(model, options, gains=settings.gains, normal=settings.normal, progress=progress)
-    drawn = survey_table(found.layers, found.table, found.tasks)
-    show(Printed(json=settings.json), lambda: dump(survey_dicts(found.layers, found.table)), drawn)
+        made = run(model, options, gains=settings.gains, normal=settings.normal, progress=progress)
+    drawn = survey_table(made.layers, made.table, made.tasks)
+    show(Printed(json=settings.json), lambda: dump(survey_dicts(made.layers, made.table)), drawn)
     return 0
 
 

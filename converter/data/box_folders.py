@@ -33,16 +33,16 @@ def find_boxes(folder: Path) -> BoxLabels | None:
     """
     try:
         places = [place for place in (folder, folder / "annotations") if place.is_dir()]
-        found = sorted({p for place in places for name in JSON_NAMES for p in place.glob(name)})
-        yolo = not found and _has_yolo_labels(folder)
+        jsons = sorted({p for place in places for name in JSON_NAMES for p in place.glob(name)})
+        yolo = not jsons and _has_yolo_labels(folder)
     except OSError as error:
         raise ConverterError(f"Folder {folder} cannot be read: {first_line(error)}") from None
-    if len(found) > 1:
+    if len(jsons) > 1:
         raise ConverterError(
-            f"Folder {folder} holds labels in {found[0].name} and {found[1].name}; leave one."
+            f"Folder {folder} holds labels in {jsons[0].name} and {jsons[1].name}; leave one."
         )
-    if found:
-        return read_coco(found[0], _image_folder(folder, found[0]))
+    if jsons:
+        return read_coco(jsons[0], _image_folder(folder, jsons[0]))
     return read_yolo(folder) if yolo else None
 
 

@@ -52,7 +52,7 @@ TWICE = (
 
 @dataclass(frozen=True)
 class Guarded:
-    """What the guards found.
+    """What the guards say.
 
     Attributes:
         warnings: Sentences that say that the original is probably fed wrongly.
@@ -88,9 +88,9 @@ def guards(
     session = open_session(with_outputs(network, comparison_outputs(network)), threads)
     macs = sum(layer.macs for layer in layers)
     examples = Examples.of(session, data, inputs(network)[0].shape[0], macs)
-    name, found = _images(examples, images)
-    own, plain = normalises(network), found is not None and found.plain
-    notes = (TWICE,) if own and found is not None and not plain else ()
+    name, photos = _images(examples, images)
+    own, plain = normalises(network), photos is not None and photos.plain
+    notes = (TWICE,) if own and photos is not None and not plain else ()
     classes = next((t for t in tasks if isinstance(t, Classify) and not t.independent), None)
     examples = replace(examples, labels=_class_labels(classes, examples.labels))
     if examples.count < MIN_EXAMPLES or not _finite(examples, tasks):
@@ -104,10 +104,10 @@ def guards(
         return Guarded(tuple(f"{sentence} {RANDOM}" for sentence in problems if known), notes)
     renumbered = _renumbered(logits, examples) if problems and logits is not None else None
     better = None
-    if found is not None:
+    if photos is not None:
         doubtful = logits is not None and info.varying_share(logits) < SURE_SHARE
         rescaled = bool(problems) or plain is not own or doubtful
-        trials = (Trials(session, t, examples, name, found) for t in _with_scores(tasks, classes))
+        trials = (Trials(session, t, examples, name, photos) for t in _with_scores(tasks, classes))
         better = next(filter(None, (trial.better(rescaled) for trial in trials)), None)
     if not problems and better is None:
         unsure = plain and not own and classes is None
@@ -115,8 +115,8 @@ def guards(
     advice = CHECK
     if renumbered is not None and (better is None or renumbered > better.after):
         advice = RENUMBERED.format(renumbered)
-    elif better is not None and found is not None:
-        advice = _advice(better, found, examples)
+    elif better is not None and photos is not None:
+        advice = _advice(better, photos, examples)
     return Guarded((" ".join([*problems, advice]),), notes)
 
 
@@ -124,9 +124,9 @@ def _images(examples: Examples, options: ImageOptions) -> tuple[str, Images | No
     """Return the first input that takes images, and its images; None if there is none."""
     for name in examples.batches[0]:
         array = examples.input(name)
-        found = None if array is None else Images.of(array, options)
-        if found is not None:
-            return name, found
+        photos = None if array is None else Images.of(array, options)
+        if photos is not None:
+            return name, photos
     return "", None
 
 

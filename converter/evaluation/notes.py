@@ -23,24 +23,24 @@ def notes(
         source: The network and the data.
         layers: The layers of the network.
     """
-    found = []
+    sentences = []
     calib, scored = options.data.calib, options.data.eval
     if _same(calib, scored):
-        found.append(
+        sentences.append(
             "--calib and --eval name the same data: the loss on inputs that layers were fit to is "
             "smaller than on others. Give other inputs with --eval."
         )
     evaluated = source.eval
     if evaluated is not None and evaluated.labels is None and evaluated.load_batch is None:
-        found.append(
+        sentences.append(
             f"{evaluated.source} holds no labels: --eval then scores against the original's own "
             "answers."
         )
     if look_untrained(layer.conv.kernel for layer in layers if layer.conv is not None):
         forgotten = is_factory(model) and options.model.checkpoint is None
         advice = "; give its --checkpoint" if forgotten else ""
-        found.append(f"The weights of the network look random, as before training{advice}.")
-    return tuple(found)
+        sentences.append(f"The weights of the network look random, as before training{advice}.")
+    return tuple(sentences)
 
 
 def _same(first: object, second: object) -> bool:

@@ -109,10 +109,10 @@ def _without_wrong_steps(
     feeds = data.read(np.arange(data.count))
     for _ in range(MAX_CHECKS):
         int8 = _quantized_but(network, ranges, wrong)
-        found = wrong_steps(network, int8, feeds, runtime)
-        if not found:
+        wrong_now = wrong_steps(network, int8, feeds, runtime)
+        if not wrong_now:
             return int8, wrong
-        wrong += found
+        wrong += wrong_now
     return _quantized_but(network, ranges, wrong), wrong
 
 

@@ -141,12 +141,12 @@ def _scale(node: ir.Node, ndim: int) -> tuple[np.ndarray, np.ndarray]:
     return along_axis(scale, axis, ndim), along_axis(zero, axis, ndim)
 
 
-def _error(node: ir.Node, found: np.ndarray, expected: np.ndarray) -> float:
+def _error(node: ir.Node, computed: np.ndarray, expected: np.ndarray) -> float:
     """Return the root mean square of the error of a quantized tensor, in quantization steps."""
-    scale, zero = _scale(node, found.ndim)
-    limits = np.iinfo(found.dtype)
+    scale, zero = _scale(node, computed.ndim)
+    limits = np.iinfo(computed.dtype)
     steps = np.clip(expected / scale + zero, limits.min, limits.max)
-    return float(np.sqrt(np.mean((steps - found) ** 2)))
+    return float(np.sqrt(np.mean((steps - computed) ** 2)))
 
 
 def _parameter_errors(network: ir.Model, int8: ir.Model) -> dict[str, float]:

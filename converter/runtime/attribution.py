@@ -83,12 +83,12 @@ def owners_of(nodes: Sequence[NodeTime], layers: Sequence[LayerNodes]) -> list[l
     ]
     for index, owner in _by_output({i: nodes[i].name for i in products}, layers, done).items():
         owners[index] = [owner]
-    found = {owner for numbers in owners for owner in numbers}
+    attributed = {owner for numbers in owners for owner in numbers}
     nameless = [index for index in products if not owners[index]]
-    for index, numbers in _without_names(nameless, found, layers).items():
+    for index, numbers in _without_names(nameless, attributed, layers).items():
         owners[index] = numbers
-    found = {owner for numbers in owners for owner in numbers}
-    return [[*numbers, *_twins(numbers, found, layers)] for numbers in owners]
+    attributed = {owner for numbers in owners for owner in numbers}
+    return [[*numbers, *_twins(numbers, attributed, layers)] for numbers in owners]
 
 
 def _step(name: str) -> tuple[int, str] | None:
@@ -119,14 +119,14 @@ def _by_output(
 
 
 def _without_names(
-    indices: Sequence[int], found: Collection[int], layers: Sequence[LayerNodes]
+    indices: Sequence[int], attributed: Collection[int], layers: Sequence[LayerNodes]
 ) -> dict[int, list[int]]:
     """Find the layers of nodes whose names say nothing, by index of the node.
 
     Layers of one input run in one node, as those of an attention do. Where these groups are not as
     many as the nodes, each node is one of all layers.
     """
-    lost = [number for number in range(len(layers)) if number not in found]
+    lost = [number for number in range(len(layers)) if number not in attributed]
     groups = [list(group) for _, group in groupby(lost, key=lambda n: layers[n].source)]
     if len(groups) != len(indices):
         groups = [lost] * len(indices)
@@ -134,12 +134,12 @@ def _without_names(
 
 
 def _twins(
-    numbers: Sequence[int], found: Collection[int], layers: Sequence[LayerNodes]
+    numbers: Sequence[int], attributed: Collection[int], layers: Sequence[LayerNodes]
 ) -> list[int]:
     """List layers without a node that have input and weight of one of ``numbers``."""
     keys = {(layers[number].source, layers[number].weight) for number in numbers}
     return [
         number
         for number, layer in enumerate(layers)
-        if number not in found and (layer.source, layer.weight) in keys
+        if number not in attributed and (layer.source, layer.weight) in keys
     ]

@@ -216,8 +216,8 @@ def detect(
         anchor = anchor[best]
         named = candidates.classes
         classes = column[best] if named is None else named[number, anchor]
-        found = Detections(candidates.boxes[number, anchor], score[best], classes)
-        result.append(found if max_iou is None else suppressed(found, max_iou))
+        detections = Detections(candidates.boxes[number, anchor], score[best], classes)
+        result.append(detections if max_iou is None else suppressed(detections, max_iou))
     return result
 
 

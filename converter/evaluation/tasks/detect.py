@@ -72,15 +72,15 @@ class Detect:
         Raises:
             ConverterError: When no known layout fits.
         """
-        found = _detect_of(outputs, input_shape, plausible=False)
-        if found is None:
+        task = _detect_of(outputs, input_shape, plausible=False)
+        if task is None:
             names = ", ".join(f"{n} {'x'.join(map(str, a.shape))}" for n, a in outputs.items())
             raise ConverterError(
                 f"--task detect: the outputs {names} fit no known layout of boxes and scores "
                 "(YOLOv5, YOLOv8, YOLOX, SSD, RetinaNet, or rows of detections); give sample "
                 "images with objects, or another task."
             )
-        return found
+        return task
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -127,9 +127,9 @@ class Detect:
         """
         candidates = self._decode(before, after, labels)
         nms_iou = None if self.layout.after_nms else NMS_IOU
-        found = [detect(c, self.thresholds[0], nms_iou, MAX_CANDIDATES) for c in candidates]
+        detections = [detect(c, self.thresholds[0], nms_iou, MAX_CANDIDATES) for c in candidates]
         at = np.array(self.thresholds)
-        counts = [count_matches(old, new, MIN_IOU, at) for old, new in zip(*found)]
+        counts = [count_matches(old, new, MIN_IOU, at) for old, new in zip(*detections)]
         rows = {"counts": np.array(counts, np.int32).reshape(-1, 3, len(at))}
         if labels is None:
             return rows
@@ -219,8 +219,8 @@ class Detect:
 
     def _error_of_rows(self, old: Candidates, new: Candidates) -> np.ndarray:
         result = []
-        found = [detect(c, self.thresholds[0] / 2, None, MAX_CANDIDATES) for c in (old, new)]
-        for before, after in zip(*found):
+        detections = [detect(c, self.thresholds[0] / 2, None, MAX_CANDIDATES) for c in (old, new)]
+        for before, after in zip(*detections):
             i, j = matched(before, after, NEAR_IOU).T
             scores, others = before.scores[i], after.scores[j]
             errors = self._weights(np.maximum(scores, others)) * self._score_errors(others - scores)

@@ -118,10 +118,10 @@ def grid_coding(boxes: np.ndarray, size: tuple[int, int]) -> BoxCoding | None:
 
     Their x does not grow with the column of the cell, and some are negative.
     """
-    found = find_levels(boxes.shape[1], size)
-    if found is None or found[1] != 1 or np.abs(boxes).max() > MAX_DELTA:
+    grid = find_levels(boxes.shape[1], size)
+    if grid is None or grid[1] != 1 or np.abs(boxes).max() > MAX_DELTA:
         return None
-    levels, _ = found
+    levels, _ = grid
     columns = np.concatenate([np.tile(np.arange(at.columns) * at.stride, at.rows) for at in levels])
     x = boxes[..., 0].mean(0)
     if not np.ptp(x) or not np.ptp(columns) or (boxes[..., :2] < 0).mean() < 1 - MOST:

@@ -100,14 +100,14 @@ def _evaluate(detections: np.ndarray, labels: np.ndarray) -> Any:
     x, y, right, bottom, score, label = detections[image, row].astype(float).T
     results = np.stack([image, x, y, right - x, bottom - y, score, label], 1)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, found = COCO(), COCO()
+        truth, detected = COCO(), COCO()
         truth.dataset = {"images": images, "categories": categories, "annotations": annotations}
         truth.createIndex()
-        found.dataset = {**truth.dataset, "annotations": []}
-        found.createIndex()
+        detected.dataset = {**truth.dataset, "annotations": []}
+        detected.createIndex()
         if len(results):
-            found = truth.loadRes(results)
-        evaluator = COCOeval(truth, found, "bbox")
+            detected = truth.loadRes(results)
+        evaluator = COCOeval(truth, detected, "bbox")
         evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluator.params.maxDets = [MAX_DETECTIONS]
         evaluator.evaluate()
