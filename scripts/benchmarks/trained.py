@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -114,7 +115,7 @@ def fresh_losses(
         run: Runs a network on a batch.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = os.cpu_count() or 1
     sessions = [onnxruntime.InferenceSession(path, options) for path in paths.values()]
     rows: list[list[np.ndarray]] = [[] for _ in sessions]
     for arrays in batches:
