@@ -217,7 +217,8 @@ TABLES = {
     "real": Table(
         "real",
         f"task verdict {SPEEDUP} told_points told_interval told_fresh_points lost_points "
-        "int8_speedup int8_lost_points int8_conv_speedup int8_conv_lost_points convert_s target met",
+        "int8_speedup int8_lost_points int8_conv_speedup int8_conv_lost_points convert_s "
+        "target met",
     ),
     "scale": Table("scale", "converted seconds seconds_off_line peak_gib target met"),
     "stages": Table(
