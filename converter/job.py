@@ -15,7 +15,7 @@ from converter.evaluation.tasks.regress import Regress
 from converter.evaluation.tasks.task import Task
 from converter.graph.survey import Layer, survey
 from converter.models import match as torch_network
-from converter.models.export import find_callable
+from converter.models.factory import find_callable
 from converter.models.problem import Problem, check_held_out, make_problem
 from converter.models.source import Model, Source, examples, is_factory, open_source
 from converter.options import Options, check_inputs

@@ -18,8 +18,8 @@ from converter.graph import network as onnx_network
 from converter.graph.canonicalize import canonicalize
 from converter.graph.outputs import output_names
 from converter.job import Job, check_options, list_layers, tasks_of
-from converter.models import export as torch_export
 from converter.models.datasets import read_data, read_named_data
+from converter.models.factory import build
 from converter.models.problem import make_problem
 from converter.models.source import Source, samples
 from converter.options import Options, shapes_by_name
@@ -97,8 +97,9 @@ class Earlier:
                 "fine-tune the result of the conversion."
             )
         checkpoint = Path(origin["checkpoint"]) if "checkpoint" in origin else None
-        teacher = torch_export.build(
-            origin["factory"], origin["factory_args"], checkpoint, trust_pickle
+        state_key = record.options.model.state_key
+        teacher, _ = build(
+            origin["factory"], origin["factory_args"], checkpoint, trust_pickle, state_key
         )
         return cls(record, plan, original, network, student, teacher)
 

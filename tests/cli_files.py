@@ -8,7 +8,7 @@ from helpers import make_net, noise
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from converter.models.export import find_callable
+from converter.models.factory import find_callable
 
 EVALUATE = """
 import numpy as np

@@ -8,7 +8,7 @@ from helpers import make_net, noise, work_in
 from hypothesis import settings
 from quick import read_torchlib_once, take_few_steps, time_little
 
-from converter.models.export import find_callable
+from converter.models.factory import find_callable
 
 # The same examples in every run; pytest --hypothesis-profile=default looks for others.
 settings.register_profile("repeatable", derandomize=True)

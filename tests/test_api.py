@@ -11,7 +11,7 @@ from helpers import make_net, noise, work_in
 
 import converter
 from converter.errors import ConverterError
-from converter.models.export import find_callable
+from converter.models.factory import find_callable
 from converter.options import Options
 
 X = noise(24, 3, 8, 8, seed=1)

@@ -23,7 +23,7 @@ from converter.options import SUBJECTS, Options
 ROOT = Path(converter.__file__).parent.parent
 TIMING = {"--threads", "--provider", "--batch-size"}
 IMAGES = {"--mean", "--std", "--resize", "--crop", "--channels", "--layout"}
-MODEL = {"--checkpoint", "--factory-args", "--trust-pickle", "--input-shape"}
+MODEL = {"--checkpoint", "--factory-args", "--state-key", "--trust-pickle", "--input-shape"}
 TRAINING = set(
     "--train --finetune --reconstruct --labels --loss --lr --train-batch --accumulate --precision "
     "--augment --workers --resume".split()

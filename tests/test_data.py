@@ -13,7 +13,7 @@ from converter.data import readers
 from converter.data.data import Input, conform, from_arrays, random_data
 from converter.data.images import Preprocessing
 from converter.errors import ConverterError
-from converter.models.export import find_callable
+from converter.models.factory import find_callable
 from converter.options import Options
 
 PLAIN = Preprocessing()

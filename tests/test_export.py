@@ -17,6 +17,7 @@ from converter.errors import ConverterError
 from converter.graph import network as onnx_network
 from converter.graph.survey import survey
 from converter.models import export as torch_export
+from converter.models import factory
 from converter.models import match as torch_network
 from converter.models.program import load_program, save_program
 
@@ -130,7 +131,7 @@ def test_the_inputs_of_a_model_are_what_forward_demands():
 
 
 def build(spec, arguments=None, checkpoint=None):
-    return torch_export.build(spec, arguments or {}, checkpoint, trust_pickle=False)
+    return factory.build(spec, arguments or {}, checkpoint)[0]
 
 
 def test_a_factory_is_called_with_its_arguments(workplace):
@@ -208,7 +209,7 @@ def test_a_checkpoint_of_another_width_is_refused(workplace):
 def test_a_pickled_module_is_read_when_trusted(tmp_path):
     path = tmp_path / "net.pt"
     torch.save(nn.Sequential(nn.Conv2d(4, 6, 3)), path)
-    model = torch_export.unpickle(path, trust_pickle=True)
+    model = factory.unpickle(path, trust_pickle=True)
     assert type(model[0]) is nn.Conv2d
     assert not model.training
 
@@ -216,16 +217,16 @@ def test_a_pickled_module_is_read_when_trusted(tmp_path):
 def test_a_pickled_module_is_refused_without_trust(tmp_path):
     torch.save(nn.Conv2d(4, 6, 3), tmp_path / "net.pt")
     with pytest.raises(ConverterError, match="or pass --trust-pickle to unpickle"):
-        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=False)
+        factory.unpickle(tmp_path / "net.pt", trust_pickle=False)
 
 
 @pytest.mark.parametrize("trust", [True, False])
 def test_a_missing_pickle_is_refused(trust, tmp_path):
     with pytest.raises(ConverterError, match="does not exist"):
-        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=trust)
+        factory.unpickle(tmp_path / "net.pt", trust_pickle=trust)
 
 
 def test_a_state_dict_is_no_pickled_module(tmp_path):
     torch.save(nn.Conv2d(4, 6, 3).state_dict(), tmp_path / "net.pt")
     with pytest.raises(ConverterError, match=r"holds a OrderedDict, not a pickled nn\.Module"):
-        torch_export.unpickle(tmp_path / "net.pt", trust_pickle=True)
+        factory.unpickle(tmp_path / "net.pt", trust_pickle=True)

@@ -297,10 +297,10 @@ def test_random_weights_look_untrained():
 
 
 def test_the_sample_network_looks_trained():
-    from converter.models.checkpoint import load_state
+    from converter.models.checkpoint import load_states
     from scripts.benchmarks.models import SAMPLE_CHECKPOINT
 
-    state = load_state(SAMPLE_CHECKPOINT, False)
+    state = load_states(SAMPLE_CHECKPOINT)[""]
     assert not look_untrained(array.numpy() for array in state.values())
 
 

@@ -12,7 +12,7 @@ from converter import ConverterError, Options
 from converter.data import readers
 from converter.data.data import Input, from_arrays
 from converter.data.images import Preprocessing
-from converter.models.export import find_callable
+from converter.models.factory import find_callable
 from converter.training.task import Recipe, TrainingTask
 from converter.training.train import train
 

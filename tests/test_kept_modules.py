@@ -1,5 +1,7 @@
 """What a torch model computes without plain modules that are called once: kept, with the reason."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,10 +104,10 @@ def test_a_module_with_a_computed_weight_is_kept(name, norm):
     assert reasons(norm(kind(*arguments)), lambda m, x: m(x)) == [FUNCTION]
 
 
-def test_weight_norm_of_the_old_kind_is_refused_with_the_reason():
-    with pytest.warns(FutureWarning, match="weight_norm"):
-        module = nn.utils.weight_norm(nn.Conv2d(4, 4, 3))
-    with pytest.raises(ConverterError, match=r"cannot be copied: .*torch\.nn\.utils\.weight_norm"):
+def test_a_model_that_cannot_be_copied_is_refused_with_the_reason():
+    module = nn.Conv2d(4, 4, 3)
+    module.lock = threading.Lock()
+    with pytest.raises(ConverterError, match=r"cannot be copied: TypeError: .* '_thread\.lock'"):
         torch_export.export(nn.Sequential(module).eval(), {"x": noise(2, 4, 9, 8)})
 
 

@@ -19,7 +19,7 @@ from converter.decomposition.form import full_rank
 from converter.decomposition.forms import FORMS
 from converter.decomposition.problem import SOLVERS
 from converter.errors import ConverterError
-from converter.models.export import find_callable
+from converter.models.factory import find_callable
 
 TENSORLY = [solver for solver in SOLVERS if solver != "flatconv"]
 # The type of each form; the first form is two of tensorly's tensors, the last none.

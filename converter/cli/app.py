@@ -109,7 +109,7 @@ def check_model(model: str) -> None:
 
 def function(name: str | None) -> Callable[..., Any] | None:
     """Import the user's function ``module:function``; None without one."""
-    from converter.models.export import find_callable
+    from converter.models.factory import find_callable
 
     return find_callable(name, "--evaluate") if name else None
 

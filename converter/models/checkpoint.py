@@ -4,66 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 
 from converter.errors import ConverterError, first_line, lacks_memory
+from converter.models.state_dict import State, list_states
 
-NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.")
-# Counters of BatchNorm: old checkpoints lack them, and inference does not read them.
-OPTIONAL_SUFFIX = "num_batches_tracked"
+TORCHSCRIPT = "constants.pkl"  # only archives of torch.jit.save hold it
 
 
-def load_state(path: Path, trust_pickle: bool = False) -> dict[str, torch.Tensor]:
-    """Read a state dict: safetensors, or any of torch's formats with ``weights_only=True``.
-
-    Weights may be nested under one of ``NESTED_UNDER``. Prefixes that wrappers add to every key
-    are removed.
+def load_states(path: Path, trust_pickle: bool = False) -> dict[str, State]:
+    """Read the state dicts of a file: safetensors, or any of torch's formats.
 
     Args:
-        path: The file.
+        path: The file. It is read with ``weights_only=True`` unless its author is trusted.
         trust_pickle: Whether to unpickle whole modules, which runs code from the file.
 
+    Returns:
+        State dicts by the keys that lead to them; see ``list_states``.
+
     Raises:
-        ConverterError: When the file is missing or unreadable, or holds no weights or NaN.
+        ConverterError: When the file is missing or unreadable, or holds no weights.
     """
     content = read_file(path, trust_pickle)
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
-    for key in NESTED_UNDER:
-        inner = content.get(key) if isinstance(content, Mapping) else None
-        if isinstance(inner, nn.Module):
-            inner = inner.state_dict()
-        if isinstance(inner, Mapping):
-            content = inner
-            break
-    if not isinstance(content, Mapping):
+    states = list_states(content)
+    if not states and not isinstance(content, Mapping | list | tuple):
         raise ConverterError(
             f"{path} holds a {type(content).__name__}, not a state dict of tensors."
         )
-    state = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not state:
+    if not states:
         raise ConverterError(f"{path} holds no tensors; give a state dict saved with torch.save.")
-    state = _without_prefixes(state)
-    odd = [n for n, v in state.items() if v.is_meta or v.layout != torch.strided]
-    if odd:
-        raise ConverterError(f"{path} holds tensors without plain values: {_first_few(odd)}.")
-    broken = [
-        n for n, v in state.items() if v.is_floating_point() and not v.float().isfinite().all()
-    ]
-    if broken:
-        raise ConverterError(
-            f"{path} holds NaN or infinite values in {_first_few(broken)}; use a sound checkpoint."
-        )
-    return state
+    return states
 
 
 def read_file(path: Path, trust_pickle: bool) -> Any:
@@ -80,9 +59,19 @@ def read_file(path: Path, trust_pickle: bool) -> Any:
         raise ConverterError(f"Checkpoint {path} is empty.")
     if path.suffix != ".safetensors" and not _looks_like_torch(path):
         raise ConverterError(f"Checkpoint {path} is not a torch checkpoint.")
+    scripted = path.suffix != ".safetensors" and _is_torchscript(path)
+    if scripted and not trust_pickle:
+        raise ConverterError(
+            f"Checkpoint {path} is a TorchScript program; pass --trust-pickle to take its weights "
+            "if you trust its author."
+        )
+    if trust_pickle and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # where the classes of pickled modules may be
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if scripted:
+            return torch.jit.load(path, map_location="cpu")
         return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower():
@@ -96,34 +85,15 @@ def read_file(path: Path, trust_pickle: bool) -> Any:
             f"Checkpoint {path} is not a sound safetensors file: {error}."
         ) from None
     except Exception as error:  # torch raises many classes on damaged files
+        if trust_pickle and isinstance(error, ImportError | AttributeError):
+            raise ConverterError(
+                f"Checkpoint {path} needs code that cannot be imported: {first_line(error)}; run "
+                "in the folder of this code, or install it."
+            ) from None
         cause = "damaged, or memory too little to read it" if lacks_memory(error) else "damaged"
         raise ConverterError(
             f"Checkpoint {path} is truncated or {cause}: {first_line(error)}"
         ) from None
-
-
-def load_into(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Load ``state`` into ``model``; every key must fit.
-
-    Raises:
-        ConverterError: When keys are missing, unexpected or misshapen; it names the first few.
-    """
-    own = model.state_dict()
-    for prefix in PREFIXES:  # torch.compile and DataParallel wrap the model itself
-        if own and all(n.startswith(prefix) for n in own):
-            state = {n if n in own else prefix + n: value for n, value in state.items()}
-    missing = [n for n in own if n not in state and not n.endswith(OPTIONAL_SUFFIX)]
-    unexpected = [n for n in state if n not in own and not n.endswith(OPTIONAL_SUFFIX)]
-    misshapen = [
-        f"{n} ({_shape(state[n])} in the file, {_shape(own[n])} in the model)"
-        for n in own
-        if n in state and own[n].shape != state[n].shape
-    ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    parts = [f"{_keys(len(names))} {kind}: {_first_few(names)}" for kind, names in kinds if names]
-    if parts:
-        raise ConverterError(f"Checkpoint {path} does not fit the model: {'; '.join(parts)}.")
-    model.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
 
 
 def sha256(path: Path) -> str:
@@ -131,11 +101,15 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _without_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None)
-    if prefix is None:
-        return state
-    return _without_prefixes({name.removeprefix(prefix): v for name, v in state.items()})
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive that torch.jit.save wrote."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == TORCHSCRIPT for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):  # damaged: torch says how
+        return False
 
 
 def _looks_like_torch(path: Path) -> bool:
@@ -148,16 +122,3 @@ def _looks_like_torch(path: Path) -> bool:
         return tarfile.is_tarfile(path)
     except MemoryError:  # a damaged compressed header may ask for any amount
         return False
-
-
-def _first_few(names: Sequence[str], count: int = 3) -> str:
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
-
-
-def _keys(count: int) -> str:
-    return "1 key is" if count == 1 else f"{count} keys are"
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"

@@ -13,7 +13,7 @@ from converter.data.labels import IGNORED, misfit, name_class
 from converter.data.readers import read
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
-from converter.models.export import find_callable
+from converter.models.factory import find_callable
 from converter.options import Options
 from converter.runtime.ort import run
 

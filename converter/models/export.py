@@ -1,19 +1,13 @@
-"""Torch models: built from a factory or a file, exported to ONNX, saved without their class."""
+"""Torch models exported to ONNX, and held against what was exported."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import importlib
-import importlib.util
 import inspect
 import io
 import logging
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,109 +20,8 @@ from converter.errors import ConverterError, root_line
 from converter.graph.differences import difference, tolerance
 from converter.graph.network import name_batch_axis, open_session
 from converter.graph.outputs import random_values
-from converter.models.checkpoint import load_into, load_state, read_file
+from converter.models.wrappers import copied, has_lazy_weights
 from converter.runtime.ort import run
-
-
-def find_callable(spec: str, role: str) -> Any:
-    """Import ``package.module:name`` or ``file.py:name``; the current folder is importable.
-
-    Args:
-        spec: The name.
-        role: First word of error messages, such as ``Factory``.
-
-    Raises:
-        ConverterError: When there is no such callable, or its module cannot be imported.
-    """
-    module_name, _, name = spec.rpartition(":")
-    if not module_name or not name:
-        raise ConverterError(
-            f"{role} {spec!r} must be written package.module:name or file.py:name."
-        )
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    load = _import_file if module_name.endswith(".py") else importlib.import_module
-    try:
-        module = load(module_name)
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise ConverterError(
-            f"{role} {spec!r}: module {module_name!r} cannot be imported: {root_line(error)}"
-        ) from None
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConverterError(f"{role} {spec!r}: {module_name} has no callable named {name!r}.")
-    return function
-
-
-def _import_file(file: str) -> ModuleType:
-    """Import a Python file once, whatever modules have its name; its folder is importable."""
-    path = Path(file).resolve()
-    name = str(path)
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None  # the name ends with .py
-        module = importlib.util.module_from_spec(spec)
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))  # behind the current folder
-        sys.modules[name] = module  # before it runs, as the import statement does
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
-
-
-def build(
-    factory: str, arguments: Mapping[str, Any], checkpoint: Path | None, trust_pickle: bool
-) -> nn.Module:
-    """Build a model from ``package.module:factory`` and load a checkpoint into it.
-
-    Raises:
-        ConverterError: When the factory fails or does not return a module, or the checkpoint does
-            not fit.
-    """
-    function = find_callable(factory, "Factory")
-    try:
-        model = function(**arguments)
-    except (Exception, SystemExit) as error:  # the user's factory may raise anything
-        raise ConverterError(f"Factory {factory!r} failed: {root_line(error)}") from None
-    if not isinstance(model, nn.Module):
-        raise ConverterError(
-            f"Factory {factory!r} gave a {type(model).__name__}, not an nn.Module."
-        )
-    if checkpoint is not None:
-        load_into(model, load_state(checkpoint, trust_pickle), checkpoint)
-    return model.eval()
-
-
-def unpickle(path: Path, trust_pickle: bool) -> nn.Module:
-    """Read a pickled module, which runs code from the file.
-
-    Raises:
-        ConverterError: Without ``trust_pickle``, or when the file holds no module.
-    """
-    if path.exists() and not trust_pickle:
-        raise ConverterError(
-            f"{path} is not an ONNX file; name a factory (package.module:factory) with "
-            "--checkpoint, or pass --trust-pickle to unpickle a whole module."
-        )
-    model = read_file(path, trust_pickle)
-    if not isinstance(model, nn.Module):
-        raise ConverterError(f"{path} holds a {type(model).__name__}, not a pickled nn.Module.")
-    return model.eval()
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a model deeply.
-
-    Raises:
-        ConverterError: When torch cannot copy it.
-    """
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # modules may raise anything
-        raise ConverterError(f"The model cannot be copied: {root_line(error)}") from None
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
@@ -210,7 +103,9 @@ def _exported(
                 model,
                 tuple(torch.from_numpy(array) for array in feeds.values()),
                 input_names=list(feeds),
-                dynamic_shapes=[dict.fromkeys(free_axes[name], auto) for name in feeds],
+                dynamic_shapes=_as_arguments(
+                    model, [dict.fromkeys(free_axes[name], auto) for name in feeds]
+                ),
                 dynamo=True,
                 verbose=False,
             )
@@ -220,6 +115,27 @@ def _exported(
     # The metadata holds stack traces, with the paths of this machine.
     ClearMetadataAndDocStringPass()(program.model)
     return name_batch_axis(program.model)
+
+
+def _as_arguments(model: nn.Module, values: list[Any]) -> tuple[Any, ...]:
+    """Arrange a value for each input as the parameters of ``forward``: ``*args`` is one of them."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    kinds = [parameter.kind for parameter in parameters]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(values)
+    before = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    rest = values[before:]
+    return (*values[:before], tuple(rest)) if rest else tuple(values)
+
+
+def materialize(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> None:
+    """Run a model with lazy layers once, in place: its inputs decide the shapes of its weights.
+
+    Raises:
+        ConverterError: When the model does not run on ``feeds``.
+    """
+    if has_lazy_weights(model):
+        forward(model, feeds)
 
 
 def _runs(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> bool:

@@ -14,7 +14,7 @@ from converter.decomposition.conv import Chain, assemble
 from converter.decomposition.form import Form, Rank, skeleton
 from converter.decomposition.taps import merge_groups
 from converter.graph.survey import Layer
-from converter.models.export import copied, forward
+from converter.models.export import forward
 from converter.models.modules import (
     CONVERTED,
     read_module,
@@ -22,6 +22,7 @@ from converter.models.modules import (
     to_modules,
     write_module,
 )
+from converter.models.wrappers import copied
 
 
 def match(

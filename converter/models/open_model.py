@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,9 +15,11 @@ from torch import nn
 from converter.data.data import Input
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
-from converter.models import export as torch_export
 from converter.models.checkpoint import sha256
+from converter.models.export import float_type, input_names
+from converter.models.factory import build, unpickle
 from converter.models.program import export_program
+from converter.models.wrappers import copied, fold_hooks, unwrapped
 from converter.options import Options
 
 Model: TypeAlias = "nn.Module | onnx.ModelProto | str | Path"
@@ -27,30 +30,46 @@ def is_factory(model: Model) -> bool:
     return isinstance(model, str | Path) and ":" in str(model) and not Path(model).exists()
 
 
-def open_torch(model: Model, options: Options) -> tuple[nn.Module | None, dict[str, Any]]:
-    """Return a torch model and how to build it again; None for ONNX and .pt2 inputs.
+@dataclass(frozen=True)
+class OpenedModule:
+    """A torch model.
+
+    Attributes:
+        module: The model, in evaluation mode; None for ONNX and .pt2 inputs.
+        origin: How to build it again, as JSON values.
+        notes: Sentences on its checkpoint.
+    """
+
+    module: nn.Module | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def open_torch(model: Model, options: Options) -> OpenedModule:
+    """Copy, build or read a torch model, without wrappers and with plain weights.
 
     Raises:
         ConverterError: When the model cannot be copied, built or read.
     """
     if isinstance(model, nn.Module):
-        return torch_export.copied(model).cpu().eval(), {}
+        module = copied(unwrapped(model)).cpu().eval()
+        return OpenedModule(fold_hooks(module))
     if isinstance(model, onnx.ModelProto):
-        return None, {}
-    path = Path(model)
+        return OpenedModule()
+    path, values = Path(model), options.model
     if is_factory(model):
-        arguments = dict(options.model.factory_args)
+        arguments = dict(values.factory_args)
         origin: dict[str, Any] = {"factory": str(model), "factory_args": arguments}
-        if options.model.checkpoint is not None and options.model.checkpoint.is_file():
-            origin["checkpoint"] = str(options.model.checkpoint.resolve())
-            origin["checkpoint_sha256"] = sha256(options.model.checkpoint)
-        built = torch_export.build(
-            str(model), arguments, options.model.checkpoint, options.model.trust_pickle
+        if values.checkpoint is not None and values.checkpoint.is_file():
+            origin["checkpoint"] = str(values.checkpoint.resolve())
+            origin["checkpoint_sha256"] = sha256(values.checkpoint)
+        built, notes = build(
+            str(model), arguments, values.checkpoint, values.trust_pickle, values.state_key
         )
-        return built, origin
+        return OpenedModule(built, origin, notes)
     if path.suffix in (".pt", ".pth", ".th", ".tar"):
-        return torch_export.unpickle(path, options.model.trust_pickle), {}
-    return None, {}
+        return OpenedModule(unpickle(path, values.trust_pickle))
+    return OpenedModule()
 
 
 def inputs_of(module: nn.Module) -> tuple[Input, ...]:
@@ -59,7 +78,7 @@ def inputs_of(module: nn.Module) -> tuple[Input, ...]:
     Raises:
         ConverterError: When onnxruntime lacks the type.
     """
-    dtype = torch_export.float_type(module)
+    dtype = float_type(module)
     if dtype not in (torch.float32, torch.float16):
         name = str(dtype).removeprefix("torch.")
         raise ConverterError(
@@ -67,7 +86,7 @@ def inputs_of(module: nn.Module) -> tuple[Input, ...]:
             "it as float32 (model.float())."
         )
     kind = torch.zeros(0, dtype=dtype).numpy().dtype
-    return tuple(Input(name, (), kind) for name in torch_export.input_names(module))
+    return tuple(Input(name, (), kind) for name in input_names(module))
 
 
 def open_onnx(model: Model, trust_pickle: bool) -> ir.Model:

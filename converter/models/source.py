@@ -85,7 +85,8 @@ def open_source(model: Model, example_input: object, options: Options) -> Source
     Raises:
         ConverterError: When the model or any of the data cannot be used.
     """
-    module, origin = open_torch(model, options)
+    opened = open_torch(model, options)
+    module = opened.module
     if module is None:
         network, calib, shapes, more = _open_onnx(model, example_input, options)
     else:
@@ -95,7 +96,7 @@ def open_source(model: Model, example_input: object, options: Options) -> Source
     network, notes = _with_own_batch(network, calib or random, shapes, module is not None)
     calib = calib and with_fitting_labels(calib, network, options)
     train, evaluation = read_named_data(network, options)
-    notes += data_notes(calib, evaluation)
+    notes = [*opened.notes, *notes, *data_notes(calib, evaluation)]
     unused = None
     if calib is not None:
         calib, unused = calib.split_off(options.data.samples, seed)
@@ -109,7 +110,7 @@ def open_source(model: Model, example_input: object, options: Options) -> Source
         calib=calib,
         train=train,
         eval=evaluation,
-        origin=origin,
+        origin=opened.origin,
         unused_calib=unused,
         random=random,
         notes=tuple(dict.fromkeys(notes)),
@@ -134,6 +135,7 @@ def _export(module: nn.Module, example_input: object, options: Options) -> Opene
     count, dtypes = next(iter(shapes.values()))[0], {item.name: item.dtype for item in inputs}
     data = calib or example or random_data(shapes, dtypes, count, options.resources.seed)
     feeds = data.read(np.arange(count) % data.count)
+    torch_export.materialize(module, feeds)
     network = torch_export.export(module, feeds, dynamic_axes(shapes, more))
     inputs = onnx_network.inputs(network)
     for other in more:

@@ -43,6 +43,8 @@ class ModelOptions:
     Attributes:
         checkpoint: Weights for a factory: .pt, .pth, .th, .tar or .safetensors.
         factory_args: Keyword arguments of the factory, as JSON.
+        state_key: Which state dict of the checkpoint to take, such as ema.state_dict; the one that
+            fits the model if left out.
         trust_pickle: Unpickle whole modules; this runs code from the file.
         input_shape: Shape of an input, [NAME:]1,3,32,32. Repeat it for every input. Repeat it for
             several shapes of one input; all of them are timed.
@@ -52,6 +54,7 @@ class ModelOptions:
     factory_args: Annotated[Mapping[str, Any], one_value(parse_json_object)] = field(
         default_factory=dict
     )
+    state_key: str = ""
     trust_pickle: bool = False
     input_shape: Annotated[tuple[InputShape, ...], each_value(parse_input_shape)] = ()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from safetensors import SafetensorError, safe_open
@@ -17,8 +18,9 @@ from torch import nn
 from converter.errors import ConverterError, first_line
 from converter.evaluation.comparison import Comparison
 from converter.graph import network as onnx_network
-from converter.models import export as torch_export
 from converter.models import match as torch_network
+from converter.models.export import materialize
+from converter.models.factory import build, find_callable
 from converter.models.program import load_program, save_program
 from converter.options import Options
 from converter.report.folder import Record, read_record
@@ -110,14 +112,16 @@ def load(directory: str | Path) -> nn.Module | onnx.ModelProto:
     folder = Path(directory)
     origin = read_record(folder).origin
     if "factory" in origin:
-        torch_export.find_callable(origin["factory"], "Factory")  # its module may register forms
+        find_callable(origin["factory"], "Factory")  # its module may register forms
     plan = read_plan(folder / "plan.json")
     if "factory" not in origin and not (folder / "model.pt2").exists():
         return ir.to_proto(onnx_network.load(folder / "model.onnx"))
     try:
         if "factory" not in origin:
             return load_program(folder / "model.pt2")
-        original = torch_export.build(origin["factory"], origin["factory_args"], None, False)
+        original, _ = build(origin["factory"], origin["factory_args"])
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in plan.input_shapes.items()}
+        materialize(original, zeros)
         with safe_open(folder / "model.safetensors", "pt") as weights:
             module = torch_network.rebuild(original, plan.chosen(), set(weights.keys()))
         load_model(module, folder / "model.safetensors")

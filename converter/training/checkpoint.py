@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from converter.cache import atomic_write, digest, entry_path
-from converter.models.export import find_callable
+from converter.models.factory import find_callable
 from converter.training.task import TrainingTask
 
 Weights = dict[str, torch.Tensor]

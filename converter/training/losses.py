@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from converter.errors import ConverterError, root_line
-from converter.models.export import find_callable, flat_outputs
+from converter.models.export import flat_outputs
+from converter.models.factory import find_callable
 
 TEMPERATURE = 4.0  # of the softened outputs (Hinton et al., arXiv 1503.02531)
 LABEL_WEIGHT = 0.3  # of the cross-entropy with the labels

@@ -10,7 +10,7 @@ from torch import nn
 
 from converter.data.data import Data
 from converter.errors import ConverterError, root_line
-from converter.models.export import copied
+from converter.models.wrappers import copied
 from converter.processes import ProcessGroup
 from converter.quantization.rounding import fake_quantize
 from converter.training.losses import Loss, Run, Tensors, model_outputs, module_outputs

@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from converter.errors import ConverterError
-from converter.models.export import copied
+from converter.models.wrappers import copied
 from converter.processes import ProcessGroup, process_group
 from converter.training.batches import Batches, Part
 from converter.training.checkpoint import Checkpoint, Weights, read_checkpoint

@@ -26,9 +26,10 @@ from converter.graph.canonicalize import canonicalize
 from converter.graph.network import Input
 from converter.graph.survey import survey
 from converter.job import list_layers
-from converter.models.checkpoint import load_into, load_state
+from converter.models.checkpoint import load_states
 from converter.models.datasets import read_data as read_samples
 from converter.models.source import open_source
+from converter.models.state_dict import load_into
 from converter.options import LayerOptions, Options
 from converter.search.manual import make_plan
 from scripts.tools.fuzz_inputs import MAKE
@@ -42,7 +43,7 @@ BEGIN, END, PEAK = "@", "=", "#"  # what the lines of ``work`` start with
 def read_checkpoint(path: Path) -> None:
     """Read weights as ``convert --checkpoint`` does."""
     model = nn.Sequential(*(nn.Conv2d(3, 4, 3, bias=False) for _ in range(3)))
-    load_into(model, load_state(path), path)
+    load_into(model, load_states(path), path)
 
 
 def read_network(path: Path) -> None:
