@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import pickle
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -326,6 +327,12 @@ def test_a_whole_module_is_read_when_trusted(tmp_path):
     assert_same(load_state(tmp_path / "net.pt", trust=True))
     torch.save({"model": MODEL, "epoch": 3}, tmp_path / "net.pt")
     assert_same(load_state(tmp_path / "net.pt", trust=True))
+
+
+def test_options_of_lightning_are_no_code(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": STATE, "hyper_parameters": Namespace(lr=0.1, width=4)}, path)
+    assert_same(filled(path)[0])
 
 
 @pytest.mark.parametrize("content", [MODEL, {"model": MODEL}, {**STATE, "best": np.float64(0.76)}])

@@ -7,6 +7,7 @@ import pickle
 import sys
 import tarfile
 import zipfile
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.serialization import safe_globals
 
 from converter.errors import ConverterError, first_line, lacks_memory
 from converter.models.state_dict import State, list_states
@@ -72,7 +74,8 @@ def read_file(path: Path, trust_pickle: bool) -> Any:
             return load_file(path)
         if scripted:
             return torch.jit.load(path, map_location="cpu")
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with safe_globals([Namespace]):  # Lightning keeps options in them
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower():
             raise ConverterError(
