@@ -15,10 +15,11 @@ from converter.graph.rewrite import rewrite
 from converter.graph.survey import survey
 from converter.models import export as torch_export
 from converter.models import match as torch_network
+from converter.models.match import AS_ONNX
 from converter.runtime.ort import run
 
-FUNCTION = "it is not a convolution module of the model (called as a function, or reparametrised)"
-ONCE = "its module is not called exactly once, with one input"
+FUNCTION = f"it is no convolution module of the model, but called as a function{AS_ONNX}"
+ONCE = f"its module is not called exactly once, with one input{AS_ONNX}"
 SHARED = "its weight is shared by 2 layers"
 
 CONVOLVE = {

@@ -24,6 +24,9 @@ from converter.models.modules import (
 )
 from converter.models.wrappers import copied
 
+# The ONNX network has the layer alone, whatever module it comes from.
+AS_ONNX = "; give the network as ONNX to convert it"
+
 
 def match(
     model: nn.Module, layers: Sequence[Layer], feeds: Mapping[str, np.ndarray]
@@ -166,13 +169,11 @@ def _mismatch(
     try:
         module = model.get_submodule(layer.weight.removesuffix(".weight"))
     except AttributeError:
-        return (
-            "it is not a convolution module of the model (called as a function, or reparametrised)"
-        )
+        return f"it is no convolution module of the model, but called as a function{AS_ONNX}"
     if type(module) not in CONVERTED:
-        return f"its module is a {type(module).__name__}, not a plain convolution"
+        return f"its module is a {type(module).__name__}, not a plain convolution{AS_ONNX}"
     if calls.get(layer.weight.removesuffix(".weight")) != 1:
-        return "its module is not called exactly once, with one input"
+        return f"its module is not called exactly once, with one input{AS_ONNX}"
     own = read_module(module).kernel
     if own.shape != layer.conv.kernel.shape:
         return "its module's kernel has another shape than the exported one"
