@@ -2,8 +2,24 @@
 
 from functools import partial
 
+import onnxruntime
 import pytest
-from graph_cases import IMAGE, INT8, LINEAR, RESULT, SCALE, SQUARE, Graph, assert_kept, rows
+from graph_cases import (
+    IMAGE,
+    INT8,
+    LINEAR,
+    RESULT,
+    SCALE,
+    SQUARE,
+    Graph,
+    assert_kept,
+    converted,
+    rows,
+)
+from helpers import make_net, noise
+
+from converter.graph.network import load
+from converter.graph.survey import survey
 
 NOT_CONSTANT = "its weight is not a constant of the graph"
 FED = f"g ({IMAGE}, float[6, 4, 3, 3] w) => ({RESULT}) {{ y = Conv (x, w) }}"
@@ -162,3 +178,24 @@ def test_what_cannot_be_converted_is_kept_with_the_reason(graph):
 @pytest.mark.parametrize("graph", QUANTIZED, ids=lambda graph: graph.name)
 def test_a_quantized_layer_is_kept(graph):
     assert_kept(graph, "it is quantized")
+
+
+@pytest.mark.parametrize("level", ["ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
+def test_a_network_that_onnxruntime_optimized_is_listed_and_counted(level, tmp_path):
+    path = make_net(tmp_path / "net.onnx", (16, 32, 32), batch=1)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feeds = {"x": noise(1, 16, 8, 8)}
+    plain, optimized = (survey(load(p), feeds) for p in (path, tmp_path / "optimized.onnx"))
+    assert sorted(layer.macs for layer in optimized) == sorted(layer.macs for layer in plain)
+    reasons = [layer.reason for layer in optimized if layer.reason]
+    assert reasons == ["onnxruntime optimized it; give the file from before that"] * 2
+
+
+@pytest.mark.parametrize("graph", QUANTIZED, ids=lambda graph: graph.name)
+def test_the_work_of_a_quantized_layer_is_counted(graph):
+    _, layers = converted(graph)
+    assert all(layer.macs > 0 for layer in layers)

@@ -22,13 +22,11 @@ from converter.graph.network import (
     in_onnx_domain,
 )
 from converter.graph.nodes import CONVOLUTIONS, PRODUCTS, read_conv, read_linear
+from converter.graph.other_layers import QUANTIZED, list_other_layers, other_macs
 from converter.graph.outputs import data_dependent_shapes
 
 NO_CONSTANT = "its weight is not a constant of the graph"
 NO_CONSTANT_BIAS = "its bias is not a constant of the graph"
-QUANTIZED = "it is quantized; convert the network before it is quantized"
-QUANTIZED_LAYERS = ("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm")
-OTHER_LAYERS = ("DeformConv", "FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv")
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,9 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         ConverterError: When the network cannot run, or a weight is NaN or infinite.
     """
     nodes = [node for node in model.graph if _is_layer(node)]
+    others = list_other_layers(model, _is_layer)
     names = [str(v.name) for node in nodes for v in (node.inputs[0], node.outputs[0]) if v]
+    names += [str(node.outputs[0].name) for node, _ in others if node.graph is model.graph]
     tensors = _Tensors(
         shapes=compute_shapes(model, list(dict.fromkeys(names)), feeds),
         batch=next((len(array) for array in feeds.values() if array.ndim), 1),
@@ -103,7 +103,8 @@ def survey(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> tuple[Layer, ...
         data_dependent=data_dependent_shapes(model),
     )
     layers = [_read_layer(node, name, tensors) for node, name in zip(nodes, _names(nodes))]
-    return _number_duplicates([*layers, *_unreadable_layers(model)])
+    layers += [_other_layer(node, reason, tensors) for node, reason in others]
+    return _number_duplicates(layers)
 
 
 def _read_layer(node: ir.Node, name: str, tensors: _Tensors) -> Layer:
@@ -183,33 +184,12 @@ def _number_duplicates(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(numbered)
 
 
-def _unreadable_layers(model: ir.Model) -> list[Layer]:
-    """List the layers that cannot be read as nodes of the main graph, with the reason."""
-    reasons = [
-        (node, "it is inside a subgraph")
-        for node in model.graph.all_nodes()
-        if _is_layer(node) and node.graph is not model.graph
-    ]
-    reasons += [
-        (node, f"it is inside the function {function.name}")
-        for function in model.functions.values()
-        for node in function.all_nodes()
-        if _is_layer(node)
-    ]
-    reasons += [
-        (node, "its weight is the left factor of the product")
-        for node in model.graph
-        if in_onnx_domain(node) and node.op_type in PRODUCTS and _weight_is_left(node)
-    ]
-    reasons += [
-        (node, QUANTIZED if node.op_type in QUANTIZED_LAYERS else f"it is a {node.op_type}")
-        for node in model.graph.all_nodes()
-        if node.op_type in (*QUANTIZED_LAYERS, *OTHER_LAYERS)
-    ]
-    return [
-        Layer(str(node.name or node.outputs[0].name), "", "", "", None, (), 0, 0, reason)
-        for node, reason in reasons
-    ]
+def _other_layer(node: ir.Node, reason: str, tensors: _Tensors) -> Layer:
+    """Describe a layer that cannot be read; what is inside of other graphs is not counted."""
+    output = node.outputs[0]
+    shape = tensors.shapes.get(str(output.name))
+    macs = 0 if shape is None else other_macs(node, shape, tensors.batch)
+    return Layer(str(node.name or output.name), "", "", "", None, (), 0, macs, reason)
 
 
 def count_macs(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:
@@ -256,11 +236,6 @@ def _is_layer(node: ir.Node) -> bool:
     if left is not None or weight is None:
         return left is None and _producer_is(node.inputs[1], "DequantizeLinear")
     return weight.ndim > 1 and not np.issubdtype(weight.dtype, np.integer)
-
-
-def _weight_is_left(node: ir.Node) -> bool:
-    left, right = (constant(value) for value in node.inputs[:2])
-    return left is not None and left.ndim > 1 and right is None
 
 
 def _pads_by_size(node: ir.Node) -> bool:
