@@ -13,7 +13,7 @@ from converter.data.data import Data
 from converter.errors import ConverterError
 from converter.graph.network import inputs
 from converter.graph.nodes import LINEAR
-from converter.graph.survey import QUANTIZED_LAYERS
+from converter.graph.other_layers import QUANTIZED_LAYERS
 from converter.quantization.channel_equalization import equalize
 from converter.quantization.quantize import (
     Ranges,
