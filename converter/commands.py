@@ -16,11 +16,13 @@ from converter.evaluation.compare import Conditions, Evaluate, compare_models
 from converter.evaluation.comparison import Comparison
 from converter.evaluation.tasks.task import Task
 from converter.graph import network as onnx_network
+from converter.graph.batch_axes import as_given, examples_first
 from converter.graph.survey import Layer
 from converter.job import open_job
 from converter.models.datasets import read_scored_data
+from converter.models.input_shapes import user_shapes
 from converter.models.source import Model
-from converter.options import Options, shapes_by_name
+from converter.options import Options
 from converter.pipeline import choose
 from converter.processes import Progress, Resources, no_progress
 from converter.report.folder import read_record
@@ -102,12 +104,12 @@ def compare(
     files = compared_files(paths)
     options = options or comparison_options(paths)
     data = options.data.eval if data is None else data
-    models = {str(path): onnx_network.load(path) for path in files}
+    models = {str(path): examples_first(onnx_network.load(path)) for path in files}
     if len(models) < len(files):
         raise ConverterError("Each file can be named once.")
     first = next(iter(models.values()))
     inputs = onnx_network.inputs(first)
-    shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in inputs])
+    shapes, *more = user_shapes(options.model.input_shape, inputs)
     conditions = Conditions(
         OnnxRuntime.of(options.timing),
         shapes,
@@ -196,7 +198,7 @@ def write_network(network: ir.Model, target: Path) -> None:
     """
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            onnx_network.save(network, Path(scratch) / target.name)
+            onnx_network.save(as_given(network), Path(scratch) / target.name)
             for file in sorted(Path(scratch).iterdir(), reverse=True):  # the network last
                 file.replace(target.with_name(file.name))
     except OSError as error:

@@ -15,14 +15,16 @@ from converter.evaluation.check import check_graph, check_torch_vs_onnx
 from converter.evaluation.compare import Evaluate
 from converter.evaluation.status import status_of
 from converter.graph import network as onnx_network
+from converter.graph.batch_axes import examples_first
 from converter.graph.canonicalize import canonicalize
 from converter.graph.outputs import output_names
 from converter.job import Job, check_options, list_layers, tasks_of
 from converter.models.datasets import read_data, read_named_data
 from converter.models.factory import build
+from converter.models.input_shapes import user_shapes
 from converter.models.problem import make_problem
 from converter.models.source import Source, samples
-from converter.options import Options, shapes_by_name
+from converter.options import Options
 from converter.pipeline import measure, trainable_limits
 from converter.processes import TIMEOUT, Progress, Resources, no_progress, process_group
 from converter.reconstruction.realize import Realization
@@ -86,8 +88,10 @@ class Earlier:
         """
         record, student = read_record(folder), load(folder)
         plan = read_plan(folder / "plan.json")
-        original = onnx_network.load(folder / "original.onnx")
-        network = onnx_network.load(folder / "model.onnx")
+        original, network = (
+            examples_first(onnx_network.load(folder / name))
+            for name in ("original.onnx", "model.onnx")
+        )
         if not isinstance(student, nn.Module):
             return cls(record, plan, original, network, None, None)
         origin = record.origin
@@ -153,7 +157,7 @@ def _open(earlier: Earlier, options: Options, evaluate: Evaluate | None, progres
     if calib_source is not None and not missing:
         calib = read_data(calib_source, inputs, options)
         calib = calib.sample(options.data.samples, options.resources.seed)
-    shapes, *more = shapes_by_name(options.model.input_shape, [item.name for item in inputs])
+    shapes, *more = user_shapes(options.model.input_shape, inputs)
     shapes = dict(earlier.plan.input_shapes) | shapes
     train, evaluation = read_named_data(earlier.original, options)
     source = Source(

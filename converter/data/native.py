@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.data.data import Arrays, Data, Input, check_arrays
+from converter.data.data import Arrays, Data, Input, check_arrays, examples_in_front
 from converter.data.images import Preprocessing
 from converter.data.loader import from_loader, is_loader
 from converter.errors import ConverterError, first_line, root_line
@@ -103,6 +103,7 @@ def from_members(
                 "for the first)."
             )
         arrays[name] = array
+    arrays = examples_in_front(arrays, inputs)
     check_arrays(arrays, source)
     images = {item.name: preprocessing.images_in(arrays[item.name], item) for item in inputs}
     prepared = {

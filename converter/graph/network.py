@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from converter.data.data import Arrays
 from converter.data.data import Input as Input
 from converter.errors import ConverterError, first_line
+from converter.graph.batch_axes import batch_axis
 from converter.graph.external import (
     check_locations,
     external_nbytes,
@@ -128,7 +129,7 @@ def inputs(model: ir.Model) -> tuple[Input, ...]:
                 f"Input {value.name!r} of the network has no tensor type or shape."
             )
         shape = tuple(dim if isinstance(dim, int) and dim >= 0 else None for dim in value.shape)
-        listed.append(Input(str(value.name), shape, value.dtype.numpy()))
+        listed.append(Input(str(value.name), shape, value.dtype.numpy(), batch_axis(value)))
     return tuple(listed)
 
 

@@ -12,6 +12,8 @@ from converter.data.data import Data
 from converter.errors import ConverterError
 from converter.graph.network import Input
 from converter.models.shape_proposal import Shape, as_options
+from converter.options import shapes_by_name
+from converter.options.parsing import InputShape
 
 MAX_INPUT_SIZE = 2**30  # numbers
 Shapes = dict[str, tuple[int, ...]]
@@ -38,7 +40,7 @@ def choose_shapes(
     sample = {} if data is None else data.read(np.arange(1))
     shapes = {}
     for item in inputs:
-        expected = _text(item.shape)
+        expected = _text(item.shape_given(item.shape))
         shape = user_shapes.get(item.name)
         if shape is None and item.name in sample:
             shape = sample[item.name].shape
@@ -51,7 +53,8 @@ def choose_shapes(
             size in (None, n) for size, n in zip(item.shape[1:], shape[1:])
         )
         if not fits:
-            raise ConverterError(f"Input {item.name!r} takes shape {expected}, not {_text(shape)}.")
+            given = _text(item.shape_given(shape))
+            raise ConverterError(f"Input {item.name!r} takes shape {expected}, not {given}.")
         whole = (item.shape[0] or shape[0], *shape[1:]) if item.shape else shape
         if math.prod(whole) > MAX_INPUT_SIZE:
             raise ConverterError(
@@ -59,6 +62,15 @@ def choose_shapes(
             )
         shapes[item.name] = shape
     return shapes
+
+
+def user_shapes(shapes: Sequence[InputShape], inputs: Sequence[Input]) -> list[Shapes]:
+    """Group the shapes of ``--input-shape`` as ``shapes_by_name``, with the examples in front."""
+    by_name = {item.name: item for item in inputs}
+    return [
+        {name: by_name[name].shape_from(shape) for name, shape in group.items()}
+        for group in shapes_by_name(shapes, list(by_name))
+    ]
 
 
 def with_known_rank(

@@ -15,6 +15,7 @@ from torch import nn
 from converter.data.data import Input
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
+from converter.graph.batch_axes import examples_first
 from converter.models.checkpoint import sha256
 from converter.models.export import float_type, input_names
 from converter.models.factory import build, unpickle
@@ -104,7 +105,7 @@ def open_onnx(model: Model, trust_pickle: bool) -> ir.Model:
     if not onnx_network.inputs(network):
         name = "The onnx.ModelProto" if isinstance(model, onnx.ModelProto) else str(model)
         raise ConverterError(f"{name} has no inputs; there is nothing to feed it.")
-    return network
+    return examples_first(network)
 
 
 def _from_proto(model: onnx.ModelProto) -> ir.Model:

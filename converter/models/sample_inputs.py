@@ -8,11 +8,17 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from converter.data.data import Data, Input, from_arrays
+from converter.data.data import Data, Input, examples_in_front, from_arrays
 from converter.data.native import arrays_by_name
 from converter.models.datasets import conformed, read_unchecked
-from converter.models.input_shapes import Propose, Shapes, choose_shapes, with_known_rank
-from converter.options import Options, shapes_by_name
+from converter.models.input_shapes import (
+    Propose,
+    Shapes,
+    choose_shapes,
+    user_shapes,
+    with_known_rank,
+)
+from converter.options import Options
 
 
 def read_example(example_input: object, inputs: Sequence[Input]) -> Data | None:
@@ -26,9 +32,8 @@ def read_example(example_input: object, inputs: Sequence[Input]) -> Data | None:
     names, source = [item.name for item in inputs], "the example input"
     arrays = arrays_by_name(example_input, source, names)
     dtypes = {item.name: item.dtype for item in inputs}
-    return from_arrays(
-        {n: a.astype(dtypes[n]) if n in dtypes else a for n, a in arrays.items()}, source, names
-    )
+    typed = {n: a.astype(dtypes[n]) if n in dtypes else a for n, a in arrays.items()}
+    return from_arrays(typed | examples_in_front(typed, inputs), source, names)
 
 
 def read_sample_inputs(
@@ -51,8 +56,7 @@ def read_sample_inputs(
     Raises:
         ConverterError: When sample inputs cannot be read, or a shape stays free or does not fit.
     """
-    names = [item.name for item in inputs]
-    given, *further = shapes_by_name(options.model.input_shape, names)
+    given, *further = user_shapes(options.model.input_shape, inputs)
     if example is not None:
         feeds = example.read(np.arange(1))
         given |= {name: (example.count, *array.shape[1:]) for name, array in feeds.items()}

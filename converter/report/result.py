@@ -18,6 +18,7 @@ from torch import nn
 from converter.errors import ConverterError, first_line
 from converter.evaluation.comparison import Comparison
 from converter.graph import network as onnx_network
+from converter.graph.batch_axes import as_given
 from converter.models import match as torch_network
 from converter.models.export import materialize
 from converter.models.factory import build, find_callable
@@ -53,7 +54,8 @@ class Result:
     def model(self) -> nn.Module | onnx.ModelProto:
         """The converted torch model, or for an ONNX input the converted ONNX model."""
         converted = self.report.verified.converted
-        return ir.to_proto(converted.network) if converted.module is None else converted.module
+        network = as_given(converted.network)
+        return ir.to_proto(network) if converted.module is None else converted.module
 
     @property
     def plan(self) -> Plan:
@@ -89,10 +91,10 @@ class Result:
     def _write(self, folder: Path) -> None:
         """Write every file of the output into an empty folder."""
         verified = self.report.verified
-        onnx_network.save(self.original, folder / "original.onnx")
-        onnx_network.save(verified.converted.network, folder / "model.onnx")
+        onnx_network.save(as_given(self.original), folder / "original.onnx")
+        onnx_network.save(as_given(verified.converted.network), folder / "model.onnx")
         for name, network in zip(INT8_OUTPUTS, verified.int8):
-            onnx_network.save(network, folder / name)
+            onnx_network.save(as_given(network), folder / name)
         record = Record(
             self.origin, self.options, verified.converted.search.budgets, self.report.layers
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from converter.graph.batch_axes import examples_first
 from converter.graph.external import weights_folder
 from converter.graph.network import inputs, load
 from converter.quantization.quantize import quantized_for_timing
@@ -101,6 +102,11 @@ def node_times(
     Raises:
         ConverterError: When the network cannot be read or run.
     """
-    items = zip(inputs(load(path)), shapes)
-    feeds = make_feeds({i.name: {"shape": shape, "dtype": i.dtype.name} for i, shape in items})
+    items = zip(inputs(examples_first(load(path))), shapes)
+    feeds = make_feeds(
+        {
+            item.name: {"shape": item.shape_given(tuple(shape)), "dtype": item.dtype.name}
+            for item, shape in items
+        }
+    )
     return tuple(runtime.profile(path, feeds, stopwatch.DEFAULT_SETTINGS.profile_s))
