@@ -1,6 +1,7 @@
 """Torch models: built, unpickled, exported as ONNX, saved as programs; others refused."""
 
 import copy
+import importlib
 
 import numpy as np
 import onnx_ir as ir
@@ -178,6 +179,15 @@ def test_a_factory_in_a_file_of_another_folder_finds_its_neighbours(workplace):
     assert type(build(f"{folder}/toy.py:build")) is nn.ReLU
     assert type(build("nets/toy.py:build")) is nn.ReLU
     assert [type(build(spec)).__name__ for spec in ("toy.py:build", "toy:build")] == ["Toy"] * 2
+
+
+@pytest.mark.parametrize("spec", ["converter:build", "converter.py:build", "onnx:build"])
+def test_a_file_with_the_name_of_a_package_is_the_user_s(spec, workplace):
+    text = "import torch\ndef build():\n    return torch.nn.ReLU()\n"
+    for name in ("converter.py", "onnx.py"):
+        (workplace / name).write_text(text)
+    assert type(build(spec)) is nn.ReLU
+    assert importlib.import_module("converter.errors").ConverterError is ConverterError
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,8 @@ def find_callable(spec: str, role: str) -> Any:
         )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    load = _import_file if module_name.endswith(".py") else importlib.import_module
     try:
-        module = load(module_name)
+        module = _import(module_name)
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ConverterError(
             f"{role} {spec!r}: module {module_name!r} cannot be imported: {root_line(error)}"
@@ -49,9 +48,20 @@ def find_callable(spec: str, role: str) -> Any:
     return function
 
 
-def _import_file(file: str) -> ModuleType:
+def _import(name: str) -> ModuleType:
+    """Import a file, or a module; the user's ``converter.py`` is not taken for this package."""
+    file = Path(f"{name}.py")
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if name.endswith(".py"):
+        return _import_file(Path(name))
+    if loaded is not None and file.is_file() and not file.samefile(loaded):
+        return _import_file(file)
+    return importlib.import_module(name)
+
+
+def _import_file(file: Path) -> ModuleType:
     """Import a Python file once, whatever modules have its name; its folder is importable."""
-    path = Path(file).resolve()
+    path = file.resolve()
     name = str(path)
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
