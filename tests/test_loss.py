@@ -44,15 +44,15 @@ def test_the_original_loses_nothing(tmp_path):
     network = model(tmp_path)
     estimator = estimator_of(network, data())
     loss = estimator.loss(network)
-    assert (loss.drop, loss.output_error, loss.surrogate) == (0.0, 0.0, 0.0)
-    assert loss.examples == 200
+    assert (loss.estimate.lost, loss.output_error, loss.surrogate) == (0.0, 0.0, 0.0)
+    assert loss.estimate.examples == 200
     assert len(estimator.outputs) == 13
 
 
 def test_the_expected_drop_is_between_none_and_the_accuracy(tmp_path):
     estimator = estimator_of(model(tmp_path), data())
     loss = estimator.loss(model(tmp_path, "other", seed=3))
-    assert 0 < loss.drop <= estimator.accuracy <= 1
+    assert 0 < loss.estimate.lost <= estimator.accuracy <= 1
     assert loss.output_error > 0.1
 
 
@@ -83,7 +83,7 @@ def test_a_sure_network_loses_what_it_disagrees_on():
     estimator = estimator_of(network, data)
     assert estimator.accuracy == pytest.approx(1.0, abs=1e-3)
     assert 0.02 < wrong.mean() < 0.2
-    assert estimator.loss(other).drop == pytest.approx(wrong.mean(), rel=0.1)
+    assert estimator.loss(other).estimate.lost == pytest.approx(wrong.mean(), rel=0.1)
 
 
 def test_few_examples_say_what_many_would():
@@ -92,8 +92,8 @@ def test_few_examples_say_what_many_would():
     parts = np.arange(8000).reshape(-1, 160)
     losses = [estimator_of(network, data.take(part)).loss(other) for part in parts]
     counted = wrong[parts].mean(1)
-    assert np.std([loss.drop for loss in losses]) < 0.75 * counted.std()
-    assert np.mean([loss.drop_high >= wrong.mean() for loss in losses]) >= 0.9
+    assert np.std([loss.estimate.lost for loss in losses]) < 0.75 * counted.std()
+    assert np.mean([loss.estimate.high >= wrong.mean() for loss in losses]) >= 0.9
 
 
 def test_a_number_loses_the_variance_that_is_not_explained(tmp_path):
@@ -104,8 +104,8 @@ def test_a_number_loses_the_variance_that_is_not_explained(tmp_path):
         for n in (network, other)
     )
     loss = estimator_of(network, x, Regress).loss(other)
-    assert loss.drop == pytest.approx(np.square(a - b).mean() / a.var(), rel=1e-4)
-    assert loss.output_error == pytest.approx(np.sqrt(loss.drop), rel=1e-4)
+    assert loss.estimate.lost == pytest.approx(np.square(a - b).mean() / a.var(), rel=1e-4)
+    assert loss.output_error == pytest.approx(np.sqrt(loss.estimate.lost), rel=1e-4)
 
 
 def test_a_fixed_batch_is_kept_to(tmp_path):
@@ -116,7 +116,7 @@ def test_a_fixed_batch_is_kept_to(tmp_path):
 def test_a_network_that_gives_no_numbers_loses_all():
     rows = noise(50, 4)
     loss = loss_between([Classify.of("y", rows)], [{"y": rows}], [{"y": np.full((50, 4), np.nan)}])
-    assert (loss.drop, loss.drop_high, loss.output_error) == (1.0, 1.0, np.inf)
+    assert (loss.estimate.lost, loss.estimate.high, loss.output_error) == (1.0, 1.0, np.inf)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -126,7 +126,7 @@ def test_outputs_that_are_no_numbers_err_without_limit(value):
     wrong[3, 1] = value
     task = Regress.of("y", rows)
     loss = loss_between([task], [{"y": rows}, {"y": rows}], [{"y": rows}, {"y": wrong}])
-    assert (loss.drop, loss.output_error) == (1.0, np.inf)
+    assert (loss.estimate.lost, loss.output_error) == (1.0, np.inf)
 
 
 def test_a_network_that_overflows_cannot_be_judged_beside(tmp_path):

@@ -72,3 +72,13 @@ def test_nineteen_of_twenty_claims_hold(limit):
     assert np.mean(true[verdicts == "kept"] <= limit) >= 0.95
     assert np.mean(true[verdicts == "missed"] > limit) >= 0.95
     assert {"kept", "missed", "undecided"} == set(verdicts)
+
+
+def test_a_prediction_alone_keeps_its_doubt_and_a_distance_has_none():
+    predicted = Judgement(0.008, 0.0004, expected=(0.008, 0.0004))
+    measured = Judgement(0.008, 0.0004)
+    assert estimate(predicted, 200) == expected_estimate(0.008, 0.0004, 200)
+    assert estimate(predicted, 200).verdict(0.01) == "undecided"
+    assert estimate(measured, 200).verdict(0.01) == "undecided"  # too few examples for less
+    assert estimate(predicted, 2000).verdict(0.01) == "undecided"
+    assert estimate(measured, 2000).verdict(0.01) == "kept"

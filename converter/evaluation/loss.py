@@ -14,12 +14,12 @@ from converter.evaluation.tasks.channels import Channels, channel_errors
 from converter.evaluation.tasks.classify import Classify
 from converter.evaluation.tasks.regress import Regress
 from converter.evaluation.tasks.task import Judgement, Task, concatenated
+from converter.evaluation.verdict import Estimate, estimate
 from converter.graph.network import inputs, open_session
 from converter.graph.outputs import comparison_outputs, with_outputs
 from converter.runtime.ort import run
 
 BATCH_SIZE = 16
-Z_95 = 1.645  # standard errors from the mean to a one-sided 95 % bound
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,14 @@ class Loss:
     """The loss of a network against the original.
 
     Attributes:
-        drop: Loss by the task that loses most, a fraction: of the accuracy for classes.
-        standard_error: Standard error of ``drop`` over the examples.
+        estimate: Loss by the task that loses most: of the accuracy for classes.
         output_error: RMS error over standard deviation, of the worst channel of the outputs.
-        surrogate: Smooth stand-in for ``drop``, in the unit of a squared relative error.
-        examples: Number of examples.
+        surrogate: Smooth stand-in for the loss, in the unit of a squared relative error.
     """
 
-    drop: float
-    standard_error: float
+    estimate: Estimate
     output_error: float
     surrogate: float
-    examples: int
-
-    @property
-    def drop_high(self) -> float:
-        """Upper bound of ``drop`` at 95 % confidence, which is wider with fewer examples."""
-        return self.drop + Z_95 * self.standard_error
 
 
 @dataclass(frozen=True)
@@ -144,18 +135,14 @@ def loss_between(tasks: Sequence[Task], before: Sequence[Arrays], after: Sequenc
     count = sum(len(next(iter(arrays.values()))) for arrays in before)
     error = channel_errors(before, after, channels_of(tasks))
     if not np.isfinite(error):
-        return Loss(1.0, 0.0, error, error, count)
-    judgements = [judge_batches(task, before, after) for task in tasks]
-    worst = max(
-        judgements,
-        key=lambda judgement: judgement.lost + Z_95 * judgement.standard_error,
-        default=Judgement(0.0, 0.0),
-    )
+        return Loss(Estimate(1.0, 0.0, count), error, error)
+    estimates = [estimate(judge_batches(task, before, after), count) for task in tasks]
+    worst = max(estimates, key=lambda each: each.high, default=Estimate(0.0, 0.0, count))
     surrogates = [
         np.concatenate([task.surrogate(a, b) for a, b in zip(before, after)]).mean()
         for task in tasks
     ]
-    return Loss(worst.lost, worst.standard_error, error, float(sum(surrogates)), count)
+    return Loss(worst, error, float(sum(surrogates)))
 
 
 def channels_of(tasks: Sequence[Task]) -> dict[str, Channels]:

@@ -58,12 +58,14 @@ def estimate(judgement: Judgement, examples: int) -> Estimate:
     Each counts by the inverse of its squared error. The expected loss relies on the original's
     probabilities, so its error never falls below ``EXPECTED_BIAS`` of it.
     """
+    labelled = judgement.score_before is not None
     # A count of no change at all still leaves about one change in as many examples possible.
-    least = 1 / examples if judgement.score_before is not None else 0.0
+    least = (1 if labelled else UNSEEN) / examples
     counted = Estimate(judgement.lost, max(judgement.standard_error, least), examples)
     if judgement.expected is None:
         return counted
-    return combined([counted, expected_estimate(*judgement.expected, examples)])
+    predicted = expected_estimate(*judgement.expected, examples)
+    return combined([counted, predicted]) if labelled else predicted
 
 
 def expected_estimate(lost: float, standard_error: float, examples: int) -> Estimate:

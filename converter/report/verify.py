@@ -13,7 +13,7 @@ from converter.evaluation.compare import Conditions, Evaluate, compare_models
 from converter.evaluation.comparison import Comparison, verdict
 from converter.evaluation.status import Status, status_of
 from converter.evaluation.tasks.task import Task
-from converter.evaluation.verdict import Estimate, Verdict, combined, estimate, expected_estimate
+from converter.evaluation.verdict import Estimate, Verdict, combined, estimate
 from converter.processes import Resources
 from converter.quantization.int8 import Int8
 from converter.report.layers import LayerRow
@@ -165,7 +165,7 @@ def estimated_loss(
     scored = estimate(shipped.judgement, comparison.examples)
     if loss is None:
         return scored
-    searched = expected_estimate(loss.drop, loss.standard_error, loss.examples)
+    searched = loss.estimate
     return combined([scored, searched]) if scoring.unseen else searched
 
 

@@ -128,7 +128,7 @@ class MaxDrop(_AtMost):
     def usage(self, measured: Measured, original: Original) -> float:
         drop = measured.drop
         if drop is None and measured.loss is not None:
-            drop = measured.loss.drop_high
+            drop = measured.loss.estimate.high
         return 0.0 if drop is None else drop / (self.limit * self._scale(original.accuracy))
 
     def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:

@@ -165,7 +165,7 @@ def _check_decidable(
     drops = any(budget.option == "max_drop" for budget in budgets)
     if drops and task.evaluate is None:
         unchanged = loss_between(task.tasks, estimator.outputs, estimator.outputs)
-        if np.isinf(unchanged.standard_error):
+        if np.isinf(unchanged.estimate.standard_error):
             raise ConverterError(
                 "The held-out sample inputs are too few, or the network finds nothing in them, so "
                 "--max-drop cannot be judged; give more with --calib."

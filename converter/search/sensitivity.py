@@ -138,7 +138,7 @@ def _probe(
             losses.append(loss)
             progress((number + 1) / len(layers))
     total = sum(loss.surrogate for loss in losses) or 1.0
-    drop = sum(max(loss.drop, 0.0) for loss in losses)
+    drop = sum(max(loss.estimate.lost, 0.0) for loss in losses)
     squared = sum(loss.output_error**2 for loss in losses if math.isfinite(loss.output_error))
     return Sensitivity(weights, drop / total, squared / total)
 

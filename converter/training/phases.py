@@ -140,9 +140,9 @@ def budget_test(
             return False
         if max_drop is None:
             return True
-        if loss.examples < MIN_HOLDOUT:
+        if loss.estimate.examples < MIN_HOLDOUT:
             return False
         scale = original_accuracy(tasks, dict(zip(names, before))) if relative else 1.0
-        return loss.drop_high <= max_drop * scale
+        return loss.estimate.high <= max_drop * scale
 
     return within_budget

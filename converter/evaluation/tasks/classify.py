@@ -132,7 +132,7 @@ class Classify:
         expected = expected_drop(rows)
         details = {"agreement": float(rows["same"].mean())}
         if "hit_before" not in rows:
-            return Judgement(*expected, details=details)
+            return Judgement(*expected, details=details, expected=expected)
         before, after = (rows[key].astype(np.float64) for key in ("hit_before", "hit_after"))
         # Paired: only examples whose hit changes contribute, as in McNemar's test.
         change = before - after

@@ -22,8 +22,9 @@ class Judgement:
         score_before: The original's score against the labels; None without labels.
         score_after: The network's score against the labels; None without labels.
         details: Further figures by name, in the field's terms.
-        expected: With labels, the loss and its standard error that the original's probabilities
-            predict for the same examples, which vary less than a count; None if there are none.
+        expected: The loss and its standard error that the original's probabilities predict for the
+            same examples, which vary less than a count. Without labels they are ``lost`` and
+            ``standard_error``. None if the loss is counted, or measured as a distance.
     """
 
     lost: float

@@ -119,7 +119,7 @@ class Texts:
             return Judgement(inf, 0.0, details=details)
         expected = _mean(rows["cost"])
         if "hit_before" not in rows:
-            return Judgement(*expected, details=details)
+            return Judgement(*expected, details=details, expected=expected)
         before, after = (rows[key].astype(float) for key in ("hit_before", "hit_after"))
         lost, error = _mean(before - after)
         score_before, score_after = float(before.mean()), float(after.mean())
