@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from onnx import version_converter
 from onnxruntime.quantization import (
@@ -72,5 +73,7 @@ def write_int8(
         )
         onnxruntime.InferenceSession(scratch)  # it writes files that it does not open
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(scratch.read_bytes())
+        network = ir.load(scratch)
+        network.graph.sort()  # it adds nodes at the end
+        ir.save(network, target)
     return target
