@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conversions import converted
+from data_cases import pixels
 from helpers import make_net, noise, work_in
 from hypothesis import settings
+from PIL import Image
 from quick import read_torchlib_once, take_few_steps, time_little
 
 from converter.models.factory import find_callable
@@ -115,6 +117,17 @@ def conversion(request):
 def training(place):
     """Options of a training."""
     return {"input_shape": ("1,3,8,8",), "train": "train.npz", "lr": 1e-2}
+
+
+@pytest.fixture
+def by_class(tmp_path):
+    """Two images of cats and one of a dog, 6 wide and 4 high, and what they show."""
+    folder = tmp_path / "images"
+    shown = pixels(3, 4, 6, 3)
+    for name, image in zip(("dog/a.png", "cat/c.png", "cat/b.png"), shown):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+    return folder, shown
 
 
 # Tests of solvers, of forms and of what they solve; the others need no close solution.
