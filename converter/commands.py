@@ -39,11 +39,12 @@ FOLDER_NETWORKS = ("original.onnx", "model.onnx", "original.int8.onnx", "model.i
 
 @dataclass(frozen=True)
 class Inspection:
-    """The layers of a network, their times, and what its outputs mean."""
+    """The layers of a network, their times, what its outputs mean, and what is doubtful."""
 
     layers: tuple[Layer, ...]
     table: LatencyTable
     tasks: tuple[Task, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def dry_run(
@@ -91,7 +92,7 @@ def inspect(
     if normal is not None:
         write_network(job.source.network, normal)
     table = latency_table(job.problem, options, job.resources, all_forms=gains)
-    return Inspection(job.layers, table, job.tasks)
+    return Inspection(job.layers, table, job.tasks, (*job.warnings, *table.warnings))
 
 
 def compare(
@@ -103,7 +104,7 @@ def compare(
     """Race ONNX files in onnxruntime and score them on the same data; see ``converter.compare``."""
     files = compared_files(paths)
     options = options or comparison_options(paths)
-    data = options.data.eval if data is None else data
+    data = _scored_data(paths, options) if data is None else data
     models = {str(path): examples_first(onnx_network.load(path)) for path in files}
     if len(models) < len(files):
         raise ConverterError("Each file can be named once.")
@@ -119,6 +120,13 @@ def compare(
     examples = None if data is None else read_scored_data(data, first, options)
     resources = Resources(seed=options.resources.seed, progress=progress)
     return compare_models(models, conditions, resources, examples, tasks=dict(options.data.task))
+
+
+def _scored_data(paths: Sequence[str | Path], options: Options) -> object:
+    """Return the data of ``--eval``; without, the sample inputs of an output folder."""
+    calib = options.data.calib
+    folder = len(paths) == 1 and isinstance(calib, str) and (":" in calib or Path(calib).exists())
+    return calib if options.data.eval is None and folder else options.data.eval
 
 
 def comparison_options(paths: Sequence[str | Path], **values: Any) -> Options:

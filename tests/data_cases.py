@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from converter.data import readers
-from converter.data.data import Input
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.models.factory import find_callable
 
 PLAIN = Preprocessing()

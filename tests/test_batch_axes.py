@@ -9,10 +9,10 @@ from helpers import difference, fixed_race, from_text, noise
 
 import converter
 from converter import ConverterError, Options
-from converter.data.data import examples_in_front
+from converter.data.inputs import Input, examples_in_front
 from converter.evaluation import compare
 from converter.graph.batch_axes import as_given, examples_first
-from converter.graph.network import Input, inputs
+from converter.graph.network import inputs
 from converter.models.open_model import open_onnx
 from converter.models.sample_inputs import read_sample_inputs
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from converter.data.boxes import read_coco, read_yolo
-from converter.data.data import Input
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.data.placement import Transform, fitted, placed
 from converter.data.readers import read
 from converter.errors import ConverterError

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from converter.data.data import Input, conform, from_arrays
+from converter.data.data import conform, from_arrays
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.data.native import from_members
 from converter.errors import ConverterError
 

@@ -6,9 +6,9 @@ import torch
 from helpers import noise
 
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.data.readers import read
 from converter.errors import ConverterError
-from converter.graph.network import Input
 from converter.models.factory import find_callable
 
 IMAGE = Input("image", (None, 3, 4, 4), np.dtype(np.float32))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from converter.data.data import Input
 from converter.data.folders import from_folder
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.errors import ConverterError
 
 FLOAT, BYTES = np.dtype(np.float32), np.dtype(np.uint8)

@@ -93,7 +93,5 @@ def test_missing_data_is_refused(tmp_path, name):
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "data.csv").write_text("1,2\n")
-    with pytest.raises(
-        ConverterError, match=r"neither \.npz, \.npy, \.pt, a folder"
-    ):
+    with pytest.raises(ConverterError, match=r"neither \.npz, \.npy, \.pt, a folder"):
         read(tmp_path / "data.csv")

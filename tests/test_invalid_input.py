@@ -10,8 +10,9 @@ from PIL import Image
 import converter
 from converter import ConverterError, Options
 from converter.data import readers
-from converter.data.data import Input, from_arrays
+from converter.data.data import from_arrays
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.models.factory import find_callable
 from converter.training.task import Recipe, TrainingTask
 from converter.training.train import train

@@ -60,7 +60,7 @@ def test_a_length_is_as_long_as_the_input(sliced):
 
 
 def test_a_network_that_runs_on_no_random_input_needs_others(tmp_path):
-    text = "g (float[N, 4] x, int64[2] shape) => (float[P, Q] y) { y = Reshape (x, shape) }"
+    text = "g (float[N, 4] x, int64[3] shape) => (float[P, Q, R] y) { y = Reshape (x, shape) }"
     with pytest.raises(ConverterError, match=r"does not run on random inputs; give .* --calib"):
         opened(write(tmp_path, text))
 

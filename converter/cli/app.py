@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -126,6 +126,13 @@ def show_tables(*tables: Any) -> None:
     """Print tables."""
     width = None if sys.stdout.isatty() else 120  # Rich folds to 80 columns in a file or a pipe
     Console(width=width).print(*tables, sep="\n")
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Print warnings, in every mode: what they name may make all figures wrong."""
+    for warning in warnings:
+        text = f"Warning: {warning}"
+        Console(stderr=True).print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 def finish(met: bool, reason: str | None, folder: Path, silent: bool) -> int:

@@ -20,6 +20,7 @@ from converter.cli.app import (
     optional,
     show,
     typed_command,
+    warn,
 )
 from converter.errors import ConverterError
 from converter.options import Options, TrainOptions, check_inputs
@@ -141,4 +142,5 @@ def _show_report(report: Report, folder: Path, printed: Printed) -> int:
     tables += [frontier_table(report.frontier)] if report.frontier else []
     tables.append(comparison_table(report.comparison))
     show(printed, lambda: dump(report.to_dict()), *tables)
+    warn(report.warnings)
     return finish(report.met, report.reason, folder, printed.silent)

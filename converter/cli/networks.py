@@ -25,6 +25,7 @@ from converter.cli.app import (
     show,
     show_tables,
     typed_command,
+    warn,
 )
 from converter.errors import ConverterError
 from converter.options import (
@@ -144,6 +145,7 @@ def inspect(
         made = run(model, options, gains=settings.gains, normal=settings.normal, progress=progress)
     drawn = survey_table(made.layers, made.table, made.tasks)
     show(Printed(json=settings.json), lambda: dump(survey_dicts(made.layers, made.table)), drawn)
+    warn(made.warnings)
     return 0
 
 

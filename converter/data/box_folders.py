@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from converter.data.boxes import BoxLabels, read_coco, read_yolo
-from converter.data.data import Arrays, Data, Input
+from converter.data.data import Arrays, Data
 from converter.data.folders import IMAGE_SUFFIXES
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.data.placement import Transform, fitted, placed
 from converter.errors import ConverterError, first_line
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.data.data import Arrays, Data, Input
+from converter.data.data import Arrays, Data
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.errors import ConverterError, first_line
 
 IMAGE_SUFFIXES = {

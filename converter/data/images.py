@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from converter.data.data import Input
+from converter.data.inputs import Input
 from converter.errors import ConverterError, first_line
 from converter.options import Options
 

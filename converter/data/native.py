@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from converter.data.data import Arrays, Data, Input, check_arrays, examples_in_front
+from converter.data.data import Arrays, Data, check_arrays
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input, examples_in_front
 from converter.data.loader import from_loader, is_loader
 from converter.errors import ConverterError, first_line, root_line
 

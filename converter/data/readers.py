@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from converter.data.box_folders import find_boxes, from_boxes
-from converter.data.data import Arrays, Data, Input
+from converter.data.data import Arrays, Data
 from converter.data.folders import from_folder
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.data.native import from_members, from_native
 from converter.errors import ConverterError, first_line, root_line
 

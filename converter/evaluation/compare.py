@@ -12,13 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from converter.data.data import Arrays, Data, conform, random_data
+from converter.data.inputs import Input
 from converter.errors import ConverterError, root_line
 from converter.evaluation.comparison import Comparison, Figures, Shapes, Timing, versions
 from converter.evaluation.recognize import check_labels, recognize
 from converter.evaluation.score import Score, drop_interval, fixed_batch, renamed, score
 from converter.evaluation.tasks.task import Task
 from converter.graph.canonicalize import canonicalize
-from converter.graph.network import Input, count_params, inputs, nbytes, open_session
+from converter.graph.network import count_params, inputs, nbytes, open_session
 from converter.graph.outputs import comparison_outputs, with_outputs
 from converter.graph.survey import count_macs
 from converter.models.input_shapes import choose_shapes

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from converter.data.data import Arrays
-from converter.data.data import Input as Input
+from converter.data.inputs import Input as Input
 from converter.errors import ConverterError, first_line
 from converter.graph.batch_axes import batch_axis
 from converter.graph.external import (

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from converter.data.data import Data, Input, conform
+from converter.data.data import Data, conform
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.data.labels import IGNORED, misfit, name_class
 from converter.data.readers import read
 from converter.errors import ConverterError

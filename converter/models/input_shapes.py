@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from converter.data.data import Data
+from converter.data.inputs import Input
 from converter.errors import ConverterError
-from converter.graph.network import Input
 from converter.models.shape_proposal import Shape, as_options
 from converter.options import shapes_by_name
 from converter.options.parsing import InputShape

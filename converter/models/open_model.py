@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from converter.data.data import Input
+from converter.data.inputs import Input
 from converter.errors import ConverterError
 from converter.graph import network as onnx_network
 from converter.graph.batch_axes import examples_first

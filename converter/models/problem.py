@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from converter.data.data import Data
+from converter.data.inputs import Input
 from converter.errors import ConverterError
-from converter.graph.network import Input
 from converter.graph.survey import Layer
 from converter.models.random_inputs import random_inputs
 from converter.models.source import Source

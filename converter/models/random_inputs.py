@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from converter.data.data import Data, Input, random_data
+from converter.data.data import Data, random_data
+from converter.data.inputs import Input
 from converter.errors import ConverterError
 from converter.graph.network import open_session
 from converter.runtime.ort import run

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from converter.data.data import Data, Input, examples_in_front, from_arrays
+from converter.data.data import Data, from_arrays
+from converter.data.inputs import Input, examples_in_front
 from converter.data.native import arrays_by_name
 from converter.models.datasets import conformed, read_unchecked
 from converter.models.input_shapes import (

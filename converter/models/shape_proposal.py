@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from torch import nn
 
-from converter.data.data import Input, random_data
+from converter.data.data import random_data
+from converter.data.inputs import Input
 from converter.errors import ConverterError
 from converter.graph.network import constant, in_onnx_domain, inputs, open_session, values_by_name
 from converter.models.export import flat_outputs, float_type, forward

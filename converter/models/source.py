@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from converter.data.data import Arrays, Data, Input, random_data
+from converter.data.data import Arrays, Data, random_data
+from converter.data.inputs import Input
 from converter.graph import network as onnx_network
 from converter.graph.canonicalize import canonicalize
 from converter.models import export as torch_export

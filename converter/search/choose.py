@@ -24,7 +24,7 @@ from converter.search.budgets import Budget, Column, Measured, Original, budgets
 from converter.search.candidates import list_candidates
 from converter.search.drafts import save_time
 from converter.search.manual import open_layers
-from converter.search.misses import miss_sentence
+from converter.search.misses import is_undecided, miss_sentence
 from converter.search.plan import Plan, plan_of
 from converter.search.result import SearchInput, SearchResult
 from converter.search.search import search
@@ -102,8 +102,8 @@ def choose_plan(task: SearchInput) -> SearchResult:
     loss = setting.estimator.loss(task.deployed(realization.network)) if limits_loss else None
     if trials > 1 and problem.fit is not problem.calib and realization.chains:
         realization = task.build(plan, realization, whole=True)  # fit to the holdout inputs, too
-    missed = None
-    if not outcome.kept and not (task.options.training.trains and limits.loss is not None):
+    missed, trains = None, task.options.training.trains and limits.loss is not None
+    if not outcome.kept and not trains and not is_undecided(best, loss):
         missed = miss_sentence(outcome, setting.budgets, space, limits, setting.original)
     return SearchResult(
         plan=plan,

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 from converter.evaluation.comparison import Figures
+from converter.evaluation.loss import Loss
 from converter.evaluation.verdict import Estimate, Verdict
 from converter.options import option_text
 from converter.search.budgets import Budget, Original
 from converter.search.search_space import SearchSpace
-from converter.search.trials import Built, Limits, Outcome
+from converter.search.trials import Built, Limits, Outcome, Trial
 
 COLUMNS = {"macs": "MACs", "bytes": "bytes"}
 MAX_NEEDED = 1e6  # examples; more than that are not asked for
@@ -140,3 +141,10 @@ def missed_sentence(
             value = budget.achieved(before, after, lost)
             return f"{name} is missed on {data}: {budget.describe(value)}."
     return None
+
+
+def is_undecided(best: Trial[Built], loss: Loss | None) -> bool:
+    """Whether a network keeps ``--max-drop``, the only limit, but for the doubt about its loss."""
+    if loss is None or set(best.usage) != {"max_drop"} or loss.estimate.high <= 0:
+        return False
+    return best.usage["max_drop"] * loss.estimate.lost <= loss.estimate.high

@@ -21,9 +21,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from converter.data.inputs import Input
 from converter.errors import ConverterError
 from converter.graph.canonicalize import canonicalize
-from converter.graph.network import Input
 from converter.graph.survey import survey
 from converter.job import list_layers
 from converter.models.checkpoint import load_states

@@ -13,6 +13,7 @@ from converter.decomposition.problem import KernelProblem, SolverSettings
 from converter.decomposition.solvers.khatri_rao import Factors, cp_tensor, equalize_arrays
 from converter.decomposition.solvers.levenberg_marquardt import Fit, minimise
 from converter.decomposition.solvers.svd import exact_rank
+from converter.decomposition.solvers.threads import threads_for
 from converter.decomposition.solvers.varpro import FrobeniusLoss, MetricLoss
 
 # Most steps of the search: without a full metric; in the same norm, before a full metric is used;
@@ -78,16 +79,20 @@ def _search_factors(problem: KernelProblem, factors: Factors, settings: SolverSe
         small, _ = _affordable(round(effort * MAX_SMALL_STEPS), product, effort * SMALL_WORK)
         steps, cg_steps = _affordable(FROBENIUS_STEPS, product, effort * FROBENIUS_WORK)
         loss = FrobeniusLoss(target, cg_dtype, RIDGE)
-        return _search(loss, factors, max(steps, small), cg_steps)
+        with threads_for(product):
+            return _search(loss, factors, max(steps, small), cg_steps)
     if problem.start is None:
         product = FROBENIUS_PRODUCTS * R**3
         steps, cg_steps = _affordable(FIRST_STEPS, product, effort * METRIC_WORK)
-        factors = _search(FrobeniusLoss(target, cg_dtype, RIDGE), factors, steps, cg_steps).factors
+        with threads_for(product):
+            loss = FrobeniusLoss(target, cg_dtype, RIDGE)
+            factors = _search(loss, factors, steps, cg_steps).factors
     moments = torch.from_numpy(metric.whitened(tensor.shape[2:])).to(settings.device)
     product = 2 * len(moments) * R * (len(moments) + 3 * R)
     max_steps = round(effort * (METRIC_STEPS if problem.start is None else WARM_STEPS))
     steps, cg_steps = _affordable(max_steps, product, min(effort, 1.0) * METRIC_WORK)
-    return _search(MetricLoss.of(target, moments, cg_dtype, RIDGE), factors, steps, cg_steps)
+    with threads_for(product):
+        return _search(MetricLoss.of(target, moments, cg_dtype, RIDGE), factors, steps, cg_steps)
 
 
 def _search(loss: FrobeniusLoss | MetricLoss, start: Factors, steps: int, cg_steps: int) -> Fit:
