@@ -102,7 +102,8 @@ def filled(text: str) -> str:
 
 
 def _heading(key: str) -> str:
-    return "99 % interval" if key.endswith("_interval") else COLUMNS.get(key, (key, ""))[0]
+    other = "99 % interval" if key.endswith("_interval") else key
+    return COLUMNS.get(key, (other, ""))[0]
 
 
 def _cell(row: Row, key: str) -> str:

@@ -41,7 +41,7 @@ class ModelOptions:
     """How the network is read.
 
     Attributes:
-        checkpoint: Weights for a factory: .pt, .pth, .th, .tar or .safetensors.
+        checkpoint: Weights for a factory: .pt, .pth, .ckpt, .th, .tar or .safetensors.
         factory_args: Keyword arguments of the factory, as JSON.
         state_key: Which state dict of the checkpoint to take, such as ema.state_dict; the one that
             fits the model if left out.
@@ -64,7 +64,7 @@ class DataOptions:
     """Inputs for solving layers and for scoring networks.
 
     Attributes:
-        calib: Unlabelled sample inputs: .npz, a folder of images, or module:function.
+        calib: Unlabelled sample inputs: .npz, .npy, .pt, a folder of images, or module:function.
         samples: How many of the sample inputs are used (a seeded choice).
         eval: Labelled inputs for accuracy: .npz with x and y, or a folder of images by class.
         task: What an output means, [OUTPUT=]classify, label, detect, embed or regress. Found from
