@@ -135,7 +135,8 @@ def test_such_a_network_is_converted_and_keeps_its_inputs(name, tmp_path, monkey
     assert len(model.graph.node) > len(given.graph.node)
     values = feeds(1, seed=5)
     assert difference(computed(model, values)["y"], computed(given, values)["y"]) < 0.5
-    again = converter.compare(tmp_path / "out", data=feeds(count, seed=7))
+    np.savez(tmp_path / "data.npz", **feeds(count, seed=7))
+    again = converter.compare(tmp_path / "out", data=tmp_path / "data.npz")
     assert again.examples == count
 
 

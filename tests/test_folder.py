@@ -345,3 +345,12 @@ def test_a_record_is_read_as_it_was_written(tmp_path_factory, options, origin, l
     again = read_record(folder)
     assert again == record
     assert again.to_json() == record.to_json()
+
+
+def test_a_folder_is_compared_on_the_sample_inputs_of_its_conversion(toy_folder, tmp_path):
+    np.savez(tmp_path / "calib.npz", x=noise(40, 3, 8, 8))
+    options = {"form": "channel", "rank": 2, "calib": tmp_path / "calib.npz"}
+    converter.convert(toy_folder / "net.onnx", **options).save(tmp_path / "out")
+    assert converter.compare(tmp_path / "out").data == f"{tmp_path}/calib.npz"
+    (tmp_path / "calib.npz").unlink()
+    assert converter.compare(tmp_path / "out").data == "random numbers"
