@@ -34,6 +34,10 @@ SIGNATURES = {
     "free": ("N", "float[N, 4, 16] x, float[2, N, 8] state, int64 rate, float[8] table"),
     "fixed": (1, "float[1, 4, 16] x, float[2, 1, 8] state, int64 rate, float[8] table"),
     "scalar first": (1, "int64 rate, float[1, 4, 16] x, float[2, 1, 8] state, float[8] table"),
+    "state first, fixed": (
+        1,
+        "float[2, 1, 8] state, float[1, 4, 16] x, int64 rate, float[8] table",
+    ),
     "state first": ("N", "float[2, N, 8] state, float[N, 4, 16] x, int64 rate, float[8] table"),
 }
 WEIGHTS = {"w": noise(16, 4, 3, seed=1) / 3, "v": noise(8, 16, 3, seed=2) / 6}
@@ -96,6 +100,7 @@ PLAIN = [
     "float[batch, 4, 16] x, float[other, 8] z",
     "float[1, 4, 16] x, float[1, 2, 8] z",
     "float[2, 4, 16] x",
+    "float[2, 4, 16] x, float[2, 1, 8] z",
     "float[?, 4, 16] x, float[?, ?, 8] z",
 ]
 

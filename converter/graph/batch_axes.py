@@ -94,11 +94,13 @@ def _dims(value: ir.Value) -> list[Dim]:
 def _input_axes(shapes: Sequence[Sequence[Dim]]) -> list[int | None]:
     """Find the batch axis of each input, of their shapes alone; None where there is none.
 
-    The batch is a free size in front of an input, or else the first size of the first input.
+    The batch is a free size in front of an input. If there is none, it is the first size in front
+    that all inputs of two axes and more have, or else that of the first input.
     """
     fronts = [shape[0] for shape in shapes if shape]
     free: set[Dim] = {size for size in fronts if not isinstance(size, int)}
-    sizes = free or set(fronts[:1])
+    common = [size for size in fronts if all(size in s for s in shapes if len(s) > 1)]
+    sizes = free or set((common or fronts)[:1])
     return [_axis(shape, sizes) for shape in shapes]
 
 
