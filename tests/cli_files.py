@@ -1,15 +1,19 @@
 """Sound and broken files of every kind, for the tests of the command line."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from helpers import make_net, noise
+from networks import make_net, noise
 from onnx import helper, numpy_helper
 from PIL import Image
 
+import converter
 from converter.models.factory import find_callable
 
+ROOT = Path(converter.__file__).parent.parent
 EVALUATE = """
 import numpy as np
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from conversions import converted
 from data_cases import pixels
-from helpers import make_net, noise, work_in
 from hypothesis import settings
+from networks import make_net, noise, work_in
 from PIL import Image
+from plan_cases import layer
 from quick import read_torchlib_once, take_few_steps, time_little
 
 from converter.models.factory import find_callable
@@ -117,6 +118,19 @@ def conversion(request):
 def training(place):
     """Options of a training."""
     return {"input_shape": ("1,3,8,8",), "train": "train.npz", "lr": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """Layers to plan for, the last of which cannot be converted."""
+    return (
+        layer("stem", 16, 3, 3, 3),
+        layer("block1.conv1", 16, 16, 3, 3),
+        layer("block1.conv2", 16, 16, 3, 3),
+        layer("block2.conv1", 32, 16, 3, 3),
+        layer("head", 16, 32, 1, 1),
+        layer("up", 16, 16, 3, 3, reason="its weight is shared by 2 layers"),
+    )
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import onnxruntime
 import torch
-from helpers import noise
+from networks import noise
 from torch import nn
 
 import converter

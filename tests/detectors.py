@@ -1,4 +1,4 @@
-"""Outputs of detectors in every layout, made of the same boxes and scores."""
+"""Outputs of detectors in every layout, made of the same boxes and scores, and their verdicts."""
 
 from types import SimpleNamespace
 
@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import logit
 
 from converter.evaluation.tasks.boxes import Level, cells_of
+from converter.evaluation.tasks.detect import Detect
 
 HEIGHT, WIDTH = 96, 128
 SHAPE = (1, 3, HEIGHT, WIDTH)
@@ -148,3 +149,9 @@ ROWS = [
     separate_rows,
     tensorflow,
 ]
+LAYOUTS = [*DENSE, *ROWS]
+
+
+def judged(before, after, labels=None):
+    task = Detect.of(before, SHAPE)
+    return task.judge(task.compare(before, after, labels))

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from helpers import EXACT_FORMS, at_full_rank, difference, noise
+from conv_cases import EXACT_FORMS, at_full_rank, difference
+from networks import noise
 
 from converter.decomposition.form import refusal
 from converter.decomposition.forms import FORMS

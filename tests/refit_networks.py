@@ -2,7 +2,8 @@
 
 import numpy as np
 import onnx_ir as ir
-from helpers import difference, from_text, noise, observe
+from conv_cases import difference
+from networks import from_text, noise, observe
 
 from converter.data.data import from_arrays
 from converter.decomposition.form import fit_rank, full_rank, refusal

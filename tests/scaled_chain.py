@@ -2,7 +2,7 @@
 
 import numpy as np
 import onnx_ir as ir
-from helpers import from_text, noise
+from networks import from_text, noise
 
 from converter.data.data import from_arrays
 from converter.graph.network import open_session

@@ -2,7 +2,7 @@
 
 import numpy as np
 import onnx_ir as ir
-from helpers import from_text, noise
+from networks import from_text, noise
 
 from converter.evaluation.tasks.class_scores import ClassScores
 from converter.evaluation.tasks.find import find_tasks

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import make_net, noise, work_in
+from networks import make_net, noise, work_in
 
 import converter
 from converter.errors import ConverterError

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers import difference, noise
+from conv_cases import difference
+from networks import noise
 from torch import nn
 
 import converter

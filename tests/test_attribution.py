@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers import from_text, noise
+from networks import from_text, noise
 
 from converter.graph.canonicalize import canonicalize
 from converter.graph.survey import survey

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from helpers import (
+from conv_cases import (
     EXACT_FORMS,
     FEW,
     LITTLE,
@@ -16,13 +16,12 @@ from helpers import (
     convolutions,
     difference,
     drawn_chain,
-    from_text,
     input_for,
     make_conv,
-    noise,
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import from_text, noise
 from torch import nn
 
 from converter.decomposition.approximation import estimate_errors, relative_error

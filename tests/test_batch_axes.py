@@ -5,7 +5,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from helpers import difference, fixed_race, from_text, noise
+from conv_cases import difference
+from networks import fixed_race, from_text, noise
 
 import converter
 from converter import ConverterError, Options

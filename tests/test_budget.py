@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import flatconv, macs_stopwatch, make_net, noise, table_by_macs, work_in
+from networks import flatconv, macs_stopwatch, make_net, noise, table_by_macs, work_in
 
 import converter
 from converter.errors import ConverterError
@@ -13,7 +13,6 @@ from converter.job import open_job
 from converter.options import Options
 from converter.runtime import stopwatch
 from converter.runtime.ort import run
-from converter.search.budgets import BUDGETS, budgets_of, make_budgets
 from converter.timing.table import latency_table, measured_speedup
 
 CHANNELS = (3, 32, 32, 32)
@@ -219,29 +218,6 @@ def test_a_users_measure_is_kept_to(place, allowed, met):
     assert bool(result.plan.chosen()) is (allowed > 1e-3)
 
 
-def test_budgets_that_make_no_sense_are_refused():
-    with pytest.raises(ConverterError, match="leave out form, rank and plan"):
-        converter.convert("net.onnx", target_speedup=2.0, form="spatial")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"max_drop": 0.0}, "--max-drop. It must be above 0"),
-        ({"max_drop": 1.5}, "--max-drop. It must be above 0 and below 1"),
-        ({"max_error": -1.0}, "--max-error. It must be a number above 0"),
-        ({"max_macs": 1.0}, "--max-macs. It must be above 0 and below 1"),
-        ({"max_bytes": 0.0}, "--max-bytes. It must be a number above 0"),
-        ({"target_speedup": 1.0}, "--target-speedup. It must be above 1"),
-        ({"target_speedup": 2.0, "form": ("spatial",)}, "leave out --form"),
-        ({"max_macs": 0.5, "rank": ("0.5",)}, "--max-macs"),
-    ],
-)
-def test_limits_out_of_range_are_refused(options, words):
-    with pytest.raises(ConverterError, match=words):
-        Options.of(**options)
-
-
 def test_a_drop_without_inputs_cannot_be_judged(place):
     with pytest.raises(ConverterError, match="max_drop needs sample inputs; give calib"):
         converter.convert("net.onnx", max_drop=0.01)
@@ -292,33 +268,3 @@ def test_other_budgets_are_drawn_where_none_is_kept(place):
     _, report = convert(place, "none", max_error=1e-6, frontier=True)
     assert not any(layer["form"] for layer in report["layers"])
     assert len(report["frontier"]) > 1
-
-
-# the classes
-
-
-def test_every_budget_has_its_option():
-    fields = Options().budget.__dataclass_fields__.keys() - {"drop_type"}
-    assert {budget.option for budget in BUDGETS} == fields
-
-
-def test_budgets_are_recorded_and_made_again():
-    options = Options.of(
-        max_drop=0.01, drop_type="relative", max_error=0.1, target_speedup=2.0, max_macs=0.5
-    )
-    budgets = budgets_of(options.budget)
-    assert make_budgets({b.option: b.limit for b in budgets}, relative=True) == budgets
-    with pytest.raises(ValueError, match="there is no budget max_joules"):
-        make_budgets({"max_joules": 1.0})
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_steps_of_a_schedule_end_at_the_budget(count):
-    options = Options.of(
-        max_drop=0.01, max_error=0.1, target_speedup=2.0, max_macs=0.5, max_bytes=1e5
-    )
-    for budget in budgets_of(options.budget):
-        limits = [budget.step(number, count).limit for number in range(1, count + 1)]
-        assert limits[-1] == pytest.approx(budget.limit)
-        falling = budget.option in ("max_macs", "max_bytes")
-        assert limits == sorted(limits, reverse=falling)

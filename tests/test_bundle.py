@@ -8,7 +8,7 @@ import sys
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import flatconv, from_text, make_net, noise
+from networks import flatconv, from_text, make_net, noise
 
 from converter.graph.network import load
 from converter.graph.survey import survey

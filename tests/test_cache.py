@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import SPLITTING_FORMS, make_conv
+from conv_cases import SPLITTING_FORMS, make_conv
 
 from converter.cache import cached_chain, cached_text, digest, evict, load_arrays, store_arrays
 from converter.decomposition.decompose import decompose

@@ -3,14 +3,10 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers import (
-    FEW,
-    difference,
-    from_text,
-    noise,
-)
+from conv_cases import FEW, difference
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import from_text, noise
 from scaled_chain import chain, outputs
 
 from converter.data.data import from_arrays

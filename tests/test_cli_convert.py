@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cli_files import run, write_files
-from helpers import flatconv, noise, work_in
+from networks import flatconv, noise, work_in
 
 import converter
 from converter import Plan

@@ -2,7 +2,7 @@
 
 import pytest
 from cli_files import assert_refused, write_files
-from helpers import flatconv, work_in
+from networks import flatconv, work_in
 
 
 @pytest.fixture(scope="module")

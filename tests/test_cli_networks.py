@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_files import assert_refused, run, write_files
-from helpers import flatconv, noise, work_in
+from networks import flatconv, noise, work_in
 from onnx import TensorProto, helper, numpy_helper
 
 import converter

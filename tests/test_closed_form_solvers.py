@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorly as tl
-from helpers import FEW, SOME, difference
+from conv_cases import FEW, SOME, difference
 from hypothesis import given
 from hypothesis import strategies as st
 from kernels import error_under, metric_for, random, smooth

@@ -3,7 +3,7 @@
 import weakref
 
 import pytest
-from helpers import make_net, noise
+from networks import make_net, noise
 
 from converter.data.data import from_arrays
 from converter.evaluation.compare import Conditions, compare_models

@@ -2,7 +2,7 @@
 
 import onnx
 import pytest
-from helpers import make_net
+from networks import make_net
 
 import converter
 from converter import ConverterError

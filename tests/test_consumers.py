@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 import pytest
-from helpers import from_text, noise
+from networks import from_text, noise
 
 from converter.graph.consumers import Consumers, find_consumers
 from converter.graph.survey import survey

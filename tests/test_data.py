@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from data_cases import everything, read
-from helpers import noise
+from networks import noise
 from PIL import Image
 
 from converter.data.data import conform, from_arrays, random_data

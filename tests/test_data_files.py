@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import noise
+from networks import noise
 
 from converter.data.images import Preprocessing
 from converter.data.inputs import Input

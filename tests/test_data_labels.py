@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import make_net, noise
+from networks import make_net, noise
 
 from converter.data.data import from_arrays
 from converter.data.labels import as_classes, misfit, name_class

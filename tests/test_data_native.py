@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from data_cases import PLAIN, Squares, Stream, everything, inputs_named, npz, pixels, read
-from helpers import noise
+from networks import noise
 
 from converter.data import readers
 from converter.data.data import from_arrays

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 from data_cases import everything, npz, pixels, read
-from helpers import noise
+from networks import noise
 
 from converter.data.data import conform
 from converter.data.images import Preprocessing

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorly as tl
 import torch
-from helpers import EXACT_FORMS, SPLITTING_FORMS, difference, make_conv
+from conv_cases import EXACT_FORMS, SPLITTING_FORMS, difference, make_conv
 from test_form_metrics import metrics_for
 
 from converter.decomposition.api import decompose

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import make_conv
+from conv_cases import make_conv
 
 from converter.decomposition.approximation import relative_error
 from converter.decomposition.conv import Chain, Conv

@@ -5,15 +5,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from helpers import (
-    SPLITTING_FORMS,
-    at_full_rank,
-    compute,
-    difference,
-    from_text,
-    input_for,
-    make_conv,
-)
+from conv_cases import SPLITTING_FORMS, at_full_rank, compute, difference, input_for, make_conv
+from networks import from_text
 from torch import nn
 
 from converter.decomposition.approximation import estimate_errors, relative_error

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from conversions import X, converted, files_of_at_most, outputs
-from helpers import fixed_race, make_net, noise, table_by_macs
+from networks import fixed_race, make_net, noise, table_by_macs
 from torch import nn
 
 import converter

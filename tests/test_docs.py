@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import flatconv, work_in
+from networks import flatconv, work_in
 from safetensors.torch import save_file
 
 import converter

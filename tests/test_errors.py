@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from helpers import from_text
+from networks import from_text
 
 from converter.errors import MAX_LENGTH, first_line, lacks_memory, root_line
 

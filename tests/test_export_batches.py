@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import from_text, noise
+from networks import from_text, noise
 from torch import nn
 
 import converter

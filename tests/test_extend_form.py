@@ -5,16 +5,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers import (
-    compute,
-    difference,
-    from_text,
-    input_for,
-    make_conv,
-    make_net,
-    noise,
-    table_by_macs,
-)
+from conv_cases import compute, difference, input_for, make_conv
+from networks import from_text, make_net, noise, table_by_macs
 
 from converter.decomposition import api
 from converter.decomposition.approximation import error_curve, relative_error

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import at_full_rank, difference, from_text, make_net, noise
+from conv_cases import at_full_rank, difference
+from networks import from_text, make_net, noise
 
 from converter import ConverterError
 from converter.data.data import from_arrays

@@ -4,14 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import (
-    FEW,
-    QUICK,
-    SPLITTING_FORMS,
-    convolutions_for,
-    make_conv,
-    some_rank,
-)
+from conv_cases import FEW, QUICK, SPLITTING_FORMS, convolutions_for, make_conv, some_rank
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import (
+from conv_cases import (
     EXACT_FORMS,
     FEW,
     ONE_STEP,

@@ -1,12 +1,7 @@
 """Ranks of forms: read, refused, brought to fit, and listed in blocks."""
 
 import pytest
-from helpers import (
-    FEW,
-    SPLITTING_FORMS,
-    convolutions_for,
-    make_conv,
-)
+from conv_cases import FEW, SPLITTING_FORMS, convolutions_for, make_conv
 from hypothesis import given
 from hypothesis import strategies as st
 

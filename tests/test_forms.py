@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import (
+from conv_cases import (
     EXACT_FORMS,
     FEW,
     ONE_STEP,

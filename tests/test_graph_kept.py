@@ -16,7 +16,7 @@ from graph_cases import (
     converted,
     rows,
 )
-from helpers import make_net, noise
+from networks import make_net, noise
 
 from converter.graph.network import load
 from converter.graph.survey import survey

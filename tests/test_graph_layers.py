@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from graph_cases import IMAGE, INT8, KERNEL, NORM, RESULT, SCALE, Graph, assert_converted, rows
-from helpers import noise
+from networks import noise
 
 LAYERS = [
     Graph(

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import flatconv, make_net, noise, work_in
+from networks import flatconv, make_net, noise, work_in
 from PIL import Image
 
 import converter

@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import at_full_rank, difference, noise
+from conv_cases import at_full_rank, difference
+from networks import noise
 from torch import nn
 from torch.nn.utils import parametrizations
 

@@ -4,7 +4,7 @@ import ctypes
 import itertools
 
 import numpy as np
-from helpers import FEW
+from conv_cases import FEW
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,8 @@ import json
 
 import onnx
 import pytest
-from helpers import make_conv, make_net
+from conv_cases import make_conv
+from networks import make_net
 
 from converter.errors import ConverterError
 from converter.graph.network import load

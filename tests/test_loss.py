@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import difference, from_text, make_net, noise
+from conv_cases import difference
+from networks import from_text, make_net, noise
 
 from converter.data.data import from_arrays
 from converter.decomposition.approximation import relative_error

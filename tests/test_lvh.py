@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import (
+from conv_cases import (
     FEW,
     ONE_STEP,
     compute,

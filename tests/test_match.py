@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from branches import FEEDS, Branches, X, make_branches
-from helpers import (
+from conv_cases import (
     EXACT_FORMS,
     LITTLE,
     SPLITTING_FORMS,

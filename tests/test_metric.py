@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import SOME, difference
+from conv_cases import SOME, difference
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import torch
 from branches import X, make_branches
-from helpers import (
-    FEW,
-    at_full_rank,
-    compute,
-    convolutions,
-    difference,
-    input_for,
-    make_conv,
-)
+from conv_cases import FEW, at_full_rank, compute, convolutions, difference, input_for, make_conv
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

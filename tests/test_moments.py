@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from helpers import FEW, compute, convolutions, difference, from_text, make_conv, make_net, noise
+from conv_cases import FEW, compute, convolutions, difference, make_conv
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import from_text, make_net, noise
 
 from converter.data.data import from_arrays
 from converter.decomposition.conv import Conv

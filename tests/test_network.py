@@ -5,13 +5,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from helpers import (
-    compute,
-    difference,
-    from_text,
-    make_conv,
-    observe,
-)
+from conv_cases import compute, difference, make_conv
+from networks import from_text, observe
 from onnx import TensorProto, helper
 from two_layers import TWO_LAYERS, TWO_WEIGHTS, X, random
 

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import at_full_rank, difference, from_text, noise
+from conv_cases import at_full_rank, difference
+from networks import from_text, noise
 
 import converter
 from converter import ConverterError, Options

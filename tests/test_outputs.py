@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import from_text, macs_stopwatch, noise, table_by_macs
+from networks import from_text, macs_stopwatch, noise, table_by_macs
 
 import converter
 from converter.data.data import from_arrays

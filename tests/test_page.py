@@ -54,7 +54,7 @@ def test_cells_are_sorted_by_numbers_not_by_how_they_are_written():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A page whose names would be code if they were not escaped."""
-    from helpers import make_net, noise
+    from networks import make_net, noise
 
     import converter
     from converter.options import Options

@@ -10,7 +10,7 @@ import dask
 import numpy as np
 import pytest
 from distributed import LocalCluster, Scheduler, SpecCluster, Worker
-from helpers import flatconv, macs_stopwatch, make_net, noise, table_by_macs
+from networks import flatconv, macs_stopwatch, make_net, noise, table_by_macs
 
 import converter
 from converter import reconstruction

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from conversions import X, converted, outputs
-from helpers import from_text, make_net, noise
+from networks import from_text, make_net, noise
 from torch import nn
 
 import converter

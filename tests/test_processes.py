@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from helpers import fixed_race, flatconv, make_net, noise, table_by_macs
+from networks import fixed_race, flatconv, make_net, noise, table_by_macs
 from torch import distributed
 
 import converter
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import fixed_race
+from networks import fixed_race
 from quick import read_torchlib_once, take_few_steps, time_little
 
 import converter

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import from_text, make_net, noise
+from networks import from_text, make_net, noise
 
 from converter.decomposition.form import skeleton
 from converter.decomposition.forms import find_form

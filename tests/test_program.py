@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import difference, flatconv, noise
+from conv_cases import difference
+from networks import flatconv, noise
 from torch import nn
 
 import converter

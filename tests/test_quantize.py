@@ -6,11 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import (
-    difference,
-    from_text,
-    noise,
-)
+from conv_cases import difference
+from networks import from_text, noise
 from scaled_chain import chain, outputs
 
 from converter.data.data import from_arrays

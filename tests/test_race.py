@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from helpers import make_net, noise
+from networks import make_net, noise
 
 from converter.graph.network import open_session
 from converter.runtime import stopwatch

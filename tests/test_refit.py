@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import from_text, noise
+from networks import from_text, noise
 from refit_networks import (
     NETWORKS,
     WEIGHTS,

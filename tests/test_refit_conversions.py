@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers import difference, noise, observe
+from conv_cases import difference
+from networks import noise, observe
 from refit_networks import (
     smooth,
 )

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import make_net, noise
+from networks import make_net, noise
 from refit_networks import (
     WEIGHTS,
     bytes_of,

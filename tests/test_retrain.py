@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import noise
+from networks import noise
 
 import converter
 from converter import ConverterError

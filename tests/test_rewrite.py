@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import (
+from conv_cases import (
     EXACT_FORMS,
     FEW,
     LITTLE,
@@ -14,13 +14,12 @@ from helpers import (
     compute,
     convolutions_for,
     difference,
-    from_text,
     input_for,
     make_conv,
-    observe,
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import from_text, observe
 from onnx import helper
 from two_layers import TWO_LAYERS, TWO_WEIGHTS, X, one_conv, random
 

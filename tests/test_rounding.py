@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import noise
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import noise
 from torch import nn
 from torch.nn import functional
 

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from helpers import from_text, make_net, noise
+from networks import from_text, make_net, noise
 
 import converter
 from converter.errors import ConverterError

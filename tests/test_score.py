@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import make_net, noise
+from networks import make_net, noise
 from onnx import TensorProto, helper, numpy_helper
 
 from converter.data.data import from_arrays

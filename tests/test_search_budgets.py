@@ -5,17 +5,14 @@ import re
 
 import numpy as np
 import pytest
-from helpers import difference, macs_stopwatch, make_net, table_by_macs, varied, work_in
+from conv_cases import difference
+from networks import macs_stopwatch, make_net, table_by_macs, varied, work_in
 
 import converter
-from converter.evaluation.loss import Loss
-from converter.evaluation.verdict import Estimate
 from converter.graph.network import load, open_session
 from converter.runtime import stopwatch
 from converter.runtime.ort import run
 from converter.search.budgets import BUDGETS
-from converter.search.misses import is_undecided
-from converter.search.trials import Trial
 
 X = varied(64, 3, 8, 8, seed=1)
 # All of these can be kept together.
@@ -195,18 +192,3 @@ def test_of_two_budgets_that_contradict_each_other_both_are_named(convert, cost)
         best = best_of(name, words)
         attainable = convert(**limits | {name: relaxed(name, best)})
         assert attainable.report.met, attainable.report.reason
-
-
-@pytest.mark.parametrize(
-    ("usage", "estimate", "undecided"),
-    [
-        ({"max_drop": 1.03}, Estimate(0.004, 0.01, 25), True),  # 0.0205 at most, 0.02 allowed
-        ({"max_drop": 1.5}, Estimate(0.0295, 0.0003, 2000), False),
-        ({"max_drop": 1.03, "max_macs": 0.9}, Estimate(0.004, 0.01, 25), False),
-        ({"max_error": 1.03}, Estimate(0.004, 0.01, 25), False),
-        ({"max_drop": 1.03}, None, False),
-    ],
-)
-def test_a_limit_that_only_the_doubt_exceeds_is_undecided(usage, estimate, undecided):
-    loss = None if estimate is None else Loss(estimate, 0.1, 0.01)
-    assert is_undecided(Trial({}, 0.01, usage=usage), loss) == undecided

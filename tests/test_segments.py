@@ -4,9 +4,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import difference, from_text, noise, observe
+from conv_cases import difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import from_text, noise, observe
 
 from converter.decomposition.decompose import decompose
 from converter.decomposition.forms import FORMS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorly as tl
 import torch
-from helpers import SOME, difference
+from conv_cases import SOME, difference
 from hypothesis import given
 from hypothesis import strategies as st
 from kernels import error_under, metric_for, random, smooth

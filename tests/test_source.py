@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import from_text, make_net, noise
+from networks import from_text, make_net, noise
 
 from converter.errors import ConverterError
 from converter.graph.network import load

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import make_net, noise
+from networks import make_net, noise
 
 import converter
 from converter.cache import load_seconds

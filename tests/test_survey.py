@@ -4,17 +4,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import (
-    SOME,
-    at_full_rank,
-    compute,
-    convolutions_for,
-    difference,
-    from_text,
-    input_for,
-)
+from conv_cases import SOME, at_full_rank, compute, convolutions_for, difference, input_for
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import from_text
 from two_layers import TWO_LAYERS, TWO_WEIGHTS, X, one_conv, random
 
 from converter.errors import ConverterError

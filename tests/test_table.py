@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from helpers import from_text, make_net, noise
+from networks import from_text, make_net, noise
 
 from converter.job import open_job
 from converter.options import Options

@@ -4,7 +4,7 @@ from math import inf
 
 import numpy as np
 import pytest
-from helpers import noise
+from networks import noise
 
 from converter.errors import ConverterError
 from converter.evaluation.tasks.embed import Embed, directions, mean_distance, nearest_neighbours

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import noise
+from networks import noise
 from task_networks import names_of, network, outputs_of, tasks_of, vector
 
 from converter.evaluation.tasks.endings import SmallRun, find_channels

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import noise
+from networks import noise
 from scipy.special import softmax
 from task_networks import image, names_of, network, tasks_of, vector
 

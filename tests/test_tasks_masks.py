@@ -4,7 +4,7 @@ from math import inf
 
 import numpy as np
 import pytest
-from helpers import noise
+from networks import noise
 from scipy.special import softmax
 from task_networks import judged, scores_for, task_of
 

@@ -4,7 +4,7 @@ from math import inf, log10
 
 import numpy as np
 import pytest
-from helpers import noise
+from networks import noise
 
 from converter.errors import ConverterError
 from converter.evaluation.tasks.channels import (

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import noise
+from networks import noise
 from task_networks import image, names_of, network, outputs_of, tasks_of, vector
 
 from converter.errors import ConverterError

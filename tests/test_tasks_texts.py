@@ -5,7 +5,7 @@ from math import inf
 
 import numpy as np
 import pytest
-from helpers import noise
+from networks import noise
 from scipy.special import log_softmax, softmax
 from task_networks import judged, scores_for, task_of
 

@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 import tensorly as tl
 import torch
-from helpers import difference, make_net, work_in
+from conv_cases import difference
+from networks import make_net, work_in
 from tensorly.cp_tensor import CPTensor
 from tensorly.tt_tensor import TTTensor
 from tensorly.tucker_tensor import TuckerTensor

@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import at_full_rank, difference, from_text, noise
+from conv_cases import at_full_rank, difference
+from networks import from_text, noise
 
 from converter.errors import ConverterError
 from converter.graph.network import open_session

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers import from_text, make_net, noise
+from networks import from_text, make_net, noise
 
 from converter.decomposition.form import MAX_MACS_SHARE, skeleton
 from converter.decomposition.forms import find_form

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import SOME
+from conv_cases import SOME
 from hypothesis import assume, given
 from hypothesis import strategies as st
 

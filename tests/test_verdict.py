@@ -32,6 +32,22 @@ def test_no_number_of_examples_decides_at_the_limit():
     assert Estimate(0.005, 0.004, 400).examples_to_decide(0.005) == np.inf
 
 
+def test_more_examples_do_not_decide_what_only_the_bias_leaves_open():
+    near, far = expected_estimate(0.009, 0.004, 400), expected_estimate(0.005, 0.004, 400)
+    assert near.verdict(0.01) == far.verdict(0.01) == "undecided"
+    assert near.examples_to_decide(0.01) == np.inf
+    needed = far.examples_to_decide(0.01)
+    for share, wanted in ((0.95, "undecided"), (1.05, "kept")):
+        error = 0.004 * np.sqrt(400 / (share * needed))
+        assert expected_estimate(0.005, error, round(share * needed)).verdict(0.01) == wanted
+
+
+def test_the_bias_of_a_combined_estimate_is_that_of_its_share():
+    biased = Estimate(0.01, 0.001, 30, bias=0.001)
+    assert combined([biased, biased]).bias == pytest.approx(0.001 / np.sqrt(2))
+    assert combined([biased, Estimate(0.01, 0.001, 30)]).bias == pytest.approx(0.0005)
+
+
 def test_no_change_among_few_examples_is_no_proof():
     labelled = Judgement(0.0, 0.0, 0.9, 0.9)
     assert estimate(labelled, 100).verdict(0.005) == "undecided"

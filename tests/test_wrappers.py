@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conv_cases import difference
 from conversions import outputs
-from helpers import difference, noise
+from networks import noise
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel

@@ -23,11 +23,13 @@ class Estimate:
         lost: The loss, a fraction.
         standard_error: Its standard error.
         examples: Number of examples.
+        bias: The part of the standard error that more examples do not lower.
     """
 
     lost: float
     standard_error: float
     examples: int
+    bias: float = 0.0
 
     @property
     def low(self) -> float:
@@ -46,10 +48,14 @@ class Estimate:
         return "missed" if self.low > limit else "undecided"
 
     def examples_to_decide(self, limit: float) -> float:
-        """Return about how many examples would decide; infinite if the loss is at the limit."""
-        distance = abs(limit - self.lost)
-        share = Z_95 * self.standard_error / distance if distance else math.inf
-        return math.inf if math.isinf(share) else math.ceil(self.examples * share**2)
+        """Return about how many examples would decide; infinite if the loss is at the limit.
+
+        It is at the limit, too, if the bias alone reaches from one to the other.
+        """
+        remaining = ((limit - self.lost) / Z_95) ** 2 - self.bias**2
+        if remaining <= 0:
+            return math.inf
+        return math.ceil(self.examples * (self.standard_error**2 - self.bias**2) / remaining)
 
 
 def estimate(judgement: Judgement, examples: int) -> Estimate:
@@ -70,8 +76,9 @@ def estimate(judgement: Judgement, examples: int) -> Estimate:
 
 def expected_estimate(lost: float, standard_error: float, examples: int) -> Estimate:
     """Return the estimate of a loss that the original's probabilities predict."""
-    standard_error = math.hypot(standard_error, EXPECTED_BIAS * lost)
-    return Estimate(lost, max(standard_error, UNSEEN / examples), examples)
+    bias = EXPECTED_BIAS * lost
+    standard_error = max(math.hypot(standard_error, bias), UNSEEN / examples)
+    return Estimate(lost, standard_error, examples, bias)
 
 
 def combined(estimates: Sequence[Estimate]) -> Estimate:
@@ -80,5 +87,7 @@ def combined(estimates: Sequence[Estimate]) -> Estimate:
     if best.standard_error == 0 or math.isinf(best.standard_error):
         return best
     weights = [e.standard_error**-2 for e in estimates]
-    lost = sum(w * e.lost for w, e in zip(weights, estimates)) / sum(weights)
-    return Estimate(lost, sum(weights) ** -0.5, max(e.examples for e in estimates))
+    shares = [weight / sum(weights) for weight in weights]
+    lost = sum(share * e.lost for share, e in zip(shares, estimates))
+    bias = math.hypot(*(share * e.bias for share, e in zip(shares, estimates)))
+    return Estimate(lost, sum(weights) ** -0.5, max(e.examples for e in estimates), bias)

@@ -34,6 +34,8 @@ def find_callable(spec: str, role: str) -> Any:
         raise ConverterError(
             f"{role} {spec!r} must be written package.module:name or file.py:name."
         )
+    if module_name.endswith(".py") and not Path(module_name).is_file():
+        raise ConverterError(f"{role} {spec!r}: there is no file {module_name}.")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -44,8 +46,22 @@ def find_callable(spec: str, role: str) -> Any:
         ) from None
     function = getattr(module, name, None)
     if not callable(function):
-        raise ConverterError(f"{role} {spec!r}: {module_name} has no callable named {name!r}.")
+        defined = ", ".join(_defined_in(module)) or "none"
+        raise ConverterError(
+            f"{role} {spec!r}: {module_name} has no callable named {name!r}; it defines {defined}."
+        )
     return function
+
+
+def _defined_in(module: ModuleType) -> list[str]:
+    """List the public functions and classes that a module defines itself."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if callable(value)
+        and not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+    ]
 
 
 def _import(name: str) -> ModuleType:

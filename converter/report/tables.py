@@ -131,9 +131,17 @@ def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     for output in comparison.original.by_output:
         where = f" of {output}" if len(comparison.original.by_output) > 1 else ""
         details = [n.by_output[output].details for n in others]
-        rows += [(f"{k}{where}", ["", *(f"{d[k]:.4f}" for d in details)]) for k in details[0]]
+        rows += [
+            (f"{name.replace('_', ' ')}{where}", ["", *(_detail(d[name]) for d in details)])
+            for name in details[0]
+        ]
     rows.append(("relative output error", ["", *(f"{n.rel_output_error:.2e}" for n in others)]))
     return rows
+
+
+def _detail(value: float) -> str:
+    """Write a share with four digits, and a count or a class as it is."""
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def frontier_table(frontier: Comparison) -> Table:

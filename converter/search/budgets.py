@@ -33,6 +33,7 @@ class Original:
         accuracy: Expected accuracy, or the user's measure; None without classes or a measure.
         drop_per_loss: Loss of the tasks per surrogate, from the probes.
         squared_error_per_loss: Squared relative error of the worst channel per surrogate.
+        least_doubt: Upper bound of the loss of the unchanged network, a fraction.
     """
 
     ms: float
@@ -41,6 +42,7 @@ class Original:
     accuracy: float | None = None
     drop_per_loss: float = 0.0
     squared_error_per_loss: float = 1.0
+    least_doubt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,24 +128,26 @@ class MaxDrop(_AtMost):
         return self.limit / original.drop_per_loss if original.drop_per_loss > 0 else math.inf
 
     def usage(self, measured: Measured, original: Original) -> float:
-        drop = measured.drop
+        drop, limit, doubt = measured.drop, self.max_lost(original.accuracy), original.least_doubt
         if drop is None and measured.loss is not None:
-            drop = measured.loss.estimate.high
-        return 0.0 if drop is None else drop / (self.limit * self._scale(original.accuracy))
+            # With too few examples to decide anything, the limit is kept but for that doubt.
+            drop = measured.loss.estimate.high - (doubt if doubt > limit else 0.0)
+        return 0.0 if drop is None else drop / limit
 
     def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
-        return math.nan if lost is None else lost.lost / self._scale(before.accuracy)
+        return math.nan if lost is None else self.limit * lost.lost / self.max_lost(before.accuracy)
 
     def verdict(self, before: Figures, after: Figures, lost: Estimate | None) -> Verdict:
         if lost is None:
             return "undecided"
-        return lost.verdict(self.limit * self._scale(before.accuracy))
+        return lost.verdict(self.max_lost(before.accuracy))
 
     def describe(self, value: float) -> str:
         return f"it loses {100 * value:.2f} points"
 
-    def _scale(self, accuracy: float | None) -> float:
-        return abs(accuracy or 1.0) if self.relative else 1.0
+    def max_lost(self, accuracy: float | None) -> float:
+        """Return the loss that is allowed, a fraction, given the original's accuracy."""
+        return self.limit * (abs(accuracy or 1.0) if self.relative else 1.0)
 
 
 @dataclass(frozen=True)

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from converter.decomposition.form import Rank
-from converter.errors import ConverterError
 from converter.evaluation.compare import evaluated
-from converter.evaluation.loss import LossEstimator, loss_between
+from converter.evaluation.loss import Loss
 from converter.evaluation.status import status_of
-from converter.evaluation.tasks.regress import Regress
 from converter.graph.network import nbytes, open_session
 from converter.graph.survey import Layer
 from converter.reconstruction.moments import patch_count, patch_size
 from converter.reconstruction.realize import Realization
 from converter.reconstruction.regression import REFIT
-from converter.search.budgets import Budget, Column, Measured, Original, budgets_of, default_budget
-from converter.search.candidates import list_candidates
+from converter.search.budgets import (
+    MaxDrop,
+    Measured,
+)
 from converter.search.drafts import save_time
-from converter.search.manual import open_layers
-from converter.search.misses import is_undecided, miss_sentence
+from converter.search.misses import miss_sentence
 from converter.search.plan import Plan, plan_of
 from converter.search.result import SearchInput, SearchResult
 from converter.search.search import search
-from converter.search.search_space import Assignment, SearchSpace, spaces_by_prior
-from converter.search.sensitivity import sensitivities
-from converter.search.trials import LOOSE, TIGHT, Effort, Limits, Measures
-from converter.timing.latency import LatencyTable
-from converter.timing.table import latency_table, measured_speedup
+from converter.search.search_space import Assignment
+from converter.search.setting import Setting, prepare
+from converter.search.trials import LOOSE, TIGHT, Effort, Limits, Measures, Trial
+from converter.timing.table import measured_speedup
 
 RECOVERED = 0.75  # share of a loss that fine-tuning is expected to undo
 FRONTIER_POINTS = 6
@@ -46,48 +43,13 @@ MAX_IMPROVE = 2  # networks for other priors
 MIN_TIGHT_INPUTS = 1024
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """The inputs of a search, prepared before its first trial.
-
-    Attributes:
-        task: The search.
-        free: Layers that may change.
-        table: Times of the layers.
-        estimator: Estimates the loss on the holdout inputs.
-        spaces: The candidates, under one prior each.
-        budgets: The limits to keep.
-        original: The original network, which budgets are shares of.
-        deployed_bytes: Size of the unchanged network as it would ship (int8, if requested).
-    """
-
-    task: SearchInput
-    free: Sequence[Layer]
-    table: LatencyTable
-    estimator: LossEstimator
-    spaces: Sequence[SearchSpace]
-    budgets: tuple[Budget, ...]
-    original: Original
-    deployed_bytes: int
-
-    def fixed(self, column: Column) -> float:
-        """Return the part of the network's time, MACs or bytes that the search cannot change."""
-        totals = {"ms": self.table.ms, "macs": self.original.macs, "bytes": self.deployed_bytes}
-        space = self.spaces[0]
-        return totals[column] - space.total(space.unchanged(), column)
-
-    def predicted_speedup(self, assignment: Assignment) -> float:
-        """Predict the speedup of an assignment by the table."""
-        return self.original.ms / (self.fixed("ms") + self.spaces[0].total(assignment, "ms"))
-
-
 def choose_plan(task: SearchInput) -> SearchResult:
     """Search the forms and ranks of the layers under budgets.
 
     Raises:
         ConverterError: When a budget cannot be judged on this network or these inputs.
     """
-    setting = _prepare(task)
+    setting = prepare(task)
     problem, resources, space = task.problem, task.resources, setting.spaces[0]
     limits, tight = _limits(setting), problem.holdout.count >= MIN_TIGHT_INPUTS
     trials = _affordable_trials(setting.free)
@@ -103,7 +65,7 @@ def choose_plan(task: SearchInput) -> SearchResult:
     if trials > 1 and problem.fit is not problem.calib and realization.chains:
         realization = task.build(plan, realization, whole=True)  # fit to the holdout inputs, too
     missed, trains = None, task.options.training.trains and limits.loss is not None
-    if not outcome.kept and not trains and not is_undecided(best, loss):
+    if not outcome.kept and not trains and not _is_undecided(setting, best, loss):
         missed = miss_sentence(outcome, setting.budgets, space, limits, setting.original)
     return SearchResult(
         plan=plan,
@@ -118,61 +80,15 @@ def choose_plan(task: SearchInput) -> SearchResult:
     )
 
 
-def _prepare(task: SearchInput) -> _Setting:
-    """Time the layers, list their candidates, and probe their sensitivities."""
-    problem, resources, options = task.problem, task.resources, task.options
-    table = latency_table(problem, options, resources)
-    estimator = LossEstimator.of(problem.network, problem.holdout, resources.threads, task.tasks)
-    as_numbers = all(isinstance(item, Regress) for item in task.tasks)
-    budgets = budgets_of(options.budget) or (default_budget(as_numbers, options.budget),)
-    _check_judgeable(budgets, task)
-    _check_decidable(budgets, estimator, task)
-    free = open_layers(problem.layers, options.layers)
-    metrics = task.metrics([layer.name for layer in free])
-    candidates = list_candidates(free, table, metrics, resources, options.search.int8)
-    size, limits_bytes = nbytes(problem.network), any(b.column == "bytes" for b in budgets)
-    deployed_size = size
-    if limits_bytes and options.search.int8:
-        deployed_size = nbytes(task.deployed(problem.network))
-    todo = [layer for layer in free if len(candidates.get(layer.name, ())) > 1]
-    probes = sensitivities(problem.network, todo, metrics, problem.holdout, resources, task.tasks)
-    columns = ["rel_error", "ms", "macs"]
-    columns += ["bytes"] if limits_bytes else []
-    spaces = spaces_by_prior(
-        {layer.name: candidates[layer.name] for layer in todo},
-        probes.weights,
-        columns,
-        refit=options.search.correct and bool(metrics),
-    )
-    accuracy = estimator.accuracy
-    if task.evaluate is not None and any(budget.option == "max_drop" for budget in budgets):
-        accuracy = evaluated(task.evaluate, open_session(problem.network, options.timing.threads))
-    macs = sum(layer.macs for layer in problem.layers)
-    original = Original(table.original_ms, macs, size, accuracy, probes.drop, probes.squared_error)
-    return _Setting(task, free, table, estimator, spaces, budgets, original, deployed_size)
+def _is_undecided(setting: Setting, best: Trial[Realization], loss: Loss | None) -> bool:
+    """Whether ``--max-drop``, the only limit, is kept but for the doubt about the loss."""
+    drops = [budget for budget in setting.budgets if isinstance(budget, MaxDrop)]
+    if loss is None or setting.task.evaluate is not None or set(best.usage) != {"max_drop"}:
+        return False
+    return loss.estimate.lost <= drops[0].max_lost(setting.original.accuracy)
 
 
-def _check_judgeable(budgets: Sequence[Budget], task: SearchInput) -> None:
-    drops = any(budget.option == "max_drop" for budget in budgets)
-    if drops and task.evaluate is None and task.problem.calib is None:
-        raise ConverterError("--max-drop needs sample inputs; give --calib.")
-
-
-def _check_decidable(
-    budgets: Sequence[Budget], estimator: LossEstimator, task: SearchInput
-) -> None:
-    """Check that the inputs can show a loss: that a detector finds anything in them."""
-    drops = any(budget.option == "max_drop" for budget in budgets)
-    if drops and task.evaluate is None:
-        unchanged = loss_between(task.tasks, estimator.outputs, estimator.outputs)
-        if np.isinf(unchanged.estimate.standard_error):
-            raise ConverterError(
-                "The held-out sample inputs are too few, or the network finds nothing in them, so "
-                "--max-drop cannot be judged; give more with --calib."
-            )
-
-
-def _limits(setting: _Setting) -> Limits:
+def _limits(setting: Setting) -> Limits:
     """Turn the budgets into limits of the search."""
     original, fixed_ms = setting.original, setting.fixed("ms")
     losses = [b.allowance(original) for b in setting.budgets if b.column == "loss"]
@@ -190,7 +106,7 @@ def _limits(setting: _Setting) -> Limits:
     )
 
 
-def _measures(setting: _Setting) -> Measures[Realization]:
+def _measures(setting: Setting) -> Measures[Realization]:
     """Return the functions that build, score and race an assignment."""
     task = setting.task
     recovery = 1 / (1 - RECOVERED) if task.options.training.trains else 1.0
@@ -218,7 +134,7 @@ def _measures(setting: _Setting) -> Measures[Realization]:
 
 
 def _measured(
-    setting: _Setting, network: ir.Model, realization: Realization | None = None
+    setting: Setting, network: ir.Model, realization: Realization | None = None
 ) -> Measured:
     """Measure the quantities that the budgets limit; the MACs follow from the chains."""
     columns = {budget.column for budget in setting.budgets}
@@ -243,7 +159,7 @@ def _measured(
     )
 
 
-def _loss_usage(setting: _Setting, network: ir.Model) -> float:
+def _loss_usage(setting: Setting, network: ir.Model) -> float:
     """Return the share of the allowed loss that a network uses."""
     measured = _measured(setting, network)
     return max(
@@ -253,7 +169,7 @@ def _loss_usage(setting: _Setting, network: ir.Model) -> float:
     )
 
 
-def _plan(setting: _Setting, assignment: Assignment) -> Plan:
+def _plan(setting: Setting, assignment: Assignment) -> Plan:
     """Write an assignment as a plan; layers after the first converted one are refit."""
     task, forms = setting.task, _forms(assignment)
     free = {layer.name for layer in setting.free}
@@ -272,7 +188,7 @@ def _forms(assignment: Assignment) -> dict[str, tuple[str, Rank]]:
     return {name: (c.form, c.rank) for name, c in assignment.items() if c.form and c.rank}
 
 
-def _frontier(setting: _Setting) -> dict[str, ir.Model]:
+def _frontier(setting: Setting) -> dict[str, ir.Model]:
     """Build networks of the least loss for predicted speedups up to the largest."""
     task, space = setting.task, setting.spaces[0]
     fastest, limits = space.least("ms"), _limits(setting)

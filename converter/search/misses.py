@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 from converter.evaluation.comparison import Figures
-from converter.evaluation.loss import Loss
 from converter.evaluation.verdict import Estimate, Verdict
 from converter.options import option_text
 from converter.search.budgets import Budget, Original
 from converter.search.search_space import SearchSpace
-from converter.search.trials import Built, Limits, Outcome, Trial
+from converter.search.trials import Built, Limits, Outcome
 
 COLUMNS = {"macs": "MACs", "bytes": "bytes"}
 MAX_NEEDED = 1e6  # examples; more than that are not asked for
@@ -124,6 +123,8 @@ def undecided_sentence(
             return f"{name} is undecided: there are no inputs to measure it on; give --eval."
         needed = lost.examples_to_decide(budget.limit)
         more = f"; about {needed:,.0f} would decide" if needed < MAX_NEEDED else ""
+        if not more and lost.bias:
+            more = "; examples with labels (--eval) would decide"
         return (
             f"{name} is undecided: {100 * lost.lost:.2f} points are lost ({100 * lost.low:.2f} to "
             f"{100 * lost.high:.2f}) on {lost.examples} examples{more}."
@@ -141,10 +142,3 @@ def missed_sentence(
             value = budget.achieved(before, after, lost)
             return f"{name} is missed on {data}: {budget.describe(value)}."
     return None
-
-
-def is_undecided(best: Trial[Built], loss: Loss | None) -> bool:
-    """Whether a network keeps ``--max-drop``, the only limit, but for the doubt about its loss."""
-    if loss is None or set(best.usage) != {"max_drop"} or loss.estimate.high <= 0:
-        return False
-    return best.usage["max_drop"] * loss.estimate.lost <= loss.estimate.high

@@ -154,11 +154,11 @@ class Detect:
         right, wrong, missed = counts.sum(0, dtype=np.int64)  # (T,) each
         originals = right + missed
         error = error if originals.any() else math.inf
-        details = {
+        details: dict[str, float] = {
             "f1": 1 - lost,
             "precision": float(_ratio(right, right + wrong).mean()),
             "recall": float(_ratio(right, originals).mean()),
-            "original_detections": float(originals.max()),
+            "original_detections": int(originals.max()),
             "lowest_threshold": self.thresholds[0],
             "highest_threshold": self.thresholds[-1],
         }

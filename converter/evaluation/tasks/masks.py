@@ -119,7 +119,7 @@ class Masks:
         ious, weights = ious_and_weights(flat.sum(0))
         worst = int(np.where(weights > weights.max() / 2, ious, inf).argmin())
         details |= {"mean_iou": float(1 - _loss(flat.sum(0)))}
-        details |= {"worst_class": float(worst), "worst_class_iou": float(ious[worst])}
+        details |= {"worst_class": worst, "worst_class_iou": float(ious[worst])}
         if "labelled" not in rows:
             return Judgement(*jackknife(flat, _loss), details=details)
         flat = rows["labelled"].reshape(len(counts), -1)
