@@ -85,7 +85,7 @@ def test_the_curvature_is_that_of_the_projected_jacobian(sizes, R, seed):
         left = moved - Z @ at.inverse @ Z.T @ S @ moved  # what A cannot make up for
         bend = float(torch.trace(at.inner @ (moved.T @ S @ left)))
         size = float(torch.trace(at.inner @ (moved.T @ S @ moved)))
-        assert abs(dot(problem.curvature(at, v), v) - bend) < 1e-8 * size
+        assert abs(dot(problem.curvature(at)(v), v) - bend) < 1e-8 * size
 
 
 @SOME
@@ -97,7 +97,7 @@ def test_the_identity_as_a_metric_is_the_frobenius_norm(sizes, R, seed):
     assert at.loss == pytest.approx(also.loss, rel=1e-8, abs=1e-8 * plain.power)
     for one, other in [
         (plain.gradient(at), same.gradient(also)),
-        (plain.curvature(at, v), same.curvature(also, v)),
+        (plain.curvature(at)(v), same.curvature(also)(v)),
     ]:
         gap = [x - y for x, y in zip(one, other, strict=True)]
         assert dot(gap, gap) < 1e-12 * (dot(other, other) + plain.power**2)

@@ -51,8 +51,8 @@ def minimise(
     point = loss.evaluate(equalize_norms(start))
     damping, growth = 1e-3, 2.0
     for _ in range(max_steps):
-        gradient = loss.gradient(point)
         cg_point = point.to(loss.cg_dtype)
+        gradient = loss.gradient(cg_point)
         blocks = _preconditioner_blocks(point)
         scales = [float(block.diagonal().mean()) for block in blocks]
         accepted = None
@@ -92,7 +92,6 @@ def _newton_step(
         torch.cholesky_inverse(cholesky(block, damp * torch.ones_like(block[0]))).to(loss.cg_dtype)
         for block, damp in zip(blocks, damps)
     ]
-    gradient = [s.to(loss.cg_dtype) for s in gradient]
 
     def precondition(v: Factors) -> Factors:
         return [x @ inverse for x, inverse in zip(v, inverses)]
@@ -103,9 +102,9 @@ def _newton_step(
     power = first = _dot(residual, direction)
     if not first > 0:
         return x, 0.0
+    product = loss.curvature(point)
     for _ in range(max_cg_steps):
-        image = loss.curvature(point, direction)
-        image = [y + d * v for y, d, v in zip(image, damps, direction)]
+        image = [y + d * v for y, d, v in zip(product(direction), damps, direction)]
         curvature = _dot(direction, image)
         if not curvature > 0:
             break

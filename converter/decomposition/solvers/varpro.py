@@ -7,13 +7,16 @@ is searched (variable projection; Kaufman's approximation of the Jacobian).
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from converter.decomposition.solvers.khatri_rao import Factors, contract, hadamard, khatri_rao
 
+Product: TypeAlias = Callable[[Factors], Factors]  # multiplies changes of the factors
 RIDGE = 1e-6
 MAX_RAISES = 10  # times that a ridge may grow tenfold
 
@@ -69,7 +72,7 @@ class FrobeniusLoss:
 
     def gradient(self, point: Iterate) -> Factors:
         """Half the gradient of the squared error in the factors."""
-        projected = self.target.T @ point.outer  # (n, R)
+        projected = self.target.to(point.outer.dtype).T @ point.outer  # (n, R)
         grams = [f.T @ f for f in point.factors]
         return [
             f @ (point.inner * hadamard(grams[:j] + grams[j + 1 :]))
@@ -77,24 +80,33 @@ class FrobeniusLoss:
             for j, f in enumerate(point.factors)
         ]
 
-    def curvature(self, point: Iterate, v: Factors) -> Factors:
-        """Multiply ``v`` by half the Gauss-Newton matrix."""
-        modes = range(len(v))
-        grams = [f.T @ f for f in point.factors]
-        mixed = [x.T @ f for x, f in zip(v, point.factors)]  # (R of v, R of f)
-        change = sum(hadamard([*grams[:j], mixed[j], *grams[j + 1 :]]) for j in modes)  # dZ^T Z
-        assert isinstance(change, torch.Tensor)
-        back = point.inverse @ change.T @ point.inner  # (R, R)
-        result = []
-        for i in modes:
-            total = v[i] @ (point.inner * hadamard(grams[:i] + grams[i + 1 :]))
-            weights = -back * hadamard(grams[:i] + grams[i + 1 :])
-            for j in modes:
-                if j != i:
-                    others = [mixed[l] if l == j else grams[l] for l in modes if l != i]
-                    weights = weights + point.inner * hadamard(others)
-            result.append(total + point.factors[i] @ weights)
-        return result
+    def curvature(self, point: Iterate) -> Product:
+        """Return the product with half the Gauss-Newton matrix."""
+        modes, factors = range(len(point.factors)), point.factors
+        grams = [f.T @ f for f in factors]
+        rest = [hadamard(grams[:j] + grams[j + 1 :]) for j in modes]  # of all other modes
+        own = [point.inner * matrix for matrix in rest]
+        pairs = {  # of all modes but two
+            (i, j): hadamard([point.inner, *(grams[l] for l in modes if l not in (i, j))])
+            for i, j in itertools.permutations(modes, 2)
+        }
+
+        def product(v: Factors) -> Factors:
+            mixed = [x.T @ f for x, f in zip(v, factors)]  # (R of v, R of f)
+            change = mixed[0] * rest[0]  # dZ^T Z
+            for j in modes[1:]:
+                change = torch.addcmul(change, mixed[j], rest[j])
+            back = point.inverse @ change.T @ point.inner  # (R, R)
+            result = []
+            for i in modes:
+                weights = -back * rest[i]
+                for j in modes:
+                    if j != i:
+                        weights = torch.addcmul(weights, pairs[i, j], mixed[j])
+                result.append(v[i] @ own[i] + factors[i] @ weights)
+            return result
+
+        return product
 
 
 @dataclass(frozen=True)
@@ -141,23 +153,27 @@ class MetricLoss:
     def gradient(self, point: Iterate) -> Factors:
         """Half the gradient of the squared error in the factors."""
         assert point.weighted is not None
-        gradient = (
-            point.weighted @ (point.lower.T @ point.inner) - self.weighted_target @ point.outer
-        )
+        target = self.weighted_target.to(point.outer.dtype)
+        gradient = point.weighted @ (point.lower.T @ point.inner) - target @ point.outer
         return [contract(gradient, point.factors, j) for j in range(len(point.factors))]
 
-    def curvature(self, point: Iterate, v: Factors) -> Factors:
-        """Multiply ``v`` by half the Gauss-Newton matrix."""
-        assert point.basis is not None and point.weighted is not None
-        f = point.factors
-        change = khatri_rao([v[0], *f[1:]])
-        for j in range(1, len(f)):
-            change = change + khatri_rao([*f[:j], v[j], *f[j + 1 :]])
-        weighted = self.cg_metric.to(change.dtype) @ change
-        # Changes in the span of Z cost nothing, because A compensates for them.
-        weighted -= point.weighted @ (point.basis.T @ weighted)
-        image = weighted @ point.inner
-        return [contract(image, f, j) for j in range(len(f))]
+    def curvature(self, point: Iterate) -> Product:
+        """Return the product with half the Gauss-Newton matrix."""
+        f, basis, below = point.factors, point.basis, point.weighted
+        assert basis is not None and below is not None
+        metric = self.cg_metric.to(f[0].dtype)
+
+        def product(v: Factors) -> Factors:
+            change = khatri_rao([v[0], *f[1:]])
+            for j in range(1, len(f)):
+                change = change + khatri_rao([*f[:j], v[j], *f[j + 1 :]])
+            weighted = metric @ change
+            # Changes in the span of Z cost nothing, because A compensates for them.
+            weighted -= below @ (basis.T @ weighted)
+            image = weighted @ point.inner
+            return [contract(image, f, j) for j in range(len(f))]
+
+        return product
 
 
 def cholesky(matrix: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:

@@ -133,11 +133,11 @@ def max_drop(depth: int, settings: Settings) -> list[Figures]:
     report = report_of(network.model, **network.on(settings), max_drop=MAX_DROP, frontier=True)
     frontier = [
         {
-            "name": f"ResNet-{depth}, frontier {point['name']}",
+            "name": f"ResNet-{depth}, network {number} of the frontier",
             "frontier": depth,
             **from_pair(report["original"], point, BUDGET),
         }
-        for point in report["frontier"]
+        for number, point in enumerate(report["frontier"], start=1)
     ]
     return [*frontier, from_report(report)]
 
