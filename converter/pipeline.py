@@ -25,11 +25,11 @@ from converter.models.source import Model, Source, samples
 from converter.options import Options
 from converter.processes import Progress, no_progress
 from converter.quantization.int8 import Int8
+from converter.reconstruction.coarse import coarse_metrics
 from converter.reconstruction.moments import Metrics
 from converter.reconstruction.realize import (
     Realization,
     balanced,
-    coarse_metrics,
     realize,
     with_chains,
 )

@@ -94,14 +94,6 @@ def with_chains(
     return rewrite(network, by_output)
 
 
-def coarse_metrics(
-    network: ir.Model, layers: Sequence[Layer], data: Data | None, resources: Resources
-) -> Metrics:
-    """Return ``second_moments`` with ``coarse``, for a search; nothing without data."""
-    with threadpool_limits(1, user_api="blas"):  # see products
-        return {} if data is None else second_moments(network, layers, data, resources, coarse=True)
-
-
 def _solve_independently(
     network: ir.Model,
     layers: Sequence[Layer],
