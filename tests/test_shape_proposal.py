@@ -43,6 +43,31 @@ def test_usual_sizes_are_proposed(sizes, channels, expected, tmp_path):
     assert proposed(path) == {"x": expected}
 
 
+SOUND = """g (float[N, L] x, float[2, N, 4] h, int64 rate)
+    => (float[N, 4, 1] y, float[2, N, 4] hn) {
+    r = Cast <to = 1> (rate)
+    s = Mul (x, r)
+    u = Unsqueeze (s, one)
+    a = Conv <strides = [8]> (u, w)
+    y = GlobalAveragePool (a)
+    hn = Identity (h)
+}"""
+STEPS = """g (float[N, L] x) => (float[N, 4] y) {
+    a = MatMul (x, v)
+    y = Relu (a)
+}"""
+
+
+def test_a_signal_has_no_channels(tmp_path):
+    path = written(tmp_path, SOUND, w=noise(4, 1, 32), one=np.array([1]))
+    assert proposed(path) == {"x": (1, 16000), "h": (2, 1, 4)}
+
+
+def test_features_are_as_many_as_the_first_layer_takes(tmp_path):
+    path = written(tmp_path, STEPS, v=noise(12, 4))
+    assert proposed(path) == {"x": (1, 12)}
+
+
 @pytest.mark.parametrize("size", ["[96, 160]", "(96,160)"])
 def test_the_metadata_go_first(size, tmp_path):
     path = written(tmp_path, POOLED.format("3, H, W"), {"imgsz": size}, w=noise(8, 3, 3, 3))

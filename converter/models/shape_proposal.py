@@ -27,7 +27,7 @@ SIDES = (224, 640, 256, 320, 512, 384, 299, 416, 128, 112, 96, 64, 48, 32, 28)  
 WIDTHS = (320, 100, 128, 256, 64, 32)  # of lines of text, whose height is fixed
 EDGES = (64, 96, 128, 32, 16)  # of volumes
 FRAMES = (100, 200, 128, 256, 64, 32, 16)  # of sequences
-SAMPLES = (16000, 8000, 32000, 512)  # of sound
+SAMPLES = (16000, 8000, 32000, 512, 576, 1280, 480, 256)  # of sound
 LINE_HEIGHT = 96  # pixels; an image with a fixed height below this is a line of text
 IMAGE_SIZE = re.compile(r"imgsz|(image|img|input)_?(size|shape)", re.IGNORECASE)
 MIN_SIDE, MAX_SIDE = 8, 1024
@@ -61,9 +61,10 @@ def propose_shapes(network: ir.Model) -> dict[str, Shape] | None:
             return None
         image_size = (usual[0] if usual else max(sides, key=lambda side: side & -side),) * 2
     for shapes in _candidates(network, items, image_size):
-        batch = np.zeros(shapes[items[0].name][0], int)
+        whole = {name: (1, *shape) for name, shape in shapes.items()}
+        arrays = random_data(whole, dtypes, 1, 0).read(np.zeros(1, int))
         try:
-            run(session, random_data(shapes, dtypes, 1, 0).read(batch))
+            run(session, {name: np.asarray(array[0]) for name, array in arrays.items()})
         except ConverterError:
             continue
         return {name: shapes[name] for name in free}
@@ -108,8 +109,9 @@ def _candidates(
 
     Sizes with the same symbol are equal in all inputs.
     """
-    channels = _first_channels(network)
-    choices = [list(_complete(item, channels, image_size)) for item in items]
+    operator, channels = _first_weights(network)
+    signals = operator == "Conv"
+    choices = [list(_complete(item, channels, image_size, signals)) for item in items]
     symbols = [
         [dim.value if isinstance(dim, ir.SymbolicDim) else None for dim in value.shape or ()]
         for item in items
@@ -129,12 +131,23 @@ def _candidates(
 
 
 def _complete(
-    item: Input, channels: int, image_size: tuple[int, int] | None = None
+    item: Input,
+    channels: int,
+    image_size: tuple[int, int] | None = None,
+    signals: bool = False,
 ) -> Iterator[Shape]:
-    """Iterate over complete shapes of an input, the likeliest first; ``channels`` may be free."""
+    """Iterate over complete shapes of an input, the likeliest first.
+
+    Args:
+        item: The input.
+        channels: Its channels, whose axis may be free.
+        image_size: Height and width of images, if they are known.
+        signals: Whether an input (N, ?) is sound, because the network starts with a convolution.
+    """
     dims = [n or (1 if axis == 0 else None) for axis, n in enumerate(item.shape)]
     layouts = [dims]
-    if len(dims) > 1 and dims[1] is None and (dims[-1] is None or dims[-1] != channels):
+    sound = signals and len(dims) == 2
+    if not sound and len(dims) > 1 and dims[1] is None and dims[-1] != channels:
         layouts = [[dims[0], channels, *dims[2:]]]
         if dims[-1] is None and len(dims) > 2:
             layouts.append([*dims[:-1], channels])
@@ -165,17 +178,17 @@ def _sizes(
         yield from ((length,) * count for length in lengths)
 
 
-def _first_channels(network: ir.Model) -> int:
-    """Return the input channels of the first convolution or linear layer; 3 without any."""
+def _first_weights(network: ir.Model) -> tuple[str, int]:
+    """Return operator and input channels of the first convolution or linear layer, or "", 3."""
     for node in network.graph:
         weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
         if weight is None or not in_onnx_domain(node) or weight.ndim < 2:
             continue
         if node.op_type == "Conv":
-            return int(weight.shape[1]) * int(node.attributes.get_int("group", 1))
+            return "Conv", int(weight.shape[1]) * int(node.attributes.get_int("group", 1))
         if node.op_type in ("Gemm", "MatMul"):
-            return _rows(node, weight)
-    return 3
+            return node.op_type, _rows(node, weight)
+    return "", 3
 
 
 def _rows(node: ir.Node, weight: np.ndarray) -> int:
@@ -204,7 +217,7 @@ def _sides_for_linear(network: ir.Model, items: Sequence[Input]) -> range | None
         return None
     if items[0].shape[1:].count(None) < 2:
         return None
-    (features, wanted), item, channels = flattened, items[0], _first_channels(network)
+    (features, wanted), item, (_, channels) = flattened, items[0], _first_weights(network)
     session = open_session(_cut(network, features))
 
     def count(side: int) -> int:
