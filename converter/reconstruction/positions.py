@@ -10,6 +10,8 @@ import numpy as np
 
 from converter.decomposition.conv import Conv
 
+COPY_SHARE = 0.25  # of the positions of a tensor
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -77,24 +79,46 @@ def cut_patches(inputs: np.ndarray, conv: Conv, positions: Positions) -> np.ndar
     """
     if not conv.k:
         inputs = inputs.reshape(-1, conv.I)
-    axes, count = len(conv.k), len(positions.images)
-    indices, inside = [], np.ones(())
+    count, rows, inside = _flat_taps(conv, positions, inputs.shape[2:])
+    if conv.groups > 1:  # a channel at a time, because a group has few of them
+        patches = np.moveaxis(inputs, 1, 0).reshape(conv.I, -1).take(rows, axis=1)  # (I, P K)
+        patches = patches * inside.astype(np.float32)
+        by_channel = patches.reshape(conv.groups, -1, count, len(rows) // count).swapaxes(1, 2)
+    else:
+        patches = _gather(inputs, rows) * inside[:, None].astype(np.float32)  # (P K, I)
+        by_channel = patches.reshape(count, -1, conv.I).swapaxes(1, 2)[None]
+    return np.ascontiguousarray(by_channel, np.float32).reshape(conv.groups, count, -1)
+
+
+def _gather(inputs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Read inputs (N, I, *size) at positions of (N, *size): (P, I).
+
+    With the channels last, a position is one piece of memory. The copy pays unless few are read.
+    """
+    N, I, *size = inputs.shape
+    area = math.prod(size)
+    if len(rows) > COPY_SHARE * N * area:
+        return np.asarray(np.moveaxis(inputs, 1, -1).reshape(-1, I)[rows])
+    return np.asarray(inputs.reshape(N, I, area)[rows // area, :, rows % area])
+
+
+def _flat_taps(
+    conv: Conv, positions: Positions, size: Sequence[int]
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return P, the indices (P K,) of all taps into (N, *size), and whether they are inside."""
+    rows, inside = positions.images[:, None], np.ones((len(positions.images), 1), bool)
+    count = len(rows)
     for axis, output in enumerate(positions.outputs):
         start, stride = output[:, None], conv.stride[axis]
         taps = conv.dilation[axis] * np.arange(conv.k[axis])
         if conv.transposed:
-            index = start + conv.padding[axis][0] - taps  # (P, K), among the inserted zeros
+            index = start + conv.padding[axis][0] - taps  # (P, k), among the inserted zeros
             inserted, index = index % stride != 0, index // stride
         else:
             index = start * stride - conv.padding[axis][0] + taps
             inserted = np.zeros(index.shape, bool)
-        shape = [count, *[1] * axes]
-        shape[1 + axis] = conv.k[axis]
-        size = inputs.shape[2 + axis]
-        inside = inside * ((index >= 0) & (index < size) & ~inserted).reshape(shape)
-        indices.append(index.clip(0, size - 1).reshape(shape))
-    last = np.moveaxis(inputs, 1, -1)  # (N, *size, I)
-    where = (positions.images.reshape(-1, *[1] * axes), *indices)
-    patches = last[where] * inside[..., None].astype(np.float32)  # (P, *k, I)
-    by_channel = np.moveaxis(patches, -1, 1).reshape(count, conv.groups, -1)
-    return np.ascontiguousarray(by_channel.swapaxes(0, 1), np.float32)
+        valid = (index >= 0) & (index < size[axis]) & ~inserted
+        index = rows[:, :, None] * size[axis] + index.clip(0, size[axis] - 1)[:, None]
+        rows = index.reshape(count, -1)
+        inside = (inside[:, :, None] & valid[:, None]).reshape(count, -1)
+    return count, rows.ravel(), inside.ravel()
