@@ -94,7 +94,7 @@ def cifar(conversion: Conversion, folder: Path, settings: Settings) -> Prepared:
     source = "test" if conversion.kind == IMAGES[1] else "train"
     chosen = order[source][: conversion.size]
     np.savez(folder / "sample.npz", x=images[source][0][chosen])
-    options |= {"calib": folder / "sample.npz", "samples": conversion.size}
+    options |= {"calib": folder / "sample.npz", "samples": conversion.size, "task": "classify"}
     if source == "test":
         held_out = held_out[conversion.size :]
     if conversion.kind == IMAGES[2]:
