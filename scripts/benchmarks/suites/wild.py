@@ -208,7 +208,8 @@ def write_inputs(folder: Path, network: Path, path: Path) -> Path:
     """Write random inputs of the shapes that a conversion used."""
     shapes = json.loads((folder / "plan.json").read_text())["input_shapes"]
     session = onnxruntime.InferenceSession(str(folder / "original.onnx"))
-    rng, arrays = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
     for item in session.get_inputs():
         shape = tuple(shapes[item.name])
         size = (EXAMPLES, *shape[1:]) if shape and shape[0] == 1 else shape
@@ -216,7 +217,7 @@ def write_inputs(folder: Path, network: Path, path: Path) -> Path:
             arrays[item.name] = rng.random(size, np.float32)
         else:
             arrays[item.name] = rng.integers(0, 2, size)
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
     return path
 
 
