@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from data_cases import everything, pixels, read
-from PIL import Image
+from PIL import ExifTags, Image
 
+from converter.data.folders import from_folder
 from converter.data.images import Preprocessing
+from converter.data.inputs import Input
 from converter.errors import ConverterError
 
 
@@ -54,11 +56,49 @@ def test_resizing_keeps_a_flat_colour(tmp_path):
     np.testing.assert_allclose(found[0], wanted, atol=1e-6)
 
 
-def test_images_of_several_sizes_are_refused(by_class):
-    folder, _ = by_class
-    Image.new("RGB", (5, 5)).save(folder / "cat" / "z.png")
-    with pytest.raises(ConverterError, match="differ in size; give --resize and --crop"):
-        everything(read(folder))
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((None, 3, 24, 24), "give --resize 24 --crop 24"),
+        ((None, 3, None, 24), "give --resize 24 --crop 24"),
+        ((None, 3, None, None), "give --resize 32 --crop 32"),
+        ((None, 3, 24, 48), "save them with a height of 24 and a width of 48 pixels"),
+    ],
+)
+def test_images_of_several_sizes_are_refused_with_advice(tmp_path, shape, advice):
+    for n, size in enumerate([(70, 45), (45, 90), (60, 60)]):
+        Image.new("RGB", size).save(tmp_path / f"{n}.png")
+    inputs = [Input("x", shape, np.dtype(np.float32))]
+    with pytest.raises(ConverterError, match=f"differ in size; {advice}\\.$"):
+        everything(from_folder(tmp_path, inputs, Preprocessing()))
+
+
+def test_the_advice_for_images_of_several_sizes_helps(tmp_path):
+    for n, size in enumerate([(70, 45), (45, 90), (60, 60)]):
+        Image.new("RGB", size).save(tmp_path / f"{n}.png")
+    data = read(tmp_path, images=Preprocessing(resize=32, crop=32))
+    assert everything(data)["x"].shape == (3, 3, 32, 32)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_read_upright(tmp_path, orientation):
+    upright = pixels(4, 6, 3)
+    transposes = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = np.ascontiguousarray(transposes[orientation](upright))
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    found = everything(read(tmp_path))["x"]
+    np.testing.assert_allclose(found[0], upright.transpose(2, 0, 1) / 255, atol=1e-6)
 
 
 def test_an_unreadable_image_is_named(by_class):

@@ -61,9 +61,9 @@ def from_boxes(labels: BoxLabels, folder: Path, item: Input, preprocessing: Prep
     """
     preprocessing = preprocessing.for_input(item)
     transform = Transform(preprocessing.resize, preprocessing.crop)
-    sides = item.shape[1:3] if preprocessing.nhwc else item.shape[2:4]
+    sides = preprocessing.sides(item)
     words = preprocessing.describe()
-    if transform == Transform() and len(item.shape) == 4 and None not in sides:
+    if transform == Transform() and sides and None not in sides:
         height, width = (int(side or 0) for side in sides)
         transform = Transform(letterbox=(width, height))
         words = f"{words}, fitted into {width}x{height}"
@@ -72,11 +72,7 @@ def from_boxes(labels: BoxLabels, folder: Path, item: Input, preprocessing: Prep
         images = [preprocessing.read_file(labels.paths[index]) for index in indices]
         if transform.letterbox is not None:
             images = [fitted(image, transform) for image in images]
-        if len({image.shape for image in images}) > 1:
-            raise ConverterError(
-                f"The images in {folder} differ in size; give --resize and --crop."
-            )
-        return {item.name: preprocessing.prepare(np.stack(images))}
+        return {item.name: preprocessing.prepare(preprocessing.stack(images, item, folder))}
 
     sizes = [(int(width), int(height)) for width, height in labels.sizes]
     boxes = np.stack([placed(rows, size, transform) for rows, size in zip(labels.boxes, sizes)])

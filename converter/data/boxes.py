@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from converter.data.folders import IMAGE_SUFFIXES
 from converter.errors import ConverterError, first_line
 
 MARGIN = 1.0  # pixels by which a box may leave its image, as rounding does; it is cut off
+FIRST_TURNED = 5  # Orientation in EXIF: from here on, width and height change places
 NONE = -1  # class of the rows that fill up the labels of an image
 NAMES = ("classes.txt", "obj.names")  # files that name the classes of YOLO labels, a line each
 
@@ -215,7 +216,7 @@ def _inside(box: Sequence[float], size: tuple[int, int], where: str) -> list[flo
 
 
 def _size_of(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file.
+    """Return width and height of an image file, as it is read: upright.
 
     Raises:
         ConverterError: When there is none.
@@ -225,9 +226,10 @@ def _size_of(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TURNED
     except Exception as error:  # Pillow raises many classes on damaged files
         raise ConverterError(f"Image {path} cannot be read: {first_line(error)}") from None
-    return int(width), int(height)
+    return (height, width) if turned else (width, height)
 
 
 def _text(path: Path) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from converter.errors import ConverterError
+
+SIDES = 32  # most networks halve the sides of an image five times
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str, source: str) -> np.ndarray:
@@ -56,6 +60,27 @@ def shape_advice(sizes: tuple[int, ...], expected: tuple[int | None, ...]) -> st
         return " Give --layout nhwc."
     if fits(c, a, b):
         return " Leave out --layout nhwc."
-    if expected[0] in (None, a) or expected[2] in (None, c):
-        return " Image files are brought to a size by --resize and --crop."
+    if expected[0] in (None, a):
+        return f" For image files, {size_advice(expected[1:], [(b, c)])}."
+    if expected[2] in (None, c):
+        return f" For image files, {size_advice(expected[:2], [(a, b)])}."
     return ""
+
+
+def size_advice(expected: Sequence[int | None], sizes: Iterable[tuple[int, int]]) -> str:
+    """Say how images of several sizes are brought to one.
+
+    Args:
+        expected: Height and width that the network takes; None for a free one.
+        sizes: Heights and widths of the images.
+
+    Returns:
+        Part of a sentence.
+    """
+    wanted = {n for n in expected if n is not None}
+    if len(wanted) > 1:
+        height, width = expected
+        return f"save them with a height of {height} and a width of {width} pixels"
+    shortest = min(min(size) for size in sizes)
+    side = wanted.pop() if wanted else max(shortest // SIDES * SIDES, min(shortest, SIDES))
+    return f"give --resize {side} --crop {side}"

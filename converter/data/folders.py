@@ -51,11 +51,7 @@ def from_folder(folder: Path, inputs: Sequence[Input], preprocessing: Preprocess
     preprocessing, name = preprocessing.for_input(inputs[0]), inputs[0].name
 
     def stacked(images: list[np.ndarray]) -> Arrays:
-        if len({image.shape for image in images}) > 1:
-            raise ConverterError(
-                f"The images in {folder} differ in size; give --resize and --crop."
-            )
-        return {name: preprocessing.prepare(np.stack(images))}
+        return {name: preprocessing.prepare(preprocessing.stack(images, inputs[0], folder))}
 
     def read_images(indices: np.ndarray) -> Arrays:
         return stacked([preprocessing.read_file(paths[index]) for index in indices])

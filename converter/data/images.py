@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from converter.data.casting import size_advice
 from converter.data.inputs import Input
 from converter.errors import ConverterError, first_line
 from converter.options import Options
@@ -100,6 +102,24 @@ class Preprocessing:
             first = a in MODES and c not in MODES
         return array.transpose(0, 2, 3, 1) if first else array
 
+    def sides(self, item: Input) -> tuple[int | None, ...]:
+        """Return height and width that an input of images takes; none if it takes no images."""
+        if len(item.shape) != 4:
+            return ()
+        return tuple(item.shape[1:3] if self.nhwc else item.shape[2:4])
+
+    def stack(self, images: Sequence[np.ndarray], item: Input, folder: Path) -> np.ndarray:
+        """Stack images (H, W, channels) of files for an input.
+
+        Raises:
+            ConverterError: When they differ in size.
+        """
+        sizes = {(image.shape[0], image.shape[1]) for image in images}
+        if len(sizes) > 1:
+            advice = size_advice(self.sides(item), sizes)
+            raise ConverterError(f"The images in {folder} differ in size; {advice}.")
+        return np.stack(images)
+
     def describe(self) -> str:
         """Say in words what becomes of an image."""
         colours = {1: "grey", 3: "BGR" if self.bgr else "RGB", 4: "RGBA"}[self.channels]
@@ -154,7 +174,7 @@ class Preprocessing:
         return np.asarray(images[numbers, rows[:, :, None], columns[:, None, :]])
 
     def read_file(self, path: Path, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Read an image file as uint8 (H, W, channels); 16 bits are scaled to 8.
+        """Read an image file upright, as uint8 (H, W, channels); 16 bits are scaled to 8.
 
         Args:
             path: The file.
@@ -166,7 +186,8 @@ class Preprocessing:
         """
         try:
             with Image.open(path) as file:
-                image = _in_eight_bits(file, path).convert(MODES[self.channels])
+                upright = ImageOps.exif_transpose(file)
+                image = _in_eight_bits(upright, file.format, path).convert(MODES[self.channels])
         except ConverterError:
             raise
         except Exception as error:  # Pillow raises many classes on damaged files
@@ -186,13 +207,13 @@ class Preprocessing:
         return pixels if rng is None else self.shifted_and_flipped(pixels[None], rng)[0]
 
 
-def _in_eight_bits(image: Image.Image, path: Path) -> Image.Image:
+def _in_eight_bits(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
     """Scale the 16-bit values of grey images to 0..255, to which Pillow would clip them.
 
     Raises:
         ConverterError: When the values have 32 bits.
     """
-    png = image.mode == "I" and image.format == "PNG"  # of 16 bits, in older versions of Pillow
+    png = image.mode == "I" and kind == "PNG"  # of 16 bits, in older versions of Pillow
     if png or image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
