@@ -97,9 +97,20 @@ def open_job(
         raise ConverterError("--schedule works in one process; leave out accelerate launch.")
     if training.trains:
         check_trainable(source, options, group.size)
-    layers = list_layers(source, options.resources.seed)
-    problem = make_problem(source, layers, options.resources.seed)
-    resources, tasks = Resources.of(options, group, progress), tasks_of(problem, source, options)
+    return job_of(source, options, Resources.of(options, group, progress), evaluate)
+
+
+def job_of(
+    source: Source, options: Options, resources: Resources, evaluate: Evaluate | None
+) -> Job:
+    """List the layers of a network, split its sample inputs, and find what its outputs mean.
+
+    Raises:
+        ConverterError: When a task or labels do not fit the outputs.
+    """
+    seed = options.resources.seed
+    problem = make_problem(source, list_layers(source, seed), seed)
+    tasks = tasks_of(problem, source, options)
     if source.eval is not None:
         check_labels(source.eval, tasks)
     warnings = source.notes + tuple(

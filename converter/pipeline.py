@@ -6,20 +6,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 from torch import nn
 
 from converter.cache import evict, store_seconds
-from converter.data.data import Data
 from converter.decomposition.conv import Chain
 from converter.errors import ConverterError
 from converter.evaluation.check import check, check_graph, check_same, check_torch_vs_onnx
-from converter.evaluation.compare import Conditions, Evaluate
+from converter.evaluation.compare import Evaluate
 from converter.evaluation.comparison import verdict
 from converter.evaluation.status import Status, status_of
 from converter.graph.outputs import output_names
 from converter.job import Job, input_warnings, open_job
+from converter.measurement import measure
 from converter.models import match as torch_network
 from converter.models.source import Model, Source, samples
 from converter.options import Options
@@ -37,8 +36,7 @@ from converter.reconstruction.refit import Refit
 from converter.report.layers import layer_rows, least_gaining
 from converter.report.report import Report
 from converter.report.result import Result
-from converter.report.verify import ConvertedModel, Scoring, Verified, is_slower, verify
-from converter.runtime.ort import OnnxRuntime
+from converter.report.verify import ConvertedModel, Verified, is_slower
 from converter.search.budgets import Budget, budgets_of, limits_of
 from converter.search.choose import choose_plan
 from converter.search.int8 import quantize
@@ -50,8 +48,6 @@ from converter.timing.table import chosen_times
 from converter.training.distill import distill
 from converter.training.phases import list_phases
 from converter.training.schedule import compose_chains, increment, split_schedule
-
-MORE_INPUTS = 4  # factor by which more inputs are scored at the end than in the search
 
 
 def convert(
@@ -142,11 +138,7 @@ def choose(job: Job) -> SearchResult:
         tasks=job.tasks,
         metrics=lambda names: group.run_on_all(partial(_estimate, names), job),
         build=build,
-        deployed=lambda network: (
-            quantize(network, job.source, options, job.tasks).network
-            if options.search.int8
-            else network
-        ),
+        deployed=partial(_deployed, job),
     )
     return choose_plan(search_input)
 
@@ -206,8 +198,10 @@ def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
         module = torch_network.apply(source.module, job.layers, chains)
     if module is not None:
         problem = problem or check_torch_vs_onnx(module, network, inputs)
+    if trains:  # the search estimated the loss before the training
+        search = replace(search, loss=None)
     if source is not teacher:  # its losses are against an earlier step of the schedule
-        search = replace(search, loss_usage=None)
+        search = replace(search, loss=None, limit=None)
     int8, status = _quantize_if_requested(job, network, search)
     status = status_of("unsound", problem).then(status).then(status_of("unproven", unproven))
     rows = layer_rows(job.layers, search, trained=trains)
@@ -239,54 +233,43 @@ def _quantize_if_requested(
     """Quantize a network if requested; the budgets then hold for the network in int8."""
     if not job.options.search.int8:
         return None, search.status
-    int8 = quantize(network, job.source, job.options, job.tasks, search.loss_usage)
-    if search.loss_usage is None:
+    limit = search.limit
+    usage = None if limit is None else limit.usage
+    int8, missed = quantize(network, job.source, job.options, job.tasks, usage), None
+    if limit is None:
         return int8, search.status
-    usage = search.loss_usage(int8.network)
-    missed = f"The int8 network loses {usage:.2f} times what it may." if usage > 1 else None
+    if limit.is_missed(int8.network):
+        share = limit.usage(int8.network)
+        missed = f"The int8 network loses {share:.2f} times what the budget allows."
     return int8, status_of("missed", missed)  # the other budgets are measured at the end
 
 
-def measure(job: Job, converted: ConvertedModel) -> Verified:
-    """Race and score the original and the converted network."""
-    source, options = job.source, job.options
-    conditions = Conditions(
-        OnnxRuntime.of(options.timing),
-        source.shapes,
-        source.more_shapes,
-        options.timing.batch_size,
-        decide=(options.budget.target_speedup,) if options.budget.target_speedup else (),
-    )
-    scoring = Scoring(
-        data=source.eval or _unused_inputs(job) or (source.calib and job.problem.holdout),
-        evaluate=job.evaluate,
-        tasks=job.tasks,
-        warnings=job.warnings,
-        calibrated=source.calib is not None,
-        unseen=source.eval is not None or _unused_inputs(job) is not None,
-    )
-
-    def original_int8() -> ir.Model:
-        usage = converted.search.loss_usage
-        return quantize(source.network, source, options, job.tasks, usage).network
-
-    return verify(source.original, converted, scoring, conditions, job.resources, original_int8)
-
-
-def _unused_inputs(job: Job) -> Data | None:
-    """Return sample inputs that no layer was fit to, if ``--samples`` left enough of them."""
-    unused, held_out = job.source.unused_calib, job.problem.holdout.count
-    if unused is None or unused.count < held_out:
-        return None
-    return unused.take(np.arange(min(unused.count, MORE_INPUTS * held_out)))
-
-
 def without_least_gaining(job: Job, search: SearchResult, verified: Verified) -> SearchResult:
-    """Revert the half of the converted layers that gains least."""
+    """Revert the half of the converted layers that gains least, and estimate the loss again."""
     baseline = " than the original's int8" if job.options.search.int8 else ""
     result = verdict(verified.comparison.gain)
     layers = least_gaining(verified.converted.rows)
     plan = search.plan.reverted(f"with it the network was no faster{baseline} ({result})", layers)
-    before = search.realization.refit
-    realization = job.resources.group.run_on_all(partial(_realize, plan, before, whole=True), job)
-    return replace(search, plan=plan, realization=realization, predicted_speedup=None)
+
+    def build(near: Realization, whole: bool) -> Realization:
+        return job.resources.group.run_on_all(partial(_realize, plan, near.refit, whole=whole), job)
+
+    realization, loss = search.realization, None
+    if search.limit is not None:
+        realization = build(realization, whole=False)
+        loss = search.limit.loss(_deployed(job, realization.network))
+    return replace(
+        search,
+        plan=plan,
+        realization=build(realization, whole=True),
+        predicted_speedup=None,
+        loss=loss,
+        status=Status(),  # that of another network
+    )
+
+
+def _deployed(job: Job, network: ir.Model) -> ir.Model:
+    """Return the version of a network that ships."""
+    if not job.options.search.int8:
+        return network
+    return quantize(network, job.source, job.options, job.tasks).network

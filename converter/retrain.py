@@ -18,14 +18,15 @@ from converter.graph import network as onnx_network
 from converter.graph.batch_axes import examples_first
 from converter.graph.canonicalize import canonicalize
 from converter.graph.outputs import output_names
-from converter.job import Job, check_options, list_layers, tasks_of
+from converter.job import Job, check_options, job_of
+from converter.measurement import measure
 from converter.models.datasets import read_data, read_named_data
 from converter.models.factory import build
 from converter.models.input_shapes import user_shapes
-from converter.models.problem import make_problem
+from converter.models.notes import data_notes
 from converter.models.source import Source, samples
 from converter.options import Options
-from converter.pipeline import measure, trainable_limits
+from converter.pipeline import trainable_limits
 from converter.processes import TIMEOUT, Progress, Resources, no_progress, process_group
 from converter.reconstruction.realize import Realization
 from converter.report.folder import Record, read_record
@@ -171,12 +172,10 @@ def _open(earlier: Earlier, options: Options, evaluate: Evaluate | None, progres
         train=train,
         eval=evaluation,
         origin=dict(earlier.record.origin),
+        notes=tuple(data_notes(calib, evaluation)),
     )
-    layers = list_layers(source, options.resources.seed)
     group = process_group(options.resources.device, TIMEOUT)
-    problem = make_problem(source, layers, options.resources.seed)
-    resources, tasks = Resources.of(options, group, progress), tasks_of(problem, source, options)
-    return Job(source, problem, options, resources, tasks, evaluate=evaluate)
+    return job_of(source, options, Resources.of(options, group, progress), evaluate)
 
 
 def _train(job: Job, earlier: Earlier) -> ConvertedModel:

@@ -105,10 +105,10 @@ def test_bytes_are_cut_to_a_share_or_a_number(place, limit, share):
 def test_a_smaller_share_than_there_is_ends_in_a_miss(place):
     _, report = convert(place, "least", max_macs=0.001)
     assert report["met"] is False
-    assert "No choice of forms leaves less than" in report["reason"]
+    assert "no choice of faster forms leaves less than" in report["reason"]
     _, report = convert(place, "smallest", max_bytes=100.0)
     assert report["met"] is False
-    assert "No choice of forms leaves less than" in report["reason"]
+    assert "no choice of faster forms leaves less than" in report["reason"]
     assert "of the bytes" in report["reason"]
 
 

@@ -67,5 +67,5 @@ def test_an_interrupted_command_says_so_and_ends(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "flatconv: interrupted; nothing was written.\n"
+    assert err == "flatconv: interrupted; files are written whole or not at all.\n"
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,8 @@ import converter
 from converter.evaluation.loss import Loss
 from converter.evaluation.verdict import Estimate
 from converter.runtime import stopwatch
-from converter.search.budgets import MaxDrop, Measured, Original
+from converter.search.budgets import MaxDrop
+from converter.search.measured import Measured, Original
 
 LIMIT = MaxDrop(0.005)
 

@@ -1,12 +1,14 @@
 """The sentence that says why a search missed its budgets."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 
-from converter.evaluation.verdict import Estimate
-from converter.search.budgets import MaxBytes, MaxDrop, Original, TargetSpeedup
+from converter.evaluation.verdict import Estimate, Unseen
+from converter.search.budgets import MaxBytes, MaxDrop, MaxError, TargetSpeedup
 from converter.search.candidates import Candidate
+from converter.search.measured import Original
 from converter.search.misses import miss_sentence
 from converter.search.search_space import SearchSpace
 from converter.search.trials import Limits, Outcome, Trial
@@ -40,7 +42,35 @@ def test_a_size_that_is_measured_above_its_limit_is_no_loss():
 
 @pytest.mark.parametrize("measure", [-2.0, 2.0])
 def test_a_relative_drop_has_the_sign_of_the_absolute_one(measure):
-    before, lost = SimpleNamespace(accuracy=measure), Estimate(0.5, 0.0, 100)
-    assert MaxDrop(0.1, relative=True).achieved(before, before, lost) == pytest.approx(0.25)
-    assert MaxDrop(0.3, relative=True).verdict(before, before, lost) == "kept"
-    assert MaxDrop(0.2, relative=True).verdict(before, before, lost) == "missed"
+    before, unseen = SimpleNamespace(accuracy=measure), Unseen(Estimate(0.5, 0.0, 100))
+    drop = MaxDrop(0.1, relative=True)
+    assert drop.achieved(before, before, unseen) == pytest.approx(0.25)
+    assert drop.describe(0.25) == "it loses 25.00 % of the score"
+    assert MaxDrop(0.3, relative=True).verdict(before, before, unseen) == "kept"
+    assert MaxDrop(0.2, relative=True).verdict(before, before, unseen) == "missed"
+
+
+@pytest.mark.parametrize(("accuracy", "wanted"), [(None, "kept"), (0.5, "missed")])
+def test_without_labels_a_relative_drop_is_a_share_of_the_expected_accuracy(accuracy, wanted):
+    before = SimpleNamespace(accuracy=None)
+    unseen = Unseen(Estimate(0.007, 0.0005, 1000), 0.1, accuracy)
+    assert MaxDrop(0.01, relative=True).verdict(before, before, unseen) == wanted
+
+
+def test_a_relative_drop_at_its_limit_is_never_decided():
+    before, unseen = SimpleNamespace(accuracy=0.5), Unseen(Estimate(0.005, 0.001, 1000))
+    assert math.isinf(MaxDrop(0.01, relative=True).examples_to_decide(before, unseen))
+
+
+@pytest.mark.parametrize(
+    ("unseen", "on_seen", "wanted"),
+    [
+        (0.04, 0.01, "kept"),
+        (0.06, 0.01, "missed"),
+        (None, 0.01, "undecided"),
+        (None, 0.06, "missed"),
+    ],
+)
+def test_an_error_is_judged_on_inputs_that_no_layer_was_fit_to(unseen, on_seen, wanted):
+    after = SimpleNamespace(rel_output_error=on_seen)
+    assert MaxError(0.05).verdict(after, after, Unseen(None, unseen)) == wanted

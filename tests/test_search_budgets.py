@@ -157,7 +157,9 @@ def test_of_four_budgets_one_beyond_all_forms_is_named(convert, option, words):
     result = convert(**limits)
     assert not result.report.met
     least = re.fullmatch(
-        rf"No choice of forms leaves less than (\S+) of the {words}\.", result.report.reason
+        rf"{option} \S+ is out of reach: no choice of faster forms leaves less than (\S+) "
+        rf"of the {words}\.",
+        result.report.reason,
     )[1]
     attainable = convert(**{option: float(least) + 0.01})
     assert attainable.report.met, attainable.report.reason
@@ -166,8 +168,11 @@ def test_of_four_budgets_one_beyond_all_forms_is_named(convert, option, words):
 def test_two_budgets_beyond_all_forms_are_both_named(convert):
     result = convert(max_macs=0.01, max_bytes=0.01)
     assert re.fullmatch(
-        r"No choice of forms leaves less than \S+ of the MACs\. "
-        r"No choice of forms leaves less than \S+ of the bytes\.",
+        " ".join(
+            rf"{option} 0\.01 is out of reach: no choice of faster forms leaves less than \S+ of "
+            rf"the {words}\."
+            for option, words in (("max_macs", "MACs"), ("max_bytes", "bytes"))
+        ),
         result.report.reason,
     )
 

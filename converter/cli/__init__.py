@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -13,6 +14,9 @@ from converter.cli.app import app
 from converter.errors import ConverterError, lacks_memory, root_line
 
 __all__ = ["app", "conversion", "main", "networks"]
+
+
+BROKEN_PIPE = 141  # exit status of programs that SIGPIPE ends
 
 
 def main() -> None:
@@ -27,11 +31,15 @@ def main() -> None:
         status = app(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
+    except BrokenPipeError:  # as in: flatconv inspect net.onnx | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
     except (ConverterError, CycloptsError, OSError) as error:
         errors.print(f"flatconv: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("flatconv: interrupted; nothing was written.", style="red")
+        text = "flatconv: interrupted; files are written whole or not at all."
+        errors.print(text, style="red", soft_wrap=True)
         raise
     except Exception as error:  # a bug in flatconv
         if lacks_memory(error):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -142,11 +141,6 @@ def finish(met: bool, reason: str | None, folder: Path, silent: bool) -> int:
     if not silent:
         Console().print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
     return 0 if met else 1
-
-
-def dump(document: Any) -> str:
-    """Return indented JSON."""
-    return json_format.dumps(document, indent=2)
 
 
 def typed_command() -> str:

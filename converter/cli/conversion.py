@@ -13,7 +13,6 @@ from converter.cli.app import (
     Printed,
     app,
     check_model,
-    dump,
     finish,
     function,
     given_values,
@@ -25,7 +24,7 @@ from converter.cli.app import (
 from converter.errors import ConverterError
 from converter.options import Options, TrainOptions, check_inputs
 from converter.progress import show_progress
-from converter.report.paths import check_output_folder, writable_folder
+from converter.report.paths import check_output_folder, to_json, writable_folder
 from converter.stages import USUAL_S
 
 if TYPE_CHECKING:
@@ -141,6 +140,6 @@ def _show_report(report: Report, folder: Path, printed: Printed) -> int:
     tables: list[Any] = [layer_table(report.layers)] if printed.verbose else []
     tables += [frontier_table(report.frontier)] if report.frontier else []
     tables.append(comparison_table(report.comparison))
-    show(printed, lambda: dump(report.to_dict()), *tables)
+    show(printed, lambda: to_json(report.to_dict()), *tables)
     warn(report.warnings)
     return finish(report.met, report.reason, folder, printed.silent)

@@ -19,7 +19,6 @@ from converter.cli.app import (
     Verbose,
     app,
     check_model,
-    dump,
     given_values,
     optional,
     show,
@@ -37,7 +36,7 @@ from converter.options import (
 )
 from converter.options.parsing import OutputTask, each_value, parse_task
 from converter.progress import show_progress
-from converter.report.paths import check_writable_file
+from converter.report.paths import check_writable_file, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +143,7 @@ def inspect(
     with show_progress(settings.json) as progress:
         made = run(model, options, gains=settings.gains, normal=settings.normal, progress=progress)
     drawn = survey_table(made.layers, made.table, made.tasks)
-    show(Printed(json=settings.json), lambda: dump(survey_dicts(made.layers, made.table)), drawn)
+    show(Printed(json=settings.json), lambda: to_json(survey_dicts(made.layers, made.table)), drawn)
     warn(made.warnings)
     return 0
 
@@ -241,7 +240,7 @@ def compare(
         comparison = commands.compare(*models, options=options, progress=progress)
     if json is not None:
         with atomic_write(json) as scratch:
-            scratch.write_text(dump(comparison_dict(comparison)) + "\n")
+            scratch.write_text(to_json(comparison_dict(comparison)) + "\n")
     shown = without_shared_folders(comparison)
     if html is not None:
         nodes = commands.node_times(*models, comparison=comparison, options=options)

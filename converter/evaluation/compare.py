@@ -163,8 +163,10 @@ def _shared_inputs(models: Mapping[str, ir.Model]) -> tuple[Input, ...]:
             for a, b in zip(spec, reference)
         ):
             raise ConverterError(f"{name} takes other inputs than {first}.")
-    if len({len(model.graph.outputs) for model in models.values()}) > 1:
-        raise ConverterError("The networks differ in the number of their outputs.")
+    counts = {name: len(model.graph.outputs) for name, model in models.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise ConverterError(f"The networks differ in the number of their outputs: {said}.")
     return reference
 
 

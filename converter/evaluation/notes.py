@@ -25,7 +25,7 @@ def notes(
     """
     sentences = []
     calib, scored = options.data.calib, options.data.eval
-    if _same(calib, scored):
+    if same_data(calib, scored):
         sentences.append(
             "--calib and --eval name the same data: the loss on inputs that layers were fit to is "
             "smaller than on others. Give other inputs with --eval."
@@ -43,7 +43,7 @@ def notes(
     return tuple(sentences)
 
 
-def _same(first: object, second: object) -> bool:
+def same_data(first: object, second: object) -> bool:
     """Whether two names of data, or objects, are the same."""
     if isinstance(first, (str, Path)) and isinstance(second, (str, Path)):
         return str(first) == str(second) or Path(first).resolve() == Path(second).resolve()

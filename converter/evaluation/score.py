@@ -64,8 +64,14 @@ def score(
         first = outputs[0]
         if not first:
             raise ConverterError("The networks give no arrays of numbers that could be compared.")
-        if any([a.shape for a in o.values()] != [a.shape for a in first.values()] for o in outputs):
-            raise ConverterError("The networks' outputs differ in shape; they cannot be compared.")
+        for number, (name, array) in enumerate(first.items()):
+            shapes = {o[name].shape if name in o else None for o in outputs} | {array.shape}
+            if len(shapes) > 1:
+                raise ConverterError(
+                    f"Output {name!r}, number {number + 1}, has another shape in another network "
+                    f"({', '.join(sorted(map(str, shapes)))}); compare networks with the same "
+                    "outputs."
+                )
         labelled = None if labels is None else _labelled_task(tasks, labels)
         for session, after in enumerate(outputs):
             errors[session] = errors[session].plus(first, after)
@@ -116,7 +122,14 @@ def _outputs(
         size += sum(array.nbytes for _, feeds, _ in group for array in feeds.values())
         group_size = max(MAX_GROUP_BYTES * len(group) // max(size, 1), 1)
         for (indices, _, labels), *outputs in zip(group, *results):
-            yield indices, labels, [dict(zip(outputs[0], o.values())) for o in outputs]
+            yield indices, labels, [_named_as(outputs[0], o) for o in outputs]
+
+
+def _named_as(first: Arrays, outputs: Arrays) -> Arrays:
+    """Name outputs as those of the first network, in order; by name if all names match."""
+    if first.keys() == outputs.keys():
+        return {name: outputs[name] for name in first}
+    return dict(zip(first, outputs.values()))
 
 
 def drop_interval(judgement: Judgement) -> Interval:

@@ -58,6 +58,21 @@ class Estimate:
         return math.ceil(self.examples * (self.standard_error**2 - self.bias**2) / remaining)
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """What inputs that no layer was fit to show of a converted network.
+
+    Attributes:
+        lost: Loss of the tasks; None if no such inputs were scored.
+        output_error: RMS error over standard deviation, of the worst channel; None as above.
+        accuracy: Accuracy of the original, of which a relative limit is a share; None for 1.
+    """
+
+    lost: Estimate | None = None
+    output_error: float | None = None
+    accuracy: float | None = None
+
+
 def estimate(judgement: Judgement, examples: int) -> Estimate:
     """Combine the counted loss with the expected one for the same examples, if there is one.
 

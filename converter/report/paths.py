@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from converter.errors import ConverterError
 
@@ -64,12 +67,30 @@ def writable_folder(folder: Path) -> Path:
                 f"{folder} holds other files ({', '.join(foreign[:3])}); name an empty folder or "
                 "an earlier output."
             )
+    if folder.is_mount():  # it cannot be renamed
+        raise ConverterError(
+            f"{folder} is a mount point, which is not replaced; name a folder in it, such as "
+            f"{folder / 'converted'}."
+        )
     parent = folder.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConverterError(f"{folder} cannot be written: {parent} is not a writable folder.")
     return folder
+
+
+def to_json(document: Any) -> str:
+    """Write indented JSON; numbers that are not finite, which JSON lacks, become null."""
+    return json.dumps(_finite(document), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -70,7 +69,7 @@ class Report:
     @property
     def lost(self) -> Estimate | None:
         """The loss of the network that ships, from all inputs that no layer was fit to."""
-        return self.verified.lost
+        return self.verified.unseen.lost
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -123,8 +122,7 @@ class Report:
 
 def _lost(lost: Estimate, unit: str) -> dict[str, Any]:
     """Return a loss in points with its 90 % interval, as JSON values."""
-    low, high = (100 * bound if math.isfinite(bound) else None for bound in (lost.low, lost.high))
-    points = {"points": 100 * lost.lost, "low": low, "high": high}
+    points = {"points": 100 * lost.lost, "low": 100 * lost.low, "high": 100 * lost.high}
     return points | {"of": unit, "examples": lost.examples}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from converter.models.program import load_program, save_program
 from converter.options import Options
 from converter.report.folder import Record, read_record
 from converter.report.page import report_html
-from converter.report.paths import INT8_OUTPUTS, RECORD, writable_folder, written_whole
+from converter.report.paths import INT8_OUTPUTS, RECORD, to_json, writable_folder, written_whole
 from converter.report.report import Report
 from converter.report.tables import summary
 from converter.search.plan import Plan, read_plan
@@ -100,7 +99,7 @@ class Result:
         )
         (folder / RECORD).write_text(record.to_json())
         (folder / "plan.json").write_text(self.plan.to_json())
-        (folder / "report.json").write_text(json.dumps(self.report.to_dict(), indent=2) + "\n")
+        (folder / "report.json").write_text(to_json(self.report.to_dict()) + "\n")
         (folder / "report.html").write_text(report_html(self.report))
         module = verified.converted.module
         if module is not None:

@@ -131,16 +131,20 @@ def figure_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     for output in comparison.original.by_output:
         where = f" of {output}" if len(comparison.original.by_output) > 1 else ""
         details = [n.by_output[output].details for n in others]
+        # Of outputs that are not finite there are fewer details.
+        names = dict.fromkeys(name for detail in details for name in detail)
         rows += [
-            (f"{name.replace('_', ' ')}{where}", ["", *(_detail(d[name]) for d in details)])
-            for name in details[0]
+            (f"{name.replace('_', ' ')}{where}", ["", *(_detail(d.get(name)) for d in details)])
+            for name in names
         ]
     rows.append(("relative output error", ["", *(f"{n.rel_output_error:.2e}" for n in others)]))
     return rows
 
 
-def _detail(value: float) -> str:
+def _detail(value: float | None) -> str:
     """Write a share with four digits, and a count or a class as it is."""
+    if value is None:
+        return "-"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 

@@ -13,7 +13,7 @@ from converter.evaluation.compare import Conditions, Evaluate, compare_models
 from converter.evaluation.comparison import Comparison, verdict
 from converter.evaluation.status import Status, status_of
 from converter.evaluation.tasks.task import Task
-from converter.evaluation.verdict import Estimate, Verdict, combined, estimate
+from converter.evaluation.verdict import Estimate, Unseen, Verdict, combined, estimate
 from converter.processes import Resources
 from converter.quantization.int8 import Int8
 from converter.report.layers import LayerRow
@@ -34,7 +34,7 @@ class ConvertedModel:
         rows: Every layer before and after.
         int8: The converted network in int8, or None.
         status: Status of the checks, the search and the training.
-        proven: Whether the held-out training inputs show that ``--max-drop`` is kept.
+        proven: Whether the held-out training inputs show that the limits of the loss are kept.
     """
 
     search: SearchResult
@@ -61,8 +61,7 @@ class Verified:
             requested.
         int8: The original and the converted network in int8; empty if not requested.
         frontier: Comparison of networks for other budgets, or None.
-        lost: The loss of the network that ships, from all inputs that no layer was fit to; None
-            without inputs.
+        unseen: The loss of the network that ships, from all inputs that no layer was fit to.
         verdict: Whether the budgets are kept; None without budgets.
         warnings: Sentences on the inputs and the measurements that the user should read.
         status: Whether every check and budget was met, or a note to the user.
@@ -72,7 +71,7 @@ class Verified:
     comparison: Comparison
     int8: tuple[ir.Model, ...]
     frontier: Comparison | None
-    lost: Estimate | None
+    unseen: Unseen
     verdict: Verdict | None
     warnings: tuple[str, ...]
     status: Status
@@ -88,7 +87,8 @@ class Scoring:
         tasks: What the outputs mean.
         warnings: Sentences on the inputs that the user should read.
         calibrated: Whether layers were solved for sample inputs.
-        unseen: Whether no layer was fit to ``data``.
+        unseen: Whether no layer was fit to ``data``, and no training saw them.
+        held_out: Whether ``data`` contain the inputs on which the search estimated the loss.
     """
 
     data: Data | None
@@ -97,6 +97,7 @@ class Scoring:
     warnings: tuple[str, ...]
     calibrated: bool
     unseen: bool
+    held_out: bool
 
 
 def verify(
@@ -132,17 +133,17 @@ def verify(
             conditions.runtime, conditions.shapes, batch_size=conditions.batch_size
         )
         frontier = compare_models(points, at_first_shape, resources, data, evaluate, scoring.tasks)
-    lost = estimated_loss(converted, comparison, scoring)
+    unseen = unseen_loss(converted, comparison, scoring)
     table = converted.search.table
-    converted = replace(converted, status=_before_race(converted, comparison, lost))
-    status = _status(converted, comparison, lost, scoring.calibrated)
+    converted = replace(converted, status=_before_race(converted, comparison, unseen))
+    status = _status(converted, comparison, unseen, scoring.calibrated)
     return Verified(
         converted=converted,
         comparison=comparison,
         int8=tuple(networks.values())[2:],
         frontier=frontier,
-        lost=lost,
-        verdict=_verdict(converted, status, comparison, lost),
+        unseen=unseen,
+        verdict=_verdict(converted, status, comparison, unseen),
         warnings=(
             *scoring.warnings,
             *(table.warnings if table else ()),
@@ -152,72 +153,80 @@ def verify(
     )
 
 
-def estimated_loss(
-    converted: ConvertedModel, comparison: Comparison, scoring: Scoring
-) -> Estimate | None:
+def unseen_loss(converted: ConvertedModel, comparison: Comparison, scoring: Scoring) -> Unseen:
     """Estimate the loss of the network that ships, only from inputs that no layer was fit to."""
-    shipped, loss = comparison.shipped, converted.search.loss
-    if scoring.evaluate is not None:
-        return Estimate(shipped.drop_points.median / 100, 0.0, comparison.examples)
+    shipped, accuracy = comparison.shipped, converted.search.accuracy
     if not converted.plan.chosen() and converted.int8 is None:
-        return Estimate(0.0, 0.0, comparison.examples)
-    if scoring.data is None:
-        return None  # random numbers say nothing
-    scored = estimate(shipped.judgement, comparison.examples)
-    if loss is None:
-        return scored
-    searched = loss.estimate
-    return combined([scored, searched]) if scoring.unseen else searched
+        return Unseen(Estimate(0.0, 0.0, comparison.examples), 0.0, accuracy)
+    searched = converted.search.loss
+    scored = None
+    if scoring.data is not None and scoring.unseen:  # random numbers say nothing
+        scored = estimate(shipped.judgement, comparison.examples)
+    error = searched.output_error if searched else None
+    if scored is not None:
+        error = shipped.rel_output_error
+    if scoring.evaluate is not None:
+        scored = Estimate(shipped.drop_points.median / 100, 0.0, comparison.examples)
+        return Unseen(scored, error, accuracy)
+    if searched is None or (scored is not None and scoring.held_out):
+        return Unseen(scored, error, accuracy)
+    if scored is None:
+        return Unseen(searched.estimate, error, accuracy)
+    both = (scored, searched.estimate)
+    # Of several outputs, the two may be about different ones.
+    one_loss = len(scoring.tasks) == 1
+    lost = combined(both) if one_loss else max(both, key=lambda each: each.high)
+    return Unseen(lost, error, accuracy)
 
 
-def _before_race(
-    converted: ConvertedModel, comparison: Comparison, lost: Estimate | None
-) -> Status:
+def _before_race(converted: ConvertedModel, comparison: Comparison, unseen: Unseen) -> Status:
     """Return the status of checks, search and training; a miss is forgiven if nothing changed.
 
     The search says which budget its best network misses. If all of its layers were reverted, the
     original ships, and only what is measured of that counts.
     """
-    status, budgets = converted.status, measured_budgets(converted, lost)
+    status, budgets = converted.status, measured_budgets(converted, unseen)
     if status.code == "missed" and not converted.plan.chosen() and converted.int8 is None:
-        measured = verdict_of(budgets, comparison.original, comparison.shipped, lost)
+        measured = verdict_of(budgets, comparison.original, comparison.shipped, unseen)
         return Status("met", status.sentence) if measured == "kept" else status
     return status
 
 
 def _verdict(
-    converted: ConvertedModel, status: Status, comparison: Comparison, lost: Estimate | None
+    converted: ConvertedModel, status: Status, comparison: Comparison, unseen: Unseen
 ) -> Verdict | None:
     """Return the verdict on the budgets; a failed check misses them."""
     if status.code in ("unsound", "missed"):
         return "missed"
-    budgets = measured_budgets(converted, lost)
-    verdict = verdict_of(budgets, comparison.original, comparison.shipped, lost)
+    budgets = measured_budgets(converted, unseen)
+    verdict = verdict_of(budgets, comparison.original, comparison.shipped, unseen)
     if verdict is None and converted.search.budgets:
         verdict = "kept"  # the held-out training inputs say so
     return "undecided" if verdict == "kept" and status.code == "unproven" else verdict
 
 
-def measured_budgets(converted: ConvertedModel, lost: Estimate | None) -> list[Budget]:
+def measured_budgets(converted: ConvertedModel, unseen: Unseen) -> list[Budget]:
     """Return the budgets that the measurements decide: all, or all but what training has proven."""
-    skip = lost is None and converted.proven
-    return [b for b in converted.search.budgets if not (skip and b.option == "max_drop")]
+    skip = unseen.lost is None and converted.proven
+    return [b for b in converted.search.budgets if not (skip and b.column == "loss")]
 
 
 def _status(
-    converted: ConvertedModel, comparison: Comparison, lost: Estimate | None, calibrated: bool
+    converted: ConvertedModel, comparison: Comparison, unseen: Unseen, calibrated: bool
 ) -> Status:
     """Combine checks, budgets and the note to the user; the most severe comes first."""
-    budgets = measured_budgets(converted, lost)
+    budgets = measured_budgets(converted, unseen)
     missed = missed_sentence(
-        budgets, comparison.original, comparison.shipped, lost, comparison.data
+        budgets, comparison.original, comparison.shipped, unseen, comparison.data
     )
     note = notice(comparison, converted.plan, calibrated)
-    undecided = undecided_sentence(budgets, comparison.original, comparison.shipped, lost)
+    undecided = undecided_sentence(budgets, comparison.original, comparison.shipped, unseen)
     status = converted.status
     found = status.sentence if status.met else None
     note = " ".join(filter(None, (found, undecided, note))) or None
-    if status.code == "unproven" and lost is not None:  # a measured loss replaces the estimate
+    if (
+        status.code == "unproven" and unseen.lost is not None
+    ):  # a measured loss replaces the estimate
         status = status_of("missed", missed)
     else:
         status = status.then(status_of("missed", missed))

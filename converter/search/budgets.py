@@ -13,55 +13,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, TypeVar
 
 from converter.evaluation.comparison import Figures
-from converter.evaluation.loss import Loss
-from converter.evaluation.verdict import Estimate, Verdict
+from converter.evaluation.verdict import Unseen, Verdict
 from converter.options import BudgetOptions
+from converter.search.measured import Measured, Original
 
 DEFAULT_DROP, DEFAULT_ERROR = 0.005, 0.05
 Column = Literal["loss", "ms", "macs", "bytes"]
 B = TypeVar("B", bound="Budget")
-
-
-@dataclass(frozen=True)
-class Original:
-    """The original network, which budgets are shares of.
-
-    Attributes:
-        ms: Milliseconds by the latency table.
-        macs: Multiply-accumulates of all layers, for one example.
-        bytes: Size of the ONNX file.
-        accuracy: Expected accuracy, or the user's measure; None without classes or a measure.
-        drop_per_loss: Loss of the tasks per surrogate, from the probes.
-        squared_error_per_loss: Squared relative error of the worst channel per surrogate.
-        least_doubt: Upper bound of the loss of the unchanged network, a fraction.
-    """
-
-    ms: float
-    macs: int
-    bytes: int
-    accuracy: float | None = None
-    drop_per_loss: float = 0.0
-    squared_error_per_loss: float = 1.0
-    least_doubt: float = 0.0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The measurements of a network in the search; None if a quantity was not measured.
-
-    Attributes:
-        loss: Loss on the holdout inputs.
-        drop: Drop of the user's own measure.
-        speedup: Speedup over the original.
-        macs: Multiply-accumulates for one example.
-        bytes: Size of the ONNX file.
-    """
-
-    loss: Loss | None = None
-    drop: float | None = None
-    speedup: float | None = None
-    macs: int | None = None
-    bytes: int | None = None
 
 
 class Budget(Protocol):
@@ -83,13 +41,13 @@ class Budget(Protocol):
     def step(self: B, number: int, count: int) -> B:
         """Return the budget of step ``number`` (from 1) of a schedule of ``count`` steps."""
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
+    def achieved(self, before: Figures, after: Figures, unseen: Unseen) -> float:
         """Return the measured value to compare with the limit."""
 
     def value_at(self, usage: float) -> float:
         """Return the measured value at which a share ``usage`` of the limit is used."""
 
-    def verdict(self, before: Figures, after: Figures, lost: Estimate | None) -> Verdict:
+    def verdict(self, before: Figures, after: Figures, unseen: Unseen) -> Verdict:
         """Say whether a measured network keeps the limit, and whether that is sure."""
 
     def describe(self, value: float) -> str:
@@ -108,8 +66,8 @@ class _AtMost:
     def value_at(self, usage: float) -> float:
         return self.limit * usage
 
-    def verdict(self: A, before: Figures, after: Figures, lost: Estimate | None) -> Verdict:
-        kept = self.achieved(before, after, lost) <= self.limit  # type: ignore[attr-defined]
+    def verdict(self: A, before: Figures, after: Figures, unseen: Unseen) -> Verdict:
+        kept = self.achieved(before, after, unseen) <= self.limit  # type: ignore[attr-defined]
         return "kept" if kept else "missed"
 
 
@@ -134,16 +92,27 @@ class MaxDrop(_AtMost):
             drop = measured.loss.estimate.high - (doubt if doubt > limit else 0.0)
         return 0.0 if drop is None else drop / limit
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
-        return math.nan if lost is None else self.limit * lost.lost / self.max_lost(before.accuracy)
+    def achieved(self, before: Figures, after: Figures, unseen: Unseen) -> float:
+        if unseen.lost is None:
+            return math.nan
+        return self.limit * unseen.lost.lost / self._max_lost(before, unseen)
 
-    def verdict(self, before: Figures, after: Figures, lost: Estimate | None) -> Verdict:
-        if lost is None:
+    def verdict(self, before: Figures, after: Figures, unseen: Unseen) -> Verdict:
+        if unseen.lost is None:
             return "undecided"
-        return lost.verdict(self.max_lost(before.accuracy))
+        return unseen.lost.verdict(self._max_lost(before, unseen))
+
+    def examples_to_decide(self, before: Figures, unseen: Unseen) -> float:
+        """Return about how many examples would decide; infinite if none can."""
+        if unseen.lost is None:
+            return math.inf
+        return unseen.lost.examples_to_decide(self._max_lost(before, unseen))
 
     def describe(self, value: float) -> str:
-        return f"it loses {100 * value:.2f} points"
+        return f"it loses {100 * value:.2f} {'% of the score' if self.relative else 'points'}"
+
+    def _max_lost(self, before: Figures, unseen: Unseen) -> float:
+        return self.max_lost(unseen.accuracy if before.accuracy is None else before.accuracy)
 
     def max_lost(self, accuracy: float | None) -> float:
         """Return the loss that is allowed, a fraction, given the original's accuracy."""
@@ -163,8 +132,15 @@ class MaxError(_AtMost):
     def usage(self, measured: Measured, original: Original) -> float:
         return 0.0 if measured.loss is None else measured.loss.output_error / self.limit
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
-        return after.rel_output_error
+    def achieved(self, before: Figures, after: Figures, unseen: Unseen) -> float:
+        error = unseen.output_error
+        return after.rel_output_error if error is None else error
+
+    def verdict(self, before: Figures, after: Figures, unseen: Unseen) -> Verdict:
+        if not self.achieved(before, after, unseen) <= self.limit:
+            return "missed"
+        # The error is smaller on inputs that layers were fit to, or means nothing on random ones.
+        return "undecided" if unseen.output_error is None else "kept"
 
     def describe(self, value: float) -> str:
         return f"its relative output error is {value:.3g}"
@@ -187,13 +163,13 @@ class TargetSpeedup:
     def step(self, number: int, count: int) -> TargetSpeedup:
         return TargetSpeedup(self.limit ** (number / count))
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
+    def achieved(self, before: Figures, after: Figures, unseen: Unseen) -> float:
         return after.speedup.median
 
     def value_at(self, usage: float) -> float:
         return self.limit / usage
 
-    def verdict(self, before: Figures, after: Figures, lost: Estimate | None) -> Verdict:
+    def verdict(self, before: Figures, after: Figures, unseen: Unseen) -> Verdict:
         if after.speedup.low >= self.limit:
             return "kept"
         return "missed" if after.speedup.high < self.limit else "undecided"
@@ -219,7 +195,7 @@ class MaxMacs(_AtMost):
     def step(self, number: int, count: int) -> MaxMacs:
         return MaxMacs(self.limit ** (number / count))
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
+    def achieved(self, before: Figures, after: Figures, unseen: Unseen) -> float:
         return after.macs / (before.macs or 1)
 
     def describe(self, value: float) -> str:
@@ -249,7 +225,7 @@ class MaxBytes(_AtMost):
             return self if number == count else MaxBytes(math.inf)
         return MaxBytes(self.limit ** (number / count))
 
-    def achieved(self, before: Figures, after: Figures, lost: Estimate | None) -> float:
+    def achieved(self, before: Figures, after: Figures, unseen: Unseen) -> float:
         return after.bytes / (before.bytes or 1) if self.limit < 1 else float(after.bytes)
 
     def describe(self, value: float) -> str:

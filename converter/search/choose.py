@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -17,18 +16,16 @@ from converter.graph.survey import Layer
 from converter.reconstruction.moments import patch_count, patch_size
 from converter.reconstruction.realize import Realization
 from converter.reconstruction.regression import REFIT
-from converter.search.budgets import (
-    MaxDrop,
-    Measured,
-)
+from converter.search.budgets import MaxDrop
 from converter.search.drafts import save_time
+from converter.search.measured import Measured
 from converter.search.misses import miss_sentence
 from converter.search.plan import Plan, plan_of
-from converter.search.result import SearchInput, SearchResult
+from converter.search.result import LossLimit, SearchInput, SearchResult
 from converter.search.search import search
 from converter.search.search_space import Assignment
 from converter.search.setting import Setting, prepare
-from converter.search.trials import LOOSE, TIGHT, Effort, Limits, Measures, Trial
+from converter.search.trials import LOOSE, TIGHT, Effort, Limits, Measures
 from converter.timing.table import measured_speedup
 
 RECOVERED = 0.75  # share of a loss that fine-tuning is expected to undo
@@ -65,7 +62,7 @@ def choose_plan(task: SearchInput) -> SearchResult:
     if trials > 1 and problem.fit is not problem.calib and realization.chains:
         realization = task.build(plan, realization, whole=True)  # fit to the holdout inputs, too
     missed, trains = None, task.options.training.trains and limits.loss is not None
-    if not outcome.kept and not trains and not _is_undecided(setting, best, loss):
+    if not outcome.kept and not trains and not _is_undecided(setting, best.usage, loss):
         missed = miss_sentence(outcome, setting.budgets, space, limits, setting.original)
     return SearchResult(
         plan=plan,
@@ -76,14 +73,22 @@ def choose_plan(task: SearchInput) -> SearchResult:
         status=status_of("missed", missed),
         frontier=_frontier(setting) if task.options.search.frontier else {},
         loss=loss,
-        loss_usage=partial(_loss_usage, setting) if limits_loss else None,
+        accuracy=setting.original.accuracy,
+        limit=_loss_limit(setting) if limits_loss else None,
     )
 
 
-def _is_undecided(setting: Setting, best: Trial[Realization], loss: Loss | None) -> bool:
-    """Whether ``--max-drop``, the only limit, is kept but for the doubt about the loss."""
+def _is_undecided(setting: Setting, usage: Mapping[str, float], loss: Loss | None) -> bool:
+    """Whether no limit but ``--max-drop`` is exceeded, and that only by the doubt about the loss.
+
+    Args:
+        setting: The setting.
+        usage: Share of each limit that the network uses, by option.
+        loss: Its loss on the held-out inputs.
+    """
     drops = [budget for budget in setting.budgets if isinstance(budget, MaxDrop)]
-    if loss is None or setting.task.evaluate is not None or set(best.usage) != {"max_drop"}:
+    others = (share for option, share in usage.items() if option != MaxDrop.option)
+    if loss is None or not drops or setting.task.evaluate is not None or max(others, default=0) > 1:
         return False
     return loss.estimate.lost <= drops[0].max_lost(setting.original.accuracy)
 
@@ -159,13 +164,24 @@ def _measured(
     )
 
 
-def _loss_usage(setting: Setting, network: ir.Model) -> float:
-    """Return the share of the allowed loss that a network uses."""
-    measured = _measured(setting, network)
-    return max(
-        budget.usage(measured, setting.original)
-        for budget in setting.budgets
-        if budget.column == "loss"
+def _loss_limit(setting: Setting) -> LossLimit:
+    """Return the limit of the loss, to which networks are held after the search."""
+
+    def usages(network: ir.Model) -> dict[str, float]:
+        measured, budgets = _measured(setting, network), setting.budgets
+        losses = [budget for budget in budgets if budget.column == "loss"]
+        return {budget.option: budget.usage(measured, setting.original) for budget in losses}
+
+    def is_missed(network: ir.Model) -> bool:
+        found = usages(network)
+        if max(found.values()) <= 1:
+            return False
+        return not _is_undecided(setting, found, setting.estimator.loss(network))
+
+    return LossLimit(
+        loss=setting.estimator.loss,
+        usage=lambda network: max(usages(network).values()),
+        is_missed=is_missed,
     )
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from converter.evaluation.comparison import Figures
-from converter.evaluation.verdict import Estimate, Verdict
+from converter.evaluation.verdict import Unseen, Verdict
 from converter.options import option_text
-from converter.search.budgets import Budget, Original
+from converter.search.budgets import Budget, MaxDrop
+from converter.search.measured import Original
 from converter.search.search_space import SearchSpace
 from converter.search.trials import Built, Limits, Outcome
 
@@ -54,7 +55,10 @@ def miss_sentence(
     if worst.column in COLUMNS:
         left = worst.describe(worst.value_at(usage[worst.option]))
         return f"In the best network found, {left}."
-    return f"The best network found loses {outcome.best.worst:.2f} times what it may."
+    return (
+        f"The best network found loses {outcome.best.worst:.2f} times what "
+        f"{option_text(worst.option)} {worst.limit:g} allows."
+    )
 
 
 def _beyond_tables(
@@ -70,7 +74,11 @@ def _beyond_tables(
     total = {"macs": original.macs, "bytes": original.bytes}[column]
     fixed = budget.allowance(original) - limits.sums[column]  # of the layers that stay as they are
     share = (fixed + least) / max(total, 1)
-    return f"No choice of forms leaves less than {share:.2f} of the {COLUMNS[column]}."
+    name = f"{option_text(budget.option)} {budget.limit:g}"
+    return (
+        f"{name} is out of reach: no choice of faster forms leaves less than {share:.2f} of the "
+        f"{COLUMNS[column]}."
+    )
 
 
 def _conflict(outcome: Outcome[Built], budgets: Sequence[Budget]) -> str | None:
@@ -100,28 +108,32 @@ def _fixed_time(original: Original, limits: Limits, space: SearchSpace) -> str:
 
 
 def verdict_of(
-    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate | None
+    budgets: Sequence[Budget], before: Figures, after: Figures, unseen: Unseen
 ) -> Verdict | None:
     """Return the worst verdict of all budgets; None without budgets."""
-    verdicts = {budget.verdict(before, after, lost) for budget in budgets}
+    verdicts = {budget.verdict(before, after, unseen) for budget in budgets}
     order: tuple[Verdict, ...] = ("missed", "undecided", "kept")
     return next((verdict for verdict in order if verdict in verdicts), None)
 
 
 def undecided_sentence(
-    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate | None
+    budgets: Sequence[Budget], before: Figures, after: Figures, unseen: Unseen
 ) -> str | None:
     """Say which budget the measurements leave open, and what would decide, or return None."""
     for budget in budgets:
-        if budget.verdict(before, after, lost) != "undecided":
+        if budget.verdict(before, after, unseen) != "undecided":
             continue
         name = f"{option_text(budget.option)} {budget.limit:g}"
         if budget.column == "ms":
             low, high = after.speedup.low, after.speedup.high
             return f"{name} is undecided: the network is {low:.2f} to {high:.2f}x as fast."
-        if lost is None:
-            return f"{name} is undecided: there are no inputs to measure it on; give --eval."
-        needed = lost.examples_to_decide(budget.limit)
+        lost = unseen.lost
+        if lost is None or not isinstance(budget, MaxDrop):
+            return (
+                f"{name} is undecided: there are no inputs to measure it on that no layer was fit "
+                "to; give --eval."
+            )
+        needed = budget.examples_to_decide(before, unseen)
         more = f"; about {needed:,.0f} would decide" if needed < MAX_NEEDED else ""
         if not more and lost.bias:
             more = "; examples with labels (--eval) would decide"
@@ -133,12 +145,12 @@ def undecided_sentence(
 
 
 def missed_sentence(
-    budgets: Sequence[Budget], before: Figures, after: Figures, lost: Estimate | None, data: str
+    budgets: Sequence[Budget], before: Figures, after: Figures, unseen: Unseen, data: str
 ) -> str | None:
     """Say which budget a measured network misses, and by how much; None if it misses none."""
     for budget in budgets:
-        if budget.verdict(before, after, lost) == "missed":
+        if budget.verdict(before, after, unseen) == "missed":
             name = f"{option_text(budget.option)} {budget.limit:g}"
-            value = budget.achieved(before, after, lost)
+            value = budget.achieved(before, after, unseen)
             return f"{name} is missed on {data}: {budget.describe(value)}."
     return None

@@ -23,6 +23,21 @@ from converter.timing.latency import LatencyTable
 
 
 @dataclass(frozen=True)
+class LossLimit:
+    """The limit of a search for the loss, to which other networks can be held.
+
+    Attributes:
+        loss: Network -> its loss on the held-out inputs.
+        usage: Network -> share of the allowed loss that it uses.
+        is_missed: Network -> whether it is known to exceed the limit.
+    """
+
+    loss: Callable[[ir.Model], Loss]
+    usage: Callable[[ir.Model], float]
+    is_missed: Callable[[ir.Model], bool]
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The result of a search, or of a choice by hand.
 
@@ -36,8 +51,9 @@ class SearchResult:
         frontier: Networks for other budgets, by name.
         loss: Loss of the network on held-out inputs, before it was fit to them, too; None if no
             search measured it.
-        loss_usage: Network -> share of the allowed loss that it uses; None if nothing limits the
-            loss.
+        accuracy: Accuracy of the original, of which a relative limit is a share; None without
+            classes.
+        limit: The limit of the loss; None if nothing limits it.
     """
 
     plan: Plan
@@ -48,7 +64,8 @@ class SearchResult:
     status: Status = field(default_factory=Status)
     frontier: Mapping[str, ir.Model] = field(default_factory=dict)
     loss: Loss | None = None
-    loss_usage: Callable[[ir.Model], float] | None = None
+    accuracy: float | None = None
+    limit: LossLimit | None = None
 
 
 class Build(Protocol):

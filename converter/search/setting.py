@@ -13,16 +13,10 @@ from converter.evaluation.loss import LossEstimator, loss_between
 from converter.evaluation.tasks.regress import Regress
 from converter.graph.network import nbytes, open_session
 from converter.graph.survey import Layer
-from converter.search.budgets import (
-    Budget,
-    Column,
-    MaxDrop,
-    Original,
-    budgets_of,
-    default_budget,
-)
+from converter.search.budgets import Budget, Column, MaxDrop, budgets_of, default_budget
 from converter.search.candidates import list_candidates
 from converter.search.manual import open_layers
+from converter.search.measured import Original
 from converter.search.result import SearchInput
 from converter.search.search_space import Assignment, SearchSpace, spaces_by_prior
 from converter.search.sensitivity import sensitivities

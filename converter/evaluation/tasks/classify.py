@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import log_expit, softmax
 
 from converter.data.data import Arrays
@@ -24,14 +24,15 @@ class Classify:
     """One class for each example, or independent labels.
 
     A point is a hundredth of the accuracy; of the F1 of all decisions for independent labels.
-    Without labels the loss is its expectation under the original's probabilities: if the two
-    networks disagree, each class is right with the probability that the original gives it.
+    Without labels the loss is its expectation under the original's probabilities, sharpened by
+    ``temperature``: if the two networks disagree, each class is right with that probability.
 
     Attributes:
         outputs: The name of the output (N, C).
         classes: C, or 2 if C is 1.
         power: Mean square of the original's scores of an example, for ``surrogate``.
-        temperature: Temperature of the original's probabilities.
+        temperature: Temperature of the original's probabilities: from labels, or without them so
+            low that the expected loss is rather too large.
         independent: Whether every score is the logit or probability of a label of its own.
         probabilities: Whether the scores are probabilities, not logits.
     """
@@ -84,10 +85,12 @@ class Classify:
             independent=independent and output.shape[1] > 1,
             probabilities=probabilities,
         )
-        if labels is None or task.independent or task.check_labels(labels):
+        if task.independent:
             return task
-        temperature = temperature_of(task.logits(output), labels.astype(np.int64))
-        return replace(task, temperature=temperature)
+        logits = task.logits(output)
+        if labels is None or task.check_labels(labels):
+            return replace(task, temperature=temperature_without_labels(logits))
+        return replace(task, temperature=temperature_of(logits, labels.astype(np.int64)))
 
     def check_labels(self, labels: np.ndarray) -> str | None:
         """Say in a sentence why labels do not fit; None if they do."""
@@ -241,6 +244,26 @@ def expected_drop(rows: Arrays) -> tuple[float, float]:
         np.add.at(by_error, others, drops)
     drop = float(by_example.mean())
     return drop, float((by_example + by_error).std() / math.sqrt(count))
+
+
+def temperature_without_labels(rows: np.ndarray) -> float:
+    """Choose a temperature of logits (N, C) by which the expected loss is rather too large.
+
+    Networks that were trained with label smoothing, mixup or strong augmentation are right more
+    often than their probabilities say (Müller et al., arXiv 1906.02629), and then lose more where
+    they change; only labels show it. The mean probability of the likeliest class is brought halfway
+    to 1: half of the doubt is taken for the training's, half for the data's.
+    """
+    if not np.isfinite(rows).all():
+        return 1.0
+
+    def sureness(log_temperature: float) -> float:
+        return float(softmax(rows / math.exp(log_temperature), axis=1).max(1).mean())
+
+    wanted, least = (1 + sureness(0.0)) / 2, -math.log(MAX_TEMPERATURE)
+    if sureness(least) <= wanted:
+        return 1 / MAX_TEMPERATURE
+    return math.exp(brentq(lambda t: sureness(t) - wanted, least, 0.0))
 
 
 def temperature_of(rows: np.ndarray, labels: np.ndarray) -> float:
