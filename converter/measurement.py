@@ -53,7 +53,9 @@ def scored_data(job: Job) -> tuple[Data | None, bool, bool]:
         those on which the search estimated the loss are among them.
     """
     source, data, training = job.source, job.options.data, job.options.training
-    trained = (training.train or data.calib) if training.trains else None
+    trained = None
+    if training.trains:
+        trained = data.calib if training.train is None else training.train
     if source.eval is not None:
         seen = same_data(data.eval, data.calib) or same_data(data.eval, trained)
         return source.eval, not seen, False

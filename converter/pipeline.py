@@ -181,7 +181,7 @@ def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
         search = replace(search, budgets=budgets)
     if not search.realization.chains:
         rows = layer_rows(job.layers, search)
-        int8, status = _quantize_if_requested(job, teacher.network, search)
+        search, int8, status = _quantize_if_requested(job, teacher.network, search)
         return ConvertedModel(search, teacher.original, teacher.module, rows, int8, status)
     seed, trains = job.options.resources.seed, job.options.training.trains
     source, chains, network = job.source, search.realization.chains, search.realization.network
@@ -202,7 +202,7 @@ def finish(job: Job, search: SearchResult, teacher: Source) -> ConvertedModel:
         search = replace(search, loss=None)
     if source is not teacher:  # its losses are against an earlier step of the schedule
         search = replace(search, loss=None, limit=None)
-    int8, status = _quantize_if_requested(job, network, search)
+    search, int8, status = _quantize_if_requested(job, network, search)
     status = status_of("unsound", problem).then(status).then(status_of("unproven", unproven))
     rows = layer_rows(job.layers, search, trained=trains)
     proven = trains and unproven is None and not job.options.search.int8
@@ -229,19 +229,25 @@ def trainable_limits(budgets: Collection[Budget], evaluate: Evaluate | None) -> 
 
 def _quantize_if_requested(
     job: Job, network: ir.Model, search: SearchResult
-) -> tuple[Int8 | None, Status]:
-    """Quantize a network if requested; the budgets then hold for the network in int8."""
+) -> tuple[SearchResult, Int8 | None, Status]:
+    """Quantize a network if requested; the budgets then hold for the network in int8.
+
+    Returns:
+        The search with the loss of the network that ships; the network in int8; and a status.
+    """
     if not job.options.search.int8:
-        return None, search.status
+        return search, None, search.status
     limit = search.limit
     usage = None if limit is None else limit.usage
     int8, missed = quantize(network, job.source, job.options, job.tasks, usage), None
     if limit is None:
-        return int8, search.status
+        return search, int8, search.status
+    if search.loss is not None:
+        search = replace(search, loss=limit.loss(int8.network))
     if limit.is_missed(int8.network):
         share = limit.usage(int8.network)
         missed = f"The int8 network loses {share:.2f} times what the budget allows."
-    return int8, status_of("missed", missed)  # the other budgets are measured at the end
+    return search, int8, status_of("missed", missed)  # the other budgets are measured at the end
 
 
 def without_least_gaining(job: Job, search: SearchResult, verified: Verified) -> SearchResult:
@@ -261,7 +267,7 @@ def without_least_gaining(job: Job, search: SearchResult, verified: Verified) ->
     return replace(
         search,
         plan=plan,
-        realization=build(realization, whole=True),
+        realization=build(realization, whole=not job.options.search.int8),
         predicted_speedup=None,
         loss=loss,
         status=Status(),  # that of another network

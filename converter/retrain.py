@@ -196,7 +196,10 @@ def _train(job: Job, earlier: Earlier) -> ConvertedModel:
     if options.search.int8:
         int8 = quantize(network, job.source, options, job.tasks)
         if "max_drop" in limits:
-            unproven = "No measurement says how much accuracy int8 loses; give labelled --eval."
+            unproven = (
+                "--max-drop is not shown to be kept: no measurement says how much accuracy int8 "
+                "loses; give labelled --eval."
+            )
     search = SearchResult(plan, Realization({}, {}, network), budgets)
     rows = tuple(replace(row, rel_error=None) for row in earlier.record.layers)
     status = status_of("unsound", problem).then(status_of("unproven", unproven))

@@ -70,7 +70,7 @@ def test_enough_inputs_decide(convert):
 
 
 def test_a_network_that_stays_as_it_is_keeps_the_loss(convert):
-    report = convert(512, 1e-6)
+    report = convert(512, 1e-9)
     assert not report.plan.chosen()
     assert report.verdict == "kept"
     assert np.isclose(report.lost.lost, 0.0)

@@ -34,7 +34,7 @@ class ConvertedModel:
         rows: Every layer before and after.
         int8: The converted network in int8, or None.
         status: Status of the checks, the search and the training.
-        proven: Whether the held-out training inputs show that the limits of the loss are kept.
+        proven: Whether the held-out training inputs show that ``--max-drop`` is kept.
     """
 
     search: SearchResult
@@ -208,7 +208,7 @@ def _verdict(
 def measured_budgets(converted: ConvertedModel, unseen: Unseen) -> list[Budget]:
     """Return the budgets that the measurements decide: all, or all but what training has proven."""
     skip = unseen.lost is None and converted.proven
-    return [b for b in converted.search.budgets if not (skip and b.column == "loss")]
+    return [b for b in converted.search.budgets if not (skip and b.option == "max_drop")]
 
 
 def _status(

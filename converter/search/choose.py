@@ -59,8 +59,10 @@ def choose_plan(task: SearchInput) -> SearchResult:
     realization, plan = best.network, _plan(setting, best.assignment)
     limits_loss = any(budget.column == "loss" for budget in setting.budgets)
     loss = setting.estimator.loss(task.deployed(realization.network)) if limits_loss else None
-    if trials > 1 and problem.fit is not problem.calib and realization.chains:
-        realization = task.build(plan, realization, whole=True)  # fit to the holdout inputs, too
+    # What is quantized later is measured again on the holdout inputs, so it is not fit to them.
+    refit = trials > 1 and problem.fit is not problem.calib and not task.options.search.int8
+    if refit and realization.chains:
+        realization = task.build(plan, realization, whole=True)
     missed, trains = None, task.options.training.trains and limits.loss is not None
     if not outcome.kept and not trains and not _is_undecided(setting, best.usage, loss):
         missed = miss_sentence(outcome, setting.budgets, space, limits, setting.original)
