@@ -42,13 +42,14 @@ def convert(tmp_path_factory):
         make_net(here / "net.onnx", channels=(3, 32, 32), size=8, loss=0.1)
         (here / "table.json").write_text(table_by_macs("net.onnx", (1, 3, 8, 8)).to_json())
 
-        def convert(count, max_drop):
+        def convert(count, max_drop, **training):
             return converter.convert(
                 "net.onnx",
                 calib=varied(count, 3, 8, 8, seed=1),
                 latency="table.json",
                 task="classify",
                 max_drop=max_drop,
+                **training,
             ).report
 
         yield convert
@@ -74,3 +75,11 @@ def test_a_network_that_stays_as_it_is_keeps_the_loss(convert):
     assert not report.plan.chosen()
     assert report.verdict == "kept"
     assert np.isclose(report.lost.lost, 0.0)
+
+
+def test_the_loss_before_a_training_is_not_that_of_the_trained_network(convert):
+    report = convert(128, 0.5, epochs=1, cache=False)
+    assert report.plan.chosen()
+    assert report.lost is None
+    assert report.verdict == "undecided"
+    assert "too few to say" in report.reason
