@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from cli_files import ROOT, assert_refused
+from networks import make_net
 
 from converter import progress
 
@@ -47,6 +48,20 @@ def test_a_mistake_ends_the_process_with_status_2(tmp_path):
     )
     assert_refused((ended.returncode, ended.stdout, ended.stderr), "missing.onnx does not exist")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    make_net(tmp_path / "net.onnx")
+    command = f"{sys.executable} -m converter inspect net.onnx | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 def test_an_interrupted_command_says_so_and_ends(tmp_path):

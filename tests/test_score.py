@@ -59,8 +59,8 @@ def test_pairing_narrows_the_drop():
 # scores
 
 
-def heads(*weights, batch="N", inputs=("x",)):
-    """A network with one linear output x @ w for each of ``weights``."""
+def heads(*weights, batch="N", inputs=("x",), turned=False):
+    """A network with one linear output x @ w for each of ``weights``, in reverse if ``turned``."""
     size = len(weights[0])
     nodes = [
         helper.make_node("MatMul", [inputs[0], f"w{n}"], [f"y{n}"]) for n in range(len(weights))
@@ -72,7 +72,7 @@ def heads(*weights, batch="N", inputs=("x",)):
         [
             helper.make_tensor_value_info(f"y{n}", TensorProto.FLOAT, [batch, w.shape[1]])
             for n, w in enumerate(weights)
-        ],
+        ][:: -1 if turned else 1],
         [numpy_helper.from_array(w, f"w{n}") for n, w in enumerate(weights)],
     )
     opsets = [helper.make_opsetid("", 18)]
@@ -118,6 +118,15 @@ def test_the_worst_output_counts():
     rms, deviation = np.sqrt(np.square(x @ two).mean(0)), (x @ two).std(0)
     assert found.output_error == pytest.approx((rms / deviation).max(), rel=1e-5)
     assert found.judgement is found.by_output["y1"]
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 3)])
+def test_outputs_of_equal_names_are_compared_by_name(sizes):
+    data = from_arrays({"x": noise(20, 6)}, "numbers")
+    weights = [noise(6, size, seed=size + n) for n, size in enumerate(sizes)]
+    tasks = [Regress.of(f"y{n}", data.read(np.arange(20))["x"] @ w) for n, w in enumerate(weights)]
+    _, found = score([heads(*weights), heads(*weights, turned=True)], data, tasks, 8)
+    assert found.output_error == 0
 
 
 def test_labels_are_those_of_the_output_that_they_fit():

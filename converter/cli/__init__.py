@@ -16,9 +16,6 @@ from converter.errors import ConverterError, lacks_memory, root_line
 __all__ = ["app", "conversion", "main", "networks"]
 
 
-BROKEN_PIPE = 141  # exit status of programs that SIGPIPE ends
-
-
 def main() -> None:
     """Run the command line; errors are one sentence and status 2 (with -v, bugs show a trace).
 
@@ -33,7 +30,7 @@ def main() -> None:
         )
     except BrokenPipeError:  # as in: flatconv inspect net.onnx | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)
+        sys.exit(1)  # as rich does where it prints
     except (ConverterError, CycloptsError, OSError) as error:
         errors.print(f"flatconv: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
