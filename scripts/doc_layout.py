@@ -20,6 +20,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "claims": ("Claimed a difference", "d"),
     "commands": ("Commands run", "d"),
     "conv_params_ratio": ("Convolution weights, times fewer", ".2f"),
+    "conversions": ("Conversions", "d"),
     "convert_s": ("Conversion, s", ".0f"),
     "converted": ("Layers converted", "d"),
     "count": ("Result", ".3g"),
@@ -38,6 +39,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "int8_conv_speedup": ("int8 of convolutions, speedup", ".2f"),
     "int8_lost_points": ("int8, answers lost, points", ".2f"),
     "int8_speedup": ("int8 alone, speedup", ".2f"),
+    "kept": ("Said to be kept", "d"),
     "kills": ("Killed, times", "d"),
     "latency_ms": ("Latency, ms", ".3f"),
     "layers_converted": ("Layers converted", "d"),
@@ -66,7 +68,9 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "same_plan": ("Same plan", ""),
     "seconds": ("Seconds", ".0f"),
     "seconds_off_line": ("Off a straight line, %", PERCENT),
+    "share": ("Undecided, %", PERCENT),
     "share_of_cold": ("Of the first time, %", PERCENT),
+    "share_true": ("True, %", PERCENT),
     "size_gib": ("File, GiB", ".1f"),
     "solve_s": ("Solving, s", ".0f"),
     "speedup": ("Speedup", ".2f"),
@@ -83,6 +87,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "trained_in": ("Tuned in", ""),
     "verdict": ("Verdict", ""),
     "whole_s": ("Whole conversion, s", ".0f"),
+    "worst_excess_share": ("Farthest off, % of the budget", PERCENT),
     "wrong": ("Folder damaged", "d"),
 }
 INTERVAL = ("_low", "_high")  # NAME_interval: NAME_low to NAME_high
@@ -204,6 +209,12 @@ TABLES = {
     "fuzz": Table("fuzz", "inputs read refused failed peak_gib target met", "Kind of file"),
     "faults": Table("faults", "times old new wrong goes_on", "Command and fault"),
     "intervals": Table("intervals", "claims ratio_quiet ratio_busy target met", "Comparison"),
+    "kept": Table(
+        "kept",
+        "conversions kept share_true worst_excess_share share target met",
+        "What",
+        keep=lambda row: "conversions" in row,
+    ),
     "real": Table(
         "real",
         f"task verdict {SPEEDUP} told_points told_interval told_fresh_points lost_points "

@@ -214,7 +214,7 @@ ROWS = [
 
 def test_the_summary_says_how_many_claims_were_true():
     rows = kept.summarize(ROWS)
-    claims = next(row for row in rows if row["name"] == "claims")
+    claims = next(row for row in rows if row["name"] == "claims: all")
     assert (claims["conversions"], claims["kept"]) == (22, 20)
     assert (claims["share_true"], claims["worst_excess_share"]) == (0.95, 0.4)
     assert claims["met"] is True
@@ -226,6 +226,14 @@ def test_the_summary_says_how_often_nothing_was_decided():
     assert rows["undecided with 64"]["share"] == pytest.approx(1 / 21)
     assert "met" not in rows["undecided with 64"]
     assert rows["undecided with 1024"]["met"] is True
+
+
+def test_the_claims_of_each_kind_are_counted():
+    names = [conversion.name for conversion in kept.CONVERSIONS[:3]]
+    rows = kept.summarize([*ROWS, *(row(name, "kept", 0.0) for name in names)])
+    (found,) = (row for row in rows if row["name"].startswith("claims: sample network"))
+    assert (found["conversions"], found["share_true"]) == (3, 1.0)
+    assert "target" not in found
 
 
 @pytest.mark.parametrize("excess", [0.6, float("inf")])

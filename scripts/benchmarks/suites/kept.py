@@ -177,28 +177,38 @@ def measure(conversion: Conversion, settings: Settings) -> Figures:
 
 
 def summarize(rows: list[Row]) -> list[Row]:
-    """Put rows about all conversions, and about those of each size, behind the rows."""
+    """Put rows about all conversions, those of each kind and of each size, behind the rows."""
     single = [row for row in rows if "excess_share" in row or "failed" in row.get("reason", "")]
     measured = [row for row in single if "excess_share" in row]
     if not measured:
         return single
     sizes = sorted({row["size"] for row in measured})
-    return [*single, claims(measured), *(undecided(measured, size) for size in sizes)]
+    kinds = {c.name: f"{c.network}, {c.kind}" for c in CONVERSIONS}
+    by_kind: dict[str, list[Row]] = {}
+    for row in measured:
+        if kind := kinds.get(row["name"]):
+            by_kind.setdefault(kind, []).append(row)
+    met = claims("all", measured)
+    share, worst = met["share_true"], met["worst_excess_share"] or 0
+    met |= {
+        "target": f"{MIN_TRUE:.0%} true, none off by more than {MAX_EXCESS:.0%} of its budget",
+        "met": share is not None and share >= MIN_TRUE and worst <= MAX_EXCESS,
+    }
+    each = (claims(kind, rows) for kind, rows in by_kind.items())
+    return [*single, met, *each, *(undecided(measured, size) for size in sizes)]
 
 
-def claims(rows: list[Row]) -> Row:
+def claims(name: str, rows: list[Row]) -> Row:
     """Say how many claims were true, and how far the others were off."""
     excess = np.array([row["excess_share"] for row in rows if row["verdict"] == "kept"])
     share = float((excess == 0).mean()) if len(excess) else None
     worst = float(excess.max()) if len(excess) else None
     return {
-        "name": "claims",
+        "name": f"claims: {name}",
         "conversions": len(rows),
         "kept": len(excess),
         "share_true": share,
         "worst_excess_share": worst,
-        "target": f"{MIN_TRUE:.0%} true, none off by more than {MAX_EXCESS:.0%} of its budget",
-        "met": share is not None and share >= MIN_TRUE and (worst or 0) <= MAX_EXCESS,
     }
 
 
