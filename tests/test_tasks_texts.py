@@ -159,7 +159,7 @@ def test_a_pooled_vector_of_scores_is_a_class_for_each_example():
     task = task_of(output)
     assert (task.unit, task.scores.class_axis) == ("accuracy", 1)
     assert task.check_labels(np.zeros(50, int)) is None
-    p = softmax(output[:, :, 0, 0].astype(float), axis=1)
+    p = softmax(output[:, :, 0, 0].astype(float) / task.temperature, axis=1)
     after = output[::-1].copy()
     expected = p.max(1) - p[np.arange(50), after[:, :, 0, 0].argmax(1)]
     assert judged(task, output, after).lost == pytest.approx(expected.mean(), rel=1e-5)

@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from converter.evaluation.tasks.classify import (
-    Classify,
-    expected_drop,
-    ranked,
-    temperature_of,
-    temperature_without_labels,
-)
+from converter.evaluation.tasks.classify import Classify, expected_drop, ranked
+from converter.evaluation.tasks.temperature import temperature_of, temperature_without_labels
 
 COUNT, CLASSES = 20_000, 10
 RNG = np.random.default_rng(0)

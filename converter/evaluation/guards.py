@@ -14,6 +14,7 @@ from converter.data.data import Data
 from converter.evaluation import information as info
 from converter.evaluation.feeding import Images, normalises, options_text
 from converter.evaluation.feeding_trials import SURE_SHARE, Better, Examples, Trials, significant
+from converter.evaluation.score import Z_99
 from converter.evaluation.tasks.classify import Classify
 from converter.evaluation.tasks.regress import Regress
 from converter.evaluation.tasks.task import Task
@@ -30,7 +31,6 @@ SAME_CLASS = 0.95  # share of one class from which on nearly all answers are the
 SAME_SCORES, SAME_VALUES, VARIED_INPUTS = 0.1, 1e-3, 0.01
 MAX_GAP = 0.3  # between confidence and accuracy; 0.1 is usual, 0.2 where a network is overfit
 MIN_RENUMBERED = 0.3  # accuracy that other numbers of the classes must gain
-Z_99 = 2.576
 CHECK = (
     "Check --mean, --std, --channels, --layout and --resize: inputs must be prepared as in its "
     "training."

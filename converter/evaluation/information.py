@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 SCALE = 2.0  # root mean square to which scores are brought: their own scale may be any
 TINY = 1e-12
-Z_99 = 2.326  # standard errors to a one-sided 99 % bound
+Z_ONE_SIDED_99 = 2.326  # standard errors to a one-sided 99 % bound
 MAX_KAPPA = 0.1  # of scores that are no better than guessing
 
 
@@ -57,13 +57,13 @@ def guesses(chosen: np.ndarray, labels: np.ndarray) -> bool:
     chance = float(shares[0] @ shares[1])
     gain = float((chosen == labels).mean()) - chance
     error = math.sqrt(chance * (1 - chance) / len(labels))
-    return gain < MAX_KAPPA * (1 - chance) and gain <= Z_99 * error
+    return gain < MAX_KAPPA * (1 - chance) and gain <= Z_ONE_SIDED_99 * error
 
 
 def below_commonest(hits: np.ndarray, labels: np.ndarray) -> bool:
     """Whether fewer hits (N,) than labels of the most frequent class, at 99 % confidence."""
     change = hits.astype(np.float64) - (labels == np.bincount(labels).argmax())
-    return float(change.mean()) < -Z_99 * float(change.std()) / math.sqrt(len(change))
+    return float(change.mean()) < -Z_ONE_SIDED_99 * float(change.std()) / math.sqrt(len(change))
 
 
 def renumbered_hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from converter.evaluation.tasks.class_scores import ClassScores
 from converter.evaluation.tasks.masks import Masks
-from converter.evaluation.tasks.texts import Texts, find_blank
+from converter.evaluation.tasks.texts import Texts, find_blank, text_temperature
 
 MAX_TEXT = 32  # positions of a text without blanks; longer sequences are masks
 
@@ -34,4 +34,5 @@ def label_of(name: str, output: np.ndarray, scores: ClassScores, ctc: bool = Tru
     blank = find_blank(paths, scores.classes) if ctc else None
     if blank is None and steps > MAX_TEXT:
         return masks
-    return Texts((name,), scores, steps, masks.shares, blank)
+    temperature = text_temperature(scores, output)
+    return Texts((name,), scores, steps, masks.shares, blank, temperature)

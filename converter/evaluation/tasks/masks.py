@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from converter.data.data import Arrays
+from converter.data.labels import IGNORED
 from converter.evaluation.tasks.class_scores import (
     TINY,
     ClassScores,
@@ -17,7 +18,6 @@ from converter.evaluation.tasks.class_scores import (
 )
 from converter.evaluation.tasks.task import Judgement, jackknife
 
-IGNORED = 255  # label of positions that do not count, as are all labels below 0
 RARE = 3e-4  # share of the positions below which a class counts less
 COUNTS = ("before", "after", "both", "sure", "expected")
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from torch.nn.functional import ctc_loss
 
 from converter.data.data import Arrays
@@ -19,10 +20,12 @@ from converter.evaluation.tasks.class_scores import (
 )
 from converter.evaluation.tasks.masks import balanced_errors
 from converter.evaluation.tasks.task import Judgement, jackknife
+from converter.evaluation.tasks.temperature import temperature_without_labels
 
 MIN_BLANK_SHARE = 1 / 3  # of the positions of a CTC output
 MAX_RUN = 3.0  # mean length of the runs of a CTC output's symbols, in positions
 MIN_SYMBOLS = 10  # classes of a CTC output, the blank included
+MAX_POSITIONS = 2048  # from which a temperature is chosen
 MIN_STEPS = 8  # positions of a CTC output
 
 
@@ -32,9 +35,10 @@ class Texts:
 
     A point is a hundredth of the examples whose text is right. Without labels, a text that changes
     costs P(original's text) - P(converted network's text) under the original's own probabilities,
-    so that a text of which the original is unsure costs little. With a blank, texts are decoded by
-    the likeliest class at each position (repetitions merged, blanks dropped), and P is the sum over
-    all alignments (Graves et al. 2006, Connectionist Temporal Classification, equation 8).
+    sharpened by ``temperature``, so that a text of which the original is unsure costs little. With
+    a blank, texts are decoded by the likeliest class at each position (repetitions merged, blanks
+    dropped), and P is the sum over all alignments (Graves et al. 2006, Connectionist Temporal
+    Classification, equation 8).
 
     Attributes:
         outputs: The name of the output.
@@ -42,6 +46,7 @@ class Texts:
         steps: T, the number of positions.
         shares: Share of the positions that the original gives to each class, for ``surrogate``.
         blank: The blank class of CTC; None if every position is a symbol of the text.
+        temperature: Temperature of the probabilities by which a changed text costs.
     """
 
     name: ClassVar[str] = "label"
@@ -50,6 +55,7 @@ class Texts:
     steps: int
     shares: tuple[float, ...]
     blank: int | None = None
+    temperature: float = 1.0
 
     @property
     def unit(self) -> str:
@@ -148,9 +154,7 @@ class Texts:
         costs = changed.astype(float)
         if self.scores.whole or not changed.any():
             return costs
-        p = self.scores.probability(scores[changed]).astype(np.float64)
-        p = np.hstack([1 - p, p]) if self.scores.classes == 1 else p
-        log_p = np.log(np.maximum(p, TINY)).transpose(0, 2, 1)  # (n, T, C)
+        log_p = log_softmax(log_probabilities(self.scores, scores[changed]) / self.temperature, 2)
         before, after = (self._probability(log_p, choice[changed]) for choice in paths)
         costs[changed] = before - after
         return costs
@@ -176,6 +180,22 @@ class Texts:
         if self.blank is None:
             return bool((path[counting] == truth[counting]).all())
         return text == tuple(truth[counting].astype(int).tolist())
+
+
+def log_probabilities(scores: ClassScores, rows: np.ndarray) -> np.ndarray:
+    """Return log probabilities (n, T, C) of scores (n, C, T); of two classes where C is 1."""
+    p = scores.probability(rows).astype(np.float64)
+    p = np.hstack([1 - p, p]) if scores.classes == 1 else p
+    return np.asarray(np.log(np.maximum(p, TINY)).transpose(0, 2, 1))
+
+
+def text_temperature(scores: ClassScores, output: np.ndarray) -> float:
+    """Choose the temperature for ``Texts`` by the original's values for sample inputs."""
+    if scores.whole:
+        return 1.0
+    rows = scores.arranged(output)
+    log_p = log_probabilities(scores, rows[:: rows.shape[0] * rows.shape[-1] // MAX_POSITIONS + 1])
+    return temperature_without_labels(log_p.reshape(-1, log_p.shape[-1]))  # (n T, C)
 
 
 def find_blank(paths: np.ndarray, classes: int) -> int | None:
